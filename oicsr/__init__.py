@@ -1,0 +1,38 @@
+"""OICSR: out-in-channel sparsity regularisation (Li et al., CVPR 2019) for any network and any training loop."""
+
+from oicsr.algorithm import PruningResult, prune_iteratively
+from oicsr.complexity import count_macs, count_params
+from oicsr.coupling import Coupling, Member
+from oicsr.energy import channel_energy
+from oicsr.importance import out_in_energy
+from oicsr.penalties import GroupLasso, Regularizer, group_lasso
+from oicsr.plan import PruningPlan, shrink_couplings
+from oicsr.selection import select_channels
+from oicsr.surgery import load_pruned, remove_channels, save_pruned
+from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Coupling",
+    "GroupLasso",
+    "Member",
+    "PruningPlan",
+    "PruningResult",
+    "Regularizer",
+    "Trace",
+    "UnprunedChannelsWarning",
+    "channel_energy",
+    "count_macs",
+    "count_params",
+    "find_couplings",
+    "group_lasso",
+    "load_pruned",
+    "out_in_energy",
+    "prune_iteratively",
+    "remove_channels",
+    "save_pruned",
+    "select_channels",
+    "shrink_couplings",
+    "trace_couplings",
+]

@@ -1,0 +1,88 @@
+"""Couplings: all layers that share one channel axis, and what each channel owns in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Side = Literal["out", "in", "norm"]
+SIDES: tuple[Side, ...] = ("out", "in", "norm")
+Axis = tuple[str, int]  # a parameter's qualified name and one of its dimensions
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one parameter or buffer, and the channel of a coupling that each of its slices belongs to.
+
+    Attributes:
+        parameter: Qualified name of the parameter or buffer.
+        dim: The axis.
+        channels: int64, `(size of the axis,)`: the channel id of each slice; -1 where a slice belongs to another
+            coupling (concatenation) or to none. A channel may own many slices (flattening).
+        side: `"out"` for the rows of the layer that produces the channel (depthwise and grouped filters included),
+            `"in"` for the columns of a layer that reads it, `"norm"` for what a normalisation layer keeps of it.
+        counts: Whether the squared values are part of the energy of that side. Biases, shifts and running statistics
+            follow their channel through surgery, but carry no energy.
+    """
+
+    parameter: str
+    dim: int
+    channels: Tensor
+    side: Side
+    counts: bool = True
+
+    @property
+    def axis(self) -> Axis:
+        """The parameter axis that this member describes."""
+        return self.parameter, self.dim
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """All layers that share one channel axis.
+
+    Consecutive couplings of a chain overlap: the weight of a layer is on the out-side of the coupling that it
+    produces and on the in-side of the one that it reads.
+
+    Attributes:
+        name: Qualified name of the first layer that produces the channels.
+        num_channels: How many channels there are; ids run from 0 to `num_channels - 1`.
+        members: Every parameter axis that the channels own slices of.
+    """
+
+    name: str
+    num_channels: int
+    members: tuple[Member, ...]
+
+
+def kept_slices(
+    couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]
+) -> dict[Axis, Tensor]:
+    """Return which slices of each parameter axis stay, as bool `(size of the axis,)`.
+
+    Args:
+        couplings: The couplings of the model.
+        kept: Coupling name to the channel ids that stay; a coupling that is not named keeps every channel.
+    """
+    slices: dict[Axis, Tensor] = {}
+    for coupling in couplings:
+        stays = channel_mask(coupling, kept)
+        for member in coupling.members:
+            slice_stays = (member.channels < 0) | stays[member.channels]
+            slices[member.axis] = (
+                slices[member.axis] & slice_stays if member.axis in slices else slice_stays
+            )
+    return slices
+
+
+def channel_mask(coupling: Coupling, kept: Mapping[str, Sequence[int]]) -> Tensor:
+    """Return which channels of a coupling stay, as bool `(num_channels,)`."""
+    if coupling.name not in kept:
+        return torch.ones(coupling.num_channels, dtype=torch.bool)
+    mask = torch.zeros(coupling.num_channels, dtype=torch.bool)
+    mask[torch.tensor(list(kept[coupling.name]), dtype=torch.int64)] = True
+    return mask

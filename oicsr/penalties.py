@@ -1,0 +1,82 @@
+"""Penalties on channel energies. A regulariser carries its configuration only; the formula is a function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from oicsr.coupling import Coupling, Side
+from oicsr.energy import Layout, energy_vector
+
+
+class Regularizer(Protocol):
+    """Anything that turns a model into a penalty to be added to the loss."""
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty, a scalar."""
+        ...
+
+
+def group_lasso(energies: Iterable[Tensor]) -> Tensor:
+    r"""Return the sum of the norms of all channels, :math:`\sum_i \sqrt{E_i}`.
+
+    Args:
+        energies: Tensors `(channels,)` of squared norms. Where an energy is zero the gradient is zero (the element of
+            the sub-differential with the least norm), never NaN.
+    """
+    return sum((safe_sqrt(energy).sum() for energy in energies), start=torch.zeros(()))
+
+
+def safe_sqrt(energy: Tensor) -> Tensor:
+    """Return the square root, with gradient zero where the argument is zero."""
+    positive = energy > 0
+    return torch.where(positive, torch.where(positive, energy, 1.0).sqrt(), 0.0)
+
+
+class GroupLasso:
+    r"""Group Lasso over channels: `strength` times the sum of their norms.
+
+    With `sides=("out", "in")` this is OICSR-GL (Eq. 4 of Li et al. 2019, as reconstructed in PAPER.md): an
+    out-channel and the in-channel that reads it are one group,
+
+    .. math:: \lambda \sum_l \sum_i \sqrt{ \lVert W^l_{i,:} \rVert_2^2 + \lVert W^{l+1}_{:,i} \rVert_2^2 }.
+
+    With `sides=("out",)` it is the separated rival, which looks at one layer at a time (SSL, Wen et al. 2016). With
+    `joint=False` each side is a group of its own, :math:`\lVert W^l_{i,:} \rVert_2 + \lVert W^{l+1}_{:,i} \rVert_2`.
+    Groups are not weighted by the square root of their size.
+
+    Groups of consecutive couplings overlap: a weight between two pruned layers is in one group as a row and in
+    another as a column, and both pull on it.
+
+    Args:
+        couplings: The couplings of the model that will be penalised (after surgery: `shrink_couplings`).
+        sides: Which weights of a channel are in its group.
+        strength: λ, not negative.
+        joint: Whether the sides of a channel form one group, or one each.
+
+    Raises:
+        ValueError: `strength` is negative or not finite, or a side is unknown.
+    """
+
+    def __init__(
+        self,
+        couplings: Sequence[Coupling],
+        sides: Sequence[Side] = ("out", "in"),
+        strength: float = 1e-4,
+        *,
+        joint: bool = True,
+    ) -> None:
+        if not math.isfinite(strength) or strength < 0:
+            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
+        self.strength = strength
+        self.sides = tuple(sides)
+        groups = [self.sides] if joint else [(side,) for side in self.sides]
+        self._layouts = [Layout.of(couplings, group) for group in groups]
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty on the weights of `model`, a scalar."""
+        return self.strength * group_lasso(energy_vector(model, layout) for layout in self._layouts)

@@ -1,0 +1,185 @@
+"""Pruning plans: which channels stay, and what that means for every parameter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_slices
+
+PLAN_FORMAT = "oicsr-plan-1"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The slices of one parameter axis that stay: `kept` are sorted indices into an axis of `size`."""
+
+    parameter: str
+    dim: int
+    size: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which channels stay.
+
+    Build one with `PruningPlan.from_kept` (or `select_channels`), which also works out the slices, so that the plan
+    alone is enough to repeat the surgery on another copy of the model, an EMA of it, or in another process.
+
+    Attributes:
+        kept: Coupling name to the sorted channel ids that stay.
+        slices: The parameter slices that stay, for every axis that loses some.
+    """
+
+    kept: Mapping[str, tuple[int, ...]]
+    slices: tuple[Slice, ...] = field(repr=False)
+
+    @staticmethod
+    def from_kept(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> PruningPlan:
+        """Build a plan by hand.
+
+        Args:
+            couplings: The couplings of the model.
+            kept: Coupling name to the channel ids that stay, in any order; a coupling that is not named keeps all.
+
+        Raises:
+            ValueError: A name is unknown, an id is out of range or given twice, or a coupling would lose every channel.
+        """
+        sizes = {coupling.name: coupling.num_channels for coupling in couplings}
+        for name, ids in kept.items():
+            if name not in sizes:
+                raise ValueError(
+                    f"no coupling is called {name!r}; there are {', '.join(map(repr, sizes))}"
+                )
+            _check_ids(name, ids, sizes[name])
+        slices = [
+            Slice(parameter, dim, len(stays), tuple(stays.nonzero().flatten().tolist()))
+            for (parameter, dim), stays in kept_slices(couplings, kept).items()
+            if not bool(stays.all())
+        ]
+        all_kept = {
+            name: tuple(sorted(kept.get(name, range(size)))) for name, size in sizes.items()
+        }
+        return PruningPlan(all_kept, tuple(slices))
+
+    def then(self, following: PruningPlan) -> PruningPlan:
+        """Return the one plan that does what this one and then `following` (made for the pruned model) do.
+
+        Raises:
+            ValueError: `following` was made for a model of other widths.
+        """
+        kept = {
+            name: tuple(
+                ids[i]
+                for i in _valid(name, following.kept.get(name, tuple(range(len(ids)))), len(ids))
+            )
+            for name, ids in self.kept.items()
+        }
+        slices = {(s.parameter, s.dim): s for s in self.slices}
+        for after in following.slices:
+            before = slices.get((after.parameter, after.dim))
+            if before is None:
+                slices[after.parameter, after.dim] = after
+                continue
+            if after.size != len(before.kept):
+                raise ValueError(
+                    f"plans do not follow one another: {after.parameter!r} has {len(before.kept)} slices on axis "
+                    f"{after.dim} after the first plan, the second expects {after.size}"
+                )
+            kept_twice = tuple(before.kept[i] for i in after.kept)
+            slices[after.parameter, after.dim] = Slice(
+                before.parameter, before.dim, before.size, kept_twice
+            )
+        return PruningPlan(kept, tuple(slices.values()))
+
+    def to_json(self) -> str:
+        """Return the plan as a JSON text that `from_json` reads back."""
+        slices = [[s.parameter, s.dim, s.size, list(s.kept)] for s in self.slices]
+        kept = {name: list(ids) for name, ids in self.kept.items()}
+        return json.dumps(
+            {"format": PLAN_FORMAT, "kept": kept, "slices": slices}, separators=(",", ":")
+        )
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """Read a plan; nothing in the text is executed.
+
+        Raises:
+            ValueError: The text is no plan of this format, with what is wrong.
+        """
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"not a pruning plan: invalid JSON ({error})") from error
+        if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"not a pruning plan: format is {found!r}, expected {PLAN_FORMAT!r}")
+        kept, slices = data.get("kept"), data.get("slices")
+        if not isinstance(kept, dict) or not isinstance(slices, list):
+            raise ValueError("not a pruning plan: 'kept' must be an object and 'slices' a list")
+        return PruningPlan(
+            {str(name): _indices(f"kept[{name!r}]", ids, None) for name, ids in kept.items()},
+            tuple(_parse_slice(entry) for entry in slices),
+        )
+
+
+def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[Coupling]:
+    """Return the couplings of the model that `plan` leaves, without tracing it again.
+
+    Args:
+        couplings: Those of the model before.
+        plan: The plan that was, or will be, applied to it.
+    """
+    slices = kept_slices(couplings, plan.kept)
+    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices) for coupling in couplings]
+
+
+def _shrink(coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor]) -> Coupling:
+    new_ids = torch.cat(
+        [torch.cumsum(stays, 0) - 1, torch.tensor([-1])]
+    )  # the last one is for the id -1
+    members = tuple(
+        Member(m.parameter, m.dim, new_ids[m.channels[slices[m.axis]]], m.side, m.counts)
+        for m in coupling.members
+    )
+    return Coupling(coupling.name, int(stays.sum()), members)
+
+
+def _check_ids(name: str, ids: Sequence[int], size: int) -> None:
+    if len(ids) == 0:
+        raise ValueError(f"coupling {name!r} would lose every channel; keep at least one of {size}")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"coupling {name!r}: a channel id is given twice")
+    _valid(name, ids, size)
+
+
+def _valid(name: str, ids: Sequence[int], size: int) -> Sequence[int]:
+    wrong = [i for i in ids if not 0 <= i < size]
+    if wrong:
+        raise ValueError(f"coupling {name!r} has channels 0 to {size - 1}, not {wrong[0]}")
+    return ids
+
+
+def _parse_slice(entry: Any) -> Slice:
+    match entry:
+        case [str(parameter), int(dim), int(size), list(kept)] if dim >= 0 and size > 0:
+            return Slice(parameter, dim, size, _indices(f"slices of {parameter!r}", kept, size))
+    raise ValueError(f"not a pruning plan: {str(entry)[:80]!r} is not [parameter, dim, size, kept]")
+
+
+def _indices(where: str, values: Any, size: int | None) -> tuple[int, ...]:
+    """Check sorted, distinct, non-negative indices below `size`."""
+    if not isinstance(values, list) or not values or not all(type(v) is int for v in values):
+        raise ValueError(f"not a pruning plan: {where} must be a non-empty list of integers")
+    in_order = all(a < b for a, b in zip(values, values[1:], strict=False))
+    if not in_order or values[0] < 0 or (size is not None and values[-1] >= size):
+        raise ValueError(
+            f"not a pruning plan: {where} must be sorted, distinct and within the axis"
+        )
+    return tuple(values)

@@ -1,0 +1,370 @@
+"""Finding the couplings of a model in the graph that `torch.export` gives."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from oicsr.coupling import Coupling, Member
+from oicsr.labels import ChannelSets
+from oicsr.operators import Slot, Tracer, Value, varying
+from oicsr.plan import PruningPlan
+from oicsr.surgery import slice_module
+
+Scope = Literal["inner", "all"]
+MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    AssertionError,
+)
+
+
+class UnprunedChannelsWarning(UserWarning):
+    """Some channels are left as they are, because an operator that reads them has no rule."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was found in a model.
+
+    Attributes:
+        couplings: The couplings.
+        unpruned: Layer name to the reason why (some of) its channels stay.
+        unruled: The reasons that come from operators without a rule; `find_couplings` warns of these.
+    """
+
+    couplings: list[Coupling]
+    unpruned: Mapping[str, str]
+    unruled: tuple[str, ...]
+
+
+def find_couplings(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner"
+) -> list[Coupling]:
+    """Find every set of weights that share a channel axis.
+
+    Args:
+        model: Any network that `torch.export` can trace. Left as it is, training mode included.
+        example_inputs: The input tensor, or the sequence of them, of one forward call.
+        scope: `"inner"`: axes that one layer produces and that no addition joins to another axis, as the authors
+            prune in ResNets (the two inner widths of a bottleneck, the one of a basic block). An axis from which a
+            residual block and its projection shortcut both start is part of the residual stream and not inner: the
+            stem of torchvision's ResNet-50 is left as it is. `"all"`: residual streams too.
+
+    Returns:
+        The couplings in the order in which their first layers run. Axes of a single channel are left out.
+
+    Raises:
+        ValueError: `scope` is unknown, or the model cannot be traced.
+
+    Warns:
+        UnprunedChannelsWarning: An operator without a rule fixes the channels that it reads; the message names it.
+    """
+    trace = trace_couplings(model, example_inputs, scope=scope)
+    if trace.unruled:
+        message = "some channels are left unpruned: " + "; ".join(trace.unruled)
+        warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
+    return trace.couplings
+
+
+def trace_couplings(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner"
+) -> Trace:
+    """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
+    if scope not in get_args(Scope):
+        raise ValueError(
+            f"scope is {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}"
+        )
+    inputs = as_inputs(example_inputs)
+    tracer = Tracer()
+    streams = Streams(tracer)
+    unused = _follow(tracer, streams, model, inputs, training=False)
+    if unused:  # heads that only run in training (auxiliary classifiers) read channels too
+        _follow(tracer, streams, model, inputs, training=True)
+    excluded = streams.roots() if scope == "inner" else set()
+    couplings, unpruned = _collect(tracer, excluded)
+    rigid = _find_rigid(model, inputs, couplings)
+    couplings = [coupling for coupling in couplings if coupling.name not in rigid]
+    return Trace(
+        couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()]))
+    )
+
+
+def as_inputs(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the arguments of a forward call as a tuple."""
+    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the graph
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and give every module its own mode back on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def _follow(
+    tracer: Tracer,
+    streams: Streams,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    training: bool,
+) -> bool:
+    """Trace a model in one mode; return whether it left parameters unused."""
+    exported = _export(model, inputs, training=training)
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    tensors = (InputKind.PARAMETER, InputKind.BUFFER)
+    names = {name: str(spec.target) for name, spec in kinds.items() if spec.kind in tensors}
+    tracer.run(exported.graph, names)
+    streams.read(exported.graph)
+    unused = {
+        node.name
+        for node in exported.graph.nodes
+        if node.op == "placeholder" and not node.users and node.name in names
+    }
+    return any(kinds[name].kind is InputKind.PARAMETER for name in unused)
+
+
+def _export(
+    model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool
+) -> torch.export.ExportedProgram:
+    with mode(model, training=training), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
+        try:
+            return torch.export.export(model, inputs, strict=False)
+        except MODEL_ERRORS as error:
+            first_line = (str(error).strip().splitlines() or ["no message"])[0]
+            raise ValueError(
+                f"{type(model).__name__} cannot be traced by torch.export: {type(error).__name__}: {first_line} "
+                "(check that model(*example_inputs) runs and does not branch on the values of tensors)"
+            ) from error
+
+
+class Streams:
+    """Residual streams: the channels that additions of two activations join, and those that such a sum forks from."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._summed: list[Tensor] = []
+        self._forks: list[tuple[Tensor, Tensor]] = []  # (ids of the fork, ids of the sum)
+        self._read = 0
+
+    def read(self, graph: fx.Graph) -> None:
+        """Take note of the additions of a graph that the tracer has just run through."""
+        ancestors = self._ancestors(graph)
+        nodes = list(graph.nodes)
+        for node, joined, ids in self._tracer.added[self._read :]:
+            if joined:
+                self._summed.append(ids)
+            first, second = (
+                node.all_input_nodes[:2] if len(node.all_input_nodes) > 1 else (node, node)
+            )
+            common = ancestors[first] & ancestors[second]
+            if common:
+                fork = self._tracer.values[nodes[common.bit_length() - 1]]
+                if isinstance(fork, Value) and fork.ids is not None:
+                    self._forks.append((fork.ids, ids))
+        self._read = len(self._tracer.added)
+
+    def _ancestors(self, graph: fx.Graph) -> dict[fx.Node, int]:
+        """Return for each node the set of activations that it depends on (itself included), as bits by position."""
+        found: dict[fx.Node, int] = {}
+        for position, node in enumerate(graph.nodes):
+            bits = 0
+            for source in node.all_input_nodes:
+                bits |= found[source]
+            if node in self._tracer.values and self._tracer.depends_on_input(node):
+                bits |= 1 << position
+            found[node] = bits
+        return found
+
+    def roots(self) -> set[int]:
+        """Return the channel sets that belong to residual streams."""
+        find = self._tracer.sets.find
+        streams = {find(label) for ids in self._summed for label in ids.flatten().tolist()}
+        for fork, total in self._forks:
+            fork_roots = {find(label) for label in fork.flatten().tolist()}
+            # a sum over one and the same axis (x + depthwise(x)) starts no stream
+            if fork_roots.isdisjoint({find(label) for label in total.flatten().tolist()}):
+                streams |= fork_roots
+        return streams
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# couplings
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _collect(tracer: Tracer, excluded: set[int]) -> tuple[list[Coupling], dict[str, str]]:
+    """Build the couplings from the channel sets, and say which layers' channels stay."""
+    slots = _all_slots(tracer)
+    roots = tracer.sets.roots()
+    reasons = {
+        root: reason for root in set(roots.tolist()) if (reason := tracer.sets.reason_fixed(root))
+    }
+    for root in excluded:
+        reasons.setdefault(root, "is part of a residual stream (scope 'all' prunes it)")
+    index, names = _number_channels(tracer, roots, reasons)
+    members: dict[int, list[Member]] = defaultdict(list)
+    for slot in slots:
+        owner, channel = index[:, roots[slot.ids]]
+        for coupling in owner.unique().tolist():
+            if coupling >= 0:
+                channels = torch.where(owner == coupling, channel, -1)
+                members[coupling].append(
+                    Member(slot.parameter, slot.dim, channels, slot.side, slot.counts)
+                )
+    counts = torch.bincount(index[0][index[0] >= 0], minlength=len(names)).tolist() if names else []
+    unpruned = _explain(tracer, roots, reasons)
+    found = []
+    for coupling, name in names.items():
+        if counts[coupling] < 2:
+            unpruned[name] = "has a single channel"
+        else:
+            found.append(Coupling(name, counts[coupling], tuple(members[coupling])))
+    return found, unpruned
+
+
+def _all_slots(tracer: Tracer) -> list[Slot]:
+    """Return the slots of layers and those of parameters and buffers that are added or multiplied elementwise."""
+    slots = list(tracer.slots.values())
+    for name, ids in tracer.elementwise.items():
+        roots = torch.tensor([tracer.sets.find(label) for label in ids.flatten().tolist()]).reshape(
+            ids.shape
+        )
+        axes = [axis for axis in varying(roots) if bool((roots != roots.narrow(axis, 0, 1)).any())]
+        if len(axes) == 1:
+            vector = roots.movedim(axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
+            slots.append(Slot(name, axes[0], vector, "norm", counts=False))
+        elif axes:
+            tracer.sets.fix(ids, f"is read by {name!r} along several axes at once")
+    return slots
+
+
+def _number_channels(
+    tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]
+) -> tuple[Tensor, dict[int, str]]:
+    """Give every removable channel set a coupling and a number in it.
+
+    Returns:
+        An int64 tensor `(2, labels)` of coupling index and channel id by root label (-1: stays), and the coupling
+        names by index.
+    """
+    axes = [
+        (key, [r for r in roots[tracer.slots[key].ids].tolist() if r not in reasons])
+        for key in tracer.producers
+    ]
+    together = ChannelSets()
+    together.new(len(roots))
+    for _, members in axes:
+        for root in members[1:]:
+            together.join_pair(members[0], root)
+    index = torch.full((2, len(roots)), -1)
+    couplings: dict[int, int] = {}
+    names: dict[int, str] = {}
+    sizes: dict[int, int] = defaultdict(int)
+    for (parameter, _), members in axes:
+        for root in dict.fromkeys(members):
+            if int(index[0, root]) >= 0:
+                continue
+            coupling = couplings.setdefault(together.find(root), len(couplings))
+            names.setdefault(coupling, layer_name(parameter))
+            index[0, root], index[1, root] = coupling, sizes[coupling]
+            sizes[coupling] += 1
+    return index, names
+
+
+def layer_name(parameter: str) -> str:
+    """Return the name of the layer that a parameter belongs to."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _explain(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) -> dict[str, str]:
+    """Return for each layer some of whose output channels stay, why."""
+    unpruned: dict[str, str] = {}
+    for parameter, dim in tracer.producers:
+        for root in roots[tracer.slots[parameter, dim].ids].unique().tolist():
+            if root in reasons:
+                unpruned.setdefault(layer_name(parameter), reasons[root])
+    return unpruned
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# widths that are numbers in the model's code
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _find_rigid(
+    model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]
+) -> dict[str, str]:
+    """Find couplings whose width is a number in the model's code, by a trial on the meta device.
+
+    A forward that says `view(batch, 512)` or `split(x, 26)` is traced like one that asks the tensor for its width,
+    but fails once the width has changed. One channel of every coupling is removed and the shapes are run through;
+    where that fails, couplings are tried one by one.
+    """
+    skeleton = meta_copy(model)
+    meta_inputs = tuple(x.to("meta") for x in inputs)
+    if _trial(skeleton, meta_inputs, couplings) is None:
+        return {}
+    if _trial(skeleton, meta_inputs, []) is not None:
+        return {}  # the model does not run on the meta device at all: nothing can be said
+    rigid: dict[str, str] = {}
+    for coupling in couplings:
+        failure = _trial(skeleton, meta_inputs, [coupling])
+        if failure is not None:
+            rigid[coupling.name] = (
+                f"the width of {coupling.name!r} is a number in the model's code ({failure})"
+            )
+    return rigid
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without storage: shapes only."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), parameter.requires_grad
+        )
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _trial(
+    skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]
+) -> str | None:
+    """Remove the last channel of each coupling; return what the forward says against it, if anything."""
+    kept = {c.name: range(c.num_channels - 1) for c in couplings}
+    trial = meta_copy(skeleton)
+    slice_module(trial, PruningPlan.from_kept(couplings, kept).slices)
+    with mode(trial, training=False), torch.no_grad():
+        try:
+            trial(*inputs)
+        except MODEL_ERRORS as error:
+            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
