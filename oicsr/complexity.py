@@ -45,9 +45,7 @@ class _Positions(TorchFunctionMode):
         return result
 
 
-def weight_positions(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
-) -> tuple[dict[str, int], int]:
+def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[dict[str, int], int]:
     """Return how often each element of each weight is used for one input.
 
     Args:
@@ -61,9 +59,7 @@ def weight_positions(
     inputs = as_inputs(example_inputs)
     batch = inputs[0].shape[0]
     if batch < 1:
-        raise ValueError(
-            f"example_inputs have shape {tuple(inputs[0].shape)}; at least one input is needed"
-        )
+        raise ValueError(f"example_inputs have shape {tuple(inputs[0].shape)}; at least one input is needed")
     with mode(model, training=False), torch.no_grad(), _Positions() as counter:
         model(*inputs)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -59,9 +59,7 @@ class Coupling:
     members: tuple[Member, ...]
 
 
-def kept_slices(
-    couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]
-) -> dict[Axis, Tensor]:
+def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[Axis, Tensor]:
     """Return which slices of each parameter axis stay, as bool `(size of the axis,)`.
 
     Args:
@@ -73,9 +71,7 @@ def kept_slices(
         stays = channel_mask(coupling, kept)
         for member in coupling.members:
             slice_stays = (member.channels < 0) | stays[member.channels]
-            slices[member.axis] = (
-                slices[member.axis] & slice_stays if member.axis in slices else slice_stays
-            )
+            slices[member.axis] = slices[member.axis] & slice_stays if member.axis in slices else slice_stays
     return slices
 
 

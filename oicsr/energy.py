@@ -46,15 +46,11 @@ class Layout:
         for coupling in couplings:
             for member in coupling.members:
                 if member.counts and member.side in sides:
-                    target = targets.setdefault(
-                        member.axis, torch.full_like(member.channels, total)
-                    )
+                    target = targets.setdefault(member.axis, torch.full_like(member.channels, total))
                     target[member.channels >= 0] = start + member.channels[member.channels >= 0]
             start += coupling.num_channels
         names = tuple(dict.fromkeys(name for name, _ in targets))
-        terms = tuple(
-            Term(names.index(name), dim, target) for (name, dim), target in targets.items()
-        )
+        terms = tuple(Term(names.index(name), dim, target) for (name, dim), target in targets.items())
         return Layout(names, terms, tuple(coupling.num_channels for coupling in couplings))
 
     def weights(self, model: nn.Module) -> list[Tensor]:
@@ -62,9 +58,7 @@ class Layout:
         try:
             return [model.get_parameter(name) for name in self.parameters]
         except AttributeError as error:
-            raise ValueError(
-                f"the couplings are not those of this {type(model).__name__}: {error}"
-            ) from error
+            raise ValueError(f"the couplings are not those of this {type(model).__name__}: {error}") from error
 
     def to(self, device: torch.device) -> Layout:
         """Return the layout with its index tensors on `device`."""
@@ -75,9 +69,7 @@ class Layout:
 def check_sides(sides: Sequence[str]) -> None:
     """Raise ValueError unless `sides` is a non-empty selection of the three sides."""
     if isinstance(sides, str) or not sides or any(side not in SIDES for side in sides):
-        raise ValueError(
-            f"sides is {sides!r}; it must be a non-empty tuple of {', '.join(map(repr, SIDES))}"
-        )
+        raise ValueError(f"sides is {sides!r}; it must be a non-empty tuple of {', '.join(map(repr, SIDES))}")
 
 
 def channel_energy(
@@ -145,7 +137,5 @@ class _Energy(torch.autograd.Function):
             scale = padded[term.channels].reshape(shape)
             previous = scales[term.weight]
             scales[term.weight] = scale if previous is None else previous + scale
-        grads = [
-            None if s is None else (w * s).to(w.dtype) for w, s in zip(weights, scales, strict=True)
-        ]
+        grads = [None if s is None else (w * s).to(w.dtype) for w, s in zip(weights, scales, strict=True)]
         return (None, *grads)

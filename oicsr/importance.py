@@ -11,17 +11,13 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import channel_energy, check_sides
 
 
-def _per_weight(
-    energy: Tensor, coupling: Coupling, model: nn.Module, sides: Sequence[Side]
-) -> Tensor:
+def _per_weight(energy: Tensor, coupling: Coupling, model: nn.Module, sides: Sequence[Side]) -> Tensor:
     """Divide by the number of weights of each channel."""
     sizes = torch.zeros(coupling.num_channels + 1, dtype=energy.dtype)
     for member in coupling.members:
         if member.counts and member.side in sides:
             weight = model.get_parameter(member.parameter)
-            per_slice = torch.full(
-                member.channels.shape, weight.numel() / len(member.channels), dtype=energy.dtype
-            )
+            per_slice = torch.full(member.channels.shape, weight.numel() / len(member.channels), dtype=energy.dtype)
             sizes.index_add_(0, member.channels % (coupling.num_channels + 1), per_slice)
     return energy / sizes[:-1].clamp(min=1).to(energy.device)
 
@@ -70,11 +66,6 @@ def out_in_energy(
     """
     check_sides(sides)
     if normalize not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalize is {normalize!r}; it must be one of {', '.join(map(repr, NORMALIZATIONS))}"
-        )
+        raise ValueError(f"normalize is {normalize!r}; it must be one of {', '.join(map(repr, NORMALIZATIONS))}")
     energies = channel_energy(model, couplings, sides)
-    return [
-        NORMALIZATIONS[normalize](e, c, model, sides)
-        for e, c in zip(energies, couplings, strict=True)
-    ]
+    return [NORMALIZATIONS[normalize](e, c, model, sides) for e, c in zip(energies, couplings, strict=True)]

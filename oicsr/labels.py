@@ -61,9 +61,7 @@ class ChannelSets:
 
     def roots(self) -> Tensor:
         """Return the representative of every label, as an int64 tensor indexed by label."""
-        return torch.tensor(
-            [self.find(label) for label in range(len(self._parent))], dtype=torch.int64
-        )
+        return torch.tensor([self.find(label) for label in range(len(self._parent))], dtype=torch.int64)
 
     def reason_fixed(self, label: int) -> str | None:
         """Return why the channel `label` may not be removed, or None where it may."""

@@ -26,9 +26,7 @@ from torch import Tensor, fx
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 
-MAX_LABELLED_ELEMENTS = (
-    1 << 20
-)  # a parameter added or multiplied elementwise gets one label per element, up to this
+MAX_LABELLED_ELEMENTS = 1 << 20  # a parameter added or multiplied elementwise gets one label per element, up to this
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ class Tracer:
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     producers: list[tuple[str, int]] = field(default_factory=list)
     elementwise: dict[str, Tensor] = field(default_factory=dict)  # parameter -> ids of its shape
-    added: list[tuple[fx.Node, bool, Tensor]] = field(
-        default_factory=list
-    )  # sums of activations, whether they joined
+    added: list[tuple[fx.Node, bool, Tensor]] = field(default_factory=list)  # sums of activations, whether they joined
     unruled: list[str] = field(default_factory=list)
 
     def run(self, graph: fx.Graph, parameters: dict[str, str]) -> None:
@@ -165,11 +161,7 @@ class Tracer:
     def reason(self, node: fx.Node) -> str:
         """Return why the channels of a value are not followed."""
         value = self.values[node]
-        return (
-            value.reason
-            if isinstance(value, Value) and value.reason
-            else "holds channels that are not followed"
-        )
+        return value.reason if isinstance(value, Value) and value.reason else "holds channels that are not followed"
 
     def fix(self, node: fx.Node, reason: str) -> bool:
         """Fix every channel of a value, because of `reason`; return whether it had any."""
@@ -189,9 +181,7 @@ class Tracer:
                 self.unruled.append(reason)
         return Value(None, reason)
 
-    def add_slot(
-        self, node: fx.Node | None, dim: int, ids: Tensor, side: Side, counts: bool
-    ) -> None:
+    def add_slot(self, node: fx.Node | None, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
         """Record that axis `dim` of the parameter at `node` belongs to the channels `ids`; a shared parameter ties."""
         if node is None or node not in self.parameters:
             return
@@ -339,9 +329,7 @@ def _layer(
     return Value(on_axis(out, axis, len(shape_of(node))))
 
 
-def _read_channels(
-    tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, axis: int, dim: int
-) -> None:
+def _read_channels(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, axis: int, dim: int) -> None:
     """Let axis `dim` of a weight follow the channels on `axis` of the layer's input."""
     ids, size = tracer.ids(source), shape_of(weight)[dim]
     if ids is None:
@@ -479,11 +467,7 @@ def add(tracer: Tracer, node: fx.Node) -> Result:
     """Ties the channels of both operands; remembers sums of two activations (the residual streams)."""
     result, joined = _broadcast(tracer, node)
     operands = tensor_inputs(node)
-    if (
-        result.ids is not None
-        and len(operands) == 2
-        and all(tracer.depends_on_input(n) for n in operands)
-    ):
+    if result.ids is not None and len(operands) == 2 and all(tracer.depends_on_input(n) for n in operands):
         tracer.added.append((node, joined, result.ids))
     return result
 
@@ -508,9 +492,7 @@ def _broadcast(tracer: Tracer, node: fx.Node) -> tuple[Value, bool]:
         if position == 0:
             current, shape, reason = ids, new_shape, tracer.reason(operand)
             continue
-        current, tied = _combine(
-            tracer, node, (current, shape, reason), (ids, new_shape, tracer.reason(operand))
-        )
+        current, tied = _combine(tracer, node, (current, shape, reason), (ids, new_shape, tracer.reason(operand)))
         joined |= tied
         shape = [max(a, b) for a, b in zip(shape, new_shape, strict=True)]
         reason = reason or tracer.reason(operand)
@@ -520,9 +502,7 @@ def _broadcast(tracer: Tracer, node: fx.Node) -> tuple[Value, bool]:
 Operand = tuple[Tensor | None, list[int], str]
 
 
-def _combine(
-    tracer: Tracer, node: fx.Node, first: Operand, second: Operand
-) -> tuple[Tensor | None, bool]:
+def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tuple[Tensor | None, bool]:
     """Combine the ids of two operands of equal rank."""
     for (ids, shape, _), (other, other_shape, reason) in ((first, second), (second, first)):
         if ids is None or not varying(ids):
@@ -706,9 +686,7 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     return Value(torch.cat(_aligned(tracer, nodes, parts, axis), axis))
 
 
-def _aligned(
-    tracer: Tracer, nodes: list[fx.Node], parts: list[Tensor | None], axis: int
-) -> list[Tensor]:
+def _aligned(tracer: Tracer, nodes: list[fx.Node], parts: list[Tensor | None], axis: int) -> list[Tensor]:
     """Give every part ids along `axis` (fixed ones where it has none) and one common shape on the other axes."""
     filled = []
     for source, part in zip(nodes, parts, strict=True):
@@ -716,9 +694,7 @@ def _aligned(
         if part is None or part.shape[axis] != size:
             if part is not None:
                 tracer.sets.fix(part, "is concatenated along an axis that holds other channels")
-            part = on_axis(
-                tracer.sets.new_fixed(size, tracer.reason(source)), axis, len(shape_of(source))
-            )
+            part = on_axis(tracer.sets.new_fixed(size, tracer.reason(source)), axis, len(shape_of(source)))
         filled.append(part)
     common = [max(part.shape[k] for part in filled) for k in range(filled[0].ndim)]
     return [part.expand([*common[:axis], part.shape[axis], *common[axis + 1 :]]) for part in filled]
@@ -768,14 +744,9 @@ def cut(tracer: Tracer, node: fx.Node) -> Result:
     return values if many else values[0]
 
 
-def _pieces(
-    tracer: Tracer, node: fx.Node, ids: Tensor, shapes: list[tuple[int, ...]]
-) -> list[Tensor]:
+def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
     name = operator_name(node)
-    axis = (
-        int(argument(node, 1 if name in ("slice", "narrow", "select", "unbind") else 2, "dim", 0))
-        % ids.ndim
-    )
+    axis = int(argument(node, 1 if name in ("slice", "narrow", "select", "unbind") else 2, "dim", 0)) % ids.ndim
     dropped = name in ("select", "unbind")
     if ids.shape[axis] == 1:
         return [ids.squeeze(axis) if dropped else ids for _ in shapes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,18 +55,14 @@ class PruningPlan:
         sizes = {coupling.name: coupling.num_channels for coupling in couplings}
         for name, ids in kept.items():
             if name not in sizes:
-                raise ValueError(
-                    f"no coupling is called {name!r}; there are {', '.join(map(repr, sizes))}"
-                )
+                raise ValueError(f"no coupling is called {name!r}; there are {', '.join(map(repr, sizes))}")
             _check_ids(name, ids, sizes[name])
         slices = [
             Slice(parameter, dim, len(stays), tuple(stays.nonzero().flatten().tolist()))
             for (parameter, dim), stays in kept_slices(couplings, kept).items()
             if not bool(stays.all())
         ]
-        all_kept = {
-            name: tuple(sorted(kept.get(name, range(size)))) for name, size in sizes.items()
-        }
+        all_kept = {name: tuple(sorted(kept.get(name, range(size)))) for name, size in sizes.items()}
         return PruningPlan(all_kept, tuple(slices))
 
     def then(self, following: PruningPlan) -> PruningPlan:
@@ -75,10 +72,7 @@ class PruningPlan:
             ValueError: `following` was made for a model of other widths.
         """
         kept = {
-            name: tuple(
-                ids[i]
-                for i in _valid(name, following.kept.get(name, tuple(range(len(ids)))), len(ids))
-            )
+            name: tuple(ids[i] for i in _valid(name, following.kept.get(name, tuple(range(len(ids)))), len(ids)))
             for name, ids in self.kept.items()
         }
         slices = {(s.parameter, s.dim): s for s in self.slices}
@@ -93,18 +87,14 @@ class PruningPlan:
                     f"{after.dim} after the first plan, the second expects {after.size}"
                 )
             kept_twice = tuple(before.kept[i] for i in after.kept)
-            slices[after.parameter, after.dim] = Slice(
-                before.parameter, before.dim, before.size, kept_twice
-            )
+            slices[after.parameter, after.dim] = Slice(before.parameter, before.dim, before.size, kept_twice)
         return PruningPlan(kept, tuple(slices.values()))
 
     def to_json(self) -> str:
         """Return the plan as a JSON text that `from_json` reads back."""
         slices = [[s.parameter, s.dim, s.size, list(s.kept)] for s in self.slices]
         kept = {name: list(ids) for name, ids in self.kept.items()}
-        return json.dumps(
-            {"format": PLAN_FORMAT, "kept": kept, "slices": slices}, separators=(",", ":")
-        )
+        return json.dumps({"format": PLAN_FORMAT, "kept": kept, "slices": slices}, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
@@ -141,12 +131,9 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
 
 
 def _shrink(coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor]) -> Coupling:
-    new_ids = torch.cat(
-        [torch.cumsum(stays, 0) - 1, torch.tensor([-1])]
-    )  # the last one is for the id -1
+    new_ids = torch.cat([torch.cumsum(stays, 0) - 1, torch.tensor([-1])])  # the last one is for the id -1
     members = tuple(
-        Member(m.parameter, m.dim, new_ids[m.channels[slices[m.axis]]], m.side, m.counts)
-        for m in coupling.members
+        Member(m.parameter, m.dim, new_ids[m.channels[slices[m.axis]]], m.side, m.counts) for m in coupling.members
     )
     return Coupling(coupling.name, int(stays.sum()), members)
 
@@ -177,9 +164,7 @@ def _indices(where: str, values: Any, size: int | None) -> tuple[int, ...]:
     """Check sorted, distinct, non-negative indices below `size`."""
     if not isinstance(values, list) or not values or not all(type(v) is int for v in values):
         raise ValueError(f"not a pruning plan: {where} must be a non-empty list of integers")
-    in_order = all(a < b for a, b in zip(values, values[1:], strict=False))
+    in_order = all(a < b for a, b in pairwise(values))
     if not in_order or values[0] < 0 or (size is not None and values[-1] >= size):
-        raise ValueError(
-            f"not a pruning plan: {where} must be sorted, distinct and within the axis"
-        )
+        raise ValueError(f"not a pruning plan: {where} must be sorted, distinct and within the axis")
     return tuple(values)

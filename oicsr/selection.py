@@ -51,17 +51,13 @@ class MacsModel:
         """Return the MACs when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
         padded = torch.cat([stays, stays.new_ones(1)]).long()
         return self._others + sum(
-            cost * math.prod(int(padded[axis].sum()) for axis in axes)
-            for cost, axes in self._layers
+            cost * math.prod(int(padded[axis].sum()) for axis in axes) for cost, axes in self._layers
         )
 
     def split(self, stays: Tensor, couplings: Sequence[Coupling]) -> dict[str, tuple[int, ...]]:
         """Return the channel ids that stay, by coupling name."""
         parts = stays.split([c.num_channels for c in couplings])
-        return {
-            c.name: tuple(p.nonzero().flatten().tolist())
-            for c, p in zip(couplings, parts, strict=True)
-        }
+        return {c.name: tuple(p.nonzero().flatten().tolist()) for c, p in zip(couplings, parts, strict=True)}
 
 
 def select_channels(
@@ -104,10 +100,7 @@ def select_channels(
     cost = MacsModel(couplings, model, example_inputs)
     everything = torch.ones(sum(c.num_channels for c in couplings), dtype=torch.bool)
     target = macs_kept * (dense_macs if dense_macs is not None else cost.macs(everything))
-    floors = [
-        _least_width(c, max_removed, (original_widths or {}).get(c.name), round_to)
-        for c in couplings
-    ]
+    floors = [_least_width(c, max_removed, (original_widths or {}).get(c.name), round_to) for c in couplings]
     steps = _removal_steps(scores, couplings, floors, round_to)
     stays = _greedy(cost, everything, steps, target)
     reached = cost.macs(stays)
@@ -124,17 +117,13 @@ def _check_arguments(
     round_to: int,
 ) -> None:
     if not 0 < macs_kept <= 1:
-        raise ValueError(
-            f"macs_kept is {macs_kept!r}; it is the share of MACs that remains and must be in (0, 1]"
-        )
+        raise ValueError(f"macs_kept is {macs_kept!r}; it is the share of MACs that remains and must be in (0, 1]")
     if not 0 <= max_removed <= 1:
         raise ValueError(f"max_removed is {max_removed!r}; it must be in [0, 1]")
     if round_to < 1:
         raise ValueError(f"round_to is {round_to!r}; it must be 1 or more")
     if not couplings:
-        raise ValueError(
-            "there are no couplings: the model has no channels that can be removed in this scope"
-        )
+        raise ValueError("there are no couplings: the model has no channels that can be removed in this scope")
     shapes, expected = [tuple(s.shape) for s in scores], [(c.num_channels,) for c in couplings]
     if shapes != expected:
         raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")
@@ -143,9 +132,7 @@ def _check_arguments(
             raise ValueError(f"the scores of coupling {coupling.name!r} contain NaN")
 
 
-def _least_width(
-    coupling: Coupling, max_removed: float, original: int | None, round_to: int
-) -> int:
+def _least_width(coupling: Coupling, max_removed: float, original: int | None, round_to: int) -> int:
     """Return the smallest width that a coupling may be left with."""
     width = coupling.num_channels
     reference = width if original is None else original
@@ -210,9 +197,7 @@ def _fill(cost: MacsModel, stays: Tensor, steps: Sequence[Tensor], target: float
     return stays
 
 
-def _refuse(
-    cost: MacsModel, everything: Tensor, steps: Sequence[Tensor], target: float, reached: int
-) -> None:
+def _refuse(cost: MacsModel, everything: Tensor, steps: Sequence[Tensor], target: float, reached: int) -> None:
     dense = cost.macs(everything)
     stays = everything.clone()
     if steps:

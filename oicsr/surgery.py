@@ -123,9 +123,7 @@ def _check_fits(model: nn.Module, plan: PruningPlan) -> None:
     for entry in plan.slices:
         tensor = tensors.get(entry.parameter)
         if tensor is None:
-            raise ValueError(
-                f"the plan slices {entry.parameter!r}, which {type(model).__name__} does not have"
-            )
+            raise ValueError(f"the plan slices {entry.parameter!r}, which {type(model).__name__} does not have")
         if entry.dim >= tensor.ndim or tensor.shape[entry.dim] != entry.size:
             raise ValueError(
                 f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "
@@ -155,8 +153,7 @@ def _rebind(
             if old in optimizer.state:
                 state = optimizer.state.pop(old)
                 optimizer.state[new] = {
-                    key: _sliced_state(value, old, by_name[names[id(old)]])
-                    for key, value in state.items()
+                    key: _sliced_state(value, old, by_name[names[id(old)]]) for key, value in state.items()
                 }
 
 
@@ -218,15 +215,11 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata.get("format") != FILE_FORMAT or "plan" not in metadata:
-        raise ValueError(
-            f"{path} was not written by save_pruned: its format is {metadata.get('format')!r}"
-        )
+        raise ValueError(f"{path} was not written by save_pruned: its format is {metadata.get('format')!r}")
     plan = PruningPlan.from_json(metadata["plan"])
     try:
         model = remove_channels(build_model(), plan)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not fit the model that build_model() gives: {error}"
-        ) from error
+        raise ValueError(f"{path} does not fit the model that build_model() gives: {error}") from error
     return model.eval()

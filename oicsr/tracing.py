@@ -81,14 +81,10 @@ def find_couplings(
     return trace.couplings
 
 
-def trace_couplings(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner"
-) -> Trace:
+def trace_couplings(model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner") -> Trace:
     """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
     if scope not in get_args(Scope):
-        raise ValueError(
-            f"scope is {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}"
-        )
+        raise ValueError(f"scope is {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}")
     inputs = as_inputs(example_inputs)
     tracer = Tracer()
     streams = Streams(tracer)
@@ -99,9 +95,7 @@ def trace_couplings(
     couplings, unpruned = _collect(tracer, excluded)
     rigid = _find_rigid(model, inputs, couplings)
     couplings = [coupling for coupling in couplings if coupling.name not in rigid]
-    return Trace(
-        couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()]))
-    )
+    return Trace(couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()])))
 
 
 def as_inputs(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -142,16 +136,12 @@ def _follow(
     tracer.run(exported.graph, names)
     streams.read(exported.graph)
     unused = {
-        node.name
-        for node in exported.graph.nodes
-        if node.op == "placeholder" and not node.users and node.name in names
+        node.name for node in exported.graph.nodes if node.op == "placeholder" and not node.users and node.name in names
     }
     return any(kinds[name].kind is InputKind.PARAMETER for name in unused)
 
 
-def _export(
-    model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool
-) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> torch.export.ExportedProgram:
     with mode(model, training=training), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
         try:
@@ -180,9 +170,7 @@ class Streams:
         for node, joined, ids in self._tracer.added[self._read :]:
             if joined:
                 self._summed.append(ids)
-            first, second = (
-                node.all_input_nodes[:2] if len(node.all_input_nodes) > 1 else (node, node)
-            )
+            first, second = node.all_input_nodes[:2] if len(node.all_input_nodes) > 1 else (node, node)
             common = ancestors[first] & ancestors[second]
             if common:
                 fork = self._tracer.values[nodes[common.bit_length() - 1]]
@@ -223,9 +211,7 @@ def _collect(tracer: Tracer, excluded: set[int]) -> tuple[list[Coupling], dict[s
     """Build the couplings from the channel sets, and say which layers' channels stay."""
     slots = _all_slots(tracer)
     roots = tracer.sets.roots()
-    reasons = {
-        root: reason for root in set(roots.tolist()) if (reason := tracer.sets.reason_fixed(root))
-    }
+    reasons = {root: reason for root in set(roots.tolist()) if (reason := tracer.sets.reason_fixed(root))}
     for root in excluded:
         reasons.setdefault(root, "is part of a residual stream (scope 'all' prunes it)")
     index, names = _number_channels(tracer, roots, reasons)
@@ -235,9 +221,7 @@ def _collect(tracer: Tracer, excluded: set[int]) -> tuple[list[Coupling], dict[s
         for coupling in owner.unique().tolist():
             if coupling >= 0:
                 channels = torch.where(owner == coupling, channel, -1)
-                members[coupling].append(
-                    Member(slot.parameter, slot.dim, channels, slot.side, slot.counts)
-                )
+                members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
     counts = torch.bincount(index[0][index[0] >= 0], minlength=len(names)).tolist() if names else []
     unpruned = _explain(tracer, roots, reasons)
     found = []
@@ -253,9 +237,7 @@ def _all_slots(tracer: Tracer) -> list[Slot]:
     """Return the slots of layers and those of parameters and buffers that are added or multiplied elementwise."""
     slots = list(tracer.slots.values())
     for name, ids in tracer.elementwise.items():
-        roots = torch.tensor([tracer.sets.find(label) for label in ids.flatten().tolist()]).reshape(
-            ids.shape
-        )
+        roots = torch.tensor([tracer.sets.find(label) for label in ids.flatten().tolist()]).reshape(ids.shape)
         axes = [axis for axis in varying(roots) if bool((roots != roots.narrow(axis, 0, 1)).any())]
         if len(axes) == 1:
             vector = roots.movedim(axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
@@ -265,19 +247,14 @@ def _all_slots(tracer: Tracer) -> list[Slot]:
     return slots
 
 
-def _number_channels(
-    tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]
-) -> tuple[Tensor, dict[int, str]]:
+def _number_channels(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) -> tuple[Tensor, dict[int, str]]:
     """Give every removable channel set a coupling and a number in it.
 
     Returns:
         An int64 tensor `(2, labels)` of coupling index and channel id by root label (-1: stays), and the coupling
         names by index.
     """
-    axes = [
-        (key, [r for r in roots[tracer.slots[key].ids].tolist() if r not in reasons])
-        for key in tracer.producers
-    ]
+    axes = [(key, [r for r in roots[tracer.slots[key].ids].tolist() if r not in reasons]) for key in tracer.producers]
     together = ChannelSets()
     together.new(len(roots))
     for _, members in axes:
@@ -318,9 +295,7 @@ def _explain(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) -> dict[
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def _find_rigid(
-    model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]
-) -> dict[str, str]:
+def _find_rigid(model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]) -> dict[str, str]:
     """Find couplings whose width is a number in the model's code, by a trial on the meta device.
 
     A forward that says `view(batch, 512)` or `split(x, 26)` is traced like one that asks the tensor for its width,
@@ -337,9 +312,7 @@ def _find_rigid(
     for coupling in couplings:
         failure = _trial(skeleton, meta_inputs, [coupling])
         if failure is not None:
-            rigid[coupling.name] = (
-                f"the width of {coupling.name!r} is a number in the model's code ({failure})"
-            )
+            rigid[coupling.name] = f"the width of {coupling.name!r} is a number in the model's code ({failure})"
     return rigid
 
 
@@ -347,17 +320,13 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model without storage: shapes only."""
     memo: dict[int, Tensor] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), parameter.requires_grad
-        )
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo)
 
 
-def _trial(
-    skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]
-) -> str | None:
+def _trial(skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]) -> str | None:
     """Remove the last channel of each coupling; return what the forward says against it, if anything."""
     kept = {c.name: range(c.num_channels - 1) for c in couplings}
     trial = meta_copy(skeleton)
