@@ -5,7 +5,14 @@ from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
 from oicsr.energy import channel_energy
 from oicsr.importance import out_in_energy
-from oicsr.penalties import GroupLasso, Regularizer, group_lasso
+from oicsr.penalties import (
+    GradientRegularizer,
+    GroupLasso,
+    ProximalRegularizer,
+    Regularizer,
+    ScheduledRegularizer,
+    group_lasso,
+)
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.selection import select_channels
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
@@ -15,11 +22,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Coupling",
+    "GradientRegularizer",
     "GroupLasso",
     "Member",
+    "ProximalRegularizer",
     "PruningPlan",
     "PruningResult",
     "Regularizer",
+    "ScheduledRegularizer",
     "Trace",
     "UnprunedChannelsWarning",
     "channel_energy",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,50 @@ from oicsr.energy import Layout, energy_vector
 
 
 class Regularizer(Protocol):
-    """Anything that turns a model into a penalty to be added to the loss."""
+    """Anything that turns a model into a penalty to be added to the loss.
+
+    A training loop asks a regulariser how it acts by what it offers: one with `proximal_step` acts after the
+    optimiser's step and adds nothing to the loss; one with `add_gradient` adds its gradient after the backward pass of
+    the loss; any other is added to the loss.
+    """
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty, a scalar."""
+        ...
+
+
+@runtime_checkable
+class GradientRegularizer(Regularizer, Protocol):
+    """A regulariser that can add the gradient of its penalty itself, without autograd."""
+
+    def add_gradient(self, model: nn.Module) -> None:
+        """Add the gradient of the penalty to `.grad` of the parameters of `model`, in place."""
+        ...
+
+
+@runtime_checkable
+class ProximalRegularizer(Regularizer, Protocol):
+    """A regulariser that acts by its proximal operator, so that channels become exactly zero."""
+
+    def proximal_step(self, model: nn.Module, learning_rate: float) -> None:
+        """Replace the weights by the proximal point for the step size `learning_rate`, in place."""
+        ...
+
+
+@runtime_checkable
+class ScheduledRegularizer(Regularizer, Protocol):
+    """A regulariser whose pressure changes while training; its state belongs into a checkpoint."""
+
+    def advance(self, model: nn.Module) -> None:
+        """Go on by one optimisation step; called before the backward pass of each."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state, tensors by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state that `state_dict` returned."""
         ...
 
 

@@ -1,0 +1,103 @@
+"""Small networks whose couplings can be told by eye, and what the tests do to networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from oicsr import Coupling
+
+
+class Chain(nn.Module):
+    """conv -> BatchNorm -> conv -> BatchNorm -> flatten -> linear: every coupling overlaps with the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, bias=True)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.pool = nn.MaxPool2d(4)
+        self.fc = nn.Linear(8 * 2 * 2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.pool(torch.relu(self.bn2(self.conv2(x))))
+        return self.fc(torch.flatten(x, 1))
+
+
+class Basic(nn.Module):
+    """A stem, a basic block with identity shortcut and one with a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.a1, self.an1 = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.a2, self.an2 = nn.Conv2d(6, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.b1, self.bn1 = nn.Conv2d(4, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.b2, self.bn2 = nn.Conv2d(5, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.project = nn.Conv2d(4, 8, 1, bias=False)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.an2(self.a2(torch.relu(self.an1(self.a1(x))))))
+        x = torch.relu(self.project(x) + self.bn2(self.b2(torch.relu(self.bn1(self.b1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Mixed(nn.Module):
+    """Depthwise and grouped convolutions, squeeze-and-excitation, concatenation, GroupNorm, a channel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(3, 12, 1)
+        self.depthwise, self.norm = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.GroupNorm(6, 12)
+        self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.left, self.right = nn.Conv2d(12, 8, 1), nn.Conv2d(12, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(16, 8, 3, padding=1, groups=4)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.depthwise(self.expand(x))))
+        gate = self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True))))
+        x = x * torch.sigmoid(gate)
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        return self.fc(self.grouped(x).mean((2, 3)))
+
+
+def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give normalisation layers scales, shifts and statistics that a trained network could have."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def drop_third(couplings: Sequence[Coupling], seed: int = 0) -> dict[str, list[int]]:
+    """Keep about two thirds of the channels of each coupling, chosen at random."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for coupling in couplings:
+        order = torch.randperm(coupling.num_channels, generator=generator).tolist()
+        kept[coupling.name] = sorted(order[: coupling.num_channels - coupling.num_channels // 3])
+    return kept
+
+
+@torch.no_grad()
+def zero_channels(model: nn.Module, couplings: Sequence[Coupling], kept: dict[str, list[int]], side: str) -> None:
+    """Set the weights of one side of the channels that are not kept to zero."""
+    for coupling in couplings:
+        gone = set(range(coupling.num_channels)) - set(kept[coupling.name])
+        for member in coupling.members:
+            if member.side == side and member.counts:
+                index = [i for i, channel in enumerate(member.channels.tolist()) if channel in gone]
+                model.get_parameter(member.parameter).index_fill_(member.dim, torch.tensor(index, dtype=torch.int64), 0)

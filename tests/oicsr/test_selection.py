@@ -1,0 +1,122 @@
+"""Selection: a known optimum, the cap, rounding, and targets that cannot be reached."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oicsr
+from tests.oicsr.networks import Basic, Chain, Mixed
+
+IMAGES = torch.zeros(1, 3, 8, 8)
+
+
+def scores_for(couplings: list[oicsr.Coupling], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(c.num_channels, generator=generator) for c in couplings]
+
+
+def test_least_important_channels_of_the_whole_network_go() -> None:
+    model = Chain()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    scores = [torch.tensor([9.0, 1, 8, 7, 6, 5]), torch.tensor([9.0, 8, 7, 2, 6, 5, 4, 3])]
+    # MACs: 64 * 27 * w1 + 64 * 9 * w1 * w2 + 20 * w2; dense (6, 8): 38,176. The order is 1, 2, 3, ...
+    plan = oicsr.select_channels(scores, couplings, model, IMAGES, macs_kept=0.7313)
+    assert plan.kept == {"conv1": (0, 2, 3, 4, 5), "conv2": (0, 1, 2, 4, 5, 6, 7)}
+    small = oicsr.remove_channels(model, plan)
+    assert oicsr.count_macs(small, IMAGES) == 64 * 27 * 5 + 64 * 9 * 5 * 7 + 20 * 7
+
+
+@settings(max_examples=30, deadline=None)
+@given(share=st.floats(0.35, 1.0), seed=st.integers(0, 10_000))
+def test_target_is_met_within_one_percent_or_refused(share: float, seed: int) -> None:
+    model = COUPLED
+    try:
+        plan = oicsr.select_channels(
+            scores_for(COUPLINGS, seed), COUPLINGS, model, CIFAR, macs_kept=share, max_removed=0.9
+        )
+    except ValueError as error:
+        assert "no cut comes within" in str(error)
+        return
+    reached = oicsr.count_macs(oicsr.remove_channels(model, plan), CIFAR) / oicsr.count_macs(model, CIFAR)
+    assert reached == pytest.approx(share, rel=0.01)
+
+
+CIFAR = torch.zeros(1, 3, 32, 32)
+COUPLED = torchvision.models.resnet18(weights=None, num_classes=10)
+COUPLINGS = oicsr.find_couplings(COUPLED, CIFAR)
+
+
+def test_fewer_macs_keep_a_subset() -> None:
+    scores = scores_for(COUPLINGS)
+    plans = [
+        oicsr.select_channels(scores, COUPLINGS, COUPLED, CIFAR, macs_kept=share, max_removed=0.9)
+        for share in (0.9, 0.7, 0.5)
+    ]
+    for wider, narrower in zip(plans, plans[1:], strict=False):
+        assert all(set(narrower.kept[name]) <= set(wider.kept[name]) for name in wider.kept)
+
+
+def test_cap_holds_for_original_and_current_width() -> None:
+    couplings = COUPLINGS
+    scores = [torch.full((c.num_channels,), float(i)) for i, c in enumerate(couplings)]  # first layers go first
+    plan = oicsr.select_channels(scores, couplings, COUPLED, CIFAR, macs_kept=0.8, max_removed=0.5)
+    assert all(len(plan.kept[c.name]) >= c.num_channels - c.num_channels // 2 for c in couplings)
+    wider = {c.name: 2 * c.num_channels for c in couplings}  # as if half had gone before
+    with pytest.raises(ValueError, match="out of reach"):
+        oicsr.select_channels(scores, couplings, COUPLED, CIFAR, macs_kept=0.8, max_removed=0.5, original_widths=wider)
+
+
+def test_widths_are_rounded() -> None:
+    plan = oicsr.select_channels(
+        scores_for(COUPLINGS), COUPLINGS, COUPLED, CIFAR, macs_kept=0.6, max_removed=0.9, round_to=8
+    )
+    assert all(len(ids) % 8 == 0 for ids in plan.kept.values())
+
+
+def test_out_of_reach_says_what_is() -> None:
+    model = Basic()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    with pytest.raises(ValueError, match=r"out of reach.*down to [\d,]+ MACs \(0\.\d+ of them\)"):
+        oicsr.select_channels(scores_for(couplings), couplings, model, IMAGES, macs_kept=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"macs_kept": 0.0}, "macs_kept is 0.0"),
+        ({"macs_kept": 1.5}, "macs_kept is 1.5"),
+        ({"max_removed": 2.0}, "max_removed is 2.0"),
+        ({"round_to": 0}, "round_to is 0"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        oicsr.select_channels(scores_for(COUPLINGS), COUPLINGS, COUPLED, CIFAR, **arguments)  # type: ignore[arg-type]
+
+
+def test_wrong_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="the couplings need"):
+        oicsr.select_channels(scores_for(COUPLINGS)[:-1], COUPLINGS, COUPLED, CIFAR)
+    broken = scores_for(COUPLINGS)
+    broken[2][1] = float("nan")
+    with pytest.raises(ValueError, match="'layer2.0.conv1' contain NaN"):
+        oicsr.select_channels(broken, COUPLINGS, COUPLED, CIFAR)
+    with pytest.raises(ValueError, match="no couplings"):
+        oicsr.select_channels([], [], COUPLED, CIFAR)
+
+
+def test_keeping_everything_removes_nothing() -> None:
+    plan = oicsr.select_channels(scores_for(COUPLINGS), COUPLINGS, COUPLED, CIFAR, macs_kept=1.0)
+    assert plan.slices == ()
+
+
+def test_ties_are_broken_by_position_not_by_chance() -> None:
+    model = Mixed()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    flat = [torch.ones(c.num_channels) for c in couplings]
+    plans = [oicsr.select_channels(flat, couplings, model, IMAGES, macs_kept=0.85, max_removed=0.9) for _ in range(2)]
+    assert plans[0] == plans[1]
