@@ -184,7 +184,7 @@ def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -> None:
     r"""Add the gradient of a penalty on energies to `.grad` of the weights, without autograd.
 

@@ -6,8 +6,8 @@ factor per channel back. In between, weights of one shape are worked on together
 cache, so that a weight is read from memory once for its energies and once for its gradient, and no temporary grows
 with the model. On CUDA the same two passes are one Triton kernel each (`oicsr.kernels`).
 
-`reference_energies` and `reference_products` say the same thing one weight at a time; weights of an unusual kind (other
-axes, half precision, strided memory) go through them.
+`reference_energies` and `reference_scale` say the same thing one axis of one weight at a time; weights of an unusual
+kind (other axes, half precision, strided memory) go through them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) 
         else:
             unusual.extend(own.values())
     index: list[Tensor] = []
-    buckets = [_make_bucket(chunk, weights, axes, index) for group in groups.values() for chunk in _chunks(group, weights)]
+    buckets = [
+        _make_bucket(chunk, weights, axes, index) for group in groups.values() for chunk in _chunks(group, weights)
+    ]
     others = [(term, _place([term], index)) for term in unusual]
     together = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64)
     dtype = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
@@ -217,26 +219,24 @@ def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fa
         factors: `(channels,)`.
     """
     found: list[Tensor | None] = [None] * len(weights)
-    per_slice = _per_slice(table, factors)
+    per_slice = spread(table, factors, 0)
     for bucket in table.buckets:
         wanted = [k for k, i in enumerate(bucket.weights) if needed[i]]
         chosen = [weights[bucket.weights[k]] for k in wanted]
         if chosen and _is_large(chosen[0]):
             results = [torch.empty_like(chosen[0])]
-            _blockwise(chosen[0], results[0], bucket, per_slice, _multiply_into)
+            _blockwise(chosen[0], results[0], bucket, per_slice, torch.add, _multiply_into)
         elif chosen:
-            results = list(torch._foreach_mul(chosen, _scales(bucket, per_slice, wanted)))
+            results = list(torch._foreach_mul(chosen, _scales(bucket, per_slice, torch.add, wanted)))
         for k, result in zip(wanted, results if chosen else [], strict=True):
             found[bucket.weights[k]] = result
-    for position, scale in _other_scales(weights, table, per_slice).items():
+    for position, scale in _other_scales(weights, table, per_slice, torch.add).items():
         if needed[position]:
             found[position] = (weights[position] * scale).to(weights[position].dtype)
     return found
 
 
-def add_products_(
-    targets: Sequence[Tensor | None], weights: Sequence[Tensor], table: Table, factors: Tensor
-) -> None:
+def add_products_(targets: Sequence[Tensor | None], weights: Sequence[Tensor], table: Table, factors: Tensor) -> None:
     """Add each weight times the sum of its slices' factors to a tensor of its shape, in place.
 
     Args:
@@ -245,36 +245,61 @@ def add_products_(
         table: Their table.
         factors: `(channels,)`.
     """
-    per_slice = _per_slice(table, factors)
+    per_slice = spread(table, factors, 0)
     for bucket in table.buckets:
         wanted = [k for k, i in enumerate(bucket.weights) if targets[i] is not None]
         chosen = [weights[bucket.weights[k]] for k in wanted]
-        into: list[Tensor] = [target for i in bucket.weights if (target := targets[i]) is not None]
+        into = [target for i in bucket.weights if (target := targets[i]) is not None]
         if chosen and _is_large(chosen[0]) and into[0].stride() == chosen[0].stride():
-            _blockwise(chosen[0], into[0], bucket, per_slice, _add_product_into)
+            _blockwise(chosen[0], into[0], bucket, per_slice, torch.add, _add_product_into)
         elif chosen:
-            torch._foreach_addcmul_(into, chosen, _scales(bucket, per_slice, wanted))
-    for position, scale in _other_scales(weights, table, per_slice).items():
+            torch._foreach_addcmul_(into, chosen, _scales(bucket, per_slice, torch.add, wanted))
+    for position, scale in _other_scales(weights, table, per_slice, torch.add).items():
         target = targets[position]
         if target is not None:
             target.add_(weights[position] * scale)
 
 
-def _per_slice(table: Table, factors: Tensor) -> Tensor:
-    """Return the factor of each slice, `(slices,)`; the waste bin's is zero."""
-    return torch.cat([factors.to(table.dtype), factors.new_zeros(1, dtype=table.dtype)])[table.index]
+def scale_(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, factors: Tensor) -> None:
+    """Multiply each weight by the product of its slices' factors, in place.
+
+    Args:
+        weights: The weights, detached.
+        needed: Which of them to scale.
+        table: Their table.
+        factors: `(channels,)`.
+    """
+    per_slice = spread(table, factors, 1)
+    for bucket in table.buckets:
+        wanted = [k for k, i in enumerate(bucket.weights) if needed[i]]
+        chosen = [weights[bucket.weights[k]] for k in wanted]
+        if chosen and _is_large(chosen[0]):
+            _blockwise(chosen[0], chosen[0], bucket, per_slice, torch.mul, _multiply_into)
+        elif chosen:
+            torch._foreach_mul_(chosen, _scales(bucket, per_slice, torch.mul, wanted))
+    for position, scale in _other_scales(weights, table, per_slice, torch.mul).items():
+        if needed[position]:
+            weights[position].mul_(scale)
+
+
+def spread(table: Table, factors: Tensor, waste: float) -> Tensor:
+    """Return the factor of each slice, `(slices,)`: that of its channel, or `waste` where it has none."""
+    return torch.cat([factors.to(table.dtype), factors.new_full((1,), waste, dtype=table.dtype)])[table.index]
+
+
+Join = Callable[..., Tensor]  # how the factor of a row and that of a column become one: torch.add or torch.mul
+Combine = Callable[[Tensor, Tensor, Tensor], None]  # (target, weight, scale)
 
 
 def _is_large(weight: Tensor) -> bool:
     return weight.numel() > block_size(weight.device)
 
 
-def _scales(bucket: Bucket, per_slice: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+def _scales(bucket: Bucket, per_slice: Tensor, join: Join, wanted: Sequence[int]) -> list[Tensor]:
     """Return the factors of the weights of a bucket, each broadcastable to the weight and in its memory order."""
     rows, columns = _row_factors(bucket, per_slice), _column_factors(bucket, per_slice)
-    total = rows if columns is None else columns if rows is None else rows + columns
-    assert total is not None  # every bucket has rows or columns
-    _, height, width = total.shape
+    total = _joined(rows, columns, join)
+    height, width = total.shape[1:]
     if width == 1:
         shaped = total.view(-1, height, *[1] * (len(bucket.shape) - 1))
     elif bucket.channels_last:
@@ -283,6 +308,15 @@ def _scales(bucket: Bucket, per_slice: Tensor, wanted: Sequence[int]) -> list[Te
         shaped = total.view(-1, height, *bucket.shape[1:])
     scales = shaped.unbind(0)
     return list(scales) if len(wanted) == len(scales) else [scales[k] for k in wanted]
+
+
+def _joined(rows: Tensor | None, columns: Tensor | None, join: Join) -> Tensor:
+    """Join factors of rows `(weights, rows, 1)` and columns `(weights, 1, width)`, where there are both."""
+    if rows is not None and columns is not None:
+        return join(rows, columns)  # (weights, rows, width)
+    only = rows if rows is not None else columns
+    assert only is not None  # every bucket has rows or columns
+    return only
 
 
 def _row_factors(bucket: Bucket, per_slice: Tensor) -> Tensor | None:
@@ -304,9 +338,6 @@ def _column_factors(bucket: Bucket, per_slice: Tensor) -> Tensor | None:
     return factors[..., None].expand(-1, 1, columns, positions).reshape(-1, 1, bucket.width)
 
 
-Combine = Callable[[Tensor, Tensor, Tensor], object]  # (target, weight, scale)
-
-
 def _multiply_into(target: Tensor, weight: Tensor, scale: Tensor) -> None:
     torch.mul(weight, scale, out=target)
 
@@ -315,27 +346,25 @@ def _add_product_into(target: Tensor, weight: Tensor, scale: Tensor) -> None:
     target.addcmul_(weight, scale)
 
 
-def _blockwise(weight: Tensor, target: Tensor, bucket: Bucket, per_slice: Tensor, combine: Combine) -> None:
+def _blockwise(weight: Tensor, target: Tensor, bucket: Bucket, per_slice: Tensor, join: Join, combine: Combine) -> None:
     """Combine one large weight and its factors into `target`, block by block."""
     rows, columns = _row_factors(bucket, per_slice), _column_factors(bucket, per_slice)
     matrix, into = _as_matrix(weight, bucket), _as_matrix(target, bucket)
     if rows is None or columns is None:
-        only = rows if rows is not None else columns
-        assert only is not None  # every bucket has rows or columns
-        combine(into, matrix, only[0])
+        combine(into, matrix, _joined(rows, columns, join)[0])
         return
     height = max(1, block_size(weight.device) // bucket.width)
     buffer = weight.new_empty(height, bucket.width)
     for out, block, own in zip(into.split(height), matrix.split(height), rows[0].split(height), strict=True):
-        combine(out, block, torch.add(own, columns[0], out=buffer[: len(block)]))
+        combine(out, block, join(own, columns[0], out=buffer[: len(block)]))
 
 
-def _other_scales(weights: Sequence[Tensor], table: Table, per_slice: Tensor) -> dict[int, Tensor]:
+def _other_scales(weights: Sequence[Tensor], table: Table, per_slice: Tensor, join: Join) -> dict[int, Tensor]:
     """Return the factors of the weights of an unusual kind by position, each broadcastable to its weight."""
     scales: dict[int, Tensor] = {}
     for term, place in table.others:
         scale = reference_scale(weights[term.weight], term.dim, per_slice[place])
-        scales[term.weight] = scales[term.weight] + scale if term.weight in scales else scale
+        scales[term.weight] = join(scales[term.weight], scale) if term.weight in scales else scale
     return scales
 
 

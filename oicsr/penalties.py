@@ -147,7 +147,7 @@ class GroupLasso:
         return self.strength * group_lasso([energy_vector(model, self._layout)])
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def add_gradient(self, model: nn.Module) -> None:
         r"""Add the gradient, :math:`\lambda w (1 / \lVert g_{out} \rVert + 1 / \lVert g_{in} \rVert)`, to `.grad`.
 
