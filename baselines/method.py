@@ -1,4 +1,9 @@
-"""What a method is: a regulariser, an importance, and the words for its card. Everything else is shared."""
+"""What a method is: a regulariser x an importance x a selection, each with the words for its card.
+
+The three are registered apart, so that any can be combined with any: `oicsr-gl+taylor+uniform` trains with OICSR-GL,
+scores by first-order Taylor and removes the same share of every layer. What is registered as a method has a name of
+its own in the literature, or is a control.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oicsr import Coupling, Regularizer
+from oicsr import Coupling, PruningPlan, Regularizer, select_channels
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -27,7 +32,86 @@ class Scoring:
 
 
 MakeRegularizer = Callable[[Sequence[Coupling], float], Regularizer | None]
-Importance = Callable[[nn.Module, Sequence[Coupling], Scoring], list[Tensor]]
+Score = Callable[[nn.Module, Sequence[Coupling], Scoring], list[Tensor]]
+Select = Callable[..., PruningPlan]
+
+
+@dataclass(frozen=True)
+class RegularizerSpec:
+    """A way to train before channels are removed.
+
+    Attributes:
+        name: Key on the command line; methods with the same regulariser and strength share that training run.
+        title: Name in tables and plots.
+        make: Builds the regulariser from the couplings and the strength; None trains without one.
+        formula: The penalty, or what it does to the weights, in symbols.
+        source: Where the definition comes from.
+        penalised: Which parameters it acts on: convolutions, linear layers, depthwise, BatchNorm, biases.
+        normalisation: What makes groups of different size or layers of different scale comparable.
+        weight_decay_note: What its source does about weight decay while it is on.
+        weight_decay: The weight decay to train with while it is on; None keeps the experiment's.
+        has_strength: Whether there is a strength to choose.
+    """
+
+    name: str
+    title: str
+    make: MakeRegularizer
+    formula: str
+    source: str
+    penalised: str
+    normalisation: str
+    weight_decay_note: str = "the experiment's own"
+    weight_decay: float | None = None
+    has_strength: bool = True
+
+
+@dataclass(frozen=True)
+class ImportanceSpec:
+    """A way to score channels.
+
+    Attributes:
+        name: Key on the command line.
+        title: Name in tables and plots.
+        score: Returns one tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes.
+        formula: The score of a channel, in symbols.
+        source: Where the definition comes from.
+        normalisation: What makes the scores of different layers comparable.
+    """
+
+    name: str
+    title: str
+    score: Score
+    formula: str
+    source: str
+    normalisation: str
+
+
+@dataclass(frozen=True)
+class SelectionSpec:
+    """A way to turn scores into a plan at a target of MACs.
+
+    Attributes:
+        name: Key on the command line.
+        title: Name in tables and plots.
+        select: Takes the arguments of `oicsr.select_channels` and returns a plan.
+        formula: The rule, in words.
+        source: Where the definition comes from.
+    """
+
+    name: str
+    title: str
+    select: Select
+    formula: str
+    source: str
+
+
+GREEDY = SelectionSpec(
+    name="greedy",
+    title="global greedy",
+    select=select_channels,
+    formula="all channels of all layers sorted together, the least removed first, up to the cap of each layer",
+    source="Li et al. 2019 (OICSR), Algorithm 1",
+)
 
 
 @dataclass(frozen=True)
@@ -37,28 +121,20 @@ class Method:
     Attributes:
         name: Key on the command line.
         title: Name in tables and plots.
-        regularizer: What is added to the loss while training; methods with the same key and strength share that
-            training run.
-        make_regularizer: Builds the regulariser from the couplings and the strength; None trains without one.
-        importance: One tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes.
-        formula: Penalty and importance, in words or symbols.
-        source: Where the definition comes from.
+        regularizer: How the network is trained first.
+        importance: How channels are scored then.
+        selection: How scores become a plan.
+        source: Who put the three together so.
     """
 
     name: str
     title: str
-    regularizer: str
-    make_regularizer: MakeRegularizer
-    importance: Importance
-    formula: str
-    source: str
+    regularizer: RegularizerSpec
+    importance: ImportanceSpec
+    selection: SelectionSpec = GREEDY
+    source: str = "a combination of this suite"
 
     @property
     def has_strength(self) -> bool:
         """Whether the method has a strength to choose."""
-        return self.regularizer != "none"
-
-
-def no_regularizer(couplings: Sequence[Coupling], strength: float) -> Regularizer | None:
-    """Return None: training without a penalty."""
-    return None
+        return self.regularizer.has_strength

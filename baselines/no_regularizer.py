@@ -1,16 +1,25 @@
-"""No regulariser: ordinary training, pruned by the paper's importance. Tells what the penalty is worth."""
+"""No regulariser: ordinary training. Tells what a penalty is worth."""
 
 from __future__ import annotations
 
-from baselines.group_lasso import out_in_importance
-from baselines.method import Method, no_regularizer
+from collections.abc import Sequence
 
-NONE = Method(
+from baselines.method import RegularizerSpec
+from oicsr import Coupling, Regularizer
+
+
+def no_regularizer(couplings: Sequence[Coupling], strength: float) -> Regularizer | None:
+    """Return None: training without a penalty."""
+    return None
+
+
+NO_REGULARIZER = RegularizerSpec(
     name="none",
     title="No regulariser",
-    regularizer="none",
-    make_regularizer=no_regularizer,
-    importance=out_in_importance,
-    formula="no penalty; importance as OICSR-GL",
+    make=no_regularizer,
+    formula="0",
     source="control",
+    penalised="nothing",
+    normalisation="none",
+    has_strength=False,
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from baselines.method import Method, Scoring, no_regularizer
+from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
 
 
@@ -16,12 +16,11 @@ def random_scores(model: nn.Module, couplings: Sequence[Coupling], scoring: Scor
     return [torch.rand(coupling.num_channels, generator=scoring.generator) for coupling in couplings]
 
 
-RANDOM = Method(
+RANDOM = ImportanceSpec(
     name="random",
-    title="Random channels",
-    regularizer="none",
-    make_regularizer=no_regularizer,
-    importance=random_scores,
-    formula="no penalty; importance drawn at random",
+    title="random",
+    score=random_scores,
+    formula="drawn uniformly from [0, 1)",
     source="control",
+    normalisation="none",
 )

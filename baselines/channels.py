@@ -1,0 +1,51 @@
+"""Sums over the weights of each channel, for scores and penalties that are not energies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from oicsr import Coupling, Member
+from oicsr.coupling import Side
+
+Value = Callable[[str, Tensor], Tensor]  # a parameter's name and the parameter, to a value per element
+
+
+def counted(coupling: Coupling, sides: Sequence[Side]) -> list[Member]:
+    """Return the members of a coupling that carry energy on one of `sides`."""
+    return [member for member in coupling.members if member.counts and member.side in sides]
+
+
+def sum_slices(member: Member, values: Tensor, num_channels: int) -> Tensor:
+    """Sum a value per element of a member's parameter over each channel's slices, `(num_channels,)`."""
+    per_slice = values.movedim(member.dim, 0).flatten(1).sum(1) if values.ndim > 1 else values
+    index = (member.channels % (num_channels + 1)).to(values.device)  # -1, no channel of this coupling, is put last
+    return values.new_zeros(num_channels + 1).index_add(0, index, per_slice)[:-1]
+
+
+def channel_sums(model: nn.Module, couplings: Sequence[Coupling], sides: Sequence[Side], value: Value) -> list[Tensor]:
+    """Return, per coupling, the sum of `value` over all the weights of each channel, `(num_channels,)`.
+
+    Differentiable where `value` is. The squares of the weights would give `oicsr.channel_energy`, which is faster.
+    """
+    sums = []
+    for coupling in couplings:
+        total = zeros(model, coupling)
+        for member in counted(coupling, sides):
+            weight = model.get_parameter(member.parameter)
+            total = total + sum_slices(member, value(member.parameter, weight), coupling.num_channels)
+        sums.append(total)
+    return sums
+
+
+def zeros(model: nn.Module, coupling: Coupling) -> Tensor:
+    """Return zeros `(num_channels,)` on the device and of the dtype of the model's weights."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.zeros(coupling.num_channels, device=like.device, dtype=like.dtype)
+
+
+def over_mean(scores: Iterable[Tensor]) -> list[Tensor]:
+    """Divide the scores of each coupling by their mean; a coupling of zeros is left as it is."""
+    return [score / torch.where(score.mean() > 0, score.mean(), 1) for score in scores]
