@@ -1,0 +1,91 @@
+"""Group Lasso by its proximal operator: channels become exactly zero while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from oicsr import fused
+from oicsr.coupling import Coupling, Side
+from oicsr.energy import energy_vector
+from oicsr.penalties import check_strength, group_lasso, group_layout
+
+
+class ProximalGroupLasso:
+    r"""Group Lasso whose groups are soft-thresholded after each step of the optimiser.
+
+    With t = learning rate · λ, and the norm of every group taken before the step, a weight is multiplied by the factor
+
+    .. math:: f_g = \max(0, 1 - t / \lVert w_g \rVert_2)
+
+    of each group that it belongs to (block soft-thresholding: Yuan and Lin 2006, Parikh and Boyd 2014, section 6.5.1).
+
+    **Disjoint groups** (`scope="inner"` in a ResNet of basic blocks, or one side alone): this is the proximal operator
+    of t times the penalty, exactly.
+
+    **Overlapping groups** (chains such as VGG, bottlenecks, residual streams): a weight that is a row of one group and
+    a column of another is multiplied by both factors. The proximal operator of the sum has no closed form there; this
+    is an approximation of it, with these properties and no others:
+
+    - a group whose norm is t or less becomes exactly zero, and the norm of any other falls by at least t, so that the
+      penalty falls with every step until all groups are zero, and no weight changes its sign;
+    - to first order in t it is the step of the gradient, :math:`w - t w (1 / \lVert g_{out} \rVert + 1 / \lVert g_{in}
+      \rVert)`: it differs from the proximal operator by terms of order :math:`t^2`, and shrinks weights in two groups
+      by no less than either group alone would;
+    - a fixed point of training with it solves the penalised problem exactly where groups are disjoint, and up to terms
+      of the order of the learning rate where they overlap.
+
+    The step fits plain gradient descent. With momentum or an adaptive optimiser it is the usual heuristic: the same
+    threshold for every weight, whatever the optimiser's own scaling.
+
+    Args:
+        couplings: The couplings of the model that will be penalised (after surgery: `shrink_couplings`).
+        sides: Which weights of a channel are in its group.
+        strength: λ, not negative.
+        joint: Whether the sides of a channel form one group, or one each.
+
+    Raises:
+        ValueError: `strength` is negative or not finite, or a side is unknown.
+    """
+
+    def __init__(
+        self,
+        couplings: Sequence[Coupling],
+        sides: Sequence[Side] = ("out", "in"),
+        strength: float = 1e-4,
+        *,
+        joint: bool = True,
+    ) -> None:
+        self.strength = check_strength(strength)
+        self.sides = tuple(sides)
+        self._layout = group_layout(couplings, self.sides, joint=joint)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty on the weights of `model`, a scalar: to be watched, not to be added to the loss."""
+        return self.strength * group_lasso([energy_vector(model, self._layout)])
+
+    @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
+        """Soft-threshold every group, in place; frozen weights count in the norms and are left as they are.
+
+        Args:
+            model: The network, after the optimiser's step.
+            learning_rate: The learning rate of that step, not negative; a tensor on the model's device (as capturable
+                optimisers have it) is not read on the host.
+
+        Raises:
+            ValueError: `learning_rate` is a negative number.
+        """
+        if not isinstance(learning_rate, Tensor) and not learning_rate >= 0:
+            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
+        parameters = self._layout.weights(model)
+        if not parameters:
+            return
+        norms = energy_vector(model, self._layout).sqrt()
+        threshold = self.strength * learning_rate
+        factors = torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+        weights = [parameter.detach() for parameter in parameters]
+        fused.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)
