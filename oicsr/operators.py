@@ -564,7 +564,8 @@ def softmax(tracer: Tracer, node: fx.Node) -> Result:
 @rule(
     *"max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d".split(),
     *"adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices".split(),
-    *"_adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate avg_pool2d_with_indices".split(),
+    *"_adaptive_avg_pool2d".split(),
+    *"upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate avg_pool2d_with_indices".split(),
 )
 def pool(tracer: Tracer, node: fx.Node) -> Result:
     """Works on the spatial axes; channels on axis 1 pass."""
