@@ -108,7 +108,7 @@ class Random(nn.Module):
         return self.fc(torch.relu(self.hidden(x.flatten(1))))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 3)), min_size=1, max_size=6),
     flatten=st.booleans(),
