@@ -80,7 +80,8 @@ def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
 
 def _calls(model: nn.Module, inputs: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
     """Run a model and return each weight that it uses with the number of positions, call by call."""
-    with mode(model, training=False), torch.no_grad(), _Positions() as counter:
+    counter = _Positions()
+    with mode(model, training=False), torch.no_grad(), counter:
         model(*inputs)
     return counter.calls
 

@@ -101,6 +101,7 @@ class Tracer:
     elementwise: dict[str, Tensor] = field(default_factory=dict)  # parameter -> ids of its shape
     added: list[tuple[fx.Node, bool, Tensor]] = field(default_factory=list)  # sums of activations, whether they joined
     unruled: list[str] = field(default_factory=list)
+    cuts_by_number: bool = False  # a channel axis is cut at positions that may be numbers in the code
 
     def run(self, graph: fx.Graph, parameters: dict[str, str]) -> None:
         """Follow the channels through `graph`; `parameters` maps placeholder names to qualified names."""
@@ -180,6 +181,12 @@ class Tracer:
             if self.fix(source, reason):
                 self.unruled.append(reason)
         return Value(None, reason)
+
+    def computed_weight(self, node: fx.Node) -> Value:
+        """Fix the channels that a layer reads whose weight is no parameter; its own ones cannot be sliced either."""
+        value = self.opaque(node, "has a weight that is computed, not a parameter")
+        self.unruled.append(value.reason)
+        return value
 
     def add_slot(self, node: fx.Node | None, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
         """Record that axis `dim` of the parameter at `node` belongs to the channels `ids`; a shared parameter ties."""
@@ -268,7 +275,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     else:
         groups = argument(node, 6, "groups", 1)
     if weight not in tracer.parameters:
-        return tracer.opaque(node, "has a weight that is computed, not a parameter")
+        return tracer.computed_weight(node)
     return _layer(tracer, node, source, weight, argument(node, 2, "bias"), axis=1, groups=groups)
 
 
@@ -278,7 +285,7 @@ def linear(tracer: Tracer, node: fx.Node) -> Result:
     source, weight = node.args[0], node.args[1]
     assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
     if weight not in tracer.parameters:
-        return tracer.opaque(node, "has a weight that is computed, not a parameter")
+        return tracer.computed_weight(node)
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[-1] == 1:
         return Value(ids)
@@ -564,7 +571,8 @@ def softmax(tracer: Tracer, node: fx.Node) -> Result:
 @rule(
     *"max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d".split(),
     *"adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices".split(),
-    *"_adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate avg_pool2d_with_indices".split(),
+    *"_adaptive_avg_pool2d".split(),
+    *"upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate avg_pool2d_with_indices".split(),
 )
 def pool(tracer: Tracer, node: fx.Node) -> Result:
     """Works on the spatial axes; channels on axis 1 pass."""
@@ -613,16 +621,15 @@ def pad(tracer: Tracer, node: fx.Node) -> Result:
     changed = [axis for axis in varying(ids) if len(old) != len(new) or old[axis] != new[axis]]
     if not changed:
         return Value(ids)
-    widths = node.args[1]
     is_constant = operator_name(node) == "constant_pad_nd" or argument(node, 2, "mode", "constant") == "constant"
-    assert isinstance(widths, list | tuple) or not is_constant
-    if len(old) != len(new) or not is_constant or any(int(width) < 0 for width in widths):  # type: ignore[arg-type]
+    widths: list[int] = list(argument(node, 1, "pad")) if is_constant else [-1]
+    if len(old) != len(new) or min(widths) < 0:
         return tracer.opaque(node, "changes the channel axis in a form without a rule")
     for axis in changed:
-        before, behind = (int(width) for width in widths[2 * (ids.ndim - 1 - axis) :][:2])  # type: ignore[index]
-        shape = [1 if k == axis else size for k, size in enumerate(ids.shape)]
+        before, behind = widths[2 * (ids.ndim - 1 - axis) :][:2]  # the last axis comes first
         constant = tracer.sets.new_fixed(1, f"{tracer.where(node)} adds a constant to it").reshape([1] * ids.ndim)
-        parts = [constant.expand([n if k == axis else size for k, size in enumerate(shape)]) for n in (before, behind)]
+        shape = list(ids.shape)
+        parts = [constant.expand([*shape[:axis], count, *shape[axis + 1 :]]) for count in (before, behind)]
         ids = torch.cat([parts[0], ids, parts[1]], axis)
     return Value(ids)
 
@@ -656,6 +663,7 @@ def reshape(tracer: Tracer, node: fx.Node) -> Result:
         return Value(None, tracer.reason(source))
     result = reshape_ids(ids, shape_of(source), shape_of(node))
     if len(varying(result)) > len(varying(ids)):
+        tracer.cuts_by_number = True
         for axis in varying(result)[:-1]:
             _tie_pieces(tracer, result, axis, 1)
     return Value(result)
@@ -779,6 +787,7 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, shapes: list[tuple[int, 
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
         _tie_pieces(tracer, ids, axis, sizes[0])
+        tracer.cuts_by_number |= name != "chunk"
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     if step != 1:
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from oicsr.coupling import Coupling, Member
+from oicsr.coupling import Axis, Coupling, Member
 from oicsr.labels import ChannelSets
 from oicsr.operators import Slot, Tracer, Value, varying
-from oicsr.plan import PruningPlan
+from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.surgery import slice_module
 
 Scope = Literal["inner", "all"]
+SINGLE = "has a single channel"
 MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
     RuntimeError,
     TypeError,
@@ -86,16 +87,25 @@ def trace_couplings(model: nn.Module, example_inputs: Tensor | Sequence[Tensor],
     if scope not in get_args(Scope):
         raise ValueError(f"scope is {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}")
     inputs = as_inputs(example_inputs)
+    tracer, couplings, unpruned = _trace_once(model, inputs, scope)
+    rigid = _find_rigid(model, inputs, couplings)
+    couplings = [coupling for coupling in couplings if coupling.name not in rigid]
+    if tracer.cuts_by_number:
+        moved = _find_moved(model, inputs, couplings, scope)
+        couplings, rigid = [c for c in couplings if c.name not in moved], {**rigid, **moved}
+    return Trace(couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()])))
+
+
+def _trace_once(
+    model: nn.Module, inputs: tuple[Tensor, ...], scope: Scope
+) -> tuple[Tracer, list[Coupling], dict[str, str]]:
+    """Return the tracer, the couplings, and why the channels of other layers stay."""
     tracer = Tracer()
     streams = Streams(tracer)
     unused = _follow(tracer, streams, model, inputs, training=False)
     if unused:  # heads that only run in training (auxiliary classifiers) read channels too
         _follow(tracer, streams, model, inputs, training=True)
-    excluded = streams.roots() if scope == "inner" else set()
-    couplings, unpruned = _collect(tracer, excluded)
-    rigid = _find_rigid(model, inputs, couplings)
-    couplings = [coupling for coupling in couplings if coupling.name not in rigid]
-    return Trace(couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()])))
+    return tracer, *_collect(tracer, streams.roots() if scope == "inner" else set())
 
 
 def as_inputs(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -132,13 +142,23 @@ def _follow(
     exported = _export(model, inputs, training=training)
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
-    names = {name: str(spec.target) for name, spec in kinds.items() if spec.kind in tensors}
+    first_names = _first_names(model)  # the exporter may call a tied parameter by any of its names
+    names = {name: first_names[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
     tracer.run(exported.graph, names)
     streams.read(exported.graph)
     unused = {
         node.name for node in exported.graph.nodes if node.op == "placeholder" and not node.users and node.name in names
     }
     return any(kinds[name].kind is InputKind.PARAMETER for name in unused)
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Return for each name of a parameter or buffer the first name of the same tensor."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> torch.export.ExportedProgram:
@@ -227,7 +247,7 @@ def _collect(tracer: Tracer, excluded: set[int]) -> tuple[list[Coupling], dict[s
     found = []
     for coupling, name in names.items():
         if counts[coupling] < 2:
-            unpruned[name] = "has a single channel"
+            unpruned[name] = SINGLE
         else:
             found.append(Coupling(name, counts[coupling], tuple(members[coupling])))
     return found, unpruned
@@ -337,3 +357,30 @@ def _trial(skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[
         except MODEL_ERRORS as error:
             return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None
+
+
+def _find_moved(
+    model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling], scope: Scope
+) -> dict[str, str]:
+    """Find couplings that are cut at a number in the model's code, by tracing the model with one channel less of each.
+
+    `x[:, :4]` of eight channels is traced like `x[:, : width // 2]`, and the shapes may fit after a removal although
+    other channels lie before the cut then. So the couplings of the smaller model must be what is left of these.
+    """
+    plan = PruningPlan.from_kept(couplings, {c.name: range(c.num_channels - 1) for c in couplings})
+    trial = copy.deepcopy(model)
+    slice_module(trial, plan.slices)
+    try:
+        _, found, unpruned = _trace_once(trial, inputs, scope)
+    except ValueError:
+        found, unpruned = [], {}
+    axes = {c.name: _axes(c) for c in found}
+    return {
+        c.name: f"the channels of {c.name!r} are cut at a number in the model's code"
+        for c in shrink_couplings(couplings, plan)
+        if (unpruned.get(c.name) != SINGLE if c.num_channels == 1 else axes.get(c.name) != _axes(c))
+    }
+
+
+def _axes(coupling: Coupling) -> dict[Axis, list[int]]:
+    return {member.axis: member.channels.tolist() for member in coupling.members}

@@ -93,7 +93,6 @@ def input_shape(name: str) -> tuple[int, int, int]:
         ValueError: The name is unknown; the message suggests the nearest one.
     """
     if ":" in name:
-        find_builder(name)
         return hub.hub_input_shape(name)
     if name not in MODELS:
         raise hub.unknown_name(name, MODELS)

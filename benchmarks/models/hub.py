@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 PRETRAINED = "pretrained"  # as `weights`: those of the model's own hub
-LIBRARIES = ("torchvision", "timm")
 
 
 def unknown_name(name: str, valid: Iterable[str], kind: str = "model") -> ValueError:
@@ -30,10 +29,7 @@ def torchvision_model(name: str, num_classes: int) -> nn.Module:
     """Build a classifier of torchvision, with its own initialisation."""
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise unknown_name(name, known, "torchvision model")
-    # these two print a warning unless told how to initialise
+    # these two warn unless told whether to initialise
     extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
     return model
@@ -43,25 +39,42 @@ def timm_model(name: str, num_classes: int) -> nn.Module:
     """Build a classifier of timm, with its own initialisation."""
     import timm
 
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        raise unknown_name(architecture, timm.list_models(), "timm model")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     return model
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Split `torchvision:NAME` or `timm:NAME` in two.
+
+    Raises:
+        ValueError: The library or its network is unknown; the message suggests the nearest name.
+    """
+    library, _, architecture = name.partition(":")
+    if library == "torchvision":
+        import torchvision
+
+        known = torchvision.models.list_models(module=torchvision.models)
+        if architecture not in known:
+            raise unknown_name(architecture, known, "torchvision model")
+    elif library == "timm":
+        import timm
+
+        if not timm.is_model(architecture.partition(".")[0]):  # behind the dot stands which weights
+            raise unknown_name(architecture, timm.list_models(), "timm model")
+    else:
+        raise ValueError(f"model is {name!r}; the part before the colon must be 'torchvision' or 'timm'")
+    return library, architecture
+
+
 def hub_builder(name: str) -> Callable[[int], nn.Module]:
     """Return the builder for `torchvision:NAME` or `timm:NAME`."""
-    library, _, architecture = name.partition(":")
-    if library not in LIBRARIES:
-        raise ValueError(f"model is {name!r}; the part before the colon must be one of {', '.join(LIBRARIES)}")
-    build = torchvision_model if library == "torchvision" else timm_model
-    return partial(build, architecture)
+    library, architecture = split_name(name)
+    return partial(torchvision_model if library == "torchvision" else timm_model, architecture)
 
 
 def hub_input_shape(name: str) -> tuple[int, int, int]:
     """Return `(channels, height, width)` of the images that `torchvision:NAME` or `timm:NAME` was trained on."""
-    library, _, architecture = name.partition(":")
+    library, architecture = split_name(name)
     if library == "timm":
         import timm
 
@@ -70,10 +83,7 @@ def hub_input_shape(name: str) -> tuple[int, int, int]:
         return channels, height, width
     import torchvision
 
-    if architecture not in torchvision.models.list_models(module=torchvision.models):
-        hub_builder(name)(1)  # raises, with the nearest name
-    entry = torchvision.models.get_model_weights(architecture).DEFAULT
-    size = int(entry.transforms().crop_size[0])
+    size = int(torchvision.models.get_model_weights(architecture).DEFAULT.transforms().crop_size[0])
     return 3, size, size
 
 

@@ -8,7 +8,8 @@ import torchvision
 from torch import Tensor, nn
 
 import oicsr
-from tests.oicsr.networks import Basic, Chain, Mixed
+from oicsr.selection import MacsModel
+from tests.oicsr.networks import Basic, Chain, Mixed, drop_third, zero_channels
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 
@@ -139,6 +140,173 @@ def test_shared_weight_ties_its_two_uses() -> None:
         ("twice.weight", 1),
         ("fc.weight", 1),
     }
+
+
+class Tied(nn.Module):
+    """Two layers that share one parameter, which the exporter calls by the second one's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.fc = (nn.Linear(n, 8) for n in (12, 8, 8, 8))
+        self.three.weight = self.two.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.one, self.two, self.three):
+            x = torch.relu(layer(x))
+        return self.fc(x)
+
+
+def test_tied_parameter_goes_by_its_first_name_and_stays_tied() -> None:
+    torch.manual_seed(0)
+    model, inputs = Tied().double(), torch.randn(2, 12, dtype=torch.float64)
+    (coupling,) = oicsr.find_couplings(model, inputs)
+    assert "two.weight" in {m.parameter for m in coupling.members}
+    assert "three.weight" not in {m.parameter for m in coupling.members}
+    kept = {"one": [0, 2, 3, 7]}
+    zero_channels(model, [coupling], kept, "in")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept([coupling], kept), optimizer=optimizer)
+    assert small.three.weight is small.two.weight and small.two.weight.shape == (4, 4)
+    assert torch.allclose(small(inputs), model(inputs), rtol=1e-9, atol=1e-12)
+    cost = MacsModel([coupling], model, inputs)
+    stays = torch.tensor([i in kept["one"] for i in range(8)])
+    assert cost.macs(stays) == oicsr.count_macs(small, inputs) == 12 * 4 + 2 * 4 * 4 + 4 * 8
+
+
+class Cut(nn.Module):
+    """Eight channels, cut in the middle or regrouped, by a number in the code or by their width."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        width = x.shape[1] if self.kind.endswith("width") else 8
+        if self.kind.startswith("halves"):
+            x = torch.cat([x[:, width // 2 :], torch.relu(x[:, : width // 2])], 1)
+        elif self.kind.startswith("split"):
+            left, right = x.split(width // 2, 1)
+            x = torch.cat([right, torch.relu(left)], 1)
+        elif self.kind == "groups":  # of two, as many as there are
+            x = x.view(x.shape[0], -1, 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        else:  # two groups, as wide as they are
+            x = x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.three(torch.relu(self.two(x)))
+
+
+@pytest.mark.parametrize("kind", ["halves", "split", "groups"])
+def test_cut_at_a_number_in_the_code_is_left(kind: str) -> None:
+    """The shapes would fit after a removal, but other channels would lie before the cut."""
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'one' .*number in the model's code"):
+        couplings = oicsr.find_couplings(Cut(kind), IMAGES)
+    assert [c.name for c in couplings] == ["two"]
+
+
+@pytest.mark.parametrize("kind", ["halves by width", "split by width", "groups by width"])
+def test_cut_at_half_the_width_is_followed(kind: str) -> None:
+    torch.manual_seed(0)
+    model, images = Cut(kind).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    couplings = oicsr.find_couplings(model, images)
+    assert [(c.name, c.num_channels) for c in couplings] == [("one", 4), ("two", 4)]
+    kept = {"one": [0, 3], "two": [1, 2, 3]}
+    zero_channels(model, couplings, kept, "in")
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, kept))
+    assert small.one.out_channels == 4
+    assert torch.allclose(small(images), model(images), rtol=1e-9, atol=1e-12)
+
+
+class Odd(nn.Module):
+    """Layers whose weights are not plain parameters of a module that the surgery knows."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)
+        if kind == "weight norm":
+            self.one = nn.utils.parametrizations.weight_norm(self.one)
+        elif kind == "list":
+            self.hidden = [nn.Conv2d(8, 8, 1)]  # not registered: its weight is no parameter of the model
+        elif kind == "functional":
+            self.weight, self.depthwise = nn.Parameter(torch.randn(8, 8, 1, 1)), nn.Parameter(torch.randn(8, 1, 3, 3))
+            self.scale = nn.Parameter(torch.randn(8, 1, 1))
+            self.register_buffer("shift", torch.randn(8, 1, 1))
+        elif kind == "no affine":
+            self.norm = nn.BatchNorm2d(8, affine=False)
+        elif kind == "transposed":
+            self.up, self.two = nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        if self.kind == "list":
+            x = self.hidden[0](x)
+        elif self.kind == "functional":
+            x = nn.functional.conv2d(x, self.weight)
+            x = nn.functional.conv2d(x, self.depthwise, groups=x.shape[1]) * self.scale - self.shift
+        elif self.kind == "no affine":
+            x = self.norm(x)
+        elif self.kind == "transposed":
+            x = self.up(x)
+        return self.three(torch.relu(self.two(torch.relu(x))))
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "list"])
+def test_layers_with_weights_that_are_no_parameters_are_left_and_named(kind: str) -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="has a weight that is computed, not a parameter"):
+        couplings = oicsr.find_couplings(Odd(kind), IMAGES)
+    assert [c.name for c in couplings] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("functional", ["one", "weight", "two"]),
+        ("no affine", ["one", "two"]),
+        ("transposed", ["one", "up", "two"]),
+    ],
+)
+def test_odd_layers_are_pruned_exactly(kind: str, names: list[str]) -> None:
+    torch.manual_seed(0)
+    model, images = Odd(kind).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    couplings = oicsr.find_couplings(model, images)
+    assert [c.name for c in couplings] == names
+    kept = drop_third(couplings)
+    zero_channels(model, couplings, kept, "in")
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, kept))
+    assert torch.allclose(small(images), model(images), rtol=1e-9, atol=1e-12)
+    if kind == "no affine":
+        assert small.norm.num_features == len(small.norm.running_mean) == 6
+
+
+def test_layer_norm_on_the_last_axis_keeps_its_shapes() -> None:
+    """Its statistics run over all channels, so nothing exact exists: the pruned network runs, with other outputs."""
+    model = torchvision.models.convnext_tiny(weights=None, num_classes=10).eval()
+    images = torch.zeros(1, 3, 32, 32)
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, drop_third(couplings)))
+    assert small(images).shape == (1, 10)
+    assert small.features[0][1].normalized_shape == (small.features[0][0].out_channels,) == (64,)
+
+
+class PaddedShortcut(nn.Module):
+    """The option A shortcut: four channels, padded with one constant before them and three behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.fc(self.two(x) + nn.functional.pad(x, (0, 0, 0, 0, 1, 3)))
+
+
+def test_zero_padding_shifts_the_channels_and_fixes_what_it_adds() -> None:
+    (stream,) = oicsr.find_couplings(PaddedShortcut(), IMAGES, scope="all")
+    assert members_of(stream)["one.weight", 0] == ("out", [0, 1, 2, 3])
+    assert members_of(stream)["two.weight", 0] == ("out", [-1, 0, 1, 2, 3, -1, -1, -1])
+    assert members_of(stream)["fc.weight", 1] == ("in", [-1, 0, 1, 2, 3, -1, -1, -1])
+    assert oicsr.find_couplings(PaddedShortcut(), IMAGES) == []
 
 
 class Auxiliary(nn.Module):

@@ -1,4 +1,4 @@
-"""Settings of the library's tests."""
+"""Settings of every test."""
 
 from __future__ import annotations
 
