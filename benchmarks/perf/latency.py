@@ -1,0 +1,94 @@
+"""Latency: how much of the speed-up that the MACs promise is there when the pruned network runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models import find_builder, input_shape
+from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings
+from oicsr import (
+    count_macs,
+    out_in_energy,
+    remove_channels,
+    select_channels,
+)
+
+MODELS = ("resnet56", "vgg16", "mobilenetv2")
+MACS_KEPT = 0.5
+ROUNDINGS = (1, 8)
+BATCHES = (1, 128)
+NOTE = (
+    f"Inference of networks with about {MACS_KEPT:.0%} of the MACs (random weights, paper's scope) against the dense "
+    "one: milliseconds per batch, measured speed-up, the speed-up that the MACs promise, and the share of "
+    "it that is there."
+)
+
+
+def run(settings: Settings) -> list[dict[str, Any]]:
+    """Return a row per network, backend, batch size and rounding of the widths."""
+    return [
+        row
+        for name in settings.models or MODELS
+        for backend in settings.backends
+        for row in _rows(name, backend, settings)
+    ]
+
+
+def _rows(name: str, backend: str, settings: Settings) -> list[dict[str, Any]]:
+    shape = input_shape(name)
+    networks = pruned_networks(name, torch.zeros(1, *shape))
+    macs = {rounding: count_macs(network, torch.zeros(1, *shape)) for rounding, network in networks.items()}
+    rows = []
+    for batch in dict.fromkeys((1, min(BATCHES[1], settings.batch_size))):
+        images = torch.randn(batch, *shape, device=settings.device)
+        candidates = {
+            str(rounding): _inference(network.to(settings.device), images, backend)
+            for rounding, network in networks.items()
+        }
+        times = in_turns(candidates, settings.repeats, settings.device)
+        for rounding in ROUNDINGS:
+            promised, measured = macs[0] / macs[rounding], median_ratio(times, "0", str(rounding))
+            rows.append(
+                {
+                    "model": name,
+                    "backend": backend,
+                    "batch": batch,
+                    "widths": f"multiples of {rounding}" if rounding > 1 else "any",
+                    "dense ms": median_ms(times, "0"),
+                    "pruned ms": median_ms(times, str(rounding)),
+                    "x measured": measured,
+                    "x MACs": round(promised, 4),
+                    "share of promise": round((measured - 1) / (promised - 1), 3) if promised > 1 else None,
+                }
+            )
+    return rows
+
+
+def pruned_networks(name: str, example: Tensor) -> dict[int, nn.Module]:
+    """Return the dense network as 0, and pruned ones by what their widths are multiples of."""
+    torch.manual_seed(0)
+    model = find_builder(name)(10).eval()
+    couplings = quiet_couplings(model, example)
+    scores = out_in_energy(model, couplings)
+    networks = {0: model}
+    for rounding in ROUNDINGS:
+        plan = select_channels(
+            scores, couplings, model, example, macs_kept=MACS_KEPT, max_removed=0.75, round_to=rounding
+        )
+        networks[rounding] = remove_channels(model, plan)
+    return networks
+
+
+def _inference(network: nn.Module, images: Tensor, backend: str) -> Candidate:
+    if backend not in ("eager", "compiled"):
+        raise ValueError(f"backend is {backend!r}; it must be 'eager' or 'compiled'")
+    call = network if backend == "eager" else torch.compile(network, dynamic=False)
+
+    def step() -> None:
+        with torch.inference_mode():
+            call(images)
+
+    return step

@@ -1,0 +1,82 @@
+"""Timing in turns: candidates run one after another in every round, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from oicsr import Coupling, UnprunedChannelsWarning, find_couplings
+from oicsr.tracing import Scope
+
+Candidate = Callable[[], object]
+Times = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        device: Where.
+        repeats: Rounds that count.
+        batch_size: Images per training step.
+        models: Names of networks; empty for each benchmark's own.
+        backends: Of `eager` and `compiled`, for latencies.
+    """
+
+    device: torch.device
+    repeats: int = 20
+    batch_size: int = 128
+    models: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ("eager", "compiled")
+
+
+def in_turns(candidates: Mapping[str, Candidate], repeats: int, device: torch.device, warmup: int = 2) -> Times:
+    """Return the seconds of each candidate in each round; the order rotates from round to round."""
+    names = list(candidates)
+    times: Times = {name: [] for name in names}
+    for turn in range(warmup + repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds = timed(candidates[name], device)
+            if turn >= warmup:
+                times[name].append(seconds)
+    return times
+
+
+def timed(candidate: Candidate, device: torch.device) -> float:
+    """Return the seconds that one call takes, the device's work included."""
+    wait(device)
+    start = time.perf_counter()
+    candidate()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_ms(times: Times, name: str) -> float:
+    """Return the median of a candidate, in milliseconds."""
+    return round(statistics.median(times[name]) * 1e3, 4)
+
+
+def median_ratio(times: Times, over: str, under: str) -> float:
+    """Return how many times as long `over` takes as `under`: the median over rounds of the ratio within a round."""
+    return round(statistics.median(a / b for a, b in zip(times[over], times[under], strict=True)), 4)
+
+
+def quiet_couplings(model: nn.Module, example_inputs: Tensor, scope: Scope = "inner") -> list[Coupling]:
+    """Return the couplings without a word on channels that stay: what is measured here is time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnprunedChannelsWarning)
+        return find_couplings(model, example_inputs, scope=scope)

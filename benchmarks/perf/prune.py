@@ -1,0 +1,80 @@
+"""Tracing, selection and surgery as the network grows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models import find_builder, input_shape
+from benchmarks.perf.measure import Settings, quiet_couplings, timed
+from oicsr import (
+    Coupling,
+    PruningPlan,
+    out_in_energy,
+    remove_channels,
+    select_channels,
+)
+
+FAMILY = ("resnet20", "resnet32", "resnet56", "resnet110")
+MODELS = (*FAMILY, "imagenet-resnet50")
+MACS_KEPT = 0.6
+STAGES = ("tracing", "selection", "surgery")
+NOTE = (
+    f"Seconds, median, to find the couplings, to select channels down to {MACS_KEPT:.0%} of the MACs, and to build the "
+    "smaller network. The last rows fit total seconds = a + b x (channels / 1000) over the CIFAR ResNets and over all."
+)
+
+
+def run(settings: Settings) -> list[dict[str, Any]]:
+    """Return a row per network, and the fits."""
+    names = settings.models or MODELS
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    channels: dict[str, int] = {}
+    for _ in range(max(1, settings.repeats // 4)):
+        for name in names:  # in turns
+            seconds, channels[name] = _once(name)
+            rounds[name].append(seconds)
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"model": name, "channels": channels[name]}
+        for stage in STAGES:
+            row[f"{stage} s"] = round(statistics.median(r[stage] for r in rounds[name]), 4)
+        row["total s"] = round(statistics.median(sum(r.values()) for r in rounds[name]), 4)
+        rows.append(row)
+    family = [row for row in rows if row["model"] in FAMILY]
+    return rows + [
+        fit(part, label) for part, label in ((family, "fit, CIFAR ResNets"), (rows, "fit, all")) if len(part) > 2
+    ]
+
+
+def _once(name: str) -> tuple[dict[str, float], int]:
+    """Return the seconds of each stage on a fresh network, and its channels."""
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    model, example = find_builder(name)(10), torch.zeros(1, *input_shape(name))
+    found: list[Coupling] = []
+    plans: list[PruningPlan] = []
+    tracing = timed(lambda: found.extend(quiet_couplings(model, example)), cpu)
+    selection = timed(lambda: plans.append(_select(model, found, example)), cpu)
+    surgery = timed(lambda: remove_channels(model, plans[0]), cpu)
+    seconds = dict(zip(STAGES, (tracing, selection, surgery), strict=True))
+    return seconds, sum(coupling.num_channels for coupling in found)
+
+
+def _select(model: nn.Module, couplings: Sequence[Coupling], example: Tensor) -> PruningPlan:
+    scores = out_in_energy(model, couplings)
+    return select_channels(scores, couplings, model, example, macs_kept=MACS_KEPT, max_removed=0.7)
+
+
+def fit(rows: Sequence[dict[str, Any]], label: str) -> dict[str, Any]:
+    """Return the least-squares line of total seconds over thousands of channels, with its R²."""
+    x = [row["channels"] / 1000 for row in rows]
+    y = [row["total s"] for row in rows]
+    slope, intercept = statistics.linear_regression(x, y)
+    r_squared = statistics.correlation(x, y) ** 2
+    line = f"{intercept:.3f} + {slope:.3f} x (channels / 1000)"
+    return {"model": label, "line": line, "R²": round(r_squared, 4)}
