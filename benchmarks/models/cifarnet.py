@@ -1,0 +1,45 @@
+"""CifarNet: two 5x5 convolutions and three linear layers.
+
+Which CifarNet Li et al. 2019 take is not known. This one has the widths of TensorFlow's CIFAR tutorial (64, 64, 384,
+192), with BatchNorm in the place of local response normalisation: the latter's statistics run over neighbouring
+channels, so that no channel could leave without a change to its neighbours.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from benchmarks.models.initialization import initialize
+
+
+class CifarNet(nn.Module):
+    """Two convolutions, each with BatchNorm, ReLU and max-pooling, and three linear layers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 5, padding=2, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 5, padding=2, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(64 * 8 * 8, 384),
+            nn.ReLU(inplace=True),
+            nn.Linear(384, 192),
+            nn.ReLU(inplace=True),
+            nn.Linear(192, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
+        return self.classifier(self.features(x).flatten(1))  # (batch, 64 * 8 * 8)
+
+
+def cifarnet(num_classes: int) -> nn.Module:
+    """Build CifarNet for 32x32 images."""
+    return initialize(CifarNet(num_classes))

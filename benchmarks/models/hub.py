@@ -1,0 +1,161 @@
+"""Networks of torchvision and timm by name, with or without pretrained weights; both are imported lazily."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+PRETRAINED = "pretrained"  # as `weights`: those of the model's own hub
+LIBRARIES = ("torchvision", "timm")
+
+
+def unknown_name(name: str, valid: Iterable[str], kind: str = "model") -> ValueError:
+    """Return the error for a name that is not one of `valid`, with the nearest one that is."""
+    names = list(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    listed = ", ".join(names) if len(names) <= 40 else f"{len(names)} names"
+    return ValueError(f"{kind} is {name!r}; did you mean {near[0]!r}? Known: {listed}")
+
+
+def torchvision_model(name: str, num_classes: int) -> nn.Module:
+    """Build a classifier of torchvision, with its own initialisation."""
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown_name(name, known, "torchvision model")
+    # these two print a warning unless told how to initialise
+    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    return model
+
+
+def timm_model(name: str, num_classes: int) -> nn.Module:
+    """Build a classifier of timm, with its own initialisation."""
+    import timm
+
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise unknown_name(architecture, timm.list_models(), "timm model")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    return model
+
+
+def hub_builder(name: str) -> Callable[[int], nn.Module]:
+    """Return the builder for `torchvision:NAME` or `timm:NAME`."""
+    library, _, architecture = name.partition(":")
+    if library not in LIBRARIES:
+        raise ValueError(f"model is {name!r}; the part before the colon must be one of {', '.join(LIBRARIES)}")
+    build = torchvision_model if library == "torchvision" else timm_model
+    return partial(build, architecture)
+
+
+def hub_input_shape(name: str) -> tuple[int, int, int]:
+    """Return `(channels, height, width)` of the images that `torchvision:NAME` or `timm:NAME` was trained on."""
+    library, _, architecture = name.partition(":")
+    if library == "timm":
+        import timm
+
+        cfg = timm.get_pretrained_cfg(architecture)
+        channels, height, width = cfg.input_size if cfg is not None else (3, 224, 224)
+        return channels, height, width
+    import torchvision
+
+    if architecture not in torchvision.models.list_models(module=torchvision.models):
+        hub_builder(name)(1)  # raises, with the nearest name
+    entry = torchvision.models.get_model_weights(architecture).DEFAULT
+    size = int(entry.transforms().crop_size[0])
+    return 3, size, size
+
+
+def hub_state(name: str) -> dict[str, Tensor]:
+    """Download the pretrained state of `torchvision:NAME` or `timm:NAME`.
+
+    Raises:
+        ValueError: The hub has none, or cannot be reached.
+    """
+    library, _, architecture = name.partition(":")
+    try:
+        if library == "torchvision":
+            import torchvision
+
+            entry = torchvision.models.get_model_weights(architecture).DEFAULT
+            state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+            return state
+        import timm
+
+        model: nn.Module = timm.create_model(architecture, pretrained=True)
+        return model.state_dict()
+    except _network_errors() as error:
+        raise ValueError(
+            f"the pretrained weights of {name!r} are not to be had here: {type(error).__name__}: {error}. "
+            "Download them elsewhere and give the local file as weights."
+        ) from error
+
+
+def _network_errors() -> tuple[type[BaseException], ...]:
+    """Return what the two hubs' clients raise where there is no network or no such file."""
+    errors: list[type[BaseException]] = [OSError, RuntimeError, ValueError, AttributeError]
+    try:
+        import httpx  # huggingface_hub's client; its errors are not OSErrors
+    except ImportError:
+        return tuple(errors)
+    return (*errors, httpx.HTTPError)
+
+
+def local_state(path: str | Path) -> dict[str, Tensor]:
+    """Read a state from `*.safetensors` or a file of `torch.save`; no code in the file is executed.
+
+    Raises:
+        ValueError: There is no such file, or it holds no state.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"weights is {str(path)!r}; it must be {PRETRAINED!r} or the path of a local file")
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(str(path))
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} holds no weights that can be read safely: {error}") from error
+    for key in ("state_dict", "model"):  # training scripts wrap the state
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], num_classes: int) -> None:
+    """Load a pretrained state in place; a classifier for another number of classes keeps its initialisation.
+
+    Raises:
+        ValueError: The state does not fit; says where.
+    """
+    own = model.state_dict()
+    matching = {name: tensor for name, tensor in state.items() if not _other_classes(tensor, own, name, num_classes)}
+    try:
+        missing, unexpected = model.load_state_dict(matching, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit {type(model).__name__}: {error}") from error
+    missing = [name for name in missing if name not in state and not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights do not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
+
+
+def _other_classes(tensor: Tensor, own: dict[str, Tensor], name: str, num_classes: int) -> bool:
+    """Return whether `tensor` is of a classifier for another number of classes."""
+    if name not in own or own[name].ndim != tensor.ndim or not tensor.ndim:
+        return False
+    rows, same_rest = own[name].shape[0], own[name].shape[1:] == tensor.shape[1:]
+    return rows == num_classes and tensor.shape[0] != rows and same_rest
