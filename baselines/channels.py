@@ -67,3 +67,13 @@ def channel_vectors(model: nn.Module, coupling: Coupling, sides: Sequence[Side])
         table[member.channels[order].to(weight.device), place.to(weight.device)] = slices[order.to(weight.device)]
         parts.append(table.flatten(1))
     return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def add_to_gradient(weight: Tensor, value: Tensor, factor: float) -> None:
+    """Add `factor * value` to the gradient of a weight, in place; a frozen weight is left alone."""
+    if not weight.requires_grad:
+        return
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    weight.grad.add_(value, alpha=factor)

@@ -70,7 +70,8 @@ DEPGRAPH = RegularizerSpec(
     name="depgraph",
     title="DepGraph group norm",
     make=GroupNormPenalty,
-    formula="grad += λ γ_k w; γ_k = 2^(4 (I_max − I_k)/(I_max − I_min)), I_k = √(‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²)",
+    formula="grad += λ γ_k w; γ_k = 2^(4 (I_max − I_k)/(I_max − I_min)), "
+    "I_k = √(‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²)",
     source=f"{FANG}, group sparse learning",
     penalised="filters, columns and BatchNorm scales of prunable channels, depthwise filters too (not in the source)",
     normalisation="γ by the extremes of the coupling",

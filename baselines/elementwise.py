@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from baselines.channels import add_to_gradient
 from baselines.method import RegularizerSpec
 from oicsr import Coupling
 from oicsr.energy import Layout
@@ -43,8 +44,7 @@ class ElementwisePenalty:
     def add_gradient(self, model: nn.Module) -> None:
         """Add `strength * sign(w)`, or `strength * w`, to the gradients."""
         for weight in self._layout.weights(model):
-            if weight.grad is not None:
-                weight.grad.add_(weight.sign() if self.power == 1 else weight, alpha=self.strength)
+            add_to_gradient(weight, weight.sign() if self.power == 1 else weight, self.strength)
 
 
 def l1(couplings: Sequence[Coupling], strength: float) -> ElementwisePenalty:

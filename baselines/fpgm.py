@@ -19,7 +19,7 @@ from oicsr import Coupling
 
 @torch.no_grad()
 def distances(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
-    """Return the summed distance of every channel's filters to those of the other channels, over the coupling's mean."""
+    """Return the summed distance of every channel's filters to the others', over the coupling's mean."""
     return over_mean(_summed_distances(channel_vectors(model, coupling, ("out",))) for coupling in couplings)
 
 

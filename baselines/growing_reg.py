@@ -93,7 +93,8 @@ GREG1 = RegularizerSpec(
     name="greg1",
     title="GReg-1",
     make=GrowingPenalty,
-    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the half of each layer with the smallest ‖W^l_{i,:}‖₁ at the start; λ_t = min(λ t, 1)",
+    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the half of each layer with the smallest ‖W^l_{i,:}‖₁ at the start; "
+    "λ_t = min(λ t, 1) at step t",
     source="Wang et al. 2021 (GReg-1), λ growing by its strength at each of the shared steps",
     penalised="the chosen filters of prunable layers: convolutions (depthwise and grouped too) and linear layers",
     normalisation="the same share of every layer",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from baselines.channels import channel_sums, over_mean
+from baselines.channels import add_to_gradient, channel_sums, over_mean
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
 from oicsr import Coupling, channel_energy
 from oicsr.energy import Layout
@@ -40,8 +40,7 @@ class ScalePenalty:
     def add_gradient(self, model: nn.Module) -> None:
         """Add `strength * sign(γ)` to the gradients."""
         for scale in self._layout.weights(model):
-            if scale.grad is not None:
-                scale.grad.add_(scale.sign(), alpha=self.strength)
+            add_to_gradient(scale, scale.sign(), self.strength)
 
 
 @torch.no_grad()
