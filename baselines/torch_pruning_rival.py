@@ -344,7 +344,7 @@ TP_GROWING_REG = RegularizerSpec(
     make=GrowingPeerPenalty,
     formula="grad += λ_k w; λ_k from λ on, growing by λ (I_max − I_k)/(I_max − I_min) over every 390 steps",
     source=f"{LIBRARY}, GrowingRegPruner (Wang et al. 2021), growing every 10 steps in place of once per epoch",
-    penalised=f"filters, columns and BatchNorm scales; {NO_DEPTHWISE}",
+    penalised=f"filters and columns; {NO_DEPTHWISE}; no BatchNorm scales, as its addition to them is lost on a copy",
     normalisation=ITS_OWN,
 )
 
