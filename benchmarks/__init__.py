@@ -1,0 +1,1 @@
+"""What is run: data, models, training, experiments, records, tables and plots."""

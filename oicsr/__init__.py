@@ -3,7 +3,7 @@
 from oicsr.algorithm import PruningResult, prune_iteratively
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
-from oicsr.energy import channel_energy
+from oicsr.energy import add_energy_gradient, channel_energy
 from oicsr.importance import out_in_energy
 from oicsr.penalties import (
     GradientRegularizer,
@@ -14,6 +14,7 @@ from oicsr.penalties import (
     group_lasso,
 )
 from oicsr.plan import PruningPlan, shrink_couplings
+from oicsr.proximal import ProximalGroupLasso
 from oicsr.selection import select_channels
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
@@ -25,6 +26,7 @@ __all__ = [
     "GradientRegularizer",
     "GroupLasso",
     "Member",
+    "ProximalGroupLasso",
     "ProximalRegularizer",
     "PruningPlan",
     "PruningResult",
@@ -32,6 +34,7 @@ __all__ = [
     "ScheduledRegularizer",
     "Trace",
     "UnprunedChannelsWarning",
+    "add_energy_gradient",
     "channel_energy",
     "count_macs",
     "count_params",

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from oicsr import fused
 from oicsr.coupling import SIDES, Coupling, Side
+from oicsr.fused import Table, Term
 
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """The slices of one parameter along one axis, and where each one's energy goes."""
-
-    weight: int  # index into `Layout.parameters`
-    dim: int
-    channels: Tensor  # int64, (size of the axis,): position in the vector of all channels; the last one is a waste bin
+MAX_TABLES = 8  # kept per layout: one per device, type and memory order that the model was seen with
+_numbers = itertools.count()
+_layouts: WeakValueDictionary[int, Layout] = WeakValueDictionary()
+_compiled: dict[int, Layout] = {}  # those that a compiled graph refers to by number; kept alive for its backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +30,38 @@ class Layout:
         parameters: Qualified names of the parameters that carry energy.
         terms: One per parameter axis.
         sizes: Channels per coupling; the energies of all couplings are one vector of `sum(sizes)`.
+        number: Identifies the layout within this process.
     """
 
     parameters: tuple[str, ...]
     terms: tuple[Term, ...]
     sizes: tuple[int, ...]
+    number: int = field(default_factory=lambda: next(_numbers), init=False, repr=False)
+    _tree: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _tables: dict[object, Table] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _layouts[self.number] = self
+        for position, name in enumerate(self.parameters):
+            *path, leaf = name.split(".")
+            node = self._tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = position
+
+    def __deepcopy__(self, memo: object) -> Layout:
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Layout, (self.parameters, self.terms, self.sizes)
 
     @staticmethod
     def of(couplings: Sequence[Coupling], sides: Sequence[Side]) -> Layout:
-        """Work out the layout of `couplings` for some of the sides of each channel."""
+        """Work out the layout of `couplings` for some of the sides of each channel.
+
+        Raises:
+            ValueError: A side is unknown, or a slice belongs to two channels.
+        """
         check_sides(sides)
         total = sum(coupling.num_channels for coupling in couplings)
         targets: dict[tuple[str, int], Tensor] = {}
@@ -47,23 +70,69 @@ class Layout:
             for member in coupling.members:
                 if member.counts and member.side in sides:
                     target = targets.setdefault(member.axis, torch.full_like(member.channels, total))
-                    target[member.channels >= 0] = start + member.channels[member.channels >= 0]
+                    own = member.channels >= 0
+                    if bool((target[own] != total).any()):
+                        raise ValueError(f"axis {member.dim} of {member.parameter!r} is given to two channels at once")
+                    target[own] = start + member.channels[own]
             start += coupling.num_channels
         names = tuple(dict.fromkeys(name for name, _ in targets))
         terms = tuple(Term(names.index(name), dim, target) for (name, dim), target in targets.items())
         return Layout(names, terms, tuple(coupling.num_channels for coupling in couplings))
 
+    @property
+    def channels(self) -> int:
+        """The number of channels of all couplings."""
+        return sum(self.sizes)
+
     def weights(self, model: nn.Module) -> list[Tensor]:
-        """Return the parameters, looked up in `model` (so that a model on another device or of another dtype fits)."""
+        """Return the parameters, looked up in `model` by name at every call.
+
+        So a model on another device, of another type, copied or loaded since fits; one wrapped for distributed
+        training is looked into.
+
+        Raises:
+            ValueError: The model has no parameter of such a name.
+        """
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        if not torch.compiler.is_compiling():
+            found: dict[int, Tensor] = {}
+            if _gather(model, self._tree, found):
+                return [found[position] for position in range(len(self.parameters))]
         try:
             return [model.get_parameter(name) for name in self.parameters]
         except AttributeError as error:
             raise ValueError(f"the couplings are not those of this {type(model).__name__}: {error}") from error
 
-    def to(self, device: torch.device) -> Layout:
-        """Return the layout with its index tensors on `device`."""
-        terms = tuple(Term(t.weight, t.dim, t.channels.to(device)) for t in self.terms)
-        return Layout(self.parameters, terms, self.sizes)
+    def table(self, weights: Sequence[Tensor]) -> Table:
+        """Return how these weights are worked on; made once for their shapes, types, memory orders and device."""
+        key = (weights[0].device, *((w.shape, w.stride(), w.dtype) for w in weights))
+        table = self._tables.get(key)
+        if table is None:
+            if len(self._tables) >= MAX_TABLES:
+                self._tables.clear()
+            table = self._tables[key] = fused.make_table(weights, self.terms, self.channels)
+        return table
+
+
+def _gather(module: nn.Module, tree: Mapping[str, Any], found: dict[int, Tensor]) -> bool:
+    """Collect parameters along a tree of names; return False where one is not where its name says.
+
+    A walk over the modules' own dictionaries: `get_parameter` for each name takes longer than the energies of a small
+    network.
+    """
+    modules, parameters = module._modules, module._parameters
+    for name, node in tree.items():
+        if isinstance(node, int):
+            parameter = parameters.get(name)
+            if parameter is None:
+                return False
+            found[node] = parameter
+        else:
+            child = modules.get(name)
+            if child is None or not _gather(child, node, found):
+                return False
+    return True
 
 
 def check_sides(sides: Sequence[str]) -> None:
@@ -90,7 +159,8 @@ def channel_energy(
 
     Returns:
         One tensor `(num_channels,)` per coupling, differentiable with respect to the weights, with a backward of its
-        own. Where no weight counts, the energy is zero.
+        own. Float32, also where weights are of half precision; float64 where a weight is. Where no weight counts, the
+        energy is zero.
 
     Raises:
         ValueError: A side is unknown, or the couplings are not the model's.
@@ -100,42 +170,114 @@ def channel_energy(
 
 
 def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
-    """Return the energies of all channels of all couplings as one vector, `(channels,)`."""
+    """Return the energies of all channels of all couplings as one vector, `(channels,)`, differentiable.
+
+    Inside `torch.compile` this is one opaque operator, `oicsr::energy`, forward and backward.
+    """
     weights = layout.weights(model)
     if not weights:
-        return torch.zeros(sum(layout.sizes))
-    return _Energy.apply(layout.to(weights[0].device), *weights)  # type: ignore[no-any-return]
+        return torch.zeros(layout.channels)
+    if torch.compiler.is_compiling():
+        exact = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
+        return _energy_operator(weights, layout.number, layout.channels, exact)  # type: ignore[no-any-return]
+    return _Energy.apply(layout, *weights)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -> None:
+    r"""Add the gradient of a penalty on energies to `.grad` of the weights, without autograd.
+
+    .. math:: \nabla_w \mathrel{+}= 2 w \Big( \frac{\partial P}{\partial E_{out(w)}}
+        + \frac{\partial P}{\partial E_{in(w)}} \Big)
+
+    A weight without `.grad` is given one; a frozen weight is passed over. Nothing is copied to the host.
+
+    Args:
+        model: The network.
+        layout: The layout that the energies were taken with.
+        energy_grad: The derivative of the penalty by each energy, `(channels,)`.
+
+    Raises:
+        ValueError: `energy_grad` has another shape, or the layout is not the model's.
+    """
+    if energy_grad.shape != (layout.channels,):
+        raise ValueError(f"energy_grad has shape {tuple(energy_grad.shape)}; the layout needs ({layout.channels},)")
+    parameters = layout.weights(model)
+    if not parameters:
+        return
+    table = layout.table(parameters)
+    factors = 2 * energy_grad
+    weights = [parameter.detach() for parameter in parameters]
+    targets = [p.grad if p.requires_grad else None for p in parameters]
+    fused.add_products_(targets, weights, table, factors)
+    missing = [p.requires_grad and p.grad is None for p in parameters]
+    if any(missing):
+        for parameter, gradient in zip(parameters, fused.products(weights, missing, table, factors), strict=True):
+            if gradient is not None:
+                parameter.grad = gradient
 
 
 class _Energy(torch.autograd.Function):
     """Energies of all channels; the gradient of a weight is `2 w (g_out + g_in)`, one scale per slice and side."""
 
     @staticmethod
-    def forward(ctx: Any, layout: Layout, *weights: Tensor) -> Tensor:
-        ctx.layout = layout
-        ctx.save_for_backward(*weights)
-        energies = weights[0].new_zeros(sum(layout.sizes) + 1)
-        squares: dict[int, Tensor] = {}
-        for term in layout.terms:
-            if term.weight not in squares:
-                squares[term.weight] = weights[term.weight].detach().square()
-            square = squares[term.weight]
-            others = [axis for axis in range(square.ndim) if axis != term.dim]
-            per_slice = square.sum(others) if others else square
-            energies.index_add_(0, term.channels, per_slice.to(energies.dtype))
-        return energies[:-1]
+    def forward(layout: Layout, *weights: Tensor) -> Tensor:
+        return fused.energies(weights, layout.table(weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.layout = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights = ctx.saved_tensors
-        padded = torch.cat([2 * grad, grad.new_zeros(1)])  # the waste bin gives no gradient
-        scales: list[Tensor | None] = [None] * len(weights)
-        for term in ctx.layout.terms:
-            shape = [1] * weights[term.weight].ndim
-            shape[term.dim] = -1
-            scale = padded[term.channels].reshape(shape)
-            previous = scales[term.weight]
-            scales[term.weight] = scale if previous is None else previous + scale
-        grads = [None if s is None else (w * s).to(w.dtype) for w, s in zip(weights, scales, strict=True)]
-        return (None, *grads)
+        table = ctx.layout.table(weights)
+        return (None, *fused.products(weights, ctx.needs_input_grad[1:], table, 2 * grad))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the same as an operator that torch.compile does not look into
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _numbered(number: int) -> Layout:
+    """Return a layout by its number."""
+    if number not in _compiled:
+        _compiled[number] = _layouts[number]
+    return _compiled[number]
+
+
+@torch.library.custom_op("oicsr::energy", mutates_args=())
+def _energy_operator(weights: Sequence[Tensor], layout: int, channels: int, dtype: torch.dtype) -> Tensor:
+    return fused.energies(weights, _numbered(layout).table(weights)).clone()
+
+
+@_energy_operator.register_fake
+def _(weights: Sequence[Tensor], layout: int, channels: int, dtype: torch.dtype) -> Tensor:
+    return weights[0].new_empty(channels, dtype=dtype)
+
+
+@torch.library.custom_op("oicsr::energy_products", mutates_args=())
+def _products_operator(weights: Sequence[Tensor], layout: int, factors: Tensor) -> list[Tensor]:
+    found = fused.products(weights, [True] * len(weights), _numbered(layout).table(weights), factors)
+    return [product for product in found if product is not None]
+
+
+@_products_operator.register_fake
+def _(weights: Sequence[Tensor], layout: int, factors: Tensor) -> list[Tensor]:
+    return [torch.empty_like(weight) for weight in weights]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.layout = inputs[1]
+    ctx.save_for_backward(*inputs[0])
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _products_operator(ctx.saved_tensors, ctx.layout, 2 * grad), None, None, None
+
+
+_energy_operator.register_autograd(_differentiate, setup_context=_keep)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling, Side
-from oicsr.energy import Layout, energy_vector
+from oicsr.energy import Layout, add_energy_gradient, check_sides, energy_vector
 
 
 class Regularizer(Protocol):
@@ -77,6 +77,26 @@ def safe_sqrt(energy: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, energy, 1.0).sqrt(), 0.0)
 
 
+def check_strength(strength: float) -> float:
+    """Return `strength`, or raise ValueError where it is negative or not finite."""
+    if not math.isfinite(strength) or strength < 0:
+        raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
+    return strength
+
+
+def group_layout(couplings: Sequence[Coupling], sides: Sequence[Side], *, joint: bool) -> Layout:
+    """Return the layout in which each channel is one group over its sides (`joint`), or one group per side."""
+    check_sides(sides)
+    if joint:
+        return Layout.of(couplings, sides)
+    apart = [
+        Coupling(coupling.name, coupling.num_channels, tuple(m for m in coupling.members if m.side == side))
+        for side in dict.fromkeys(sides)
+        for coupling in couplings
+    ]
+    return Layout.of(apart, sides)
+
+
 class GroupLasso:
     r"""Group Lasso over channels: `strength` times the sum of their norms.
 
@@ -92,11 +112,18 @@ class GroupLasso:
     Groups of consecutive couplings overlap: a weight between two pruned layers is in one group as a row and in
     another as a column, and both pull on it.
 
+    Call it for the penalty, to be added to the loss; or, after `loss.backward()`, call `add_gradient`, which gives the
+    same gradients to rounding and leaves autograd out.
+
     Args:
         couplings: The couplings of the model that will be penalised (after surgery: `shrink_couplings`).
         sides: Which weights of a channel are in its group.
         strength: λ, not negative.
         joint: Whether the sides of a channel form one group, or one each.
+
+    Attributes:
+        last_value: The penalty that `add_gradient` last found, a scalar on the model's device, detached; None before
+            the first call. Reading its number (`float`) waits for the device; keeping the tensor does not.
 
     Raises:
         ValueError: `strength` is negative or not finite, or a side is unknown.
@@ -110,13 +137,25 @@ class GroupLasso:
         *,
         joint: bool = True,
     ) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
-        self.strength = strength
+        self.strength = check_strength(strength)
         self.sides = tuple(sides)
-        groups = [self.sides] if joint else [(side,) for side in self.sides]
-        self._layouts = [Layout.of(couplings, group) for group in groups]
+        self.last_value: Tensor | None = None
+        self._layout = group_layout(couplings, self.sides, joint=joint)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
-        return self.strength * group_lasso(energy_vector(model, layout) for layout in self._layouts)
+        return self.strength * group_lasso([energy_vector(model, self._layout)])
+
+    @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def add_gradient(self, model: nn.Module) -> None:
+        r"""Add the gradient, :math:`\lambda w (1 / \lVert g_{out} \rVert + 1 / \lVert g_{in} \rVert)`, to `.grad`.
+
+        Call it after the backward pass of the loss and before the optimiser's step. With gradients that are scaled
+        (`GradScaler`), call it after `unscale_`. With distributed training every process adds the same numbers, after
+        the reduction. Frozen weights are passed over. A group whose norm is zero has gradient zero.
+        """
+        norms = energy_vector(model, self._layout).sqrt()
+        inverse = torch.where(norms > 0, (0.5 * self.strength) / norms, 0.0)  # dP/dE = λ / (2 sqrt(E))
+        add_energy_gradient(model, self._layout, inverse)
+        self.last_value = self.strength * norms.sum()

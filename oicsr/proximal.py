@@ -1,95 +1,91 @@
-"""Proximal steps on channels: after the optimiser's step, whole channels shrink and reach zero exactly."""
+"""Group Lasso by its proximal operator: channels become exactly zero while training."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from oicsr.coupling import Axis, Coupling, Side
-from oicsr.energy import Layout, check_sides, energy_vector
-from oicsr.penalties import group_lasso
-
-
-class ChannelAxes:
-    """The parameter axes that channels own slices of on some of their sides, to scale channels in place."""
-
-    def __init__(self, couplings: Sequence[Coupling], sides: Sequence[Side]) -> None:
-        check_sides(sides)
-        nowhere = sum(coupling.num_channels for coupling in couplings)
-        axes: dict[Axis, Tensor] = {}
-        start = 0
-        for coupling in couplings:
-            for member in coupling.members:
-                if member.counts and member.side in sides:
-                    target = axes.setdefault(member.axis, torch.full_like(member.channels, nowhere))
-                    target[member.channels >= 0] = start + member.channels[member.channels >= 0]
-            start += coupling.num_channels
-        self._axes = axes
-
-    @torch.no_grad()
-    def scale(self, model: nn.Module, factors: Tensor) -> None:
-        """Multiply the weights of every channel by its factor, in place.
-
-        A weight that is in two groups, as a row of one channel and in a column of another, is multiplied by both.
-
-        Args:
-            model: The network.
-            factors: `(channels of all couplings,)`.
-        """
-        padded = torch.cat([factors, factors.new_ones(1)])
-        for (name, dim), target in self._axes.items():
-            if target.device != factors.device:
-                target = self._axes[name, dim] = target.to(factors.device)
-            weight = model.get_parameter(name)
-            shape = [1] * weight.ndim
-            shape[dim] = -1
-            weight.mul_(padded[target].reshape(shape).to(weight.dtype))
-
-
-def shrinkage(norms: Tensor, shrunk: Tensor) -> Tensor:
-    """Return what turns each norm into its shrunk value: their ratio, and 1 where the norm is 0."""
-    positive = norms > 0
-    return torch.where(positive, shrunk / torch.where(positive, norms, 1), 1)
+from oicsr import fused
+from oicsr.coupling import Coupling, Side
+from oicsr.energy import energy_vector
+from oicsr.penalties import check_strength, group_lasso, group_layout
 
 
 class ProximalGroupLasso:
-    r"""Group Lasso by its proximal operator: each channel's norm loses `learning_rate * strength`, down to zero.
+    r"""Group Lasso whose groups are soft-thresholded after each step of the optimiser.
 
-    .. math:: g_i \leftarrow \max(0, 1 - \eta \lambda / \lVert g_i \rVert_2) \, g_i
+    With t = learning rate · λ, and the norm of every group taken before the step, a weight is multiplied by the factor
 
-    is exact where groups are disjoint (one side alone). Out-in groups of consecutive couplings overlap, and the
-    proximal operator of overlapping groups has no closed form: there all factors are computed from the weights before
-    the step, and a weight in two groups takes both, which agrees with the exact operator to first order in ηλ and
-    does not depend on the order of the layers.
+    .. math:: f_g = \max(0, 1 - t / \lVert w_g \rVert_2)
+
+    of each group that it belongs to (block soft-thresholding: Yuan and Lin 2006, Parikh and Boyd 2014, section 6.5.1).
+
+    **Disjoint groups** (`scope="inner"` in a ResNet of basic blocks, or one side alone): this is the proximal operator
+    of t times the penalty, exactly.
+
+    **Overlapping groups** (chains such as VGG, bottlenecks, residual streams): a weight that is a row of one group and
+    a column of another is multiplied by both factors. The proximal operator of the sum has no closed form there; this
+    is an approximation of it, with these properties and no others:
+
+    - a group whose norm is t or less becomes exactly zero, and the norm of any other falls by at least t, so that the
+      penalty falls with every step until all groups are zero, and no weight changes its sign;
+    - to first order in t it is the step of the gradient, :math:`w - t w (1 / \lVert g_{out} \rVert + 1 / \lVert g_{in}
+      \rVert)`: it differs from the proximal operator by terms of order :math:`t^2`, and shrinks weights in two groups
+      by no less than either group alone would;
+    - a fixed point of training with it solves the penalised problem exactly where groups are disjoint, and up to terms
+      of the order of the learning rate where they overlap.
+
+    The step fits plain gradient descent. With momentum or an adaptive optimiser it is the usual heuristic: the same
+    threshold for every weight, whatever the optimiser's own scaling.
 
     Args:
-        couplings: The couplings of the model.
+        couplings: The couplings of the model that will be penalised (after surgery: `shrink_couplings`).
         sides: Which weights of a channel are in its group.
         strength: λ, not negative.
+        joint: Whether the sides of a channel form one group, or one each.
 
     Raises:
         ValueError: `strength` is negative or not finite, or a side is unknown.
     """
 
     def __init__(
-        self, couplings: Sequence[Coupling], sides: Sequence[Side] = ("out", "in"), strength: float = 1e-4
+        self,
+        couplings: Sequence[Coupling],
+        sides: Sequence[Side] = ("out", "in"),
+        strength: float = 1e-4,
+        *,
+        joint: bool = True,
     ) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
-        self.strength = strength
+        self.strength = check_strength(strength)
         self.sides = tuple(sides)
-        self._layout = Layout.of(couplings, self.sides)
-        self._axes = ChannelAxes(couplings, self.sides)
+        self._layout = group_layout(couplings, self.sides, joint=joint)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty on the weights of `model`, a scalar."""
+        """Return the penalty on the weights of `model`, a scalar: to be watched, not to be added to the loss."""
         return self.strength * group_lasso([energy_vector(model, self._layout)])
 
     @torch.no_grad()
-    def proximal_step(self, model: nn.Module, learning_rate: float) -> None:
-        """Shrink every channel of `model`, in place."""
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
+        """Soft-threshold every group, in place; frozen weights count in the norms and are left as they are.
+
+        Args:
+            model: The network, after the optimiser's step.
+            learning_rate: The learning rate of that step, not negative; a tensor on the model's device (as capturable
+                optimisers have it) is not read on the host.
+
+        Raises:
+            ValueError: `learning_rate` is a negative number.
+        """
+        if not isinstance(learning_rate, Tensor) and not learning_rate >= 0:
+            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
+        parameters = self._layout.weights(model)
+        if not parameters:
+            return
         norms = energy_vector(model, self._layout).sqrt()
-        self._axes.scale(model, shrinkage(norms, (norms - learning_rate * self.strength).clamp(min=0)))
+        threshold = self.strength * learning_rate
+        factors = torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+        weights = [parameter.detach() for parameter in parameters]
+        fused.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)

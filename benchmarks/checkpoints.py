@@ -1,0 +1,90 @@
+"""Checkpoints that survive a killed process: written atomically, two generations, each with its checksum.
+
+A checkpoint is read with `weights_only=True`, after its SHA-256 was found right: nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAGIC = b"oicsr-checkpoint-1\n"
+GENERATIONS = 2
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was damaged; an older one is used, or none."""
+
+
+class CheckpointStore:
+    """Checkpoints of stages of training, by key, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, key: str, state: dict[str, Any]) -> None:
+        """Write a new generation of the checkpoint `key`; the one before stays, older ones go."""
+        folder = self.folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = self._generations(key)
+        number = int(earlier[-1].stem) + 1 if earlier else 0
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        header = MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
+        write_atomically(folder / f"{number:06d}.ckpt", header + content)
+        for old in earlier[: max(0, len(earlier) + 1 - GENERATIONS)]:
+            old.unlink(missing_ok=True)
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """Return the newest undamaged state of `key`, on the CPU, or None.
+
+        Warns:
+            CheckpointWarning: A generation was damaged and is passed over.
+        """
+        for path in reversed(self._generations(key)):
+            state = read_checkpoint(path)
+            if state is not None:
+                return state
+        return None
+
+    def _generations(self, key: str) -> list[Path]:
+        return sorted((self.folder / key).glob("*.ckpt"))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the state in a checkpoint file, or None, with a warning, where it is damaged."""
+    try:
+        content = path.read_bytes()
+        prefix = len(MAGIC) + 65
+        header, payload = content[:prefix], content[prefix:]
+        if header != MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+            raise ValueError("its checksum is wrong")
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        warnings.warn(f"checkpoint {path} is damaged ({error}) and is passed over", CheckpointWarning, stacklevel=3)
+        return None
+    return state
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old or the whole new one, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

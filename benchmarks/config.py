@@ -1,0 +1,180 @@
+"""Experiments as frozen dataclasses: every value that decides a result stands here, and none hides in code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from oicsr.algorithm import Schedule as PruningSchedule
+from oicsr.tracing import Scope
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training: SGD with momentum.
+
+    Attributes:
+        epochs: How many.
+        learning_rate: The highest one.
+        schedule: `"cosine"` down to zero, or `"step"`: times `decay` at each of `milestones`.
+        milestones: Shares of the phase, in (0, 1).
+        decay: Factor at each milestone.
+        warmup_epochs: Epochs of linear rise from zero at the beginning.
+        weight_decay: L2 coefficient, on every parameter.
+        momentum: Nesterov momentum.
+    """
+
+    epochs: int
+    learning_rate: float
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.epochs < 0 or self.learning_rate <= 0:
+            raise ValueError(f"a phase needs epochs >= 0 and a learning rate > 0, not {self}")
+        if self.schedule not in ("cosine", "step"):
+            raise ValueError(f"schedule is {self.schedule!r}; it must be 'cosine' or 'step'")
+
+    def rate_at(self, epoch: float) -> float:
+        """Return the learning rate after `epoch` epochs (a fraction inside an epoch)."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-12)
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return self.learning_rate * self.decay ** sum(done >= share for share in self.milestones)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All the values of one way to run an experiment.
+
+    Attributes:
+        dense: Training of the dense network, once per seed, for all methods.
+        regularized: Training with the regulariser, before each removal, from the dense network on.
+        finetune: Training without regulariser after the last removal.
+        methods: Names as `benchmarks.methods.find_method` takes them.
+        macs_kept: Targets, shares of the dense MACs.
+        seeds: One dense network, data order and run of each method per seed.
+        batch_size: Images per optimisation step.
+        train_images: How many of the training images are used (None: all but the validation split).
+        test_images: How many of the test images are used (None: all).
+        scope: Which channels may go.
+        max_removed: Largest share of a coupling's channels that may go (PAPER.md, D3).
+        cap_of: Whether that is a share of the original or the current width.
+        round_to: Widths are left a multiple of this.
+        steps: Removals; the regulariser trains before each.
+        pruning_schedule: How the target is spread over the steps.
+        precision: Of the forward and backward pass.
+        grids: Strengths that are tried, by regulariser; all of one length.
+    """
+
+    dense: Phase
+    regularized: Phase
+    finetune: Phase
+    methods: tuple[str, ...]
+    macs_kept: tuple[float, ...]
+    seeds: tuple[int, ...]
+    batch_size: int = 128
+    train_images: int | None = None
+    test_images: int | None = None
+    scope: Scope = "inner"
+    max_removed: float = 0.9
+    cap_of: Literal["original", "current"] = "original"
+    round_to: int = 1
+    steps: int = 1
+    pruning_schedule: PruningSchedule = "linear"
+    precision: Precision = "float32"
+    grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse grids of unequal length: no method may be tuned harder than another."""
+        lengths = {len(grid) for grid in self.grids.values()}
+        if len(lengths) > 1:
+            sizes = {name: len(grid) for name, grid in self.grids.items()}
+            raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is compared, on what.
+
+    Attributes:
+        name: On the command line, and a Make target.
+        title: In tables and plots.
+        claim: What the comparison tests.
+        model: Key of `benchmarks.models.MODELS`.
+        dataset: Key of `benchmarks.datasets.DATASETS`.
+        profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
+    """
+
+    name: str
+    title: str
+    claim: str
+    model: str
+    dataset: str
+    profiles: Mapping[str, Profile]
+
+    def profile(self, name: str) -> Profile:
+        """Return a profile by name.
+
+        Raises:
+            ValueError: The experiment has no such profile.
+        """
+        if name not in self.profiles:
+            known = ", ".join(map(repr, self.profiles))
+            raise ValueError(f"experiment {self.name!r} has no profile {name!r}; it has {known}")
+        return self.profiles[name]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: one method, one seed, one target of one experiment."""
+
+    experiment: Experiment
+    profile_name: str
+    method: str
+    seed: int
+    macs_kept: float
+
+    @property
+    def profile(self) -> Profile:
+        """The profile's values."""
+        return self.experiment.profile(self.profile_name)
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run's folder; unique in a results folder, and sortable."""
+        return f"{self.profile_name}-{self.method}-keep{100 * self.macs_kept:g}-seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """How the run is called in messages."""
+        return f"{self.experiment.name}/{self.run_id}"
+
+
+def canonical(values: Any) -> str:
+    """Return a JSON text that is equal for equal values."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def digest(values: Any, length: int = 16) -> str:
+    """Return a short hash of plain values or dataclasses."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:length]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

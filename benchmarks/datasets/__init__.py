@@ -1,0 +1,31 @@
+"""Data sets by name. Adding one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.datasets.cifar import load_cifar10, load_cifar100
+from benchmarks.datasets.digits import load_digits
+from benchmarks.datasets.splits import Augmentation, DataSplits, Images
+from benchmarks.suggest import unknown_name
+
+DATASETS: dict[str, Callable[[], DataSplits]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "digits": load_digits,
+}
+
+
+def load_dataset(name: str) -> DataSplits:
+    """Return a data set by name.
+
+    Raises:
+        ValueError: There is no data set of that name.
+        DataError: Its files are missing or damaged; says which, and what to do.
+    """
+    if name not in DATASETS:
+        raise ValueError(unknown_name("data set", name, DATASETS))
+    return DATASETS[name]()
+
+
+__all__ = ["DATASETS", "Augmentation", "DataSplits", "Images", "load_dataset"]

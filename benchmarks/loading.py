@@ -1,0 +1,74 @@
+"""Batches from images in memory: shuffled, augmented and normalised in tensors on the device, no loop per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.datasets import Augmentation, DataSplits, Images
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Normalize:
+    """Pixels in 0 to 255 to float32 of mean 0 and deviation 1, in channels-last layout."""
+
+    def __init__(self, data: DataSplits, device: torch.device) -> None:
+        std = torch.tensor(data.std, device=device).reshape(1, -1, 1, 1)
+        mean = torch.tensor(data.mean, device=device).reshape(1, -1, 1, 1)
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return `(images, channels, height, width)` as float32."""
+        images = pixels.contiguous(memory_format=torch.channels_last).float()
+        return images.mul_(self._scale).add_(self._shift)
+
+
+class TrainingBatches:
+    """The training images of one data set, in a new order and newly augmented at each epoch.
+
+    The random numbers of an epoch are drawn on the CPU from one generator, so that the order and the augmentation are
+    the same on every device, for every method, and after every resumption. The last, smaller batch is dropped where
+    there is at least one full one (BatchNorm).
+    """
+
+    def __init__(self, data: DataSplits, batch_size: int, device: torch.device) -> None:
+        self._images = data.train.to(device)
+        self._augmentation = data.augmentation
+        self._normalize = Normalize(data, device)
+        self._device = device
+        self.batch_size = min(batch_size, len(data.train))
+
+    def __len__(self) -> int:
+        return len(self._images) // self.batch_size
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield the batches of one epoch: float32 images `(batch, channels, height, width)` and int64 labels."""
+        count = len(self._images)
+        order = torch.randperm(count, generator=generator).to(self._device)
+        shifts = torch.randint(0, 2 * self._augmentation.padding + 1, (2, count), generator=generator).to(self._device)
+        flips = (torch.rand(count, generator=generator) < 0.5).to(self._device)
+        windows = shifted_windows(self._images.pixels, self._augmentation)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            index = order[start : start + self.batch_size]
+            pixels = windows[index, :, shifts[0, index], shifts[1, index]]
+            if self._augmentation.flip:
+                pixels = torch.where(flips[index, None, None, None], pixels.flip(3), pixels)
+            yield self._normalize(pixels), self._images.labels[index]
+
+
+def shifted_windows(pixels: Tensor, augmentation: Augmentation) -> Tensor:
+    """Return all shifts of all images as a view, `(images, channels, shifts, shifts, height, width)`."""
+    height, width = pixels.shape[2:]
+    padded = torch.nn.functional.pad(pixels, [augmentation.padding] * 4)
+    return padded.unfold(2, height, 1).unfold(3, width, 1)
+
+
+def batches_in_order(images: Images, data: DataSplits, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Yield images as they are, in order, the last batch smaller."""
+    normalize = Normalize(data, device)
+    for start in range(0, len(images), batch_size):
+        stop = start + batch_size
+        yield normalize(images.pixels[start:stop].to(device)), images.labels[start:stop].to(device)

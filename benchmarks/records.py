@@ -1,0 +1,198 @@
+"""Records: what a run leaves. `record.json` is written last and atomically: where it is, the run is over."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.checkpoints import write_atomically
+from benchmarks.config import Cell
+from benchmarks.training import EpochRow
+
+SCHEMA = "oicsr-record-1"
+STATES = ("dense", "regularized", "pruned", "finetuned")
+COMPLETE, FAILED = "complete", "failed"
+
+
+class RecordError(ValueError):
+    """A record cannot be read, or does not belong where it lies."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: one method, seed and target.
+
+    Attributes:
+        run_id: Name of its folder.
+        experiment: Name of the experiment.
+        profile: Name of the profile.
+        method: As on the command line.
+        title: Of the method, for tables.
+        regularizer: What was added while training.
+        importance: What scored the channels.
+        selection: What chose them.
+        strength: λ.
+        strength_source: Where λ comes from.
+        seed: Of the run.
+        macs_kept: The target.
+        status: `"complete"` or `"failed"`.
+        config: The experiment's and the profile's values, resolved.
+        states: By name (`dense`, `regularized`, `pruned`, `finetuned`): test top-1 and loss, validation top-1, MACs
+            and parameters.
+        widths: Coupling name to channels before and after.
+        structure: How the energy lies over the channels before the removal.
+        epochs: By phase, those of all steps together.
+        timing: Seconds; the only part besides `provenance` in which two equal runs differ.
+        provenance: Commit, versions, device, data, command.
+        failure: Why it failed, where it did.
+    """
+
+    run_id: str
+    experiment: str
+    profile: str
+    method: str
+    title: str
+    regularizer: str
+    importance: str
+    selection: str
+    strength: float
+    strength_source: str
+    seed: int
+    macs_kept: float
+    status: str
+    config: dict[str, Any]
+    states: dict[str, dict[str, Any]]
+    widths: dict[str, list[int]]
+    structure: dict[str, Any]
+    epochs: dict[str, int]
+    timing: dict[str, float]
+    provenance: dict[str, Any]
+    failure: dict[str, Any] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == COMPLETE
+
+    def to_json(self) -> str:
+        """Return the text of `record.json`."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FIELDS = {field.name: field for field in fields(Record)}
+TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "timing", "provenance"), dict),
+    **dict.fromkeys(("strength", "macs_kept"), (int, float)),
+    "seed": int,
+    "failure": (dict, type(None)),
+}
+
+
+def parse_record(text: str, where: str) -> Record:
+    """Read the text of a record; nothing in it is executed.
+
+    Raises:
+        RecordError: It is none of this schema; says where and why.
+    """
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RecordError(f"{where} is no readable record: {error}") from error
+    if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+        raise RecordError(f"{where} is no record of schema {SCHEMA!r}")
+    missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
+    if missing - {"failure"} or extra:
+        raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
+    for name, value in data.items():
+        expected = TYPES.get(name, str)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise RecordError(f"{where}: {name!r} is {str(value)[:40]!r}, which is no {expected}")
+    if data["status"] not in (COMPLETE, FAILED):
+        raise RecordError(f"{where}: status is {data['status']!r}; it must be {COMPLETE!r} or {FAILED!r}")
+    record = Record(**data)
+    _check_states(record, where)
+    return record
+
+
+def _check_states(record: Record, where: str) -> None:
+    """Refuse accuracies that are none, and complete runs without all four states."""
+    missing = [state for state in STATES if state not in record.states]
+    if record.complete and missing:
+        raise RecordError(f"{where}: the run is complete, but states {missing} are missing")
+    for name, state in record.states.items():
+        top1 = state.get("top1") if isinstance(state, dict) else None
+        if name not in STATES or not isinstance(top1, float | int) or not 0 <= top1 <= 1:
+            raise RecordError(f"{where}: state {name!r} has top1 {top1!r}; a share in [0, 1] is needed")
+
+
+def runs_folder(results: Path) -> Path:
+    """Return the folder of the runs in a results folder."""
+    return results / "runs"
+
+
+def record_path(results: Path, cell: Cell) -> Path:
+    """Return where the record of a cell lies."""
+    return runs_folder(results) / cell.experiment.name / cell.run_id / "record.json"
+
+
+def read_record(path: Path) -> Record:
+    """Read a record from its file.
+
+    Raises:
+        RecordError: It cannot be read, or lies in the folder of another run.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is no readable record: {error}") from error
+    record = parse_record(text, str(path))
+    if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
+        raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
+    return record
+
+
+def read_records(results: Path, experiments: Sequence[str] | None = None) -> list[Record]:
+    """Read all records in a results folder, sorted by path.
+
+    Raises:
+        RecordError: One cannot be read; names all that cannot.
+    """
+    records, broken = [], []
+    for path in sorted(runs_folder(results).glob("*/*/record.json")):
+        if experiments is not None and path.parent.parent.name not in experiments:
+            continue
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            broken.append(str(error))
+    if broken:
+        advice = "Restore each file or move its folder away; the other records are untouched."
+        raise RecordError("\n".join([f"{len(broken)} unreadable:", *broken, advice]))
+    return records
+
+
+def write_record(results: Path, record: Record, history: Iterable[EpochRow]) -> Path:
+    """Write the history, then the record; return the record's path."""
+    folder = runs_folder(results) / record.experiment / record.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "history.csv", history_csv(history).encode())
+    path = folder / "record.json"
+    write_atomically(path, record.to_json().encode())
+    return path
+
+
+def history_csv(history: Iterable[EpochRow]) -> str:
+    """Return the text of `history.csv`: one row per epoch; numbers only, accuracies in [0, 1]."""
+    buffer = io.StringIO()
+    names = [field.name for field in fields(EpochRow)]
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in history:
+        values = asdict(row)
+        writer.writerow([f"{values[n]:.6g}" if isinstance(values[n], float) else values[n] for n in names])
+    return buffer.getvalue()

@@ -1,0 +1,76 @@
+"""The stretches of training that a run consists of, and which of them runs share.
+
+A stage is named by a hash of everything that decides its outcome: so the dense network of a seed is trained once for
+all methods, methods with the same regulariser and strength share that training, and a stage that was interrupted is
+found again. The random numbers of a stage depend on seed, phase and step only: every method sees the same images in
+the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from baselines.method import Method
+from benchmarks.config import Cell, Phase, digest
+from oicsr.algorithm import share_after
+
+STAGE_FORMAT = 1  # raise it where the meaning of a stage's values changes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training.
+
+    Attributes:
+        key: Names its checkpoint.
+        name: `"dense"`, `"regularized"` or `"finetune"`.
+        step: Removals before it.
+        phase: How it is trained.
+        seed: Of its random numbers.
+        share: Share of the dense MACs that the network has then, about (for estimates of time).
+    """
+
+    key: str
+    name: str
+    step: int
+    phase: Phase
+    seed: int
+    share: float
+
+
+def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> list[Stage]:
+    """Return the stages of a run in order: dense, regularized (one per removal), finetune."""
+    profile = cell.profile
+    key = _dense_key(cell, device_type)
+    stages = [Stage(key, "dense", 0, profile.dense, _seed(cell, "dense", 0), 1.0)]
+    regularizer = method.regularizer
+    phase = profile.regularized
+    if regularizer.weight_decay is not None:  # the method's own definition asks for it
+        phase = replace(phase, weight_decay=regularizer.weight_decay)
+    share = 1.0
+    for step in range(profile.steps):
+        key = digest([key, "regularized", step, asdict(phase), regularizer.name, strength, profile.scope])
+        stages.append(Stage(key, "regularized", step, phase, _seed(cell, "regularized", step), share))
+        share = share_after(step, profile.steps, cell.macs_kept, profile.pruning_schedule)
+        removal = [profile.max_removed, profile.cap_of, profile.round_to, profile.steps, profile.pruning_schedule]
+        key = digest([key, "remove", method.importance.name, method.selection.name, cell.macs_kept, removal])
+    key = digest([key, "finetune", asdict(profile.finetune)])
+    finetune_seed = _seed(cell, "finetune", profile.steps)
+    return [*stages, Stage(key, "finetune", profile.steps, profile.finetune, finetune_seed, share)]
+
+
+def _dense_key(cell: Cell, device_type: str) -> str:
+    profile, experiment = cell.profile, cell.experiment
+    data = [experiment.dataset, profile.train_images, profile.test_images, profile.batch_size]
+    how = [profile.precision, device_type, asdict(profile.dense)]
+    return digest([STAGE_FORMAT, "dense", experiment.model, data, how, cell.seed])
+
+
+def _seed(cell: Cell, name: str, step: int) -> int:
+    return int(digest(["random numbers", cell.seed, name, step], length=12), 16)
+
+
+def unique_stages(stages: Iterable[Stage]) -> list[Stage]:
+    """Return stages without repetition, in order."""
+    return list({stage.key: stage for stage in stages}.values())
