@@ -13,7 +13,6 @@ form the group: with both it is the OICSR form.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +23,7 @@ from baselines.method import RegularizerSpec
 from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import Layout, energy_vector
-from oicsr.penalties import safe_sqrt
+from oicsr.penalties import check_strength, safe_sqrt
 
 MARGIN = 0.2  # m
 
@@ -45,11 +44,9 @@ class Cges:
     def __init__(
         self, couplings: Sequence[Coupling], sides: Sequence[Side], strength: float, margin: float = MARGIN
     ) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
         if not 0 <= margin <= 0.5:
             raise ValueError(f"margin is {margin!r}; it must be in [0, 0.5]")
-        self.strength = strength
+        self.strength = check_strength(strength)
         self.sides = tuple(sides)
         self._couplings = list(couplings)
         self._layout = Layout.of(couplings, self.sides)

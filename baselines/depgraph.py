@@ -14,7 +14,6 @@ As γ is held fixed while the gradient is taken, the rule follows no potential; 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
 from oicsr import Coupling, out_in_energy
 from oicsr.coupling import SIDES
-from oicsr.energy import Layout, energy_vector
+from oicsr.energy import Layout, add_energy_gradient, energy_vector
+from oicsr.penalties import check_strength
 
 OCTAVES = 4.0  # γ lies between 1 and 2^4
 
@@ -36,9 +36,8 @@ class GroupNormPenalty:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
-        self.strength = strength
+        self.strength = check_strength(strength)
+        self.last_value: Tensor | None = None
         self._layout = Layout.of(couplings, SIDES)
         sizes = torch.tensor(self._layout.sizes, dtype=torch.int64)
         self._owner = torch.arange(len(sizes)).repeat_interleave(sizes)
@@ -47,6 +46,14 @@ class GroupNormPenalty:
         """Return `(λ/2) Σ γ E` with γ held fixed, a scalar."""
         energies = energy_vector(model, self._layout)
         return self.strength / 2 * (self.pressure(energies.detach()) * energies).sum()
+
+    @torch.no_grad()
+    def add_gradient(self, model: nn.Module) -> None:
+        """Add `λ γ w` to the gradients."""
+        energies = energy_vector(model, self._layout)
+        by_energy = self.strength / 2 * self.pressure(energies)
+        add_energy_gradient(model, self._layout, by_energy)
+        self.last_value = (by_energy * energies).sum()
 
     def pressure(self, energies: Tensor) -> Tensor:
         """Return γ of every channel, `(channels of all couplings,)`."""

@@ -6,7 +6,6 @@ on, each once: all elements of the convolutions and linear layers that produce o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from baselines.channels import add_to_gradient
 from baselines.method import RegularizerSpec
 from oicsr import Coupling
 from oicsr.energy import Layout
+from oicsr.penalties import check_strength
 
 
 class ElementwisePenalty:
@@ -26,11 +26,9 @@ class ElementwisePenalty:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float, *, power: int) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
         if power not in (1, 2):
             raise ValueError(f"power is {power!r}; it must be 1 or 2")
-        self.strength = strength
+        self.strength = check_strength(strength)
         self.power = power
         self._layout = Layout.of(couplings, ("out", "in"))
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from baselines.method import RegularizerSpec
-from oicsr import Coupling, GroupLasso
-from oicsr.proximal import ProximalGroupLasso
+from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 
 
 def out_channels(couplings: Sequence[Coupling], strength: float) -> GroupLasso:

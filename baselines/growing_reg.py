@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from baselines.channels import channel_sums
 from baselines.method import RegularizerSpec
 from oicsr import Coupling
-from oicsr.energy import Layout, energy_vector
+from oicsr.energy import Layout, add_energy_gradient, energy_vector
 
 CEILING = 1.0
 
@@ -44,6 +44,7 @@ class GrowingPenalty:
         self.growth = growth
         self.share = share
         self._couplings = list(couplings)
+        self.last_value: Tensor | None = None
         self._layout = Layout.of(couplings, ("out",))
         self._chosen = torch.zeros(sum(self._layout.sizes), dtype=torch.bool)
         self._steps = 0
@@ -58,6 +59,15 @@ class GrowingPenalty:
         energies = energy_vector(model, self._layout)
         self._chosen = self._chosen.to(energies.device)
         return self.strength / 2 * torch.where(self._chosen, energies, 0).sum()
+
+    @torch.no_grad()
+    def add_gradient(self, model: nn.Module) -> None:
+        """Add `λ w` to the gradients of the chosen filters."""
+        energies = energy_vector(model, self._layout)
+        self._chosen = self._chosen.to(energies.device)
+        by_energy = self.strength / 2 * self._chosen.to(energies.dtype)
+        add_energy_gradient(model, self._layout, by_energy)
+        self.last_value = (by_energy * energies).sum()
 
     def advance(self, model: nn.Module) -> None:
         """Let λ grow by one step; the first one chooses the filters."""

@@ -7,7 +7,6 @@ authors' networks have no others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +16,7 @@ from baselines.channels import add_to_gradient, channel_sums, over_mean
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
 from oicsr import Coupling, channel_energy
 from oicsr.energy import Layout
+from oicsr.penalties import check_strength
 
 
 class ScalePenalty:
@@ -27,9 +27,7 @@ class ScalePenalty:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
-        self.strength = strength
+        self.strength = check_strength(strength)
         self._layout = Layout.of(couplings, ("norm",))
 
     def __call__(self, model: nn.Module) -> Tensor:

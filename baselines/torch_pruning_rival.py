@@ -11,7 +11,6 @@ group without BatchNorm, channels that are all equally important). That is an er
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
 from oicsr import Coupling
+from oicsr.penalties import check_strength
 from oicsr.tracing import mode
 
 FAILURES = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError)
@@ -195,9 +195,7 @@ class PeerPenalty:
         degree: int = 2,
         example_inputs: Tensor | None = None,
     ) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
-        self.strength = strength
+        self.strength = check_strength(strength)
         self._couplings = list(couplings)
         self._make = make
         self._degree = degree
@@ -251,7 +249,7 @@ class GrowingPeerPenalty:
 
     def __init__(self, couplings: Sequence[Coupling], strength: float) -> None:
         self._penalty = PeerPenalty(couplings, strength, _growing_reg)
-        self.strength = strength
+        self.strength = check_strength(strength)
         self._steps = 0
         self._loaded: Tensor | None = None
 

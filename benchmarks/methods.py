@@ -14,9 +14,8 @@ from baselines.energy_importance import OUT_IN
 from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, SelectionSpec
 from baselines.registry import by_name
 from baselines.uniform_selection import UNIFORM
-from oicsr import Coupling, GroupLasso
+from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 from oicsr.growl import GrOWL, ProximalGrOWL
-from oicsr.proximal import ProximalGroupLasso
 
 LI = "Li et al. 2019 (OICSR)"
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from oicsr import fused
 from oicsr.coupling import Coupling, Side
-from oicsr.energy import Layout, energy_vector
-from oicsr.penalties import safe_sqrt
-from oicsr.proximal import ChannelAxes, shrinkage
+from oicsr.energy import Layout, add_energy_gradient, energy_vector
+from oicsr.penalties import check_strength, safe_sqrt
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
 TRANSITION = 0.1  # the share of channels whose weights fall, as the authors set it for VGG-16
@@ -120,11 +120,10 @@ class GrOWL:
         *,
         weights: str = "pld",
     ) -> None:
-        if not math.isfinite(strength) or strength < 0:
-            raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
         if weights not in SEQUENCES:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(map(repr, SEQUENCES))}")
-        self.strength = strength
+        self.strength = check_strength(strength)
+        self.last_value: Tensor | None = None
         self._layout = Layout.of(couplings, tuple(sides))
         self._ordered = _Ordered(self._layout.sizes, weights)
 
@@ -133,12 +132,23 @@ class GrOWL:
         norms, sequence = self._ordered.rows(safe_sqrt(energy_vector(model, self._layout)))
         return self.strength * (sequence * norms.sort(dim=1, descending=True, stable=True).values).sum()
 
+    @torch.no_grad()
+    def add_gradient(self, model: nn.Module) -> None:
+        """Add the sub-gradient `λ θ_i w / ||w_[i]||` to `.grad`, zero for a channel of zeros, without autograd."""
+        norms = energy_vector(model, self._layout).sqrt()
+        rows, sequence = self._ordered.rows(norms)
+        order = rows.sort(dim=1, descending=True, stable=True).indices
+        weights = self._ordered.vector(torch.empty_like(rows).scatter_(1, order, sequence))
+        add_energy_gradient(model, self._layout, torch.where(norms > 0, 0.5 * self.strength * weights / norms, 0.0))
+        self.last_value = self.strength * (weights * norms).sum()
+
 
 class ProximalGrOWL:
     """GrOWL by its proximal operator, as its authors train: exact for one side, where groups are disjoint.
 
     Where the groups of consecutive couplings overlap, all factors are computed from the weights before the step and a
-    weight in two groups takes both (see `ProximalGroupLasso`). Arguments and errors are those of `GrOWL`.
+    weight in two groups takes both, with the properties that `ProximalGroupLasso` lists. Arguments and errors are
+    those of `GrOWL`.
     """
 
     def __init__(
@@ -150,10 +160,9 @@ class ProximalGrOWL:
         weights: str = "pld",
     ) -> None:
         self._penalty = GrOWL(couplings, sides, strength, weights=weights)
-        self.strength = strength
+        self.strength = self._penalty.strength
         self._layout = Layout.of(couplings, tuple(sides))
         self._ordered = _Ordered(self._layout.sizes, weights)
-        self._axes = ChannelAxes(couplings, tuple(sides))
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
@@ -161,11 +170,26 @@ class ProximalGrOWL:
 
     @torch.no_grad()
     def proximal_step(self, model: nn.Module, learning_rate: float) -> None:
-        """Shrink every channel of `model`, in place."""
+        """Shrink every channel of `model`, in place; frozen weights count in the norms and are left as they are.
+
+        Args:
+            model: The network, after the optimiser's step.
+            learning_rate: The learning rate of that step, not negative.
+
+        Raises:
+            ValueError: `learning_rate` is negative.
+        """
+        if not learning_rate >= 0:
+            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
+        parameters = self._layout.weights(model)
+        if not parameters:
+            return
         norms = energy_vector(model, self._layout).sqrt()
         rows, sequence = self._ordered.rows(norms)
         shrunk = self._ordered.vector(owl_proximal(rows, learning_rate * self.strength * sequence))
-        self._axes.scale(model, shrinkage(norms, shrunk))
+        factors = torch.where(norms > 0, shrunk / norms, 0.0)
+        weights = [parameter.detach() for parameter in parameters]
+        fused.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)
 
 
 class _Ordered:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
-from benchmarks.methods import REGULARIZERS
 from torch import Tensor, nn
 from torch.nn import functional
 
 import oicsr
 from baselines import Scoring
+from benchmarks.methods import REGULARIZERS
 from tests.oicsr.networks import Basic, Chain, Mixed
 
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 8 * 8, dtype=torch.float64).reshape(4, 3, 8, 8).sin()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import oicsr
 from oicsr.growl import GrOWL, ProximalGrOWL, decreasing_fit, oscar_weights, owl_proximal, pld_weights
-from oicsr.proximal import ProximalGroupLasso
 from tests.baselines.networks import prepared
 
 
@@ -77,9 +76,9 @@ def test_equal_weights_are_the_shrinkage_of_group_lasso_exactly() -> None:
         model, couplings = prepared("chain")
         other, _ = prepared("chain")
         ProximalGrOWL(couplings, sides, 0.7, weights="equal").proximal_step(model, 0.5)
-        ProximalGroupLasso(couplings, sides, 0.7).proximal_step(other, 0.5)
+        oicsr.ProximalGroupLasso(couplings, sides, 0.7).proximal_step(other, 0.5)
         for name, weight in model.named_parameters():
-            assert torch.equal(weight, other.get_parameter(name)), name
+            torch.testing.assert_close(weight, other.get_parameter(name), rtol=1e-14, atol=0, msg=name)
         loss = GrOWL(couplings, sides, 0.7, weights="equal")(model)
         torch.testing.assert_close(loss, oicsr.GroupLasso(couplings, sides, 0.7)(model), rtol=1e-12, atol=0)
 
@@ -125,5 +124,7 @@ def test_impossible_settings_are_refused() -> None:
     _, couplings = prepared("chain")
     with pytest.raises(ValueError, match="weights is 'owl'; it must be one of 'pld', 'oscar', 'equal'"):
         GrOWL(couplings, ("in",), 1.0, weights="owl")
+    with pytest.raises(ValueError, match="learning_rate is -1"):
+        ProximalGrOWL(couplings, ("in",), 1.0).proximal_step(prepared("chain")[0], -1)
     with pytest.raises(ValueError, match="sides"):
         ProximalGrOWL(couplings, (), 1.0)

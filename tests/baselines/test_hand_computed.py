@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from benchmarks.methods import IMPORTANCES, REGULARIZERS
 from torch import nn
 
 import oicsr
@@ -15,6 +14,7 @@ from baselines.cges import Cges
 from baselines.depgraph import GroupNormPenalty
 from baselines.elementwise import ElementwisePenalty
 from baselines.growing_reg import GrowingPenalty
+from benchmarks.methods import IMPORTANCES, REGULARIZERS
 from oicsr.growl import SLOPE
 from tests.baselines.networks import gradient
 
@@ -187,7 +187,7 @@ def test_proximal_step_of_overlapping_groups_takes_both_factors() -> None:
 
 def test_impossible_settings_are_refused() -> None:
     _, couplings = two_by_two()
-    with pytest.raises(ValueError, match="margin is 0.7"):
+    with pytest.raises(ValueError, match=r"margin is 0\.7"):
         Cges(couplings, ("in",), 1.0, margin=0.7)
     with pytest.raises(ValueError, match="power is 3"):
         ElementwisePenalty(couplings, 1.0, power=3)

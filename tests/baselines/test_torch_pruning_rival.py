@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
-from benchmarks.methods import IMPORTANCES, REGULARIZERS
 from torch import Tensor, nn
 
 import oicsr
 from baselines.torch_pruning_rival import GrowingPeerPenalty, PeerPenalty, _group_norm, example_inputs_for
+from benchmarks.methods import IMPORTANCES, REGULARIZERS
 from tests.baselines.networks import IMAGES, PEERS, built, by_formula, gradient, prepared, scoring
 
 tp = pytest.importorskip("torch_pruning")
@@ -22,7 +23,7 @@ class PlainConvolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [3, 5, 7, 4, 6]
-        self.layers = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)))
+        self.layers = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -139,7 +140,7 @@ def test_couplings_that_it_does_not_find_are_an_error() -> None:
     model, couplings = prepared("chain")
     for parameter in model.parameters():
         parameter.requires_grad_(False)  # its graph is read off autograd
-    with pytest.raises(ValueError, match="torch-pruning (finds no group|cannot)"):
+    with pytest.raises(ValueError, match=r"torch-pruning (finds no group|cannot)"):
         IMPORTANCES["tp-magnitude"].score(model, couplings, scoring())
 
 
