@@ -119,7 +119,7 @@ SELECTIONS: dict[str, SelectionSpec] = baselines.SELECTIONS
 
 METHODS: dict[str, Method] = by_name(
     [
-        *(Method(spec.name, spec.title, spec, OUT_IN, source=LI) for spec in OURS),
+        *(Method(spec.name, spec.title, spec, OUT_IN, source=spec.source) for spec in OURS),
         Method("oicsr-gl-uniform", "OICSR-GL, uniform", OICSR_GL, OUT_IN, UNIFORM, source="control of the selection"),
         *baselines.METHODS.values(),
     ]
