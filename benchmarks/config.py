@@ -77,7 +77,9 @@ class Profile:
         steps: Removals; the regulariser trains before each.
         pruning_schedule: How the target is spread over the steps.
         precision: Of the forward and backward pass.
-        grids: Strengths that are tried, by regulariser; all of one length.
+        grid_scale: Times the grid of each regulariser gives the strengths that are tried. A penalty acts in
+            proportion to learning rate times steps, so that short training needs more of it.
+        grids: Grids that replace those of some regularisers; all of one length.
     """
 
     dense: Phase
@@ -96,6 +98,7 @@ class Profile:
     steps: int = 1
     pruning_schedule: PruningSchedule = "linear"
     precision: Precision = "float32"
+    grid_scale: float = 1.0
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

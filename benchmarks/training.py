@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -74,7 +74,7 @@ class Training:
         name: Of the phase, for the history.
         step: Number of removals before.
         epoch: Epochs done.
-        history: A row for each of them.
+        rows: A row of history for each of them.
     """
 
     model: nn.Module
@@ -86,11 +86,10 @@ class Training:
     name: str = "dense"
     step: int = 0
     epoch: int = 0
-    history: list[EpochRow] | None = None
+    rows: list[EpochRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Build the optimiser over the model as it is now."""
-        self.history = self.history or []
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=self.phase.learning_rate,
@@ -124,8 +123,7 @@ class Training:
         row = EpochRow(
             self.name, self.step, self.epoch, rate, loss, penalty, top1, score.loss, score.top1, round(seconds, 3)
         )
-        assert self.history is not None
-        self.history.append(row)
+        self.rows.append(row)
         return row
 
     def _train_epoch(self) -> tuple[float, float, float]:
@@ -179,7 +177,7 @@ class Training:
             "generator": self.generator.get_state(),
             "torch_generator": torch.get_rng_state(),
             "device_generator": torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0),
-            "history": [asdict(row) for row in self.history or []],
+            "history": [asdict(row) for row in self.rows],
         }
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -193,7 +191,7 @@ class Training:
         torch.set_rng_state(snapshot["torch_generator"].cpu())
         if snapshot["device_generator"].numel():
             torch.cuda.set_rng_state(snapshot["device_generator"].cpu())
-        self.history = [EpochRow(**row) for row in snapshot["history"]]
+        self.rows = [EpochRow(**row) for row in snapshot["history"]]
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ from oicsr.tracing import Scope, find_couplings
 Train = Callable[[nn.Module, Regularizer | None, int], None]
 MakeRegularizer = Callable[[Sequence[Coupling]], Regularizer | None]
 Importance = Callable[[nn.Module, Sequence[Coupling]], Sequence[Tensor]]
+Select = Callable[..., PruningPlan]
 Schedule = Literal["linear", "geometric"]
 
 
@@ -53,6 +54,7 @@ def prune_iteratively(
     max_removed: float = 0.5,
     cap_of: Literal["original", "current"] = "original",
     round_to: int = 1,
+    select: Select = select_channels,
 ) -> PruningResult:
     """Train with a regulariser and remove the least important channels, `steps` times, down to a target of MACs.
 
@@ -72,6 +74,7 @@ def prune_iteratively(
         max_removed: The largest share of a coupling's channels that may go, per `cap_of`.
         cap_of: Whether that is a share of the width before the loop, or at each step.
         round_to: Leave widths a multiple of this.
+        select: Turns scores into a plan; takes the arguments of `select_channels`.
 
     Raises:
         ValueError: An argument is out of range or the target out of reach; what was trained so far is in `model`
@@ -85,7 +88,7 @@ def prune_iteratively(
     plan = PruningPlan.from_kept(couplings, {})
     for step in range(steps):
         train(model, make_regularizer(couplings), step)
-        following = select_channels(
+        following = select(
             importance(model, couplings),
             couplings,
             model,

@@ -562,9 +562,9 @@ def softmax(tracer: Tracer, node: fx.Node) -> Result:
 
 
 @rule(
-    *"max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d".split(),
-    *"adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices _adaptive_avg_pool2d".split(),
-    *"upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate avg_pool2d_with_indices".split(),
+    *"max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d".split(),
+    *"adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices".split(),
+    *"_adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate avg_pool2d_with_indices".split(),
 )
 def pool(tracer: Tracer, node: fx.Node) -> Result:
     """Works on the spatial axes; channels on axis 1 pass."""
@@ -599,15 +599,31 @@ def reduce(tracer: Tracer, node: fx.Node) -> Result:
 
 @rule("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "zero_pad2d", "im2col")
 def pad(tracer: Tracer, node: fx.Node) -> Result:
-    """Pads axes that hold no channels. A channel axis padded by a number in the code stays as it is."""
+    """Pads axes; a channel axis gets constant channels before and behind its own.
+
+    How many is a number in the code (the option A shortcut of ResNets), so the constant channels stay as they are,
+    and the others keep their place between them.
+    """
     source = node.args[0]
     assert isinstance(source, fx.Node)
     ids = tracer.ids(source)
     if ids is None:
         return Value(None, tracer.reason(source))
     old, new = shape_of(source), shape_of(node)
-    if len(old) != len(new) or any(old[axis] != new[axis] for axis in varying(ids)):
-        return tracer.opaque(node, "pads the channel axis by a fixed number")
+    changed = [axis for axis in varying(ids) if len(old) != len(new) or old[axis] != new[axis]]
+    if not changed:
+        return Value(ids)
+    widths = node.args[1]
+    is_constant = operator_name(node) == "constant_pad_nd" or argument(node, 2, "mode", "constant") == "constant"
+    assert isinstance(widths, list | tuple) or not is_constant
+    if len(old) != len(new) or not is_constant or any(int(width) < 0 for width in widths):  # type: ignore[arg-type]
+        return tracer.opaque(node, "changes the channel axis in a form without a rule")
+    for axis in changed:
+        before, behind = (int(width) for width in widths[2 * (ids.ndim - 1 - axis) :][:2])  # type: ignore[index]
+        shape = [1 if k == axis else size for k, size in enumerate(ids.shape)]
+        constant = tracer.sets.new_fixed(1, f"{tracer.where(node)} adds a constant to it").reshape([1] * ids.ndim)
+        parts = [constant.expand([n if k == axis else size for k, size in enumerate(shape)]) for n in (before, behind)]
+        ids = torch.cat([parts[0], ids, parts[1]], axis)
     return Value(ids)
 
 

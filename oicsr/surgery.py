@@ -38,6 +38,9 @@ def remove_channels(
     _check_fits(model, plan)
     small = copy.deepcopy(model)
     before = dict(model.named_parameters())
+    for name, parameter in small.named_parameters():  # a deep copy leaves gradients behind
+        grad = before[name].grad
+        parameter.grad = None if grad is None else grad.clone()
     slice_module(small, plan.slices)
     if optimizer is not None:
         _rebind(optimizer, before, dict(small.named_parameters()), plan)

@@ -11,6 +11,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -94,14 +95,14 @@ def find_root(source: Source) -> Path:
     except (URLError, OSError, RuntimeError) as error:
         looked = ", ".join(str((folder / source.folder).absolute()) for folder in data_folders())
         raise DataError(
-            f"{source.name} was not found (looked for {looked}) and could not be downloaded ({error}). Put the standard "
-            f"folder {source.folder!r} in one of these places or set OICSR_DATA to the folder that holds it. "
+            f"{source.name} was not found (looked for {looked}) and could not be downloaded ({error}). Put the "
+            f"standard folder {source.folder!r} in one of these places or set OICSR_DATA to the folder that holds it. "
             "`make demo` needs no data."
         ) from error
     return target
 
 
-def _read(root: Path, source: Source, file: str, md5: str) -> dict[str, object]:
+def _read(root: Path, source: Source, file: str, md5: str) -> dict[str, Any]:
     path = root / source.folder / file
     if not path.is_file():
         raise DataError(
@@ -118,7 +119,7 @@ def _read(root: Path, source: Source, file: str, md5: str) -> dict[str, object]:
     return dict(pickle.loads(content, encoding="latin1"))
 
 
-def _images(files: list[dict[str, object]], source: Source) -> Images:
-    pixels = torch.cat([torch.from_numpy(file["data"]) for file in files])  # type: ignore[arg-type]
-    labels = [label for file in files for label in file[source.label_key]]  # type: ignore[attr-defined]
+def _images(files: list[dict[str, Any]], source: Source) -> Images:
+    pixels = torch.cat([torch.from_numpy(file["data"]) for file in files])
+    labels = [label for file in files for label in file[source.label_key]]
     return Images(pixels.reshape(-1, 3, 32, 32), torch.tensor(labels))  # rows are channel-major

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+import oicsr
 from oicsr import Coupling
 
 
@@ -71,7 +72,7 @@ class Mixed(nn.Module):
 
 
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give normalisation layers scales, shifts and statistics that a trained network could have."""
+    """Give normalisation layers scales, shifts and statistics that a trained network could have; biases too."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -79,7 +80,16 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
             module.bias.data.normal_(0, 0.2, generator=generator)
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
+        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.bias.data.normal_(0, 0.2, generator=generator)
     return model
+
+
+def narrowed(model: nn.Module, images: Tensor, divisor: int = 16) -> nn.Module:
+    """Return the same architecture with a fraction of the channels."""
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    kept = {c.name: range(max(1, c.num_channels // divisor)) for c in couplings}
+    return oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, kept))
 
 
 def drop_third(couplings: Sequence[Coupling], seed: int = 0) -> dict[str, list[int]]:

@@ -19,7 +19,7 @@ def run(**options: object) -> tuple[oicsr.PruningResult, list[tuple[int, int]], 
     trained: list[tuple[int, int]] = []
 
     def train(network: nn.Module, regularizer: oicsr.Regularizer | None, step: int) -> None:
-        assert regularizer is not None and float(regularizer(network)) > 0
+        assert regularizer is not None and regularizer(network).item() > 0
         trained.append((step, oicsr.count_macs(network, IMAGES)))
 
     result = oicsr.prune_iteratively(

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torchvision
-from benchmarks.models import MODELS
 from torch import Tensor, nn
 
 import oicsr
-from tests.oicsr.networks import Basic, Chain, Mixed
+from benchmarks.models import MODELS
+from tests.oicsr.networks import Basic, Chain, Mixed, narrowed
 
 SIDES = [("out", "in"), ("out",), ("in",), ("norm",), ("out", "in", "norm")]
 
@@ -68,7 +68,7 @@ NETWORKS = {
     "basic": (Basic, (2, 3, 8, 8)),
     "mixed": (Mixed, (2, 3, 8, 8)),
     "resnet20": (lambda: MODELS["resnet20"](10), (1, 3, 32, 32)),
-    "vgg16": (lambda: MODELS["vgg16"](10), (1, 3, 32, 32)),
+    "vgg16": (lambda: narrowed(MODELS["vgg16"](10), torch.zeros(1, 3, 32, 32), 8), (1, 3, 32, 32)),
     "mobilenetv2": (lambda: MODELS["mobilenetv2"](10), (1, 3, 32, 32)),
     "densenet": (lambda: torchvision.models.DenseNet(8, (2, 3), 16, num_classes=10), (1, 3, 64, 64)),
 }

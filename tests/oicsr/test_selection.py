@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import oicsr
+from benchmarks.models import MODELS
+from oicsr.selection import MacsModel
 from tests.oicsr.networks import Basic, Chain, Mixed
 
 IMAGES = torch.zeros(1, 3, 8, 8)
@@ -24,25 +29,58 @@ def test_least_important_channels_of_the_whole_network_go() -> None:
     couplings = oicsr.find_couplings(model, IMAGES)
     scores = [torch.tensor([9.0, 1, 8, 7, 6, 5]), torch.tensor([9.0, 8, 7, 2, 6, 5, 4, 3])]
     # MACs: 64 * 27 * w1 + 64 * 9 * w1 * w2 + 20 * w2; dense (6, 8): 38,176. The order is 1, 2, 3, ...
-    plan = oicsr.select_channels(scores, couplings, model, IMAGES, macs_kept=0.7313)
+    plan = oicsr.select_channels(scores, couplings, model, IMAGES, macs_kept=28_941 / 38_176)
     assert plan.kept == {"conv1": (0, 2, 3, 4, 5), "conv2": (0, 1, 2, 4, 5, 6, 7)}
     small = oicsr.remove_channels(model, plan)
     assert oicsr.count_macs(small, IMAGES) == 64 * 27 * 5 + 64 * 9 * 5 * 7 + 20 * 7
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(share=st.floats(0.35, 1.0), seed=st.integers(0, 10_000))
-def test_target_is_met_within_one_percent_or_refused(share: float, seed: int) -> None:
-    model = COUPLED
-    try:
-        plan = oicsr.select_channels(
-            scores_for(COUPLINGS, seed), COUPLINGS, model, CIFAR, macs_kept=share, max_removed=0.9
-        )
-    except ValueError as error:
-        assert "no cut comes within" in str(error)
-        return
-    reached = oicsr.count_macs(oicsr.remove_channels(model, plan), CIFAR) / oicsr.count_macs(model, CIFAR)
-    assert reached == pytest.approx(share, rel=0.01)
+def test_target_is_met_within_one_percent(share: float, seed: int) -> None:
+    cost = MacsModel(COUPLINGS, COUPLED, CIFAR)
+    plan = oicsr.select_channels(
+        scores_for(COUPLINGS, seed), COUPLINGS, COUPLED, CIFAR, macs_kept=share, max_removed=0.9
+    )
+    stays = torch.cat([torch.isin(torch.arange(c.num_channels), torch.tensor(plan.kept[c.name])) for c in COUPLINGS])
+    assert cost.macs(stays) == pytest.approx(share * oicsr.count_macs(COUPLED, CIFAR), rel=0.01)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.4])
+def test_target_is_met_where_single_channels_are_coarse(share: float) -> None:
+    """The demo's network: a channel of the first stage costs up to 2 % of what remains."""
+    images = torch.zeros(1, 1, 8, 8)
+    model = MODELS["digits-resnet"](10)
+    couplings = oicsr.find_couplings(model, images)
+    for seed in range(10):
+        scores = scores_for(couplings, seed)
+        plan = oicsr.select_channels(scores, couplings, model, images, macs_kept=share, max_removed=0.9)
+        reached = oicsr.count_macs(oicsr.remove_channels(model, plan), images)
+        assert reached == pytest.approx(share * oicsr.count_macs(model, images), rel=0.01)
+
+
+AUTHORS_MACS = {0.627: 2563e6, 0.556: 2274e6, 0.500: 2046e6}  # README of the authors' repository, ResNet-50
+
+
+@pytest.mark.parametrize("importance", ["random", "energy"])
+def test_resnet50_lands_on_the_widths_of_the_authors(importance: str) -> None:
+    torch.manual_seed(0)
+    model, images = torchvision.models.resnet50(weights=None), torch.zeros(1, 3, 224, 224)
+    couplings = oicsr.find_couplings(model, images)
+    assert len(couplings) == 32
+    scores = scores_for(couplings) if importance == "random" else oicsr.out_in_energy(model, couplings)
+    inner = {member.parameter.rpartition(".")[0] for coupling in couplings for member in coupling.members}
+    for share, published in AUTHORS_MACS.items():
+        plan = oicsr.select_channels(scores, couplings, model, images, macs_kept=share, max_removed=0.5)
+        small = oicsr.remove_channels(model, plan)
+        assert oicsr.count_macs(small, images) == pytest.approx(published, rel=0.005)
+        assert all(2 * len(plan.kept[c.name]) >= c.num_channels for c in couplings)
+        widths = {name: module.out_channels for name, module in small.named_modules() if isinstance(module, nn.Conv2d)}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.endswith((".conv1", ".conv2")):
+                assert widths[name] == module.out_channels, name
+        assert {entry.parameter.rpartition(".")[0] for entry in plan.slices} <= inner
+        assert (small.conv1.out_channels, small.fc.in_features) == (64, 2048)
 
 
 CIFAR = torch.zeros(1, 3, 32, 32)
@@ -56,7 +94,7 @@ def test_fewer_macs_keep_a_subset() -> None:
         oicsr.select_channels(scores, COUPLINGS, COUPLED, CIFAR, macs_kept=share, max_removed=0.9)
         for share in (0.9, 0.7, 0.5)
     ]
-    for wider, narrower in zip(plans, plans[1:], strict=False):
+    for wider, narrower in pairwise(plans):
         assert all(set(narrower.kept[name]) <= set(wider.kept[name]) for name in wider.kept)
 
 
@@ -103,7 +141,7 @@ def test_wrong_scores_are_refused() -> None:
         oicsr.select_channels(scores_for(COUPLINGS)[:-1], COUPLINGS, COUPLED, CIFAR)
     broken = scores_for(COUPLINGS)
     broken[2][1] = float("nan")
-    with pytest.raises(ValueError, match="'layer2.0.conv1' contain NaN"):
+    with pytest.raises(ValueError, match=r"'layer2\.0\.conv1' contain NaN"):
         oicsr.select_channels(broken, COUPLINGS, COUPLED, CIFAR)
     with pytest.raises(ValueError, match="no couplings"):
         oicsr.select_channels([], [], COUPLED, CIFAR)
@@ -118,5 +156,5 @@ def test_ties_are_broken_by_position_not_by_chance() -> None:
     model = Mixed()
     couplings = oicsr.find_couplings(model, IMAGES)
     flat = [torch.ones(c.num_channels) for c in couplings]
-    plans = [oicsr.select_channels(flat, couplings, model, IMAGES, macs_kept=0.85, max_removed=0.9) for _ in range(2)]
+    plans = [oicsr.select_channels(flat, couplings, model, IMAGES, macs_kept=0.8672, max_removed=0.9) for _ in range(2)]
     assert plans[0] == plans[1]

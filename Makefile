@@ -1,0 +1,57 @@
+# `make` shows what there is. Every experiment is a target of its name: `make cifar10-resnet56`.
+# Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, PROFILE=quick|cpu|paper, WANDB=online|offline|disabled,
+# ARGS="any other option of python -m benchmarks run". The published records lie in results/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+RESULTS ?= outputs
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+  $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) $(ARGS)
+EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py,$(wildcard benchmarks/experiments/*.py)))))
+
+.PHONY: help setup test lint types report check perf paper clean $(EXPERIMENTS)
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
+	@printf '  make %-22s run an experiment: train, prune, fine-tune, compare\n' EXPERIMENT
+	@printf '\nexperiments:\n'; printf '  %s\n' $(EXPERIMENTS)
+
+setup: $(VENV)/.done ## make the environment in .venv (done by every other target where it is missing)
+
+$(VENV)/.done: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "Python 3.11 to 3.13 is needed; PYTHON=$(PYTHON) is $$($(PYTHON) --version)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@UV="$$(command -v uv || true)"; \
+	  if [ -z "$$UV" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; UV=$(BIN)/uv; fi; \
+	  "$$UV" pip install --quiet --python $(BIN)/python -r requirements.lock; \
+	  "$$UV" pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+$(EXPERIMENTS): setup
+	@$(BIN)/python -m benchmarks run $@ $(RUN_OPTIONS)
+
+test: setup ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: setup ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## check types
+	@$(BIN)/mypy oicsr baselines benchmarks
+
+report: setup ## make tables, plots, RESULTS.md and the README's block from the published records
+	@$(BIN)/python -m benchmarks report
+
+check: setup ## compare every generated file with its records
+	@$(BIN)/python -m benchmarks report --check
+
+clean: ## remove the environment and caches (never results, data or checkpoints)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

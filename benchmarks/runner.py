@@ -1,0 +1,347 @@
+"""The runner: dense -> regularized -> pruned -> finetuned, all four states measured, everything resumable."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from baselines.method import Method, Scoring
+from benchmarks.checkpoints import CheckpointStore
+from benchmarks.config import Cell
+from benchmarks.datasets import DataSplits, Images, load_dataset
+from benchmarks.loading import TrainingBatches, batches_in_order
+from benchmarks.methods import find_method
+from benchmarks.models import build_model
+from benchmarks.provenance import provenance, weights_sha256
+from benchmarks.records import COMPLETE, FAILED, Record, write_record
+from benchmarks.stages import Stage, stages_of
+from benchmarks.strengths import Strength, choose_strength
+from benchmarks.structure import describe_structure
+from benchmarks.training import EVALUATION_BATCH, DivergedError, EpochRow, Score, Training, evaluate
+from oicsr import Coupling, PruningPlan, PruningResult, Regularizer, count_macs, count_params, prune_iteratively
+
+SCORING_BATCHES = 8
+
+
+class Observer(Protocol):
+    """Something that is told how a sweep goes on."""
+
+    def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
+        """A run begins."""
+        ...
+
+    def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
+        """An epoch is over; `cached`: it was trained before, for this or another run."""
+        ...
+
+    def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
+        """A run is over, complete or failed."""
+        ...
+
+
+@dataclass
+class Bench:
+    """Where runs happen.
+
+    Attributes:
+        device: Of all training.
+        results: Folder of the records.
+        store: Checkpoints.
+        observers: Are told of every epoch and run.
+        tuning: Folder of the tuning records that strengths are read from.
+    """
+
+    device: torch.device
+    results: Path
+    store: CheckpointStore
+    observers: Sequence[Observer] = ()
+    tuning: Path = Path("results/tuning")
+
+
+@dataclass
+class Stretch:
+    """What a stage leaves: scores on test (where measured) and validation split, the history, and how long it took."""
+
+    test: Score | None
+    validation: Score
+    history: list[EpochRow]
+
+    @property
+    def seconds(self) -> float:
+        """Time of all epochs."""
+        return sum(row.seconds for row in self.history)
+
+
+@dataclass
+class Progress:
+    """What of a run is done, so that a failure can say how far it came."""
+
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: list[EpochRow] = field(default_factory=list)
+    structure: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    widths: dict[str, list[int]] = field(default_factory=dict)
+
+
+def run_cell(bench: Bench, cell: Cell) -> Record:
+    """Do one run and write its record, complete or failed."""
+    method = find_method(cell.method)
+    strength = choose_strength(bench.tuning, cell, method)
+    stages = stages_of(cell, method, strength.value, bench.device.type)
+    for observer in bench.observers:
+        observer.run_started(cell, stages)
+    progress, failure = Progress(), None
+    try:
+        _Run(bench, cell, method, strength, stages, progress).go()
+    except (DivergedError, torch.OutOfMemoryError) as error:
+        failure = _describe_failure(error, progress)
+    record = _record(bench, cell, method, strength, progress, failure)
+    write_record(bench.results, record, progress.history)
+    for observer in bench.observers:
+        observer.run_finished(cell, record, progress.history)
+    return record
+
+
+def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
+    """Return the validation accuracy of the pruned network, before fine-tuning; the test set is not looked at.
+
+    Raises:
+        DivergedError: Training diverged.
+    """
+    method = find_method(cell.method)
+    stages = stages_of(cell, method, strength, bench.device.type)
+    run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
+    model = fresh_model(cell, run.data.num_classes, bench.device)
+    run.train(stages[0], model, None, measure=False)
+    return run.evaluate(run.prune(model).model, run.data.validation).top1
+
+
+@cache
+def load_splits(dataset: str, train_images: int | None, test_images: int | None) -> DataSplits:
+    """Return a data set, loaded once per process."""
+    return load_dataset(dataset).limited(train_images, test_images)
+
+
+def splits_of(cell: Cell) -> DataSplits:
+    """Return the data of a run."""
+    return load_splits(cell.experiment.dataset, cell.profile.train_images, cell.profile.test_images)
+
+
+def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module:
+    """Build the network with weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.seed)
+        model = build_model(cell.experiment.model, num_classes)
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+class _Run:
+    """One run on its way."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        cell: Cell,
+        method: Method,
+        strength: Strength,
+        stages: Sequence[Stage],
+        progress: Progress,
+        *,
+        on_test: bool = True,
+    ) -> None:
+        self.bench, self.cell, self.method = bench, cell, method
+        self.strength, self.stages, self.progress = strength, stages, progress
+        self.on_test = on_test
+        self.data = splits_of(cell)
+        self.inputs = torch.zeros(1, *self.data.shape, device=bench.device)
+
+    def go(self) -> None:
+        """Go through all stages."""
+        model = fresh_model(self.cell, self.data.num_classes, self.bench.device)
+        dense = self.train(self.stages[0], model, None, measure=True)
+        self.measure("dense", model, dense)
+        result = self.prune(model)
+        pruned = self.evaluate(result.model, self.data.test), self.evaluate(result.model, self.data.validation)
+        self.measure("pruned", result.model, Stretch(*pruned, []))
+        finetuned = self.train(self.stages[-1], result.model, None, measure=True)
+        self.measure("finetuned", result.model, finetuned)
+        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(result.model)
+
+    def prune(self, model: nn.Module) -> PruningResult:
+        """Train with the regulariser and remove channels, as often as the profile says."""
+        profile = self.cell.profile
+        couplings_seen: list[Sequence[Coupling]] = []
+
+        def train(network: nn.Module, regularizer: Regularizer | None, step: int) -> None:
+            first = step == 0 and self.on_test
+            stretch = self.train(self.stages[1 + step], network, regularizer, measure=first)
+            if first:
+                self.measure("regularized", network, stretch)
+                self.progress.structure = describe_structure(network, couplings_seen[0])
+
+        def make_regularizer(couplings: Sequence[Coupling]) -> Regularizer | None:
+            couplings_seen.append(couplings)
+            return self.method.regularizer.make(couplings, self.strength.value)
+
+        result = prune_iteratively(
+            model,
+            self.inputs,
+            train=train,
+            make_regularizer=make_regularizer,
+            importance=self.score,
+            macs_kept=self.cell.macs_kept,
+            steps=profile.steps,
+            schedule=profile.pruning_schedule,
+            scope=profile.scope,
+            max_removed=profile.max_removed,
+            cap_of=profile.cap_of,
+            round_to=profile.round_to,
+            select=self.method.selection.select,
+        )
+        self.progress.widths = widths(couplings_seen[0], result.plan)
+        return result
+
+    def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
+        """Score the channels by the method's importance."""
+        generator = torch.Generator().manual_seed(self.stages[-1].seed)
+        return self.method.importance.score(model, couplings, Scoring(generator, self.scoring_batches))
+
+    def scoring_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the first training images, not augmented, for importances that look at data."""
+        batch = self.cell.profile.batch_size
+        return islice(batches_in_order(self.data.train, self.data, batch, self.bench.device), SCORING_BATCHES)
+
+    def train(self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool) -> Stretch:
+        """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights."""
+        profile, store = self.cell.profile, self.bench.store
+        training = Training(
+            model,
+            stage.phase,
+            TrainingBatches(self.data, profile.batch_size, self.bench.device),
+            torch.Generator().manual_seed(stage.seed),
+            regularizer,
+            profile.precision,
+            stage.name,
+            stage.step,
+        )
+        torch.manual_seed(stage.seed)  # dropout
+        saved = store.load(stage.key)
+        if saved is not None:
+            training.restore(saved)
+        for row in training.rows:
+            self._tell(stage, row, cached=True)
+        while not training.finished:
+            row = training.run_epoch(lambda: self.evaluate(model, self.data.validation))
+            store.save(stage.key, training.snapshot())
+            self._tell(stage, row, cached=False)
+        return self._finish(stage, training, saved, measure=measure)
+
+    def _tell(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
+        self.progress.history.append(row)
+        for observer in self.bench.observers:
+            observer.epoch_done(self.cell, stage, row, cached=cached)
+
+    def _finish(self, stage: Stage, training: Training, saved: dict[str, Any] | None, *, measure: bool) -> Stretch:
+        """Measure the end of a stage, the test set once per stage, ever."""
+        scores = (saved or {}).get("scores")
+        if scores is None or (measure and not scores["test"]):
+            validation = self.evaluate(training.model, self.data.validation)
+            test = self.evaluate(training.model, self.data.test) if measure else None
+            scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
+            self.bench.store.save(stage.key, {**training.snapshot(), "scores": scores})
+        test = Score(**scores["test"]) if scores["test"] else None
+        stretch = Stretch(test, Score(**scores["validation"]), training.rows)
+        timing = self.progress.timing
+        timing[f"{stage.name}_seconds"] = round(timing.get(f"{stage.name}_seconds", 0.0) + stretch.seconds, 3)
+        return stretch
+
+    def evaluate(self, model: nn.Module, images: Images) -> Score:
+        """Evaluate a model on images as they are."""
+        batches = batches_in_order(images, self.data, EVALUATION_BATCH, self.bench.device)
+        return evaluate(model, batches, self.cell.profile.precision)
+
+    def measure(self, state: str, model: nn.Module, stretch: Stretch) -> None:
+        """Write down one of the four states."""
+        assert stretch.test is not None
+        self.progress.states[state] = {
+            "top1": stretch.test.top1,
+            "loss": stretch.test.loss,
+            "val_top1": stretch.validation.top1,
+            "macs": count_macs(model, self.inputs),
+            "params": count_params(model),
+        }
+
+
+def widths(couplings: Sequence[Coupling], plan: PruningPlan) -> dict[str, list[int]]:
+    """Return coupling name to its number of channels before and after."""
+    return {c.name: [c.num_channels, len(plan.kept[c.name])] for c in couplings}
+
+
+def _describe_failure(error: Exception, progress: Progress) -> dict[str, Any]:
+    last = progress.history[-1] if progress.history else None
+    return {
+        "reason": str(error),
+        "kind": type(error).__name__,
+        "last_good_epoch": f"{last.phase} {last.epoch}" if last else None,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def _record(
+    bench: Bench,
+    cell: Cell,
+    method: Method,
+    strength: Strength,
+    progress: Progress,
+    failure: dict[str, Any] | None,
+) -> Record:
+    epochs: dict[str, int] = {}
+    for row in progress.history:
+        epochs[row.phase] = epochs.get(row.phase, 0) + 1
+    return Record(
+        run_id=cell.run_id,
+        experiment=cell.experiment.name,
+        profile=cell.profile_name,
+        method=cell.method,
+        title=method.title,
+        regularizer=method.regularizer.name,
+        importance=method.importance.name,
+        selection=method.selection.name,
+        strength=strength.value,
+        strength_source=strength.source,
+        seed=cell.seed,
+        macs_kept=cell.macs_kept,
+        status=FAILED if failure else COMPLETE,
+        config=resolved_config(cell, method),
+        states=progress.states,
+        widths=progress.widths,
+        structure=progress.structure,
+        epochs=epochs,
+        timing={**progress.timing, "finished_unix": round(time.time())},
+        provenance=provenance(bench.device, splits_of(cell).checksum),
+        failure=failure,
+    )
+
+
+def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
+    """Return every value that the run depends on, besides method, strength, seed and target."""
+    shared = copy.deepcopy(asdict(cell.profile))
+    for name in ("methods", "macs_kept", "seeds", "grid_scale", "grids"):  # say what else was run, not how this was
+        shared.pop(name)
+    decay = method.regularizer.weight_decay
+    return {
+        "model": cell.experiment.model,
+        "dataset": cell.experiment.dataset,
+        **shared,
+        "regularizer_weight_decay": cell.profile.regularized.weight_decay if decay is None else decay,
+    }

@@ -1,0 +1,72 @@
+"""Which strength a regulariser gets: from the committed tuning record, never from a literal in an experiment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baselines.method import Method
+from benchmarks.config import Cell
+
+SCHEMA = "oicsr-tuning-1"
+DEFAULT_GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of a norm penalty, for a penalty that names no grid of its own
+
+
+class TuningError(ValueError):
+    """A tuning record cannot be read."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A strength and where it comes from."""
+
+    value: float
+    source: str
+
+
+def tuning_path(folder: Path, experiment: str, profile: str) -> Path:
+    """Return where the tuning record of an experiment lies."""
+    return folder / f"{experiment}-{profile}.json"
+
+
+def read_tuning(path: Path) -> dict[str, Any]:
+    """Read a tuning record.
+
+    Raises:
+        TuningError: It cannot be read, or is none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("chosen"), dict):
+        raise TuningError(f"{path} is no tuning record of schema {SCHEMA!r}. Restore it, or tune again.")
+    return data
+
+
+def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:
+    """Return the strengths that are tried for a method's regulariser."""
+    if not method.has_strength:
+        return (0.0,)
+    own = getattr(method.regularizer, "grid", DEFAULT_GRID)
+    scaled = tuple(float(f"{cell.profile.grid_scale * strength:.6g}") for strength in own)
+    return cell.profile.grids.get(method.regularizer.name, scaled)
+
+
+def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
+    """Return the strength of a run: the one tuned for its method and target, else the middle of the grid.
+
+    Raises:
+        TuningError: There is a tuning record, but it cannot be read.
+    """
+    if not method.has_strength:
+        return Strength(0.0, "none needed")
+    path = tuning_path(folder, cell.experiment.name, cell.profile_name)
+    if path.is_file():
+        chosen = read_tuning(path)["chosen"].get(cell.method, {}).get(f"{cell.macs_kept:g}")
+        if chosen is not None:
+            return Strength(float(chosen), f"tuned on validation ({path.name})")
+    grid = grid_of(cell, method)
+    return Strength(grid[len(grid) // 2], "middle of the grid, not tuned")

@@ -1,0 +1,67 @@
+"""Imports go one way: oicsr <- baselines <- benchmarks; and the library asks for little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {"oicsr": {"oicsr"}, "baselines": {"oicsr", "baselines"}, "benchmarks": {"oicsr", "baselines", "benchmarks"}}
+FIRST_PARTY = {*ALLOWED, "tests"}
+
+
+def imported(source: str, package: str) -> set[str]:
+    """Return the first-party packages that a source imports, at any depth of nesting."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(package if node.level else str(node.module).partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            target = node.args[0] if node.args else None
+            found.add(str(target.value).partition(".")[0] if isinstance(target, ast.Constant) else "computed name")
+    return found & {*FIRST_PARTY, "computed name"}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    arrows = {str(path.relative_to(ROOT)): imported(path.read_text("utf-8"), package) for path in files}
+    wrong = {path: names - ALLOWED[package] for path, names in arrows.items() if names - ALLOWED[package]}
+    # a module that is named only when it runs may be one of the package's own, never of the library
+    wrong = {path: names for path, names in wrong.items() if names != {"computed name"} or package == "oicsr"}
+    assert not wrong
+
+
+def test_walk_finds_nested_and_dynamic_imports() -> None:
+    source = "def f():\n    from benchmarks.models import MODELS\n    import importlib\n"
+    source += "    importlib.import_module('baselines.method')\n"
+    assert imported(source, "oicsr") == {"benchmarks", "baselines"}
+
+
+def test_library_imports_torch_and_safetensors_only() -> None:
+    code = "import sys, torch, safetensors.torch; before = set(sys.modules); import oicsr; print(*set(sys.modules) - before)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    packages = {name.partition(".")[0] for name in run.stdout.split()}
+    assert "oicsr" in packages
+    third_party = packages - set(sys.stdlib_module_names) - {"oicsr", "torch", "safetensors"}
+    # of what torch itself pulls in when its exporter is imported, nothing may be a package of the suite
+    suite = {
+        "torchvision",
+        "timm",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "pandas",
+        "matplotlib",
+        "wandb",
+        "torch_pruning",
+        "ray",
+    }
+    assert not third_party & (suite | {"baselines", "benchmarks"})
