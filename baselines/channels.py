@@ -49,3 +49,31 @@ def zeros(model: nn.Module, coupling: Coupling) -> Tensor:
 def over_mean(scores: Iterable[Tensor]) -> list[Tensor]:
     """Divide the scores of each coupling by their mean; a coupling of zeros is left as it is."""
     return [score / torch.where(score.mean() > 0, score.mean(), 1) for score in scores]
+
+
+def channel_vectors(model: nn.Module, coupling: Coupling, sides: Sequence[Side]) -> Tensor:
+    """Return the weights of each channel on one line, `(num_channels, weights)`, members side by side.
+
+    Where a channel owns fewer slices of a member than another one does, its line is filled up with zeros.
+    """
+    parts = [zeros(model, coupling)[:, None][:, :0]]
+    for member in counted(coupling, sides):
+        weight = model.get_parameter(member.parameter)
+        slices = weight.movedim(member.dim, 0).reshape(weight.shape[member.dim], -1)
+        counts = torch.bincount(member.channels[member.channels >= 0], minlength=coupling.num_channels)
+        order = member.channels.argsort(stable=True)[int((member.channels < 0).sum()) :]
+        place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        table = slices.new_zeros(coupling.num_channels, int(counts.max()), slices.shape[1])
+        table[member.channels[order].to(weight.device), place.to(weight.device)] = slices[order.to(weight.device)]
+        parts.append(table.flatten(1))
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def add_to_gradient(weight: Tensor, value: Tensor, factor: float) -> None:
+    """Add `factor * value` to the gradient of a weight, in place; a frozen weight is left alone."""
+    if not weight.requires_grad:
+        return
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    weight.grad.add_(value, alpha=factor)

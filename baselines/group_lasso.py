@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from baselines.method import RegularizerSpec
-from oicsr import Coupling, GroupLasso
+from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 
 
 def out_channels(couplings: Sequence[Coupling], strength: float) -> GroupLasso:
@@ -62,6 +62,23 @@ GL_SEPARATE = RegularizerSpec(
     formula="λ Σ_l Σ_i (‖W^l_{i,:}‖₂ + ‖W^{l+1}_{:,i}‖₂)",
     source="control of this suite",
     penalised="the filters and the columns of prunable channels, each a group of its own",
+    normalisation=UNWEIGHTED,
+    weight_decay_note=SSL_DECAY,
+)
+
+
+def out_channels_proximal(couplings: Sequence[Coupling], strength: float) -> ProximalGroupLasso:
+    """Build the proximal step on the filters of each layer."""
+    return ProximalGroupLasso(couplings, sides=("out",), strength=strength)
+
+
+GL_OUT_PROX = RegularizerSpec(
+    name="gl-out-prox",
+    title="Group Lasso (out), proximal",
+    make=out_channels_proximal,
+    formula="W^l_{i,:} ← max(0, 1 − ηλ/‖W^l_{i,:}‖₂) W^l_{i,:} after each step of size η",
+    source=f"{SSL}, filter-wise groups, with the exact proximal operator in place of the sub-gradient",
+    penalised=GL_OUT.penalised,
     normalisation=UNWEIGHTED,
     weight_decay_note=SSL_DECAY,
 )

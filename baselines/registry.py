@@ -6,11 +6,21 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from baselines import energy_importance as energy
+from baselines import torch_pruning_rival as peer
+from baselines.cges import CGES
+from baselines.depgraph import DEPGRAPH, GROUP_NORM
+from baselines.elementwise import L1_WEIGHTS, L2_WEIGHTS
 from baselines.filter_norm import L1_NORM, L2_NORM
-from baselines.group_lasso import GL_IN, GL_OUT, GL_SEPARATE
+from baselines.fpgm import FPGM
+from baselines.group_lasso import GL_IN, GL_OUT, GL_OUT_PROX, GL_SEPARATE
+from baselines.growing_reg import GREG1
+from baselines.growl import GROWL, GROWL_OSCAR, GROWL_PROX
 from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, SelectionSpec
+from baselines.network_slimming import BATCHNORM_SCALE, SLIMMING
 from baselines.no_regularizer import NO_REGULARIZER
 from baselines.random_channels import RANDOM
+from baselines.taylor import TAYLOR
+from baselines.uniform_selection import UNIFORM
 
 
 class Named(Protocol):
@@ -39,7 +49,27 @@ def by_name(entries: Iterable[T]) -> dict[str, T]:
     return found
 
 
-REGULARIZERS: dict[str, RegularizerSpec] = by_name([NO_REGULARIZER, GL_OUT, GL_IN, GL_SEPARATE])
+REGULARIZERS: dict[str, RegularizerSpec] = by_name(
+    [
+        NO_REGULARIZER,
+        L1_WEIGHTS,
+        L2_WEIGHTS,
+        GL_OUT,
+        GL_OUT_PROX,
+        GL_IN,
+        GL_SEPARATE,
+        GROWL,
+        GROWL_OSCAR,
+        GROWL_PROX,
+        CGES,
+        SLIMMING,
+        DEPGRAPH,
+        GREG1,
+        peer.TP_GROUP_NORM,
+        peer.TP_BN_SCALE,
+        peer.TP_GROWING_REG,
+    ]
+)
 
 IMPORTANCES: dict[str, ImportanceSpec] = by_name(
     [
@@ -51,11 +81,22 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         energy.IN,
         L1_NORM,
         L2_NORM,
+        FPGM,
+        BATCHNORM_SCALE,
+        TAYLOR,
+        GROUP_NORM,
         RANDOM,
+        peer.TP_GROUP_NORM_IMPORTANCE,
+        peer.TP_BN_SCALE_IMPORTANCE,
+        peer.TP_MAGNITUDE_IMPORTANCE,
     ]
 )
 
-SELECTIONS: dict[str, SelectionSpec] = by_name([GREEDY])
+SELECTIONS: dict[str, SelectionSpec] = by_name([GREEDY, UNIFORM])
+
+SSL = "Wen et al. 2016 (SSL)"
+PEER = "torch-pruning 1.6, with the shared selection and surgery"
+COMPARED = "Li et al. 2019 (OICSR), a rival of its comparison"
 
 METHODS: dict[str, Method] = by_name(
     [
@@ -63,9 +104,37 @@ METHODS: dict[str, Method] = by_name(
         Method("random", "Random channels", NO_REGULARIZER, RANDOM, source="control"),
         Method("l1", "L1-norm filters", NO_REGULARIZER, L1_NORM, source="Li et al. 2017 (PFEC)"),
         Method("l2", "L2-norm filters", NO_REGULARIZER, L2_NORM, source="He et al. 2018 (SFP), with hard removal"),
-        Method("gl-out", "Group Lasso (out)", GL_OUT, energy.OUT, source="Wen et al. 2016 (SSL)"),
-        Method("gl-out-oi", "Group Lasso (out), out-in importance", GL_OUT, energy.OUT_IN),
-        Method("gl-in", "Group Lasso (in)", GL_IN, energy.IN, source="Wen et al. 2016 (SSL)"),
+        Method("fpgm", "FPGM", NO_REGULARIZER, FPGM, source="He et al. 2019 (FPGM)"),
+        Method("taylor", "Taylor, first order", NO_REGULARIZER, TAYLOR, source="Molchanov et al. 2019"),
+        Method("l1-weights", "L1 (non-structured)", L1_WEIGHTS, energy.OUT_IN, source=COMPARED),
+        Method("l2-weights", "L2 (non-structured)", L2_WEIGHTS, energy.OUT_IN, source=COMPARED),
+        Method("gl-out", "Group Lasso (out)", GL_OUT, energy.OUT, source=SSL),
+        Method("gl-out-oi", "Group Lasso (out), out-in importance", GL_OUT, energy.OUT_IN, source="control"),
+        Method("gl-out-prox", "Group Lasso (out), proximal", GL_OUT_PROX, energy.OUT, source=SSL),
+        Method("gl-in", "Group Lasso (in)", GL_IN, energy.IN, source=SSL),
         Method("gl-separate", "Group Lasso (out and in apart)", GL_SEPARATE, energy.OUT_IN, source="control"),
+        Method("growl", "GrOWL (in)", GROWL, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
+        Method("growl-oscar", "GrOWL (in), OSCAR", GROWL_OSCAR, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
+        Method("growl-prox", "GrOWL (in), proximal", GROWL_PROX, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
+        Method("cges", "CGES (in)", CGES, energy.IN, source="Yoon and Hwang 2017 (CGES)"),
+        Method("slimming", "Network Slimming", SLIMMING, BATCHNORM_SCALE, source="Liu et al. 2017"),
+        Method("depgraph", "DepGraph group norm", DEPGRAPH, GROUP_NORM, source="Fang et al. 2023 (DepGraph)"),
+        Method("greg1", "GReg-1", GREG1, L1_NORM, source="Wang et al. 2021 (GReg-1)"),
+        Method(
+            "tp-group-norm",
+            "torch-pruning GroupNorm",
+            peer.TP_GROUP_NORM,
+            peer.TP_GROUP_NORM_IMPORTANCE,
+            source=PEER,
+        ),
+        Method("tp-bn-scale", "torch-pruning BNScale", peer.TP_BN_SCALE, peer.TP_BN_SCALE_IMPORTANCE, source=PEER),
+        Method(
+            "tp-growing-reg",
+            "torch-pruning GrowingReg",
+            peer.TP_GROWING_REG,
+            peer.TP_MAGNITUDE_IMPORTANCE,
+            source=PEER,
+        ),
+        Method("tp-magnitude", "torch-pruning magnitude", NO_REGULARIZER, peer.TP_MAGNITUDE_IMPORTANCE, source=PEER),
     ]
 )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import baselines
+from baselines import cges, growl
+from baselines.cges import Cges
 from baselines.energy_importance import OUT_IN
 from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, SelectionSpec
-from oicsr import Coupling, GroupLasso
+from baselines.registry import by_name
+from baselines.uniform_selection import UNIFORM
+from oicsr import Coupling, GroupLasso, ProximalGroupLasso
+from oicsr.growl import GrOWL, ProximalGrOWL
 
 LI = "Li et al. 2019 (OICSR)"
 
@@ -30,14 +36,94 @@ OICSR_GL = RegularizerSpec(
     weight_decay_note="the experiment's own (the paper's is not known)",
 )
 
-REGULARIZERS: dict[str, RegularizerSpec] = {OICSR_GL.name: OICSR_GL, **baselines.REGULARIZERS}
+
+def out_in_proximal(couplings: Sequence[Coupling], strength: float) -> ProximalGroupLasso:
+    """Build OICSR-GL as a proximal step, which makes whole out-in-channels exactly zero."""
+    return ProximalGroupLasso(couplings, sides=("out", "in"), strength=strength)
+
+
+def growl_out_in(couplings: Sequence[Coupling], strength: float) -> GrOWL:
+    """Build OICSR-GrOWL with the PLD sequence."""
+    return GrOWL(couplings, sides=("out", "in"), strength=strength)
+
+
+def growl_out_in_oscar(couplings: Sequence[Coupling], strength: float) -> GrOWL:
+    """Build OICSR-GrOWL with the OSCAR sequence."""
+    return GrOWL(couplings, sides=("out", "in"), strength=strength, weights="oscar")
+
+
+def growl_out_in_proximal(couplings: Sequence[Coupling], strength: float) -> ProximalGrOWL:
+    """Build OICSR-GrOWL as a proximal step."""
+    return ProximalGrOWL(couplings, sides=("out", "in"), strength=strength)
+
+
+def cges_out_in(couplings: Sequence[Coupling], strength: float) -> Cges:
+    """Build CGES over out-in-channels."""
+    return Cges(couplings, ("out", "in"), strength)
+
+
+OVERLAP = "a weight that is in two groups takes the factors of both"
+GROUP = "g_i = W^l_{i,:} ⊕ W^{l+1}_{:,i}"
+GROWL_VALUE = f"Σ_l Σ_i θ_i ‖g_[i]‖₂, norms falling with i, {GROUP}"
+
+OICSR_GL_PROX = replace(
+    OICSR_GL,
+    name="oicsr-gl-prox",
+    title="OICSR-GL, proximal",
+    make=out_in_proximal,
+    formula=f"g_i ← max(0, 1 − ηλ/‖g_i‖₂) g_i after each step of size η, {GROUP}; {OVERLAP}",
+    source=f"{LI}, Eq. 4, by proximal step (which of the two the authors use is not known)",
+)
+
+OICSR_GROWL = replace(
+    OICSR_GL,
+    name="oicsr-growl",
+    title="OICSR-GrOWL",
+    make=growl_out_in,
+    formula=f"{GROWL_VALUE}; {growl.PLD}",
+    source=f"{LI}: GrOWL in its general form; the sequence is that of Zhang et al. 2018 (the paper's is not known)",
+    normalisation=growl.UNWEIGHTED,
+)
+
+OICSR_GROWL_OSCAR = replace(
+    OICSR_GROWL,
+    name="oicsr-growl-oscar",
+    title="OICSR-GrOWL, OSCAR",
+    make=growl_out_in_oscar,
+    formula=f"{GROWL_VALUE}; {growl.OSCAR}",
+)
+
+OICSR_GROWL_PROX = replace(
+    OICSR_GROWL,
+    name="oicsr-growl-prox",
+    title="OICSR-GrOWL, proximal",
+    make=growl_out_in_proximal,
+    formula=f"proximal operator of {GROWL_VALUE}, after each step; {OVERLAP}; {growl.PLD}",
+)
+
+OICSR_CGES = replace(
+    OICSR_GL,
+    name="oicsr-cges",
+    title="OICSR-CGES",
+    make=cges_out_in,
+    formula=f"λ Σ_l Σ_i ((1 − μ_l) ‖g_i‖₂ + (μ_l/2) ‖g_i‖₁²), {GROUP}; {cges.MU}",
+    source=f"{LI}: the general form, applied to {cges.YOON} by this suite",
+    normalisation=cges.NORMALISATION,
+)
+
+OURS = [OICSR_GL, OICSR_GL_PROX, OICSR_GROWL, OICSR_GROWL_OSCAR, OICSR_GROWL_PROX, OICSR_CGES]
+
+REGULARIZERS: dict[str, RegularizerSpec] = by_name([*OURS, *baselines.REGULARIZERS.values()])
 IMPORTANCES: dict[str, ImportanceSpec] = baselines.IMPORTANCES
 SELECTIONS: dict[str, SelectionSpec] = baselines.SELECTIONS
 
-METHODS: dict[str, Method] = {
-    "oicsr-gl": Method("oicsr-gl", "OICSR-GL", OICSR_GL, OUT_IN, source=LI),
-    **baselines.METHODS,
-}
+METHODS: dict[str, Method] = by_name(
+    [
+        *(Method(spec.name, spec.title, spec, OUT_IN, source=spec.source) for spec in OURS),
+        Method("oicsr-gl-uniform", "OICSR-GL, uniform", OICSR_GL, OUT_IN, UNIFORM, source="control of the selection"),
+        *baselines.METHODS.values(),
+    ]
+)
 
 T = TypeVar("T")
 

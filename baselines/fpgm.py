@@ -1,0 +1,37 @@
+"""FPGM: the filters nearest to the others of their layer go, as the others can stand in for them.
+
+He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019: the
+score of a filter is the sum of its Euclidean distances to all filters of the layer. The authors set one ratio for all
+layers; for the global sort the sums are divided by their layer's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from baselines.channels import channel_vectors, over_mean
+from baselines.method import ImportanceSpec, Scoring
+from oicsr import Coupling
+
+
+@torch.no_grad()
+def distances(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+    """Return the summed distance of every channel's filters to the others', over the coupling's mean."""
+    return over_mean(_summed_distances(channel_vectors(model, coupling, ("out",))) for coupling in couplings)
+
+
+def _summed_distances(vectors: Tensor) -> Tensor:
+    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+FPGM = ImportanceSpec(
+    name="fpgm",
+    title="FPGM",
+    score=distances,
+    formula="Σ_j ‖W^l_{i,:} − W^l_{j,:}‖₂",
+    source="He et al. 2019 (FPGM)",
+    normalisation="over the mean of the layer's channels",
+)

@@ -1,0 +1,112 @@
+"""GReg-1: an L2 penalty on the filters to be removed that grows as training goes on.
+
+Wang et al., "Neural Pruning via Growing Regularization", ICLR 2021. Before training, the filters with the smallest L1
+norm of each layer are chosen; while training, `grad += λ w` for these alone, and λ grows by δ every 10 iterations up
+to a ceiling of 1, after which a stage of constant λ follows. That schedule is as long as it takes; here every method
+has the same number of steps, so λ grows by `strength` at every step (the authors' δ = 1e-4 every 10 iterations is a
+strength of 1e-5) up to the same ceiling, and there is no stage of its own. The authors set each layer's ratio by hand;
+here the shared selection decides later, and the half of each layer that its cap allows to go is chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from baselines.channels import channel_sums
+from baselines.method import RegularizerSpec
+from oicsr import Coupling
+from oicsr.energy import Layout, add_energy_gradient, energy_vector
+
+CEILING = 1.0
+
+
+class GrowingPenalty:
+    """`(λ/2) Σ ||w||²` over the chosen filters; λ grows by `growth` at every step, up to 1.
+
+    Args:
+        couplings: The couplings of the model.
+        growth: What `advance` adds to λ, not negative.
+        share: The share of each coupling's channels that is chosen, rounded down, in [0, 1).
+
+    Raises:
+        ValueError: `growth` is negative or not finite, or `share` is out of range.
+    """
+
+    def __init__(self, couplings: Sequence[Coupling], growth: float, share: float = 0.5) -> None:
+        if not math.isfinite(growth) or growth < 0:
+            raise ValueError(f"growth is {growth!r}; it must be a finite number, 0 or more")
+        if not 0 <= share < 1:
+            raise ValueError(f"share is {share!r}; it must be in [0, 1)")
+        self.growth = growth
+        self.share = share
+        self._couplings = list(couplings)
+        self.last_value: Tensor | None = None
+        self._layout = Layout.of(couplings, ("out",))
+        self._chosen = torch.zeros(sum(self._layout.sizes), dtype=torch.bool)
+        self._steps = 0
+
+    @property
+    def strength(self) -> float:
+        """The λ of the present step."""
+        return min(self.growth * self._steps, CEILING)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty on the chosen filters of `model`, a scalar."""
+        energies = energy_vector(model, self._layout)
+        self._chosen = self._chosen.to(energies.device)
+        return self.strength / 2 * torch.where(self._chosen, energies, 0).sum()
+
+    @torch.no_grad()
+    def add_gradient(self, model: nn.Module) -> None:
+        """Add `λ w` to the gradients of the chosen filters."""
+        energies = energy_vector(model, self._layout)
+        self._chosen = self._chosen.to(energies.device)
+        by_energy = self.strength / 2 * self._chosen.to(energies.dtype)
+        add_energy_gradient(model, self._layout, by_energy)
+        self.last_value = (by_energy * energies).sum()
+
+    def advance(self, model: nn.Module) -> None:
+        """Let λ grow by one step; the first one chooses the filters."""
+        if self._steps == 0:
+            self._chosen = self._choose(model)
+        self._steps += 1
+
+    @torch.no_grad()
+    def _choose(self, model: nn.Module) -> Tensor:
+        norms = channel_sums(model, self._couplings, ("out",), lambda name, weight: weight.abs())
+        chosen = [torch.zeros_like(norm, dtype=torch.bool) for norm in norms]
+        for mask, norm in zip(chosen, norms, strict=True):
+            mask[norm.argsort(stable=True)[: math.floor(self.share * len(norm))]] = True
+        return torch.cat(chosen)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the steps taken and the filters chosen."""
+        return {"steps": torch.tensor(self._steps), "chosen": self._chosen.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state that `state_dict` returned.
+
+        Raises:
+            ValueError: The state is for another number of channels.
+        """
+        if state["chosen"].shape != self._chosen.shape:
+            raise ValueError(f"the state is for {len(state['chosen'])} channels; there are {len(self._chosen)}")
+        self._steps = int(state["steps"])
+        self._chosen = state["chosen"].clone()
+
+
+GREG1 = RegularizerSpec(
+    name="greg1",
+    title="GReg-1",
+    make=GrowingPenalty,
+    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the half of each layer with the smallest ‖W^l_{i,:}‖₁ at the start; "
+    "λ_t = min(λ t, 1) at step t",
+    source="Wang et al. 2021 (GReg-1), λ growing by its strength at each of the shared steps",
+    penalised="the chosen filters of prunable layers: convolutions (depthwise and grouped too) and linear layers",
+    normalisation="the same share of every layer",
+    weight_decay_note="the experiment's own, on all weights (the authors': 5e-4)",
+)

@@ -1,0 +1,64 @@
+"""Uniform selection: the same share of channels from every layer, whatever their scores are worth elsewhere.
+
+What the global greedy selection of the paper is to be measured against. It is that selection, applied to the share of
+its layer that would be gone once a channel were removed: target, cap, rounding and errors are the same by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from baselines.method import SelectionSpec
+from oicsr import Coupling, PruningPlan, select_channels
+
+
+def select_uniformly(
+    scores: Sequence[Tensor],
+    couplings: Sequence[Coupling],
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    macs_kept: float = 0.5,
+    max_removed: float = 0.5,
+    original_widths: Mapping[str, int] | None = None,
+    dense_macs: int | None = None,
+    round_to: int = 1,
+) -> PruningPlan:
+    """Remove the same share of every layer's channels, the least important of each, until the MACs reach a target.
+
+    Shares differ by less than one channel of a layer (one block of `round_to`), plus what the last step towards the
+    target needs. Arguments, result and errors are those of `oicsr.select_channels`.
+    """
+    widths = original_widths or {}
+    return select_channels(
+        [share_gone(s, widths.get(c.name, len(s))) for s, c in zip(scores, couplings, strict=True)],
+        couplings,
+        model,
+        example_inputs,
+        macs_kept=macs_kept,
+        max_removed=max_removed,
+        original_widths=original_widths,
+        dense_macs=dense_macs,
+        round_to=round_to,
+    )
+
+
+def share_gone(scores: Tensor, original_width: int) -> Tensor:
+    """Return the share of the original width that is gone once each channel and all below it are removed."""
+    values = scores.detach().double().cpu()
+    rank = torch.empty_like(values)
+    rank[values.argsort(stable=True)] = torch.arange(1, len(values) + 1, dtype=values.dtype)
+    share = (original_width - len(values) + rank) / original_width
+    return torch.where(values.isnan(), torch.nan, share)
+
+
+UNIFORM = SelectionSpec(
+    name="uniform",
+    title="uniform",
+    select=select_uniformly,
+    formula="the same share of the channels of every layer, the least important of each",
+    source="control",
+)

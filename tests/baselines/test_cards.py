@@ -1,0 +1,25 @@
+"""The committed page of method cards is the one that the registry gives."""
+
+from __future__ import annotations
+
+from benchmarks import cards
+from benchmarks.methods import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
+
+
+def test_the_committed_page_is_up_to_date() -> None:
+    assert cards.PATH.read_text(encoding="utf-8") == cards.render(), "run python -m benchmarks.cards"
+
+
+def test_every_entry_has_a_card_with_every_field() -> None:
+    page = cards.render()
+    for spec in [*REGULARIZERS.values(), *IMPORTANCES.values(), *SELECTIONS.values()]:
+        assert f"### `{spec.name}`: {spec.title}\n" in page
+        assert all(spec.__dict__[field].strip() for field in ("title", "formula", "source"))
+    for method in METHODS.values():
+        assert f"| `{method.name}` | {method.title} |" in page
+    assert page.count("- **penalised:** ") == page.count("- **weight decay:** ") == len(REGULARIZERS)
+
+
+def test_no_cell_of_the_table_is_cut() -> None:
+    rows = [line for line in cards.render().splitlines() if line.startswith("| ")]
+    assert len(rows) == len(METHODS) + 1 and {row.count("|") for row in rows} == {7}

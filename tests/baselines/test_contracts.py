@@ -1,0 +1,295 @@
+"""What every regulariser and every importance must do, whichever it is. New entries are picked up by themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import oicsr
+from benchmarks.methods import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS, find_method
+from tests.baselines.networks import IMAGES, NETWORKS, PEERS, built, gradient, owned, permute, prepared, scoring
+
+PENALTIES = [name for name, spec in REGULARIZERS.items() if spec.has_strength]
+# torch-pruning fails on these networks, as test_torch_pruning_rival.py shows
+PEERS_RUN_ON = ("chain", "basic", "depthwise")
+CASES = [(name, net) for name in PENALTIES for net in NETWORKS if name not in PEERS or net in PEERS_RUN_ON]
+# γ is held fixed while the gradient is taken, so the rule follows no potential: closed forms are tested instead
+NO_POTENTIAL = ["depgraph", *PEERS]
+OWN_PENALTIES = [name for name in PENALTIES if name not in PEERS]
+# which sides of a channel each acts on; an entry that is not here fails
+REACH = {
+    "out": ["gl-out", "gl-out-prox"],
+    "in": ["gl-in", "growl", "growl-oscar", "growl-prox", "cges"],
+    "out in": [
+        *("oicsr-gl", "oicsr-gl-prox", "oicsr-growl", "oicsr-growl-oscar", "oicsr-growl-prox", "oicsr-cges"),
+        *("gl-separate", "l1-weights", "l2-weights", "tp-growing-reg"),
+    ],
+    "norm": ["slimming", "tp-bn-scale"],
+    "out in norm": ["depgraph", "tp-group-norm"],
+    "some out": ["greg1"],
+}
+SIDES = {name: sides.split() for sides, names in REACH.items() for name in names}
+DEGREES = {
+    **dict.fromkeys(PENALTIES, 1),
+    **dict.fromkeys(["l2-weights", "depgraph", "greg1", "tp-group-norm", "tp-growing-reg"], 2),
+    **dict.fromkeys(["cges", "oicsr-cges"], None),  # a sum of degrees 1 and 2, tested by itself
+}
+SCORE_DEGREES = {
+    **dict.fromkeys(IMPORTANCES, 0),
+    **dict.fromkeys(["out-in-raw", "out-in-size"], 2),
+    "bn-scale": 1,
+    "taylor": None,  # the loss is not homogeneous in the weights
+}
+
+
+@pytest.mark.parametrize(("name", "net"), CASES)
+def test_value_is_finite_and_not_negative_and_repeats(name: str, net: str) -> None:
+    model, couplings = prepared(net)
+    values = [built(name, *prepared(net))(model).detach() for _ in range(2)]
+    assert values[0].shape == () and bool(values[0].isfinite())
+    assert float(values[0]) > 0 or (name == "slimming" and not couplings)
+    assert torch.equal(values[0], values[1])
+
+
+@pytest.mark.parametrize(("name", "net"), [case for case in CASES if case[0] not in NO_POTENTIAL])
+def test_gradient_is_that_of_the_value(name: str, net: str) -> None:
+    model, couplings = prepared(net)
+    regularizer = built(name, model, couplings)
+    found = gradient(regularizer, model)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        direction = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in model.named_parameters()}
+        slope = sum(float((found[n] * d).sum()) for n, d in direction.items())
+        assert _slope(regularizer, model, direction) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+@torch.no_grad()
+def _slope(regularizer: oicsr.Regularizer, model: nn.Module, direction: dict[str, Tensor], step: float = 1e-6) -> float:
+    values = []
+    for sign in (step, -2 * step, step):  # forth, back, and home
+        for name, parameter in model.named_parameters():
+            parameter.add_(direction[name], alpha=sign)
+        values.append(float(regularizer(model)))
+    return (values[0] - values[1]) / (2 * step)
+
+
+@pytest.mark.parametrize(("name", "net"), CASES)
+def test_a_regularizer_that_adds_its_gradient_agrees_with_autograd(name: str, net: str) -> None:
+    model, couplings = prepared(net)
+    regularizer = built(name, model, couplings)
+    value = regularizer(model)
+    if not isinstance(regularizer, oicsr.GradientRegularizer) or not value.requires_grad:
+        assert value.requires_grad or name in PEERS  # acts by autograd alone, or has no autograd of its own
+        return
+    value.backward()
+    by_autograd = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    for parameter, added in gradient(regularizer, model).items():
+        torch.testing.assert_close(added, by_autograd[parameter], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "net"), CASES)
+def test_gradient_reaches_the_right_weights_and_no_others(name: str, net: str) -> None:
+    model, couplings = prepared(net)
+    sides = SIDES[name]
+    own = owned(model, couplings, sides)
+    for parameter, added in gradient(built(name, model, couplings), model).items():
+        touched = added != 0
+        if name in PEERS and net == "depthwise" and parameter == "depthwise.weight":
+            assert not bool(touched.any())  # what the cards say
+        elif "some" in sides:
+            assert not bool((touched & ~own[parameter]).any())
+            assert bool(touched.any()) == bool(own[parameter].any())
+        elif name in ("l1-weights", "l2-weights"):
+            assert torch.equal(touched, own[parameter].any().expand_as(touched))  # whole tensors
+        else:
+            assert torch.equal(touched, own[parameter]), parameter
+        assert not (parameter.endswith("bias") and bool(touched.any()))
+
+
+@pytest.mark.parametrize("name", OWN_PENALTIES)
+def test_frozen_weights_are_left_alone(name: str) -> None:
+    model, couplings = prepared("chain")
+    model.conv2.weight.requires_grad_(False)
+    regularizer = built(name, model, couplings)
+    if isinstance(regularizer, oicsr.GradientRegularizer):
+        regularizer.add_gradient(model)
+    else:
+        regularizer(model).backward()
+    assert model.conv2.weight.grad is None
+    assert any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", OWN_PENALTIES)
+def test_depthwise_and_grouped_filters_are_penalised(name: str) -> None:
+    model, couplings = prepared("mixed")
+    found = gradient(built(name, model, couplings), model)
+    if "out" in SIDES[name]:
+        assert bool(found["depthwise.weight"].any()) and bool(found["grouped.weight"].any())
+    if "in" in SIDES[name]:  # the columns of the layers that read depthwise and grouped filters
+        assert bool(found["left.weight"].any()) and bool(found["fc.weight"].any())
+    if SIDES[name] == ["norm"]:
+        assert bool(found["norm.weight"].all())
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.3])
+@pytest.mark.parametrize("name", OWN_PENALTIES)
+def test_equal_channels_and_channels_of_zeros_give_finite_gradients(name: str, fill: float) -> None:
+    for net in NETWORKS:  # "mixed" has couplings without normalisation
+        model, couplings = prepared(net)
+        for parameter in model.parameters():
+            parameter.data.fill_(fill)
+        regularizer = built(name, model, couplings)
+        assert bool(regularizer(model).isfinite())
+        assert all(bool(added.isfinite().all()) for added in gradient(regularizer, model).values())
+        if isinstance(regularizer, oicsr.ProximalRegularizer):
+            regularizer.proximal_step(model, 0.1)
+            assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "net"), CASES)
+def test_value_scales_as_its_formula_says(name: str, net: str) -> None:
+    model, couplings = prepared(net)
+    regularizer = built(name, model, couplings)
+    values = []
+    for _ in range(3):
+        values.append(float(regularizer(model).detach()))
+        for parameter in model.parameters():
+            parameter.data.mul_(2)
+    degree = DEGREES[name]
+    if degree is None:  # a + b, 2a + 4b, 4a + 16b
+        linear, square = (4 * values[0] - values[1]) / 2, (values[1] - 2 * values[0]) / 2
+        assert linear > 0 and square > 0
+        assert values[2] == pytest.approx(4 * linear + 16 * square, rel=1e-10)
+    else:
+        assert values[1] == pytest.approx(2**degree * values[0], rel=1e-5 if name in PEERS else 1e-12)
+
+
+@pytest.mark.parametrize("net", ["chain", "basic", "depthwise"])
+@pytest.mark.parametrize("name", [name for name in IMPORTANCES if name != "random"])
+def test_permuting_channels_permutes_the_scores_and_keeps_the_penalties(name: str, net: str) -> None:
+    model, couplings = prepared(net)
+    before = IMPORTANCES[name].score(model, couplings, scoring())
+    output = model.eval()(IMAGES)
+    orders = [torch.arange(c.num_channels).roll(2).flip(0) for c in couplings]
+    for coupling, order in zip(couplings, orders, strict=True):
+        permute(model, coupling, order)
+    torch.testing.assert_close(model(IMAGES), output)  # the same function
+    after = IMPORTANCES[name].score(model, couplings, scoring())
+    for was, now, order in zip(before, after, orders, strict=True):
+        assert len(was.unique()) > 1
+        torch.testing.assert_close(now, was[order], rtol=1e-5 if name.startswith("tp-") else 1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "net"), CASES)
+def test_permuting_channels_keeps_the_penalty(name: str, net: str) -> None:
+    if net == "mixed":
+        net = "chain"  # a channel of a shuffled, grouped network is in places of different shape
+    model, couplings = prepared(net)
+    before = built(name, model, couplings)(model).detach()
+    for coupling in couplings:
+        permute(model, coupling, torch.arange(coupling.num_channels).roll(1))
+    assert float(built(name, model, couplings)(model).detach()) == pytest.approx(float(before), rel=1e-6)
+
+
+@pytest.mark.parametrize("net", list(NETWORKS))
+@pytest.mark.parametrize("name", list(IMPORTANCES))
+def test_scores_fit_repeat_and_leave_the_model_alone(name: str, net: str) -> None:
+    if name == "tp-bn-scale" and net == "mixed":
+        pytest.skip("a coupling without BatchNorm is an error there, see test_torch_pruning_rival.py")
+    model, couplings = prepared(net)
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    scores = IMPORTANCES[name].score(model, couplings, scoring())
+    again = IMPORTANCES[name].score(model, couplings, scoring())
+    assert [s.shape for s in scores] == [(c.num_channels,) for c in couplings]
+    assert all(bool((s.isfinite() & (s >= 0)).all()) and not s.requires_grad for s in scores)
+    assert all(torch.equal(one, other) for one, other in zip(scores, again, strict=True))
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_random_scores_follow_the_seed() -> None:
+    model, couplings = prepared("chain")
+    first, second = (IMPORTANCES["random"].score(model, couplings, scoring(seed)) for seed in (0, 1))
+    assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("name", [name for name, degree in SCORE_DEGREES.items() if degree is not None])
+def test_scores_scale_as_their_formula_says(name: str) -> None:
+    model, couplings = prepared("chain")
+    before = IMPORTANCES[name].score(model, couplings, scoring())
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
+    factor = 2 ** SCORE_DEGREES[name]
+    for was, now in zip(before, IMPORTANCES[name].score(model, couplings, scoring()), strict=True):
+        torch.testing.assert_close(now, factor * was, rtol=1e-5 if name.startswith("tp-") else 1e-12, atol=0)
+
+
+BLIND = ["random", "in", "bn-scale"]  # to filters, by definition
+
+
+@pytest.mark.parametrize("name", [n for n in IMPORTANCES if n not in BLIND and not n.startswith("tp-")])
+def test_depthwise_and_grouped_filters_are_scored(name: str) -> None:
+    model, couplings = prepared("mixed")
+    owner = {m.parameter: c for c in couplings for m in c.members if m.side == "out"}
+    index = couplings.index(owner["depthwise.weight"])
+    before = IMPORTANCES[name].score(model, couplings, scoring())
+    model.depthwise.weight.data[0] *= 10
+    after = IMPORTANCES[name].score(model, couplings, scoring())
+    assert not torch.allclose(before[index], after[index])
+    if name not in ("out", "l1", "l2", "fpgm"):
+        reader = next(i for i, c in enumerate(couplings) if any(m.parameter == "grouped.weight" for m in c.members))
+        model.grouped.weight.data[0] *= 10
+        assert not torch.allclose(after[reader], IMPORTANCES[name].score(model, couplings, scoring())[reader])
+
+
+@pytest.mark.parametrize("name", list(IMPORTANCES))
+def test_equal_channels_are_scored_by_finite_numbers(name: str) -> None:
+    model, couplings = prepared("chain")
+    for parameter in model.parameters():
+        parameter.data.fill_(0.3)
+    assert all(bool(s.isfinite().all()) for s in IMPORTANCES[name].score(model, couplings, scoring()))
+
+
+def test_the_named_methods_are_there() -> None:
+    named = (
+        "none random l1 l2 fpgm taylor gl-out gl-out-oi gl-in gl-separate oicsr-gl oicsr-gl-uniform growl oicsr-growl "
+        "l1-weights l2-weights cges oicsr-cges slimming depgraph greg1 tp-group-norm tp-bn-scale tp-growing-reg "
+        "tp-magnitude oicsr-gl-prox gl-out-prox"
+    )
+    assert set(named.split()) <= set(METHODS)
+    assert set(SELECTIONS) >= {"greedy", "uniform"}
+    for registry in (METHODS, REGULARIZERS, IMPORTANCES, SELECTIONS):
+        assert all(name == entry.name and "+" not in name for name, entry in registry.items())
+
+
+def test_any_combination_can_be_named() -> None:
+    method = find_method("oicsr-gl+taylor+uniform")
+    parts = (method.regularizer.name, method.importance.name, method.selection.name)
+    assert parts == ("oicsr-gl", "taylor", "uniform") and method.name == "oicsr-gl+taylor+uniform"
+    assert find_method("none+l1").selection.name == "greedy" and not find_method("none+l1").has_strength
+    assert find_method("oicsr-gl") is METHODS["oicsr-gl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oicsr-g", "method 'oicsr-g' is unknown; did you mean 'oicsr-gl'"),
+        ("oicsr-gll+out-in", "regularizer 'oicsr-gll' is unknown; did you mean 'oicsr-gl'"),
+        ("none+tailor", "importance 'tailor' is unknown; did you mean 'taylor'"),
+        ("none+l1+gready", "selection 'gready' is unknown; did you mean 'greedy'"),
+        ("none+l1+greedy+l2", "has 4 parts"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_method(text)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
+def test_impossible_strengths_are_refused(name: str, strength: float) -> None:
+    _, couplings = prepared("chain")
+    with pytest.raises(ValueError, match="finite number, 0 or more"):
+        REGULARIZERS[name].make(couplings, strength)

@@ -1,0 +1,30 @@
+"""No penalty and no importance can change without a change of the committed numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.baselines.golden import everything, importance, load, penalty
+
+GOLDEN = load()
+
+
+def _tolerance(name: str) -> float:
+    return 1e-5 if name.startswith("tp-") else 1e-9  # torch-pruning reckons in float32
+
+
+@pytest.mark.parametrize("key", list(GOLDEN["penalties"]))
+def test_penalties_are_what_they_were(key: str) -> None:
+    name, net = key.split(", ")
+    assert penalty(name, net) == pytest.approx(GOLDEN["penalties"][key], rel=_tolerance(name), abs=1e-12)
+
+
+@pytest.mark.parametrize("key", list(GOLDEN["importances"]))
+def test_importances_are_what_they_were(key: str) -> None:
+    name, net = key.split(", ")
+    for scores, expected in zip(importance(name, net), GOLDEN["importances"][key], strict=True):
+        assert scores == pytest.approx(expected, rel=_tolerance(name), abs=1e-12)
+
+
+def test_every_entry_is_pinned() -> None:
+    assert {kind: set(entries) for kind, entries in everything().items()} == {k: set(v) for k, v in GOLDEN.items()}
