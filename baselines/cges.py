@@ -80,4 +80,5 @@ CGES = RegularizerSpec(
     penalised="the columns of the convolutions and linear layers that read prunable channels",
     normalisation=NORMALISATION,
     weight_decay_note=DECAY,
+    typical_strength=1e-4,  # the square of an L1 norm grows with the size of its group
 )

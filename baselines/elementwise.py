@@ -66,6 +66,7 @@ L1_WEIGHTS = RegularizerSpec(
     source=COMPARED,
     penalised=PENALISED,
     normalisation="none: every weight alike",
+    typical_strength=1e-4,
 )
 
 L2_WEIGHTS = RegularizerSpec(
@@ -77,4 +78,5 @@ L2_WEIGHTS = RegularizerSpec(
     penalised=PENALISED,
     normalisation="none: every weight alike",
     weight_decay_note="the experiment's own, to which λ is added for these weights",
+    typical_strength=1e-3,
 )

@@ -109,4 +109,5 @@ GREG1 = RegularizerSpec(
     penalised="the chosen filters of prunable layers: convolutions (depthwise and grouped too) and linear layers",
     normalisation="the same share of every layer",
     weight_decay_note="the experiment's own, on all weights (the authors': 5e-4)",
+    typical_strength=1e-5,  # the authors'
 )

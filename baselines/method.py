@@ -51,6 +51,8 @@ class RegularizerSpec:
         weight_decay_note: What its source does about weight decay while it is on.
         weight_decay: The weight decay to train with while it is on; None keeps the experiment's.
         has_strength: Whether there is a strength to choose.
+        typical_strength: The middle of the grid that is searched, for some hundred epochs at a learning rate of some
+            hundredths. That of a norm of groups, unless its source says otherwise.
     """
 
     name: str
@@ -63,6 +65,7 @@ class RegularizerSpec:
     weight_decay_note: str = "the experiment's own"
     weight_decay: float | None = None
     has_strength: bool = True
+    typical_strength: float = 2e-3
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ SLIMMING = RegularizerSpec(
     penalised="the scales of the normalisation layers (BatchNorm, GroupNorm) of prunable channels; no weights",
     normalisation="none",
     weight_decay_note="the experiment's own (the authors': 1e-4)",
+    typical_strength=5e-4,  # the authors' 1e-4 to 1e-5 for 160 epochs at 0.1
 )
 
 BATCHNORM_SCALE = ImportanceSpec(

@@ -109,6 +109,7 @@ OICSR_CGES = replace(
     formula=f"λ Σ_l Σ_i ((1 − μ_l) ‖g_i‖₂ + (μ_l/2) ‖g_i‖₁²), {GROUP}; {cges.MU}",
     source=f"{LI}: the general form, applied to {cges.YOON} by this suite",
     normalisation=cges.NORMALISATION,
+    typical_strength=1e-4,
 )
 
 OURS = [OICSR_GL, OICSR_GL_PROX, OICSR_GROWL, OICSR_GROWL_OSCAR, OICSR_GROWL_PROX, OICSR_CGES]

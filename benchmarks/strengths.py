@@ -11,7 +11,6 @@ from baselines.method import Method
 from benchmarks.config import Cell
 
 SCHEMA = "oicsr-tuning-1"
-DEFAULT_GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of a norm penalty, for a penalty that names no grid of its own
 
 
 class TuningError(ValueError):
@@ -50,9 +49,9 @@ def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:
     """Return the strengths that are tried for a method's regulariser."""
     if not method.has_strength:
         return (0.0,)
-    own = getattr(method.regularizer, "grid", DEFAULT_GRID)
-    scaled = tuple(float(f"{cell.profile.grid_scale * strength:.6g}") for strength in own)
-    return cell.profile.grids.get(method.regularizer.name, scaled)
+    middle = method.regularizer.typical_strength * cell.profile.grid_scale
+    powers = tuple(float(f"{middle * 2.0**exponent:.6g}") for exponent in cell.profile.grid_exponents)
+    return cell.profile.grids.get(method.regularizer.name, powers)
 
 
 def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:

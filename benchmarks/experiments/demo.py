@@ -7,6 +7,8 @@ the comparison works; it is no evidence about image recognition.
 
 from benchmarks.config import Experiment, Phase, Profile
 
+# a penalty that grows at every step needs more in proportion to the square of the number of steps
+GROWING = (0.0025, 0.005, 0.01, 0.02, 0.04)
 METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1", "none", "random")
 
 EXPERIMENT = Experiment(
@@ -18,13 +20,14 @@ EXPERIMENT = Experiment(
     profiles={
         "quick": Profile(
             dense=Phase(epochs=6, learning_rate=0.1),
-            regularized=Phase(epochs=8, learning_rate=0.05),
+            regularized=Phase(epochs=12, learning_rate=0.05),
             finetune=Phase(epochs=2, learning_rate=0.02),
             methods=METHODS,
             macs_kept=(0.5, 0.3),
             seeds=(0,),
             batch_size=64,
             grid_scale=40.0,
+            grids={"greg1": GROWING},
         ),
     },
 )

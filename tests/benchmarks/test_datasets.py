@@ -84,7 +84,7 @@ def test_damaged_and_missing_files_are_refused_before_they_are_unpickled(
 
 
 def test_unknown_data_set_suggests_the_nearest() -> None:
-    with pytest.raises(ValueError, match="no data set 'cifar_10'. Did you mean 'cifar10'"):
+    with pytest.raises(ValueError, match=r"no data set 'cifar_10'\. Did you mean 'cifar10'"):
         load_dataset("cifar_10")
 
 

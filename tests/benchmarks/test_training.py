@@ -78,8 +78,12 @@ def test_stopped_and_resumed_equals_uninterrupted() -> None:
 def test_diverged_training_is_an_error_that_says_what_to_do() -> None:
     run = training(network(), Phase(3, 1e30))
     with pytest.raises(DivergedError, match=r"diverged in epoch \d of phase 'dense'.*Lower the learning rate"):
-        for _ in range(3):
-            run.run_epoch(nothing)
+        _run_all_epochs(run)
+
+
+def _run_all_epochs(run: Training) -> None:
+    while not run.finished:
+        run.run_epoch(nothing)
 
 
 class SumOfSquares:
