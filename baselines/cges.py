@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.channels import channel_sums
-from baselines.method import RegularizerSpec
+from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import Layout, energy_vector
@@ -80,5 +80,5 @@ CGES = RegularizerSpec(
     penalised="the columns of the convolutions and linear layers that read prunable channels",
     normalisation=NORMALISATION,
     weight_decay_note=DECAY,
-    typical_strength=1e-4,  # the square of an L1 norm grows with the size of its group
+    grid=grid_around(6e-6),  # the exclusive part alone then pulls on a weight about as l1-weights does
 )

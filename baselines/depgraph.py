@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
+from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling, out_in_energy
 from oicsr.coupling import SIDES
 from oicsr.energy import Layout, add_energy_gradient, energy_vector
@@ -84,7 +84,7 @@ DEPGRAPH = RegularizerSpec(
     normalisation="γ by the extremes of the coupling",
     weight_decay_note="0 while it is on, as its authors train",
     weight_decay=0.0,
-    typical_strength=5e-4,  # the authors'
+    grid=grid_around(5e-4),  # the authors' for CIFAR
 )
 
 GROUP_NORM = ImportanceSpec(

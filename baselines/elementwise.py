@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.channels import add_to_gradient
-from baselines.method import RegularizerSpec
+from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.energy import Layout
 from oicsr.penalties import check_strength
@@ -66,7 +66,7 @@ L1_WEIGHTS = RegularizerSpec(
     source=COMPARED,
     penalised=PENALISED,
     normalisation="none: every weight alike",
-    typical_strength=1e-4,
+    grid=grid_around(1e-4),  # the gradient of a weight, as large as a usual weight decay makes it at |w| = 0.2
 )
 
 L2_WEIGHTS = RegularizerSpec(
@@ -78,5 +78,5 @@ L2_WEIGHTS = RegularizerSpec(
     penalised=PENALISED,
     normalisation="none: every weight alike",
     weight_decay_note="the experiment's own, to which λ is added for these weights",
-    typical_strength=1e-3,
+    grid=grid_around(1e-3),  # from half a usual weight decay to eight times that
 )

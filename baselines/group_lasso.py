@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baselines.method import RegularizerSpec
+from baselines.method import PROXIMAL_STRENGTH, RegularizerSpec, grid_around
 from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 
 
@@ -81,4 +81,5 @@ GL_OUT_PROX = RegularizerSpec(
     penalised=GL_OUT.penalised,
     normalisation=UNWEIGHTED,
     weight_decay_note=SSL_DECAY,
+    grid=grid_around(PROXIMAL_STRENGTH),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baselines.method import RegularizerSpec
+from baselines.method import PROXIMAL_STRENGTH, RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.growl import GrOWL, ProximalGrOWL
 
@@ -69,4 +69,5 @@ GROWL_PROX = RegularizerSpec(
     penalised=PENALISED,
     normalisation=UNWEIGHTED,
     weight_decay_note=DECAY,
+    grid=grid_around(PROXIMAL_STRENGTH),
 )

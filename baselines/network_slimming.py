@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.channels import add_to_gradient, channel_sums, over_mean
-from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
+from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling, channel_energy
 from oicsr.energy import Layout
 from oicsr.penalties import check_strength
@@ -67,7 +67,7 @@ SLIMMING = RegularizerSpec(
     penalised="the scales of the normalisation layers (BatchNorm, GroupNorm) of prunable channels; no weights",
     normalisation="none",
     weight_decay_note="the experiment's own (the authors': 1e-4)",
-    typical_strength=5e-4,  # the authors' 1e-4 to 1e-5 for 160 epochs at 0.1
+    grid=grid_around(1e-4),  # the authors': 1e-4 for VGG, 1e-5 for deep ResNets
 )
 
 BATCHNORM_SCALE = ImportanceSpec(

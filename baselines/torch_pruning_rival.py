@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.method import ImportanceSpec, RegularizerSpec, Scoring
+from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling
 from oicsr.penalties import check_strength
 from oicsr.tracing import mode
@@ -324,7 +324,7 @@ TP_GROUP_NORM = RegularizerSpec(
     normalisation=ITS_OWN,
     weight_decay_note="0 while it is on, as its authors train",
     weight_decay=0.0,
-    typical_strength=5e-4,  # the authors'
+    grid=grid_around(5e-4),  # its authors' for CIFAR
 )
 
 TP_BN_SCALE = RegularizerSpec(
@@ -335,7 +335,7 @@ TP_BN_SCALE = RegularizerSpec(
     source=f"{LIBRARY}, BNScalePruner.regularize with group_lasso (Liu et al. 2017)",
     penalised="BatchNorm scales of prunable channels; fails where a coupling has none",
     normalisation=ITS_OWN,
-    typical_strength=5e-4,
+    grid=grid_around(1e-4),  # as Network Slimming, which it equals for one BatchNorm per coupling
 )
 
 TP_GROWING_REG = RegularizerSpec(
@@ -346,7 +346,7 @@ TP_GROWING_REG = RegularizerSpec(
     source=f"{LIBRARY}, GrowingRegPruner (Wang et al. 2021), growing every 10 steps in place of once per epoch",
     penalised=f"filters and columns; {NO_DEPTHWISE}; no BatchNorm scales, as its addition to them is lost on a copy",
     normalisation=ITS_OWN,
-    typical_strength=1e-4,
+    grid=grid_around(1e-4),  # its authors log 1e-5 to 1e-4
 )
 
 TP_GROUP_NORM_IMPORTANCE = ImportanceSpec(

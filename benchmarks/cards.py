@@ -35,7 +35,7 @@ def render() -> str:
         *(_regularizer_card(spec) for spec in REGULARIZERS.values()),
         "## Importances\n\nThe lower the score of a channel, the sooner it goes.\n",
         *(_importance_card(spec) for spec in IMPORTANCES.values()),
-        "## Selections\n\nThe target of MACs is met within 1 %, and every layer keeps the width that its cap asks for.\n",
+        "## Selections\n\nThe target of MACs is met within 1 %; no layer loses more than its cap allows.\n",
         *(_selection_card(spec) for spec in SELECTIONS.values()),
     ]
     return "\n".join(parts)
@@ -58,10 +58,16 @@ def _regularizer_card(spec: RegularizerSpec) -> str:
             "penalised": spec.penalised,
             "normalisation": spec.normalisation,
             "weight decay": spec.weight_decay_note,
-            "strength": "λ, chosen on the validation split" if spec.has_strength else "none",
+            "strength": _strength(spec),
             "source": spec.source,
         },
     )
+
+
+def _strength(spec: RegularizerSpec) -> str:
+    if not spec.has_strength:
+        return "none"
+    return f"chosen on the validation split among {', '.join(f'{value:g}' for value in spec.grid)}"
 
 
 def _importance_card(spec: ImportanceSpec) -> str:

@@ -77,10 +77,9 @@ class Profile:
         steps: Removals; the regulariser trains before each.
         pruning_schedule: How the target is spread over the steps.
         precision: Of the forward and backward pass.
-        grid_scale: Times the typical strength of each regulariser gives the middle of its grid. A penalty acts in
+        grid_scale: Times the grid of each regulariser gives the strengths that are tried. A penalty acts in
             proportion to learning rate times steps, so that short training needs more of it.
-        grid_exponents: Powers of two, times that middle: the strengths that are tried.
-        grids: Grids that replace those of some regularisers; as long as the others.
+        grids: Grids that replace those of some regularisers; all of one length.
     """
 
     dense: Phase
@@ -100,14 +99,13 @@ class Profile:
     pruning_schedule: PruningSchedule = "linear"
     precision: Precision = "float32"
     grid_scale: float = 1.0
-    grid_exponents: tuple[int, ...] = (-2, -1, 0, 1, 2)
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse grids of unequal length: no method may be tuned harder than another."""
         sizes = {name: len(grid) for name, grid in self.grids.items()}
-        if any(size != len(self.grid_exponents) for size in sizes.values()):
-            raise ValueError(f"every grid needs {len(self.grid_exponents)} strengths, as the others; not {sizes}")
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")
 
 
 @dataclass(frozen=True)

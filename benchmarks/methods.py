@@ -11,7 +11,15 @@ import baselines
 from baselines import cges, growl
 from baselines.cges import Cges
 from baselines.energy_importance import OUT_IN
-from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, SelectionSpec
+from baselines.method import (
+    GREEDY,
+    PROXIMAL_STRENGTH,
+    ImportanceSpec,
+    Method,
+    RegularizerSpec,
+    SelectionSpec,
+    grid_around,
+)
 from baselines.registry import by_name
 from baselines.uniform_selection import UNIFORM
 from oicsr import Coupling, GroupLasso, ProximalGroupLasso
@@ -73,6 +81,7 @@ OICSR_GL_PROX = replace(
     make=out_in_proximal,
     formula=f"g_i ← max(0, 1 − ηλ/‖g_i‖₂) g_i after each step of size η, {GROUP}; {OVERLAP}",
     source=f"{LI}, Eq. 4, by proximal step (which of the two the authors use is not known)",
+    grid=grid_around(PROXIMAL_STRENGTH),
 )
 
 OICSR_GROWL = replace(
@@ -99,6 +108,7 @@ OICSR_GROWL_PROX = replace(
     title="OICSR-GrOWL, proximal",
     make=growl_out_in_proximal,
     formula=f"proximal operator of {GROWL_VALUE}, after each step; {OVERLAP}; {growl.PLD}",
+    grid=grid_around(PROXIMAL_STRENGTH),
 )
 
 OICSR_CGES = replace(
@@ -109,7 +119,7 @@ OICSR_CGES = replace(
     formula=f"λ Σ_l Σ_i ((1 − μ_l) ‖g_i‖₂ + (μ_l/2) ‖g_i‖₁²), {GROUP}; {cges.MU}",
     source=f"{LI}: the general form, applied to {cges.YOON} by this suite",
     normalisation=cges.NORMALISATION,
-    typical_strength=1e-4,
+    grid=cges.CGES.grid,
 )
 
 OURS = [OICSR_GL, OICSR_GL_PROX, OICSR_GROWL, OICSR_GROWL_OSCAR, OICSR_GROWL_PROX, OICSR_CGES]

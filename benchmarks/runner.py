@@ -336,7 +336,7 @@ def _record(
 def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
     """Return every value that the run depends on, besides method, strength, seed and target."""
     shared = copy.deepcopy(asdict(cell.profile))
-    for name in ("methods", "macs_kept", "seeds", "grid_scale", "grid_exponents", "grids"):
+    for name in ("methods", "macs_kept", "seeds", "grid_scale", "grids"):
         shared.pop(name)  # they say what else was run, not how this was
     decay = method.regularizer.weight_decay
     return {

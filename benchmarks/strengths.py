@@ -49,9 +49,9 @@ def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:
     """Return the strengths that are tried for a method's regulariser."""
     if not method.has_strength:
         return (0.0,)
-    middle = method.regularizer.typical_strength * cell.profile.grid_scale
-    powers = tuple(float(f"{middle * 2.0**exponent:.6g}") for exponent in cell.profile.grid_exponents)
-    return cell.profile.grids.get(method.regularizer.name, powers)
+    own = method.regularizer
+    scaled = tuple(float(f"{cell.profile.grid_scale * strength:.6g}") for strength in own.grid)
+    return cell.profile.grids.get(own.name, scaled)
 
 
 def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -293,3 +295,9 @@ def test_impossible_strengths_are_refused(name: str, strength: float) -> None:
     _, couplings = prepared("chain")
     with pytest.raises(ValueError, match="finite number, 0 or more"):
         REGULARIZERS[name].make(couplings, strength)
+
+
+def test_every_grid_has_five_strengths_in_equal_steps() -> None:
+    for spec in REGULARIZERS.values():
+        assert len(spec.grid) == 5 and spec.grid[0] > 0
+        assert all(large / small == pytest.approx(2) for small, large in itertools.pairwise(spec.grid))
