@@ -69,6 +69,7 @@ class Profile:
         seeds: One dense network, data order and run of each method per seed.
         batch_size: Images per optimisation step.
         train_images: How many of the training images are used (None: all but the validation split).
+        validation_images: How many of the validation images are used (None: all).
         test_images: How many of the test images are used (None: all).
         scope: Which channels may go.
         max_removed: Largest share of a coupling's channels that may go (PAPER.md, D3).
@@ -90,6 +91,7 @@ class Profile:
     seeds: tuple[int, ...]
     batch_size: int = 128
     train_images: int | None = None
+    validation_images: int | None = None
     test_images: int | None = None
     scope: Scope = "inner"
     max_removed: float = 0.9

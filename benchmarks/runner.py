@@ -127,14 +127,16 @@ def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
 
 
 @cache
-def load_splits(dataset: str, train_images: int | None, test_images: int | None) -> DataSplits:
-    """Return a data set, loaded once per process."""
-    return load_dataset(dataset).limited(train_images, test_images)
+def load_splits(dataset: str, *limits: int | None) -> DataSplits:
+    """Return a data set, loaded once per process; limits: training, validation and test images."""
+    return load_dataset(dataset).limited(*limits)
 
 
 def splits_of(cell: Cell) -> DataSplits:
     """Return the data of a run."""
-    return load_splits(cell.experiment.dataset, cell.profile.train_images, cell.profile.test_images)
+    profile = cell.profile
+    limits = profile.train_images, profile.validation_images, profile.test_images
+    return load_splits(cell.experiment.dataset, *limits)
 
 
 def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module:

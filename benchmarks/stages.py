@@ -62,7 +62,8 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
 
 def _dense_key(cell: Cell, device_type: str) -> str:
     profile, experiment = cell.profile, cell.experiment
-    data = [experiment.dataset, profile.train_images, profile.test_images, profile.batch_size]
+    limits = [profile.train_images, profile.validation_images, profile.test_images]
+    data = [experiment.dataset, limits, profile.batch_size]
     how = [profile.precision, device_type, asdict(profile.dense)]
     return digest([STAGE_FORMAT, "dense", experiment.model, data, how, cell.seed])
 

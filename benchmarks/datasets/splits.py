@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,16 +74,19 @@ class DataSplits:
         channels, height, width = self.train.pixels.shape[1:]
         return channels, height, width
 
-    def limited(self, train_images: int | None, test_images: int | None) -> DataSplits:
+    def limited(
+        self, train_images: int | None = None, validation_images: int | None = None, test_images: int | None = None
+    ) -> DataSplits:
         """Return the same data set with fewer images: the first ones, of orders that never change.
 
         Raises:
             ValueError: There are not that many.
         """
-        train = _first(self.train, train_images, "training")
-        test = _first(self.test, test_images, "test")
-        return DataSplits(
-            train, self.validation, test, self.num_classes, self.mean, self.std, self.augmentation, self.checksum
+        return replace(
+            self,
+            train=_first(self.train, train_images, "training"),
+            validation=_first(self.validation, validation_images, "validation"),
+            test=_first(self.test, test_images, "test"),
         )
 
 

@@ -21,6 +21,7 @@ PROFILE = Profile(
     seeds=(0,),
     batch_size=64,
     train_images=128,
+    validation_images=100,
     test_images=100,
 )
 

@@ -49,7 +49,7 @@ def test_validation_split_is_fixed_and_disjoint() -> None:
 
 def test_limits_take_the_first_images_and_refuse_more_than_there_are() -> None:
     data = load_dataset("digits")
-    small = data.limited(100, 50)
+    small = data.limited(100, None, 50)
     assert torch.equal(small.train.labels, data.train.labels[:100]) and len(small.test) == 50
     assert len(small.validation) == 200
     with pytest.raises(ValueError, match="5000 training images were asked for; there are 1200"):

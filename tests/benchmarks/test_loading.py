@@ -32,7 +32,7 @@ def test_incomplete_last_batch_is_dropped_but_a_small_set_is_used() -> None:
 
 
 def test_shifts_and_mirrors_are_those_of_a_loop_over_images() -> None:
-    data = load_dataset("digits").limited(64, None)
+    data = load_dataset("digits").limited(64)
     batches = TrainingBatches(data, 64, CPU)
     ((images, labels),) = batches.epoch(torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
@@ -55,7 +55,7 @@ def test_half_of_the_images_are_mirrored_where_asked() -> None:
 
 
 def test_same_generator_same_batches() -> None:
-    data = load_dataset("digits").limited(128, None)
+    data = load_dataset("digits").limited(128)
     first, second = (
         [x for x, _ in TrainingBatches(data, 32, CPU).epoch(torch.Generator().manual_seed(7))] for _ in range(2)
     )
