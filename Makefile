@@ -37,8 +37,8 @@ $(VENV)/.done: pyproject.toml requirements.lock
 $(EXPERIMENTS): setup
 	@$(BIN)/python -m benchmarks run $@ $(RUN_OPTIONS)
 
-test: setup ## run the tests
-	@$(BIN)/python -m pytest
+test: setup ## run the tests, side by side on all cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(TESTS)
 
 lint: setup ## check style
 	@$(BIN)/ruff check .
