@@ -21,8 +21,8 @@ STRENGTH = 1e-6
 NOTE = (
     "Value and gradient of the penalty, in milliseconds. `direct` adds the gradient to `.grad`; `autograd` is value "
     "and backward pass; `proximal` is the proximal step. `share` is the direct form's share of a training step "
-    "(forward, backward, SGD with momentum). `torch-pruning` is `GroupNormPruner.regularize` over all its groups (another "
-    "penalty, on about the tensors of scope `all`); `naive` is a per-layer Group Lasso through autograd. GB/s counts "
+    "(forward, backward, SGD with momentum). `torch-pruning` is `GroupNormPruner.regularize` over all its groups "
+    "(another penalty, on about the tensors of scope `all`); `naive` is a per-layer Group Lasso through autograd. GB/s counts "
     "two reads of each weight and a read and a write of its gradient."
 )
 
