@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +22,15 @@ NOTE = (
     "Value and gradient of the penalty, in milliseconds. `direct` adds the gradient to `.grad`; `autograd` is value "
     "and backward pass; `proximal` is the proximal step. `share` is the direct form's share of a training step "
     "(forward, backward, SGD with momentum). `torch-pruning` is `GroupNormPruner.regularize` over all its groups "
-    "(another penalty, on about the tensors of scope `all`); `naive` is a per-layer Group Lasso through autograd. GB/s counts "
-    "two reads of each weight and a read and a write of its gradient."
+    "(another penalty, on about the tensors of scope `all`); `naive` is a per-layer Group Lasso through autograd. "
+    "GB/s counts two reads of each weight and a read and a write of its gradient."
 )
 
 
-def run(settings: Settings) -> list[dict[str, Any]]:
-    """Return two rows per network: the paper's scope, and all channels."""
-    return [row for name in settings.models or MODELS for row in _rows(name, settings)]
+def run(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield two rows per network: the paper's scope, and all channels."""
+    for name in settings.models or MODELS:
+        yield from _rows(name, settings)
 
 
 def _rows(name: str, settings: Settings) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,10 +55,12 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._pixels[index])), self._labels[index]
 
 
-def run(settings: Settings) -> list[dict[str, Any]]:
-    """Return a row per network and precision."""
+def run(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield a row per network and precision."""
     precisions: tuple[Precision, ...] = ("float32", "bfloat16") if has_bfloat16(settings.device) else ("float32",)
-    return [_row(name, precision, settings) for name in settings.models or MODELS for precision in precisions]
+    for name in settings.models or MODELS:
+        for precision in precisions:
+            yield _row(name, precision, settings)
 
 
 def has_bfloat16(device: torch.device) -> bool:
