@@ -120,7 +120,7 @@ class Tiles:
         where = self.addresses(weights)
         if where is None:
             return None
-        energies = torch.zeros(channels + 1, device=index.device)
+        energies = torch.zeros(channels + 1, dtype=torch.float32, device=index.device)
         _launch(_energy_kernel, self.tiles, where, self.shapes, self.tiles, index, energies)
         return energies
 
