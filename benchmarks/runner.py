@@ -29,7 +29,16 @@ from benchmarks.stages import Stage, stages_of
 from benchmarks.strengths import Strength, choose_strength
 from benchmarks.structure import ChannelRow, channel_rows, describe_structure, mark_kept
 from benchmarks.training import EVALUATION_BATCH, DivergedError, EpochRow, Score, Training, evaluate
-from oicsr import Coupling, PruningPlan, PruningResult, Regularizer, count_macs, count_params, prune_iteratively
+from oicsr import (
+    Coupling,
+    PruningPlan,
+    PruningResult,
+    Regularizer,
+    count_macs,
+    count_params,
+    prune_iteratively,
+    remove_channels,
+)
 
 SCORING_BATCHES = 8
 PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
@@ -178,13 +187,20 @@ class _Run:
         model = fresh_model(self.cell, self.data.num_classes, self.bench.device)
         dense = self.train(self.stages[0], model, None, measure=True)
         self.measure("dense", model, dense)
-        result = self.prune(model)
-        pruned = self.evaluate(result.model, self.data.test), self.evaluate(result.model, self.data.validation)
-        self.measure("pruned", result.model, Stretch(*pruned, []))
-        self._note_after_removal(result.model, pruned[1].top1)
-        finetuned = self.train(self.stages[-1], result.model, None, measure=True)
-        self.measure("finetuned", result.model, finetuned)
-        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(result.model)
+        small = self.shape_and_weights(self.prune(model))
+        pruned = self.evaluate(small, self.data.test), self.evaluate(small, self.data.validation)
+        self.measure("pruned", small, Stretch(*pruned, []))
+        self._note_after_removal(small, pruned[1].top1)
+        finetuned = self.train(self.stages[-1], small, None, measure=True)
+        self.measure("finetuned", small, finetuned)
+        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(small)
+
+    def shape_and_weights(self, result: PruningResult) -> nn.Module:
+        """Return the pruned network; for a control from scratch, its shape with fresh weights."""
+        if self.method.ending == "finetune":
+            return result.model
+        fresh = fresh_model(self.cell, self.data.num_classes, self.bench.device)
+        return remove_channels(fresh, result.plan)
 
     def prune(self, model: nn.Module) -> PruningResult:
         """Train with the regulariser and remove channels, as often as the profile says."""

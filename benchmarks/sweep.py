@@ -46,7 +46,7 @@ def cells_of(
         Cell(experiment, profile_name, method, seed, share)
         for seed in (seeds or profile.seeds)
         for method in (methods or profile.methods)
-        for share in (macs_kept or profile.macs_kept)
+        for share in ((1.0,) if find_method(method).unpruned else macs_kept or profile.macs_kept)
     ]
 
 
