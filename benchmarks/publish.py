@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.checkpoints import write_atomically
 from benchmarks.config import digest
-from benchmarks.records import CHECKSUM, Record, check_history, read_records, runs_folder
+from benchmarks.records import CHECKSUM, Record, check_beside, read_records, runs_folder
 from benchmarks.sinks import Place, log_epoch, log_overview, log_result, open_run, overview_row, wandb_id
 from benchmarks.training import EpochRow
 
@@ -102,7 +102,7 @@ class Ledger:
 
 
 def _replay(record: Record, path: Path, place: Place) -> None:
-    check_history(path, record)
+    check_beside(path, record)
     config = {
         "experiment": record.experiment,
         "profile": record.profile,

@@ -17,12 +17,17 @@ from typing import Any
 
 from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Cell, canonical
+from benchmarks.structure import ChannelRow
 from benchmarks.training import EpochRow
 
 SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "finetuned")
 COMPLETE, FAILED = "complete", "failed"
-CHECKSUM, HISTORY_CHECKSUM = "record_sha256", "history_sha256"
+CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
+CHANNEL_COLUMNS = ("coupling", "channel", "out_energy", "in_energy", "kept")
+
+
+BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
 
 class RecordError(ValueError):
@@ -49,10 +54,13 @@ class Record:
         status: `"complete"` or `"failed"`.
         config: The experiment's and the profile's values, resolved.
         states: By name (`dense`, `regularized`, `pruned`, `finetuned`): test top-1 and loss, validation top-1, MACs
-            and parameters.
+            (and with BatchNorm and pooling, as fvcore counts) and parameters.
         widths: Coupling name to channels before and after.
-        structure: How the energy lies over the channels before the removal.
+        structure: How the energy lies over the channels, of the dense network and before the first removal.
+        removals: One per step: MACs left, and validation top-1 just before and just after the removal.
         epochs: By phase, those of all steps together.
+        compute: By phase and in total: multiply-accumulates of training, three times those of a forward pass
+            (forward, gradient of inputs, gradient of weights) for each image; regularisers are not counted.
         timing: Seconds; the only part besides `provenance` in which two equal runs differ.
         provenance: Commit, versions, device, data, command.
         failure: Why it failed, where it did.
@@ -75,7 +83,9 @@ class Record:
     states: dict[str, dict[str, Any]]
     widths: dict[str, list[int]]
     structure: dict[str, Any]
+    removals: list[dict[str, Any]]
     epochs: dict[str, int]
+    compute: dict[str, int]
     timing: dict[str, float]
     provenance: dict[str, Any]
     failure: dict[str, Any] | None = None
@@ -100,7 +110,8 @@ def checksum(values: dict[str, Any]) -> str:
 
 FIELDS = {field.name: field for field in fields(Record)}
 TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "timing", "provenance"), dict),
+    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "compute", "timing", "provenance"), dict),
+    "removals": list,
     **dict.fromkeys(("strength", "macs_kept"), (int, float)),
     "seed": int,
     "failure": (dict, type(None)),
@@ -151,7 +162,7 @@ def _parse(text: str, where: str) -> Record:
 
 
 def _check_states(record: Record, where: str) -> None:
-    """Refuse accuracies that are none, and complete runs without all four states."""
+    """Refuse accuracies and sizes that are none, and complete runs without all four states."""
     missing = [state for state in STATES if state not in record.states]
     if record.complete and missing:
         raise RecordError(f"{where}: the run is complete, but states {missing} are missing")
@@ -159,6 +170,9 @@ def _check_states(record: Record, where: str) -> None:
         top1 = state.get("top1") if isinstance(state, dict) else None
         if name not in STATES or not isinstance(top1, float | int) or not 0 <= top1 <= 1:
             raise RecordError(f"{where}: state {name!r} has top1 {top1!r}; a share in [0, 1] is needed")
+        for size in ("macs", "macs_with_norm_pool", "params"):
+            if not isinstance(state.get(size), int) or state[size] < 1:
+                raise RecordError(f"{where}: state {name!r} has {size} {state.get(size)!r}; a count is needed")
 
 
 def runs_folder(results: Path) -> Path:
@@ -212,15 +226,18 @@ def read_records(results: Path, experiments: Sequence[str] | None = None) -> lis
     return records
 
 
-def write_record(results: Path, record: Record, history: Iterable[EpochRow]) -> Path:
-    """Write the history, then the record with the checksums of both; return the record's path."""
-    text = history_csv(history)
-    record = with_provenance(record, **{HISTORY_CHECKSUM: history_checksum(text)})
+def write_record(
+    results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
+) -> Path:
+    """Write the history and, where there are any, the channels, then the record; return the record's path."""
+    history, channels = list(history), list(channels)
     folder = runs_folder(results) / record.experiment / record.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "history.csv", text.encode())
+    write_atomically(folder / "history.csv", history_csv(history).encode())
+    if channels:
+        write_atomically(folder / "channels.csv", channels_csv(channels).encode())
     path = folder / "record.json"
-    write_atomically(path, record.to_json().encode())
+    write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
 
 
@@ -229,24 +246,41 @@ def with_provenance(record: Record, **values: Any) -> Record:
     return replace(record, provenance={**record.provenance, **values})
 
 
-def history_checksum(text: str) -> str:
-    """Return the SHA-256 of the text of `history.csv`."""
+def stamped(record: Record, history: Sequence[EpochRow], channels: Sequence[ChannelRow]) -> Record:
+    """Return a record with the checksums of the files that will lie beside it."""
+    sums = {HISTORY_CHECKSUM: _sha256(history_csv(history))}
+    if channels:
+        sums[CHANNELS_CHECKSUM] = _sha256(channels_csv(channels))
+    return with_provenance(record, **sums)
+
+
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_history(path: Path, record: Record) -> None:
-    """Make sure that the history beside the record at `path` is the one that was written with it.
+def check_beside(path: Path, record: Record) -> None:
+    """Make sure that history and channels beside the record at `path` are those that were written with it.
 
     Raises:
-        RecordError: It is missing, or was changed.
+        RecordError: One is missing, or was changed.
     """
-    expected = record.provenance.get(HISTORY_CHECKSUM)
-    try:
-        found = history_checksum(path.with_name("history.csv").read_bytes().decode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} has no readable history.csv beside it: {error}") from error
-    if expected is not None and found != expected:
-        raise RecordError(f"the history beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+    for name, key in BESIDE.items():
+        expected = record.provenance.get(key)
+        if expected is None and key != HISTORY_CHECKSUM:
+            continue
+        try:
+            found = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
+        if expected is not None and found != expected:
+            raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+
+
+def channels_csv(channels: Iterable[ChannelRow]) -> str:
+    """Return the text of `channels.csv`: the energies of every channel before any removal, and which ones stay."""
+    lines = [",".join(CHANNEL_COLUMNS)]
+    lines += [f"{row.coupling},{row.channel},{row.out:.5g},{row.inward:.5g},{row.kept:d}" for row in channels]
+    return "\n".join(lines) + "\n"
 
 
 def history_csv(history: Iterable[EpochRow]) -> str:

@@ -35,8 +35,8 @@ def reliability_section(results: Path) -> list[str]:
         "## Reliability",
         "",
         f"Faults injected by `make faults` {origin}. Survived: every run complete in the end, none done twice, no "
-        "damaged file accepted, records and histories equal bit for bit (but for times and provenance) to those of the sweep "
-        "that nothing disturbed.",
+        "damaged file accepted, records and histories equal bit for bit (but for times and provenance) to those of "
+        "the sweep that nothing disturbed.",
         "",
         "| Fault | tried | survived |",
         "| --- | ---: | ---: |",

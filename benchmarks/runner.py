@@ -24,18 +24,29 @@ from benchmarks.datasets import DataSplits, Images, load_dataset
 from benchmarks.datasets.splits import DataError
 from benchmarks.loading import TrainingBatches, batches_in_order
 from benchmarks.locking import PAUSE
+from benchmarks.macs_conventions import count_macs_with_norm_pool
 from benchmarks.methods import find_method
 from benchmarks.models import build_model
 from benchmarks.provenance import device_name, provenance, weights_sha256
-from benchmarks.records import COMPLETE, FAILED, HISTORY_CHECKSUM, Record, history_checksum, history_csv, write_record
+from benchmarks.records import COMPLETE, FAILED, Record, stamped, write_record
 from benchmarks.stages import Stage, stages_of
 from benchmarks.stopping import Control
 from benchmarks.strengths import Strength, choose_strength
-from benchmarks.structure import describe_structure
+from benchmarks.structure import ChannelRow, channel_rows, describe_structure, mark_kept
 from benchmarks.training import EVALUATION_BATCH, EpochRow, Score, Snapshot, Training, evaluate
-from oicsr import Coupling, PruningPlan, PruningResult, Regularizer, count_macs, count_params, prune_iteratively
+from oicsr import (
+    Coupling,
+    PruningPlan,
+    PruningResult,
+    Regularizer,
+    count_macs,
+    count_params,
+    prune_iteratively,
+    remove_channels,
+)
 
 SCORING_BATCHES = 8
+PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
 # What makes a run a failed one: all that its training, its data and its method may raise. Trouble of the machine
 # (OSError: a full disk) is no property of the run: it ends the sweep, and the run goes on another time.
 RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
@@ -101,6 +112,18 @@ class Progress:
     structure: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     widths: dict[str, list[int]] = field(default_factory=dict)
+    channels: list[ChannelRow] = field(default_factory=list)
+    removals: list[dict[str, Any]] = field(default_factory=list)
+    compute: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: its record, and the files beside it."""
+
+    record: Record
+    history: Sequence[EpochRow]
+    channels: Sequence[ChannelRow]
 
 
 def run_cell(bench: Bench, cell: Cell) -> Record:
@@ -110,11 +133,11 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
         Stopped: The control asked to stop; a checkpoint holds all that was done.
         OSError: The machine is in trouble (a full disk).
     """
-    record, history = execute(bench, cell, strength_of(bench, cell))
-    write_record(bench.results, record, history)
+    left = execute(bench, cell, strength_of(bench, cell))
+    write_record(bench.results, left.record, left.history, left.channels)
     for observer in bench.observers:
-        observer.run_finished(cell, record, history)
-    return record
+        observer.run_finished(cell, left.record, left.history)
+    return left.record
 
 
 def strength_of(bench: Bench, cell: Cell) -> Strength:
@@ -122,8 +145,8 @@ def strength_of(bench: Bench, cell: Cell) -> Strength:
     return choose_strength(bench.tuning, cell, find_method(cell.method))
 
 
-def execute(bench: Bench, cell: Cell, strength: Strength) -> tuple[Record, list[EpochRow]]:
-    """Do one run; return its record, complete or failed, and its history, without writing either.
+def execute(bench: Bench, cell: Cell, strength: Strength) -> Left:
+    """Do one run; return its record, complete or failed, and what goes with it, without writing any of it.
 
     Raises:
         Stopped: See `run_cell`.
@@ -140,10 +163,10 @@ def execute(bench: Bench, cell: Cell, strength: Strength) -> tuple[Record, list[
         failure = _describe_failure(error, progress)
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()  # what was too much for this run is room for the next
-    return _record(bench, cell, method, strength, progress, failure), progress.history
+    return _left(bench, cell, method, strength, progress, failure)
 
 
-def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str) -> tuple[Record, list[EpochRow]]:
+def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str) -> Left:
     """Return the record of a run whose process died again and again; its checkpoints say how far it came."""
     method, progress = find_method(cell.method), Progress()
     for stage in stages_of(cell, method, strength.value, bench.device.type):
@@ -157,7 +180,21 @@ def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str
         "last_good_epoch": _last_good_epoch(progress),
         "traceback": f"none: the process that did this run was killed ({reason})",
     }
-    return _record(bench, cell, method, strength, progress, failure), progress.history
+    return _left(bench, cell, method, strength, progress, failure)
+
+
+def _left(
+    bench: Bench,
+    cell: Cell,
+    method: Method,
+    strength: Strength,
+    progress: Progress,
+    failure: dict[str, Any] | None,
+) -> Left:
+    first_seed = cell.seed == cell.profile.seeds[0]  # channels of one seed are enough for a picture
+    channels = progress.channels if first_seed else []
+    record = stamped(_record(bench, cell, method, strength, progress, failure), progress.history, channels)
+    return Left(record, progress.history, channels)
 
 
 def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
@@ -221,12 +258,21 @@ class _Run:
         dense = self.train(self.stages[0], model, None, measure=True)
         self.measure("dense", model, dense)
         result = self.prune(model)
+        small = self.shape_and_weights(result)
         plan = hashlib.sha256(result.plan.to_json().encode()).hexdigest()
-        pruned = self.evaluate(result.model, self.data.test), self.evaluate(result.model, self.data.validation)
-        self.measure("pruned", result.model, Stretch(*pruned, []))
-        finetuned = self.train(self.stages[-1], result.model, None, measure=True, plan=plan)
-        self.measure("finetuned", result.model, finetuned)
-        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(result.model)
+        pruned = self.evaluate(small, self.data.test), self.evaluate(small, self.data.validation)
+        self.measure("pruned", small, Stretch(*pruned, []))
+        self._note_after_removal(small, pruned[1].top1)
+        finetuned = self.train(self.stages[-1], small, None, measure=True, plan=plan)
+        self.measure("finetuned", small, finetuned)
+        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(small)
+
+    def shape_and_weights(self, result: PruningResult) -> nn.Module:
+        """Return the pruned network; for a control from scratch, its shape with fresh weights."""
+        if self.method.ending == "finetune":
+            return result.model
+        fresh = fresh_model(self.cell, self.data.num_classes, self.bench.device)
+        return remove_channels(fresh, result.plan)
 
     def prune(self, model: nn.Module) -> PruningResult:
         """Train with the regulariser and remove channels, as often as the profile says."""
@@ -235,10 +281,16 @@ class _Run:
 
         def train(network: nn.Module, regularizer: Regularizer | None, step: int) -> None:
             first = step == 0 and self.on_test
+            if first:
+                self.progress.structure["dense"] = describe_structure(network, couplings_seen[0])
+            elif self.on_test:
+                self._note_after_removal(network, self.evaluate(network, self.data.validation).top1)
             stretch = self.train(self.stages[1 + step], network, regularizer, measure=first)
+            self.progress.removals.append({"step": step, "val_top1_before": stretch.validation.top1})
             if first:
                 self.measure("regularized", network, stretch)
-                self.progress.structure = describe_structure(network, couplings_seen[0])
+                self.progress.structure["regularized"] = describe_structure(network, couplings_seen[0])
+                self.progress.channels = channel_rows(network, couplings_seen[0])
 
         def make_regularizer(couplings: Sequence[Coupling]) -> Regularizer | None:
             couplings_seen.append(couplings)
@@ -260,7 +312,11 @@ class _Run:
             select=self.method.selection.select,
         )
         self.progress.widths = widths(couplings_seen[0], result.plan)
+        self.progress.channels = mark_kept(self.progress.channels, result.plan)
         return result
+
+    def _note_after_removal(self, model: nn.Module, val_top1: float) -> None:
+        self.progress.removals[-1] |= {"macs": count_macs(model, self.inputs), "val_top1_after": val_top1}
 
     def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
         """Score the channels by the method's importance."""
@@ -279,10 +335,14 @@ class _Run:
 
         Nobody else trains the same stage meanwhile. `plan` is the digest of the removals that led to `model`.
         """
+        batches = TrainingBatches(self.data, self.cell.profile.batch_size, self.bench.device)
+        images = len(batches) * batches.batch_size * stage.phase.epochs
+        compute = self.progress.compute
+        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
         training = Training(
             model,
             stage.phase,
-            TrainingBatches(self.data, self.cell.profile.batch_size, self.bench.device),
+            batches,
             torch.Generator().manual_seed(stage.seed),
             regularizer,
             self.cell.profile.precision,
@@ -380,6 +440,7 @@ class _Run:
             "loss": stretch.test.loss,
             "val_top1": stretch.validation.top1,
             "macs": count_macs(model, self.inputs),
+            "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),
             "params": count_params(model),
         }
 
@@ -450,12 +511,11 @@ def _record(
         states=progress.states,
         widths=progress.widths,
         structure=progress.structure,
+        removals=progress.removals,
         epochs=epochs,
+        compute={**progress.compute, "total": sum(progress.compute.values())},
         timing={**progress.timing, "finished_unix": round(time.time())},
-        provenance={
-            **provenance(bench.device, _data_checksum(cell)),
-            HISTORY_CHECKSUM: history_checksum(history_csv(progress.history)),
-        },
+        provenance=provenance(bench.device, _data_checksum(cell)),
         failure=failure,
     )
 
