@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,10 @@ SHORTEST = tuple("1,1,1" if value == "2,2,1" else value.replace("oicsr-gl,none,l
 
 
 @pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
     arena = Arena(tmp_path_factory.mktemp("arena"), SHORTEST)
     assert len(arena.reference) == 2
-    yield arena
+    return arena
 
 
 def check(tally: Tally, tried: int) -> None:
