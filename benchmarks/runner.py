@@ -51,6 +51,8 @@ PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many 
 # (OSError: a full disk) is no property of the run: it ends the sweep, and the run goes on another time.
 RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
 
+COUNTED: dict[tuple[Any, ...], int] = {}
+
 
 class Observer(Protocol):
     """Something that is told how a sweep goes on."""
@@ -316,7 +318,7 @@ class _Run:
         return result
 
     def _note_after_removal(self, model: nn.Module, val_top1: float) -> None:
-        self.progress.removals[-1] |= {"macs": count_macs(model, self.inputs), "val_top1_after": val_top1}
+        self.progress.removals[-1] |= {"macs": self.count(count_macs, model), "val_top1_after": val_top1}
 
     def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
         """Score the channels by the method's importance."""
@@ -338,7 +340,7 @@ class _Run:
         batches = TrainingBatches(self.data, self.cell.profile.batch_size, self.bench.device)
         images = len(batches) * batches.batch_size * stage.phase.epochs
         compute = self.progress.compute
-        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
+        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * self.count(count_macs, model)
         training = Training(
             model,
             stage.phase,
@@ -427,6 +429,14 @@ class _Run:
         for observer in self.bench.observers:
             observer.epoch_done(self.cell, stage, row, cached=cached)
 
+    def count(self, count: Callable[[nn.Module, Tensor], int], model: nn.Module) -> int:
+        """Count MACs, once in this process per network and widths: counting takes longer than a small epoch."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
+        key = count.__name__, self.cell.experiment.model, tuple(self.inputs.shape), shapes
+        if key not in COUNTED:
+            COUNTED[key] = count(model, self.inputs)
+        return COUNTED[key]
+
     def evaluate(self, model: nn.Module, images: Images) -> Score:
         """Evaluate a model on images as they are."""
         batches = batches_in_order(images, self.data, EVALUATION_BATCH, self.bench.device)
@@ -439,8 +449,8 @@ class _Run:
             "top1": stretch.test.top1,
             "loss": stretch.test.loss,
             "val_top1": stretch.validation.top1,
-            "macs": count_macs(model, self.inputs),
-            "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),
+            "macs": self.count(count_macs, model),
+            "macs_with_norm_pool": self.count(count_macs_with_norm_pool, model),
             "params": count_params(model),
         }
 
