@@ -1,4 +1,4 @@
-"""The reporting checklist of Blalock et al. 2020, "What is the State of Neural Network Pruning?", answered from records."""
+"""The checklist of Blalock et al. 2020 ("What is the State of Neural Network Pruning?"), answered from records."""
 
 from __future__ import annotations
 

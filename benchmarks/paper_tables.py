@@ -101,8 +101,7 @@ def field_sheet(comparisons: Sequence[Comparison], model: str, dataset: str, pub
     quoted = read_published(published)
     rows.append(["Quoted from papers and repositories"])
     rows += [_quoted_row(row) for row in quoted.to_dict("records")]
-    own_numbers = pd.concat([c.table[["method", "macs_kept", "n", "dense_top1", "finetuned_top1"]] for c in own] or [])
-    numbers = _field_numbers(own_numbers, quoted) if own else _field_numbers(pd.DataFrame(), quoted)
+    numbers = _field_numbers([row for c in own for row in c.table.to_dict("records")], quoted)
     return Sheet(f"field-{published}", title, FIELD_HEADER, rows, FIELD_NOTES, numbers)
 
 
@@ -138,7 +137,7 @@ def _quoted_row(row: dict[Any, Any]) -> list[str]:
     ]
 
 
-def _field_numbers(own: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:
+def _field_numbers(own: Sequence[dict[Any, Any]], quoted: pd.DataFrame) -> pd.DataFrame:
     ours = [
         {
             "origin": "own",
@@ -146,9 +145,9 @@ def _field_numbers(own: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:
             "n": row["n"],
             "base_percent": 100 * row["dense_top1"],
             "pruned_percent": 100 * row["finetuned_top1"],
-            "speedup": 1 / row["macs_kept"],
+            "speedup": row["dense_macs"] / row["macs"],
         }
-        for row in own.to_dict("records")
+        for row in own
     ]
     columns = ["method", "base_percent", "pruned_percent", "speedup"]
     theirs = [{"origin": "quoted", **{name: row[name] for name in columns}} for row in quoted.to_dict("records")]
