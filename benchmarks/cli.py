@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "make tables, plots, RESULTS.md and the README's block from records",
     "merge": "bring in records that were made elsewhere, verifying each",
     "publish": "replay records into Weights & Biases",
+    "faults": "kill sweeps, damage their files, fill their disk, and count what is lost (nothing may be)",
     "perf": "measure speed and memory against peers",
 }
 

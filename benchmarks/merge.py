@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Cell, Experiment, canonical
-from benchmarks.records import Record, RecordError, check_history, read_record, runs_folder
+from benchmarks.records import BESIDE, Record, RecordError, check_beside, read_record, runs_folder
 from benchmarks.runner import Bench
 from benchmarks.sweep import check_same_configuration
 
@@ -59,7 +59,7 @@ def merge(
         label = f"{path.parent.parent.name}/{path.parent.name}"
         try:
             record = read_record(path, unchecked=unchecked)
-            check_history(path, record)
+            check_beside(path, record)
             _check_configuration(bench, record, experiments, str(path))
             _bring_in(bench.results, path, record, merged, replace=replace)
         except RecordError as error:
@@ -103,7 +103,9 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
     if target.is_file():
         target.replace(target.with_name("record.json.replaced"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target.with_name("history.csv"), path.with_name("history.csv").read_bytes())
+    for name in BESIDE:
+        if path.with_name(name).is_file():
+            write_atomically(target.with_name(name), path.with_name(name).read_bytes())
     write_atomically(target, record.to_json().encode())
     (merged.added if existing is None else merged.replaced).append(label)
 

@@ -23,8 +23,11 @@ from benchmarks.training import EpochRow
 SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "finetuned")
 COMPLETE, FAILED = "complete", "failed"
+CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
 CHANNEL_COLUMNS = ("coupling", "channel", "out_energy", "in_energy", "kept")
-CHECKSUM, HISTORY_CHECKSUM = "record_sha256", "history_sha256"
+
+
+BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
 
 class RecordError(ValueError):
@@ -227,24 +230,15 @@ def write_record(
     results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
 ) -> Path:
     """Write the history and, where there are any, the channels, then the record; return the record's path."""
-    text = history_csv(history)
-    record = with_provenance(record, **{HISTORY_CHECKSUM: history_checksum(text)})
+    history, channels = list(history), list(channels)
     folder = runs_folder(results) / record.experiment / record.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "history.csv", text.encode())
-    rows = list(channels)
-    if rows:
-        write_atomically(folder / "channels.csv", channels_csv(rows).encode())
+    write_atomically(folder / "history.csv", history_csv(history).encode())
+    if channels:
+        write_atomically(folder / "channels.csv", channels_csv(channels).encode())
     path = folder / "record.json"
-    write_atomically(path, record.to_json().encode())
+    write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
-
-
-def channels_csv(channels: Iterable[ChannelRow]) -> str:
-    """Return the text of `channels.csv`: the energies of every channel before any removal, and which ones stay."""
-    lines = [",".join(CHANNEL_COLUMNS)]
-    lines += [f"{row.coupling},{row.channel},{row.out:.5g},{row.inward:.5g},{row.kept:d}" for row in channels]
-    return "\n".join(lines) + "\n"
 
 
 def with_provenance(record: Record, **values: Any) -> Record:
@@ -252,24 +246,41 @@ def with_provenance(record: Record, **values: Any) -> Record:
     return replace(record, provenance={**record.provenance, **values})
 
 
-def history_checksum(text: str) -> str:
-    """Return the SHA-256 of the text of `history.csv`."""
+def stamped(record: Record, history: Sequence[EpochRow], channels: Sequence[ChannelRow]) -> Record:
+    """Return a record with the checksums of the files that will lie beside it."""
+    sums = {HISTORY_CHECKSUM: _sha256(history_csv(history))}
+    if channels:
+        sums[CHANNELS_CHECKSUM] = _sha256(channels_csv(channels))
+    return with_provenance(record, **sums)
+
+
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_history(path: Path, record: Record) -> None:
-    """Make sure that the history beside the record at `path` is the one that was written with it.
+def check_beside(path: Path, record: Record) -> None:
+    """Make sure that history and channels beside the record at `path` are those that were written with it.
 
     Raises:
-        RecordError: It is missing, or was changed.
+        RecordError: One is missing, or was changed.
     """
-    expected = record.provenance.get(HISTORY_CHECKSUM)
-    try:
-        found = history_checksum(path.with_name("history.csv").read_bytes().decode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} has no readable history.csv beside it: {error}") from error
-    if expected is not None and found != expected:
-        raise RecordError(f"the history beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+    for name, key in BESIDE.items():
+        expected = record.provenance.get(key)
+        if expected is None and key != HISTORY_CHECKSUM:
+            continue
+        try:
+            found = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
+        if expected is not None and found != expected:
+            raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+
+
+def channels_csv(channels: Iterable[ChannelRow]) -> str:
+    """Return the text of `channels.csv`: the energies of every channel before any removal, and which ones stay."""
+    lines = [",".join(CHANNEL_COLUMNS)]
+    lines += [f"{row.coupling},{row.channel},{row.out:.5g},{row.inward:.5g},{row.kept:d}" for row in channels]
+    return "\n".join(lines) + "\n"
 
 
 def history_csv(history: Iterable[EpochRow]) -> str:

@@ -28,7 +28,7 @@ from benchmarks.macs_conventions import count_macs_with_norm_pool
 from benchmarks.methods import find_method
 from benchmarks.models import build_model
 from benchmarks.provenance import device_name, provenance, weights_sha256
-from benchmarks.records import COMPLETE, FAILED, HISTORY_CHECKSUM, Record, history_checksum, history_csv, write_record
+from benchmarks.records import COMPLETE, FAILED, Record, stamped, write_record
 from benchmarks.stages import Stage, stages_of
 from benchmarks.stopping import Control
 from benchmarks.strengths import Strength, choose_strength
@@ -117,6 +117,15 @@ class Progress:
     compute: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: its record, and the files beside it."""
+
+    record: Record
+    history: Sequence[EpochRow]
+    channels: Sequence[ChannelRow]
+
+
 def run_cell(bench: Bench, cell: Cell) -> Record:
     """Do one run and write its record, complete or failed.
 
@@ -124,11 +133,11 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
         Stopped: The control asked to stop; a checkpoint holds all that was done.
         OSError: The machine is in trouble (a full disk).
     """
-    record, history, channels = execute(bench, cell, strength_of(bench, cell))
-    write_record(bench.results, record, history, channels)
+    left = execute(bench, cell, strength_of(bench, cell))
+    write_record(bench.results, left.record, left.history, left.channels)
     for observer in bench.observers:
-        observer.run_finished(cell, record, history)
-    return record
+        observer.run_finished(cell, left.record, left.history)
+    return left.record
 
 
 def strength_of(bench: Bench, cell: Cell) -> Strength:
@@ -136,11 +145,8 @@ def strength_of(bench: Bench, cell: Cell) -> Strength:
     return choose_strength(bench.tuning, cell, find_method(cell.method))
 
 
-Output = tuple[Record, list[EpochRow], list[ChannelRow]]
-
-
-def execute(bench: Bench, cell: Cell, strength: Strength) -> Output:
-    """Do one run; return its record, complete or failed, its history and its channels, without writing any.
+def execute(bench: Bench, cell: Cell, strength: Strength) -> Left:
+    """Do one run; return its record, complete or failed, and what goes with it, without writing any of it.
 
     Raises:
         Stopped: See `run_cell`.
@@ -157,12 +163,10 @@ def execute(bench: Bench, cell: Cell, strength: Strength) -> Output:
         failure = _describe_failure(error, progress)
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()  # what was too much for this run is room for the next
-    first_seed = cell.seed == cell.profile.seeds[0]  # channels of one seed are enough for a picture
-    channels = progress.channels if first_seed else []
-    return _record(bench, cell, method, strength, progress, failure), progress.history, channels
+    return _left(bench, cell, method, strength, progress, failure)
 
 
-def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str) -> Output:
+def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str) -> Left:
     """Return the record of a run whose process died again and again; its checkpoints say how far it came."""
     method, progress = find_method(cell.method), Progress()
     for stage in stages_of(cell, method, strength.value, bench.device.type):
@@ -176,7 +180,21 @@ def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str
         "last_good_epoch": _last_good_epoch(progress),
         "traceback": f"none: the process that did this run was killed ({reason})",
     }
-    return _record(bench, cell, method, strength, progress, failure), progress.history, []
+    return _left(bench, cell, method, strength, progress, failure)
+
+
+def _left(
+    bench: Bench,
+    cell: Cell,
+    method: Method,
+    strength: Strength,
+    progress: Progress,
+    failure: dict[str, Any] | None,
+) -> Left:
+    first_seed = cell.seed == cell.profile.seeds[0]  # channels of one seed are enough for a picture
+    channels = progress.channels if first_seed else []
+    record = stamped(_record(bench, cell, method, strength, progress, failure), progress.history, channels)
+    return Left(record, progress.history, channels)
 
 
 def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
@@ -241,10 +259,10 @@ class _Run:
         self.measure("dense", model, dense)
         result = self.prune(model)
         small = self.shape_and_weights(result)
+        plan = hashlib.sha256(result.plan.to_json().encode()).hexdigest()
         pruned = self.evaluate(small, self.data.test), self.evaluate(small, self.data.validation)
         self.measure("pruned", small, Stretch(*pruned, []))
         self._note_after_removal(small, pruned[1].top1)
-        plan = hashlib.sha256(result.plan.to_json().encode()).hexdigest()
         finetuned = self.train(self.stages[-1], small, None, measure=True, plan=plan)
         self.measure("finetuned", small, finetuned)
         self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(small)
@@ -497,10 +515,7 @@ def _record(
         epochs=epochs,
         compute={**progress.compute, "total": sum(progress.compute.values())},
         timing={**progress.timing, "finished_unix": round(time.time())},
-        provenance={
-            **provenance(bench.device, _data_checksum(cell)),
-            HISTORY_CHECKSUM: history_checksum(history_csv(progress.history)),
-        },
+        provenance=provenance(bench.device, _data_checksum(cell)),
         failure=failure,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.config import Cell
 from benchmarks.methods import find_method
-from benchmarks.records import Record, RecordError, read_record, record_path
+from benchmarks.records import Record, RecordError, check_beside, read_record, record_path
 from benchmarks.runner import Bench
 from benchmarks.stages import Stage, stages_of
 from benchmarks.strengths import choose_strength
@@ -81,6 +81,7 @@ def _record_of(bench: Bench, cell: Cell) -> tuple[Record | None, str]:
         return None, ""
     try:
         record = read_record(path)
+        check_beside(path, record)
         check_same_configuration(cell, record, str(path), bench)
     except RecordError as error:
         return None, str(error)

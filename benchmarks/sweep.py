@@ -16,7 +16,7 @@ from benchmarks.datasets.splits import DataError, MissingDataError
 from benchmarks.loading import batches_in_order
 from benchmarks.methods import find_method
 from benchmarks.provenance import device_name
-from benchmarks.records import Record, RecordError, read_record, record_path
+from benchmarks.records import Record, RecordError, check_beside, read_record, record_path
 from benchmarks.runner import Bench, fresh_model, resolved_config, splits_of
 from benchmarks.stages import Stage, stages_of, unique_stages
 from benchmarks.strengths import choose_strength
@@ -79,6 +79,7 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
             continue
         try:
             record = read_record(path)
+            check_beside(path, record)
         except RecordError as error:
             path.replace(path.with_name("record.json.damaged"))
             found.damaged.append(str(error))

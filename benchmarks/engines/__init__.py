@@ -7,16 +7,15 @@ records and tries again where a worker died. Every run is done by the same funct
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from benchmarks.config import Cell
 from benchmarks.records import Record
-from benchmarks.runner import Bench, execute
+from benchmarks.runner import Bench, Left, execute
 from benchmarks.stages import Stage
 from benchmarks.stopping import Control, Stopped
 from benchmarks.strengths import Strength
-from benchmarks.structure import ChannelRow
 from benchmarks.training import EpochRow
 
 
@@ -48,14 +47,12 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run is over (`record`), or stopped at a checkpoint (`stopped`), or the machine is in trouble (`trouble`)."""
+    """A run is over (`left`), or stopped at a checkpoint (`stopped`), or the machine is in trouble (`trouble`)."""
 
     cell: Cell
-    record: Record | None = None
-    history: Sequence[EpochRow] = field(default_factory=tuple)
+    left: Left | None = None
     stopped: str | None = None
     trouble: str | None = None
-    channels: Sequence[ChannelRow] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,10 @@ def perform(bench: Bench, task: Task, control: Control, tell: Tell) -> None:
     """Do a task to its end, whatever the end is, and tell of it."""
     here = replace(bench, observers=[Forward(tell)], control=control)
     try:
-        record, history, channels = execute(here, task.cell, task.strength)
+        left = execute(here, task.cell, task.strength)
     except Stopped as stopped:
         tell(Ended(task.cell, stopped=str(stopped)))
     except OSError as error:
         tell(Ended(task.cell, trouble=f"{type(error).__name__}: {error}"))
     else:
-        tell(Ended(task.cell, record, tuple(history), channels=tuple(channels)))
+        tell(Ended(task.cell, left))

@@ -153,12 +153,13 @@ class Driver:
     def _end(self, event: Ended) -> None:
         if event.trouble:
             raise MachineTroubleError(f"{event.cell.label} cannot go on: {event.trouble}")
-        if event.record is not None:
+        if event.left is not None:
+            record, history = event.left.record, event.left.history
             self._leases[event.cell.label].check()
-            write_record(self._bench.results, event.record, event.history, event.channels)
-            self._outcome.records.append(event.record)
+            write_record(self._bench.results, record, history, event.left.channels)
+            self._outcome.records.append(record)
             for observer in self._observers:
-                observer.run_finished(event.cell, event.record, event.history)
+                observer.run_finished(event.cell, record, history)
         else:
             self._outcome.left.append(event.cell)
             self._outcome.stopped = self._outcome.stopped or event.stopped
@@ -175,8 +176,7 @@ class Driver:
         else:
             reason = event.reason if event.final else f"{event.reason}, {attempts} times"
             strength = self._tasks[cell.label].strength
-            record, history, _ = lost_worker_record(self._bench, cell, strength, reason)
-            self._end(Ended(cell, record, tuple(history)))
+            self._end(Ended(cell, lost_worker_record(self._bench, cell, strength, reason)))
 
 
 def _checksum_of(record: Record | None) -> str | None:
