@@ -121,6 +121,7 @@ class Experiment:
         model: Key of `benchmarks.models.MODELS`.
         dataset: Key of `benchmarks.datasets.DATASETS`.
         profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
+        priority: Of `run --pending`: the lower, the sooner.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Experiment:
     model: str
     dataset: str
     profiles: Mapping[str, Profile]
+    priority: int = 50
 
     def profile(self, name: str) -> Profile:
         """Return a profile by name.

@@ -21,6 +21,7 @@ from benchmarks.experiments import EXPERIMENTS
 from benchmarks.html_report import html_report
 from benchmarks.paper_tables import PROFILE_ORDER, all_sheets
 from benchmarks.records import Record, RecordError, read_records
+from benchmarks.reliability import reliability_section
 from benchmarks.sheets import Sheet, files_of_sheet, sheet_markdown
 from benchmarks.strengths import read_tuning
 from benchmarks.tables import MAIN_METHODS, Comparison, compare, comparison_sheet, fairness_sheet, percent
@@ -211,6 +212,7 @@ def results_page(study: Study, sheets: Sequence[Sheet], latency: Sequence[str], 
     for comparison in study.comparisons:
         lines += _section(study, comparison, prefix)
     lines += _latency_section(latency, prefix)
+    lines += reliability_section(study.results)
     lines += ["## Checklist of Blalock et al. 2020", ""]
     lines += [*checklist_markdown(checklist(study.records, study.comparisons)), ""]
     return "\n".join([*lines, *_failed_and_missing(study)])

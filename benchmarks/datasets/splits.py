@@ -12,6 +12,10 @@ class DataError(RuntimeError):
     """A data set is missing or damaged."""
 
 
+class MissingDataError(DataError):
+    """A data set is nowhere to be found: nothing can be run on it, and nothing is wrong with it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """Images with labels.

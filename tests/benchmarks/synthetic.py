@@ -81,7 +81,9 @@ def record_of(cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool
         importance=method.importance.name,
         selection=method.selection.name,
         strength=strength,
-        strength_source=("tuned on validation" if tuned else "middle of the grid, not tuned") if strength else "none needed",
+        strength_source=("tuned on validation" if tuned else "middle of the grid, not tuned")
+        if strength
+        else "none needed",
         seed=cell.seed,
         macs_kept=cell.macs_kept,
         status="complete",
