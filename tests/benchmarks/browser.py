@@ -53,10 +53,14 @@ def run_in_page(page: Path, steps: str, folder: Path, width: int = 1400) -> dict
     """
     text = page.read_text(encoding="utf-8")
     copy = folder / f"copy-{width}.html"
-    text = text.replace("<head>", f"<head>{LISTEN}</script>", 1).replace("</body>", LEAVE.format(steps=steps) + "</body>")
+    text = text.replace("<head>", f"<head>{LISTEN}</script>", 1).replace(
+        "</body>", LEAVE.format(steps=steps) + "</body>"
+    )
     copy.write_text(text, encoding="utf-8")
     frame = _frame(copy, folder, width, 1000)
-    output = _start(frame, folder, ["--virtual-time-budget=8000", f"--window-size={max(width, 500)},1000", "--dump-dom"])
+    output = _start(
+        frame, folder, ["--virtual-time-budget=8000", f"--window-size={max(width, 500)},1000", "--dump-dom"]
+    )
     noted = NOTED.search(output)
     if noted is None:
         raise RuntimeError(f"the browser left no note; it printed {output[:500]!r}")
