@@ -119,5 +119,5 @@ def test_unknown_backend_is_quoted() -> None:
     from benchmarks.perf import latency
 
     with pytest.raises(ValueError, match="backend is 'jit'"):
-        latency.run(Settings(CPU, repeats=1, batch_size=2, models=("resnet20",), backends=("jit",)))
+        list(latency.run(Settings(CPU, repeats=1, batch_size=2, models=("resnet20",), backends=("jit",))))
     assert measure.timed(lambda: None, CPU) >= 0
