@@ -17,6 +17,8 @@ from benchmarks.tables import MAIN_METHODS, compare
 from tests.benchmarks.golden import FIGURES, GOLDEN, digests
 from tests.benchmarks.synthetic import experiment, records_of
 
+pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
+
 EXPECTED = json.loads((GOLDEN / FIGURES).read_text())
 NOTHING = Details(Path("nowhere"))
 

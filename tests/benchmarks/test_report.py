@@ -12,6 +12,8 @@ from benchmarks.methods import METHODS
 from benchmarks.records import history_csv
 from tests.benchmarks.synthetic import experiment, history_of, records_of
 
+pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
+
 
 def test_check_finds_a_changed_byte_a_missing_and_a_stray_file(
     fixture_folder: Path, artefacts: report.Artefacts

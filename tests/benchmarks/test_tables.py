@@ -16,6 +16,8 @@ from benchmarks.tables import DENSE_ROW, compare, comparison_sheet, display_rows
 from tests.benchmarks.golden import FIGURES, GOLDEN, texts
 from tests.benchmarks.synthetic import experiment, records_of
 
+pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
+
 GOLDEN_TEXTS = sorted(path.name for path in GOLDEN.glob("*") if path.name != FIGURES)
 RECORDS = records_of(experiment())
 [COMPARISON] = compare(RECORDS)
