@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from baselines.method import Method, Scoring
 from benchmarks.checkpoints import CheckpointStore
 from benchmarks.config import Cell
-from benchmarks.datasets import DataSplits, Images, load_dataset
-from benchmarks.loading import TrainingBatches, batches_in_order
+from benchmarks.datasets import Data, Split, load_dataset
+from benchmarks.distributed import agreed, current_rank
 from benchmarks.methods import find_method
 from benchmarks.models import build_model
 from benchmarks.provenance import provenance, weights_sha256
@@ -123,16 +123,16 @@ def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
     run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
     model = fresh_model(cell, run.data.num_classes, bench.device)
     run.train(stages[0], model, None, measure=False)
-    return run.evaluate(run.prune(model).model, run.data.validation).top1
+    return run.evaluate(run.prune(model).model, "validation").top1
 
 
 @cache
-def load_splits(dataset: str, *limits: int | None) -> DataSplits:
+def load_splits(dataset: str, *limits: int | None) -> Data:
     """Return a data set, loaded once per process; limits: training, validation and test images."""
     return load_dataset(dataset).limited(*limits)
 
 
-def splits_of(cell: Cell) -> DataSplits:
+def splits_of(cell: Cell) -> Data:
     """Return the data of a run."""
     profile = cell.profile
     limits = profile.train_images, profile.validation_images, profile.test_images
@@ -173,7 +173,7 @@ class _Run:
         dense = self.train(self.stages[0], model, None, measure=True)
         self.measure("dense", model, dense)
         result = self.prune(model)
-        pruned = self.evaluate(result.model, self.data.test), self.evaluate(result.model, self.data.validation)
+        pruned = self.evaluate(result.model, "test"), self.evaluate(result.model, "validation")
         self.measure("pruned", result.model, Stretch(*pruned, []))
         finetuned = self.train(self.stages[-1], result.model, None, measure=True)
         self.measure("finetuned", result.model, finetuned)
@@ -216,12 +216,12 @@ class _Run:
     def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
         """Score the channels by the method's importance."""
         generator = torch.Generator().manual_seed(self.stages[-1].seed)
-        return self.method.importance.score(model, couplings, Scoring(generator, self.scoring_batches))
+        return agreed(self.method.importance.score(model, couplings, Scoring(generator, self.scoring_batches)))
 
     def scoring_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first training images, not augmented, for importances that look at data."""
         batch = self.cell.profile.batch_size
-        return islice(batches_in_order(self.data.train, self.data, batch, self.bench.device), SCORING_BATCHES)
+        return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
 
     def train(self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool) -> Stretch:
         """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights."""
@@ -229,7 +229,7 @@ class _Run:
         training = Training(
             model,
             stage.phase,
-            TrainingBatches(self.data, profile.batch_size, self.bench.device),
+            self.data.training_batches(profile.batch_size, self.bench.device, current_rank()),
             torch.Generator().manual_seed(stage.seed),
             regularizer,
             profile.precision,
@@ -243,7 +243,7 @@ class _Run:
         for row in training.rows:
             self._tell(stage, row, cached=True)
         while not training.finished:
-            row = training.run_epoch(lambda: self.evaluate(model, self.data.validation))
+            row = training.run_epoch(lambda: self.evaluate(model, "validation"))
             store.save(stage.key, training.snapshot())
             self._tell(stage, row, cached=False)
         return self._finish(stage, training, saved, measure=measure)
@@ -257,8 +257,8 @@ class _Run:
         """Measure the end of a stage, the test set once per stage, ever."""
         scores = (saved or {}).get("scores")
         if scores is None or (measure and not scores["test"]):
-            validation = self.evaluate(training.model, self.data.validation)
-            test = self.evaluate(training.model, self.data.test) if measure else None
+            validation = self.evaluate(training.model, "validation")
+            test = self.evaluate(training.model, "test") if measure else None
             scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
             self.bench.store.save(stage.key, {**training.snapshot(), "scores": scores})
         test = Score(**scores["test"]) if scores["test"] else None
@@ -267,9 +267,9 @@ class _Run:
         timing[f"{stage.name}_seconds"] = round(timing.get(f"{stage.name}_seconds", 0.0) + stretch.seconds, 3)
         return stretch
 
-    def evaluate(self, model: nn.Module, images: Images) -> Score:
-        """Evaluate a model on images as they are."""
-        batches = batches_in_order(images, self.data, EVALUATION_BATCH, self.bench.device)
+    def evaluate(self, model: nn.Module, split: Split) -> Score:
+        """Evaluate a model on the images of a split as they are."""
+        batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
         return evaluate(model, batches, self.cell.profile.precision)
 
     def measure(self, state: str, model: nn.Module, stretch: Stretch) -> None:
