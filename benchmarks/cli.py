@@ -17,11 +17,12 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import coverage, report
 from benchmarks.checkpoints import CheckpointStore
 from benchmarks.config import Cell, Experiment
 from benchmarks.console import ConsoleObserver, duration
 from benchmarks.datasets.splits import DataError
+from benchmarks.distributed import Rank, SharedStore, from_first, local_device, process_group
 from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.methods import METHODS
 from benchmarks.records import Record, read_records
@@ -158,21 +159,29 @@ def list_command(options: argparse.Namespace) -> int:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run what is missing of some experiments, then make their tables and plots."""
-    console = Console()
-    device = choose_device(options.device)
+    device = local_device(choose_device(options.device))
     if options.threads:
         torch.set_num_threads(options.threads)
-    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
+    with process_group(device) as rank:  # of several where torchrun started them
+        return _run(options, device, rank)
+
+
+def _run(options: argparse.Namespace, device: torch.device, rank: Rank) -> int:
+    console = Console(quiet=not rank.first)
+    store = (CheckpointStore if rank.count == 1 else SharedStore)(options.checkpoints)
+    bench = Bench(device, options.results, store, tuning=ROOT / "results" / "tuning")
     cells = _cells(options, device)
-    found = survey(bench, cells, retry_failed=options.retry_failed)
+    found = from_first(lambda: survey(bench, cells, retry_failed=options.retry_failed))
     for damaged in found.damaged:
         console.print(f"{damaged}; kept beside as record.json.damaged, the run is done again", markup=False)
-    records = _run_all(bench, found.todo, console, options.wandb) if found.todo else []
+    wandb = options.wandb if rank.first else "disabled"
+    records = _run_all(bench, found.todo, console, wandb) if found.todo else []
     if not found.todo:
         console.print(
             f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run", highlight=False
         )
-    _show(console, options.results, cells)
+    if rank.first:
+        _show(console, options.results, cells)
     failed = [*found.failed, *(record for record in records if not record.complete)]
     for record in failed:
         reason = (record.failure or {}).get("reason")
@@ -277,5 +286,6 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "list": (list_command, _no_options, "show the experiments and methods"),
     "run": (run_command, _run_options, "run experiments: what is missing is trained, the table and plot are made"),
     "tune": (tune_command, _run_options, "choose strengths on the validation split and record the choice"),
+    "coverage": (coverage.run, coverage.add_arguments, "try which networks of torchvision and timm can be pruned"),
     "report": (report_command, _report_options, "make tables, plots, RESULTS.md and the README's block from records"),
 }

@@ -36,8 +36,8 @@ from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_cha
 from oicsr.tracing import MODEL_ERRORS, Scope, mode
 
 COLUMNS = (
-    "network image_size traced couplings scope invariance_error macs_before macs_after train_step seconds passed reason "
-    "torch_pruning torch_pruning_macs_after torch_pruning_seconds torch_pruning_reason versions"
+    "network image_size traced couplings scope invariance_error macs_before macs_after train_step seconds passed "
+    "reason torch_pruning torch_pruning_macs_after torch_pruning_seconds torch_pruning_reason versions"
 ).split()
 Row = dict[str, str]
 CLASSES = 10
@@ -251,7 +251,7 @@ def _work(function: Callable[[str], Row], name: str, limit: float, sender: Any) 
     torch.set_num_threads(1)
     try:
         row = function(name)
-    except Exception as error:  # noqa: BLE001 (whatever a foreign library raises is the row's reason)
+    except Exception as error:  # whatever a foreign library raises is the row's reason
         traceback.print_exc()
         row = {"reason": _describe(error), "torch_pruning_reason": _describe(error)}
     sender.send((row, time.process_time()))
@@ -323,15 +323,10 @@ def to_markdown(rows: Mapping[str, Row]) -> str:
         *(_summary(rows, library) for library in ("torchvision", "timm")),
         "",
         "Out of scope (attention, or no convolutions to speak of):",
-        *(
-            f"- {line}"
-            for line in OUT_OF_SCOPE.strip()
-            .replace("\n", " ")
-            .replace(" timm families", "\ntimm families")
-            .splitlines()
-        ),
+        *(f"- {line}" for line in OUT_OF_SCOPE),
         "",
-        "| network | pixels | couplings | scope | MACs before | after | invariance | step | s | passed | torch-pruning | reason |",
+        "| network | pixels | couplings | scope | MACs before | after | invariance | step | s | passed | torch-pruning | "
+        "reason |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(rows.get(name, {"network": name})) for name in listed()),
     ]

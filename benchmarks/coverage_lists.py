@@ -2,6 +2,7 @@
 
 Of torchvision: every classifier it lists. Of timm: small members of every family whose layers are convolutions, two to
 five of each where the family has kinds that differ (attention on channels, anti-aliasing, other normalisations).
+Left out: families whose layers are attention or multi-layer perceptrons over patches.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ vovnet39a ese_vovnet19b_dw ese_vovnet19b_slim ese_vovnet39b eca_vovnet39b
 legacy_xception xception41 xception41p
 """.split()
 
-OUT_OF_SCOPE = """
-torchvision: maxvit_t swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32
-timm families: beit byoanet cait coat convit crossvit davit deit efficientformer efficientvit_msra eva gcvit hiera levit
-maxxvit mlp_mixer mobilevit mvitv2 naflexvit nest nextvit pit pvt_v2 sequencer swin_transformer swin_transformer_v2
-tiny_vit tnt twins vision_transformer vision_transformer_hybrid visformer vitamin volo xcit
-"""
+OUT_OF_SCOPE = (
+    "torchvision: maxvit_t swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32",
+    "timm, families: beit byoanet cait coat convit crossvit davit deit efficientformer efficientvit_msra eva gcvit hiera "
+    "levit maxxvit mlp_mixer mobilevit mvitv2 naflexvit nest nextvit pit pvt_v2 sequencer swin_transformer "
+    "swin_transformer_v2 tiny_vit tnt twins vision_transformer vision_transformer_hybrid visformer vitamin volo xcit",
+)

@@ -12,11 +12,13 @@ from typing import Any
 
 from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Cell
+from benchmarks.structure import ChannelRow
 from benchmarks.training import EpochRow
 
 SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "finetuned")
 COMPLETE, FAILED = "complete", "failed"
+CHANNEL_COLUMNS = ("coupling", "channel", "out_energy", "in_energy", "kept")
 
 
 class RecordError(ValueError):
@@ -43,10 +45,13 @@ class Record:
         status: `"complete"` or `"failed"`.
         config: The experiment's and the profile's values, resolved.
         states: By name (`dense`, `regularized`, `pruned`, `finetuned`): test top-1 and loss, validation top-1, MACs
-            and parameters.
+            (and with BatchNorm and pooling, as fvcore counts) and parameters.
         widths: Coupling name to channels before and after.
-        structure: How the energy lies over the channels before the removal.
+        structure: How the energy lies over the channels, of the dense network and before the first removal.
+        removals: One per step: MACs left, and validation top-1 just before and just after the removal.
         epochs: By phase, those of all steps together.
+        compute: By phase and in total: multiply-accumulates of training, three times those of a forward pass
+            (forward, gradient of inputs, gradient of weights) for each image; regularisers are not counted.
         timing: Seconds; the only part besides `provenance` in which two equal runs differ.
         provenance: Commit, versions, device, data, command.
         failure: Why it failed, where it did.
@@ -69,7 +74,9 @@ class Record:
     states: dict[str, dict[str, Any]]
     widths: dict[str, list[int]]
     structure: dict[str, Any]
+    removals: list[dict[str, Any]]
     epochs: dict[str, int]
+    compute: dict[str, int]
     timing: dict[str, float]
     provenance: dict[str, Any]
     failure: dict[str, Any] | None = None
@@ -86,7 +93,8 @@ class Record:
 
 FIELDS = {field.name: field for field in fields(Record)}
 TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "timing", "provenance"), dict),
+    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "compute", "timing", "provenance"), dict),
+    "removals": list,
     **dict.fromkeys(("strength", "macs_kept"), (int, float)),
     "seed": int,
     "failure": (dict, type(None)),
@@ -120,7 +128,7 @@ def parse_record(text: str, where: str) -> Record:
 
 
 def _check_states(record: Record, where: str) -> None:
-    """Refuse accuracies that are none, and complete runs without all four states."""
+    """Refuse accuracies and sizes that are none, and complete runs without all four states."""
     missing = [state for state in STATES if state not in record.states]
     if record.complete and missing:
         raise RecordError(f"{where}: the run is complete, but states {missing} are missing")
@@ -128,6 +136,9 @@ def _check_states(record: Record, where: str) -> None:
         top1 = state.get("top1") if isinstance(state, dict) else None
         if name not in STATES or not isinstance(top1, float | int) or not 0 <= top1 <= 1:
             raise RecordError(f"{where}: state {name!r} has top1 {top1!r}; a share in [0, 1] is needed")
+        for size in ("macs", "macs_with_norm_pool", "params"):
+            if not isinstance(state.get(size), int) or state[size] < 1:
+                raise RecordError(f"{where}: state {name!r} has {size} {state.get(size)!r}; a count is needed")
 
 
 def runs_folder(results: Path) -> Path:
@@ -176,14 +187,26 @@ def read_records(results: Path, experiments: Sequence[str] | None = None) -> lis
     return records
 
 
-def write_record(results: Path, record: Record, history: Iterable[EpochRow]) -> Path:
-    """Write the history, then the record; return the record's path."""
+def write_record(
+    results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
+) -> Path:
+    """Write the history and, where there are any, the channels, then the record; return the record's path."""
     folder = runs_folder(results) / record.experiment / record.run_id
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "history.csv", history_csv(history).encode())
+    rows = list(channels)
+    if rows:
+        write_atomically(folder / "channels.csv", channels_csv(rows).encode())
     path = folder / "record.json"
     write_atomically(path, record.to_json().encode())
     return path
+
+
+def channels_csv(channels: Iterable[ChannelRow]) -> str:
+    """Return the text of `channels.csv`: the energies of every channel before any removal, and which ones stay."""
+    lines = [",".join(CHANNEL_COLUMNS)]
+    lines += [f"{row.coupling},{row.channel},{row.out:.5g},{row.inward:.5g},{row.kept:d}" for row in channels]
+    return "\n".join(lines) + "\n"
 
 
 def history_csv(history: Iterable[EpochRow]) -> str:

@@ -20,17 +20,19 @@ from benchmarks.checkpoints import CheckpointStore
 from benchmarks.config import Cell
 from benchmarks.datasets import Data, Split, load_dataset
 from benchmarks.distributed import agreed, current_rank
+from benchmarks.macs_conventions import count_macs_with_norm_pool
 from benchmarks.methods import find_method
 from benchmarks.models import build_model
 from benchmarks.provenance import provenance, weights_sha256
 from benchmarks.records import COMPLETE, FAILED, Record, write_record
 from benchmarks.stages import Stage, stages_of
 from benchmarks.strengths import Strength, choose_strength
-from benchmarks.structure import describe_structure
+from benchmarks.structure import ChannelRow, channel_rows, describe_structure, mark_kept
 from benchmarks.training import EVALUATION_BATCH, DivergedError, EpochRow, Score, Training, evaluate
 from oicsr import Coupling, PruningPlan, PruningResult, Regularizer, count_macs, count_params, prune_iteratively
 
 SCORING_BATCHES = 8
+PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
 
 
 class Observer(Protocol):
@@ -91,6 +93,9 @@ class Progress:
     structure: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     widths: dict[str, list[int]] = field(default_factory=dict)
+    channels: list[ChannelRow] = field(default_factory=list)
+    removals: list[dict[str, Any]] = field(default_factory=list)
+    compute: dict[str, int] = field(default_factory=dict)
 
 
 def run_cell(bench: Bench, cell: Cell) -> Record:
@@ -106,7 +111,9 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
     except (DivergedError, torch.OutOfMemoryError) as error:
         failure = _describe_failure(error, progress)
     record = _record(bench, cell, method, strength, progress, failure)
-    write_record(bench.results, record, progress.history)
+    first_seed = cell.seed == cell.profile.seeds[0]  # channels of one seed are enough for a picture
+    if current_rank().first:
+        write_record(bench.results, record, progress.history, progress.channels if first_seed else ())
     for observer in bench.observers:
         observer.run_finished(cell, record, progress.history)
     return record
@@ -175,6 +182,7 @@ class _Run:
         result = self.prune(model)
         pruned = self.evaluate(result.model, "test"), self.evaluate(result.model, "validation")
         self.measure("pruned", result.model, Stretch(*pruned, []))
+        self._note_after_removal(result.model, pruned[1].top1)
         finetuned = self.train(self.stages[-1], result.model, None, measure=True)
         self.measure("finetuned", result.model, finetuned)
         self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(result.model)
@@ -186,10 +194,16 @@ class _Run:
 
         def train(network: nn.Module, regularizer: Regularizer | None, step: int) -> None:
             first = step == 0 and self.on_test
+            if first:
+                self.progress.structure["dense"] = describe_structure(network, couplings_seen[0])
+            elif self.on_test:
+                self._note_after_removal(network, self.evaluate(network, "validation").top1)
             stretch = self.train(self.stages[1 + step], network, regularizer, measure=first)
+            self.progress.removals.append({"step": step, "val_top1_before": stretch.validation.top1})
             if first:
                 self.measure("regularized", network, stretch)
-                self.progress.structure = describe_structure(network, couplings_seen[0])
+                self.progress.structure["regularized"] = describe_structure(network, couplings_seen[0])
+                self.progress.channels = channel_rows(network, couplings_seen[0])
 
         def make_regularizer(couplings: Sequence[Coupling]) -> Regularizer | None:
             couplings_seen.append(couplings)
@@ -211,7 +225,11 @@ class _Run:
             select=self.method.selection.select,
         )
         self.progress.widths = widths(couplings_seen[0], result.plan)
+        self.progress.channels = mark_kept(self.progress.channels, result.plan)
         return result
+
+    def _note_after_removal(self, model: nn.Module, val_top1: float) -> None:
+        self.progress.removals[-1] |= {"macs": count_macs(model, self.inputs), "val_top1_after": val_top1}
 
     def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
         """Score the channels by the method's importance."""
@@ -226,10 +244,14 @@ class _Run:
     def train(self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool) -> Stretch:
         """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights."""
         profile, store = self.cell.profile, self.bench.store
+        batches = self.data.training_batches(profile.batch_size, self.bench.device, current_rank())
+        images = len(batches) * batches.batch_size * stage.phase.epochs
+        compute = self.progress.compute
+        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
         training = Training(
             model,
             stage.phase,
-            self.data.training_batches(profile.batch_size, self.bench.device, current_rank()),
+            batches,
             torch.Generator().manual_seed(stage.seed),
             regularizer,
             profile.precision,
@@ -280,6 +302,7 @@ class _Run:
             "loss": stretch.test.loss,
             "val_top1": stretch.validation.top1,
             "macs": count_macs(model, self.inputs),
+            "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),
             "params": count_params(model),
         }
 
@@ -328,7 +351,9 @@ def _record(
         states=progress.states,
         widths=progress.widths,
         structure=progress.structure,
+        removals=progress.removals,
         epochs=epochs,
+        compute={**progress.compute, "total": sum(progress.compute.values())},
         timing={**progress.timing, "finished_unix": round(time.time())},
         provenance=provenance(bench.device, splits_of(cell).checksum),
         failure=failure,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oicsr import Coupling, channel_energy
+from oicsr import Coupling, PruningPlan, channel_energy
 
 CURVE_POINTS = 41
 NEAR_ZERO = 1e-3  # of the norm of the coupling's largest channel
@@ -47,12 +48,29 @@ def _cumulative(energy: Tensor) -> Tensor:
     return shares[low] + (position - low) * (shares[low + 1] - shares[low])
 
 
+@dataclass(frozen=True)
+class ChannelRow:
+    """A channel before any removal: its energies on both sides, and whether it stays to the end."""
+
+    coupling: str
+    channel: int
+    out: float
+    inward: float
+    kept: bool = True
+
+
 @torch.no_grad()
-def energy_rows(model: nn.Module, couplings: Sequence[Coupling]) -> list[tuple[str, int, float, float]]:
-    """Return coupling name, channel, out-energy and in-energy of every channel."""
-    sides = [channel_energy(model, couplings, sides=(side,)) for side in ("out", "in")]
+def channel_rows(model: nn.Module, couplings: Sequence[Coupling]) -> list[ChannelRow]:
+    """Return a row for every channel of every coupling."""
+    sides = [[e.tolist() for e in channel_energy(model, couplings, sides=(side,))] for side in ("out", "in")]
     return [
-        (coupling.name, channel, float(out[channel]), float(inward[channel]))
+        ChannelRow(coupling.name, channel, out[channel], inward[channel])
         for coupling, out, inward in zip(couplings, *sides, strict=True)
         for channel in range(coupling.num_channels)
     ]
+
+
+def mark_kept(rows: Sequence[ChannelRow], plan: PruningPlan) -> list[ChannelRow]:
+    """Return the rows with what a plan keeps marked."""
+    kept = {name: set(channels) for name, channels in plan.kept.items()}
+    return [replace(row, kept=row.channel in kept[row.coupling]) for row in rows]

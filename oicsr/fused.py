@@ -15,12 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from oicsr.kernels import Tiles
+
 CACHE_BLOCK = 1 << 17  # elements worked on at once on a CPU: 512 KiB of float32, the second-level cache of a core
 DEVICE_BLOCK = 1 << 24  # elsewhere: bounds the temporaries at 64 MiB
+KERNEL_DEVICES = {"cuda"}  # where the Triton kernels are used
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,7 @@ class Table:
         index: int64, `(slices,)`: the channel of each slice.
         channels: Channels in all; the position after the last is a waste bin.
         dtype: Type of the energies: float32, or float64 where a weight is.
+        tiles: The buckets as the Triton kernels want them, where they can be used.
     """
 
     buckets: tuple[Bucket, ...]
@@ -73,6 +79,7 @@ class Table:
     index: Tensor
     channels: int
     dtype: torch.dtype
+    tiles: Tiles | None = None
 
 
 def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) -> Table:
@@ -102,7 +109,33 @@ def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) 
     others = [(term, _place([term], index)) for term in unusual]
     together = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64)
     dtype = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
-    return Table(tuple(buckets), tuple(others), together.to(weights[0].device), channels, dtype)
+    device = weights[0].device
+    tiles = _make_tiles(buckets, device) if dtype is torch.float32 else None
+    return Table(tuple(buckets), tuple(others), together.to(device), channels, dtype, tiles)
+
+
+def _make_tiles(buckets: Sequence[Bucket], device: torch.device) -> Tiles | None:
+    """Describe the buckets to the Triton kernels; None where there is no Triton or no use for it."""
+    if device.type not in KERNEL_DEVICES:
+        return None
+    try:
+        from oicsr import kernels
+    except ImportError:
+        return None
+    rows: list[tuple[int, ...]] = []
+    for bucket in buckets:
+        columns = bucket.shape[1] if len(bucket.shape) > 1 else 1
+        divisor = 1 if bucket.channels_last else bucket.width // columns
+        for k in range(len(bucket.weights)):
+            own_rows = -1 if bucket.rows is None else bucket.rows.start + k * bucket.shape[0]
+            own_columns = -1 if bucket.columns is None else bucket.columns.start + k * columns
+            rows.append((bucket.shape[0], bucket.width, divisor, columns, own_rows, own_columns))
+    return kernels.make_tiles(rows, [i for bucket in buckets for i in bucket.weights], device)
+
+
+def _kernels(table: Table) -> Tiles | None:
+    """Return what the kernels need, unless results must be the same to the last bit in every run."""
+    return None if torch.are_deterministic_algorithms_enabled() else table.tiles
 
 
 def is_usual(weight: Tensor) -> bool:
@@ -146,10 +179,16 @@ def _place(terms: Sequence[Term], index: list[Tensor]) -> slice:
 
 def energies(weights: Sequence[Tensor], table: Table) -> Tensor:
     """Return the energy of every channel, `(channels,)`; the weights are detached by the caller."""
-    parts = [part for bucket in table.buckets for part in _bucket_energies(weights, bucket)]
+    tiles = _kernels(table)
+    found = None if tiles is None else tiles.energies(weights, table.index, table.channels)
+    buckets = table.buckets if found is None else ()
+    parts = [part for bucket in buckets for part in _bucket_energies(weights, bucket)]
     parts += [reference_energies(weights[term.weight], term.dim) for term, _ in table.others]
-    slices = torch.cat([part.flatten().to(table.dtype) for part in parts])  # (slices,)
-    return slices.new_zeros(table.channels + 1).index_add_(0, table.index, slices)[:-1]
+    total = torch.zeros(table.channels + 1, dtype=table.dtype, device=table.index.device) if found is None else found
+    if parts:
+        slices = torch.cat([part.flatten().to(table.dtype) for part in parts])  # (slices,)
+        total.index_add_(0, table.index[len(table.index) - len(slices) :], slices)
+    return total[:-1]
 
 
 def reference_energies(weight: Tensor, dim: int) -> Tensor:
@@ -220,7 +259,14 @@ def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fa
     """
     found: list[Tensor | None] = [None] * len(weights)
     per_slice = spread(table, factors, 0)
-    for bucket in table.buckets:
+    tiles = _kernels(table)
+    if tiles is not None:
+        fresh = {i: torch.empty_like(weights[i]) for i in tiles.weights if needed[i]}
+        if tiles.combine([fresh.get(i) for i in range(len(weights))], weights, per_slice, add=False):
+            found = [fresh.get(i) for i in range(len(weights))]
+        else:
+            tiles = None
+    for bucket in table.buckets if tiles is None else ():
         wanted = [k for k, i in enumerate(bucket.weights) if needed[i]]
         chosen = [weights[bucket.weights[k]] for k in wanted]
         if chosen and _is_large(chosen[0]):
@@ -246,7 +292,9 @@ def add_products_(targets: Sequence[Tensor | None], weights: Sequence[Tensor], t
         factors: `(channels,)`.
     """
     per_slice = spread(table, factors, 0)
-    for bucket in table.buckets:
+    tiles = _kernels(table)
+    done = tiles is not None and tiles.combine(targets, weights, per_slice, add=True)
+    for bucket in () if done else table.buckets:
         wanted = [k for k, i in enumerate(bucket.weights) if targets[i] is not None]
         chosen = [weights[bucket.weights[k]] for k in wanted]
         into = [target for i in bucket.weights if (target := targets[i]) is not None]
@@ -270,7 +318,10 @@ def scale_(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fact
         factors: `(channels,)`.
     """
     per_slice = spread(table, factors, 1)
-    for bucket in table.buckets:
+    tiles = _kernels(table)
+    own = [weight if need else None for weight, need in zip(weights, needed, strict=True)]
+    done = tiles is not None and tiles.combine(own, weights, per_slice, add=False, multiply=True)
+    for bucket in () if done else table.buckets:
         wanted = [k for k, i in enumerate(bucket.weights) if needed[i]]
         chosen = [weights[bucket.weights[k]] for k in wanted]
         if chosen and _is_large(chosen[0]):

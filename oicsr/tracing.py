@@ -243,6 +243,10 @@ def _collect(tracer: Tracer, excluded: set[int]) -> tuple[list[Coupling], dict[s
     for root in excluded:
         reasons.setdefault(root, "is part of a residual stream (scope 'all' prunes it)")
     index, names = _number_channels(tracer, roots, reasons)
+    last = _last_channels(slots, roots, index, len(names))
+    if last:
+        reasons |= last
+        index, names = _number_channels(tracer, roots, reasons)
     members: dict[int, list[Member]] = defaultdict(list)
     for slot in slots:
         owner, channel = index[:, roots[slot.ids]]
@@ -301,6 +305,27 @@ def _number_channels(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) 
             index[0, root], index[1, root] = coupling, sizes[coupling]
             sizes[coupling] += 1
     return index, names
+
+
+def _last_channels(slots: Sequence[Slot], roots: Tensor, index: Tensor, couplings: int) -> dict[int, str]:
+    """Return one channel for each axis that could lose all its slices, and why it stays.
+
+    A coupling keeps one channel at least, but not every axis need have slices of that one: a normalisation group over
+    a concatenation can hold a whole layer.
+    """
+    sizes = torch.zeros(couplings + 1, dtype=torch.int64)
+    numbered = index[:, index[0] >= 0].unique(dim=1)
+    sizes.index_add_(0, numbered[0], torch.ones_like(numbered[0]))
+    last: dict[int, str] = {}
+    for slot in slots:
+        labels = roots[slot.ids]
+        owner, channel = index[:, labels]
+        complete = any(
+            len(channel[owner == coupling].unique()) == int(sizes[coupling]) for coupling in owner.unique().tolist()
+        )
+        if not complete and bool((owner >= 0).all()) and last.keys().isdisjoint(labels.tolist()):
+            last[int(labels[0])] = f"is what {slot.parameter!r} needs to keep a channel"
+    return last
 
 
 def layer_name(parameter: str) -> str:

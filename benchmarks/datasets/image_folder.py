@@ -177,7 +177,7 @@ def _load(
     settings: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _one_thread} if workers else {}
     loader = DataLoader(
         _Decoded(files, transform),
-        batch_sampler=items,  # type: ignore[arg-type]  # an index is anything that the data set takes
+        batch_sampler=items,  # an index may be anything that the data set takes
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader's own seed is not used; drawn elsewhere, it would move dropout
@@ -230,15 +230,15 @@ def load_imagenet() -> FolderSplits:
     root = next((folder for folder in looked if (folder / "train").is_dir() and (folder / "val").is_dir()), None)
     if root is None:
         raise DataError(
-            f"ImageNet-1K was not found (looked for {', '.join(str(folder.absolute()) for folder in looked)}). It cannot "
-            f"be downloaded without an account at image-net.org. Put it there as {LAYOUT}, or set OICSR_DATA to the "
+            f"ImageNet-1K was not found (looked for {', '.join(str(folder.absolute()) for folder in looked)}). It "
+            f"cannot be downloaded without an account at image-net.org. Put it there as {LAYOUT}, or set OICSR_DATA to the "
             "folder that holds `imagenet`. `make demo` needs no data."
         )
     data = read_folder(root)
     if data.num_classes != IMAGENET_CLASSES:
         raise DataError(
-            f"ImageNet-1K has 1,000 classes, {root.absolute()} has {data.num_classes}. Its layout is {LAYOUT}. Name any "
-            f"other images `{PREFIX}PATH`. `make demo` needs no data."
+            f"ImageNet-1K has 1,000 classes; {root.absolute()} has {data.num_classes}. Its layout is {LAYOUT}. Name "
+            f"any other images `{PREFIX}PATH`. `make demo` needs no data."
         )
     return data
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from benchmarks.perf import latency, penalty, prune, train
 from benchmarks.perf.measure import Settings
 from benchmarks.provenance import device_name, git_state, versions
 
-Rows = list[dict[str, Any]]
-BENCHMARKS: dict[str, tuple[Callable[[Settings], Rows], str]] = {
+BENCHMARKS: dict[str, tuple[Callable[[Settings], Iterable[dict[str, Any]]], str]] = {
     "penalty": (penalty.run, penalty.NOTE),
     "prune": (prune.run, prune.NOTE),
     "latency": (latency.run, latency.NOTE),
@@ -42,8 +41,11 @@ def main(argv: Sequence[str]) -> int:
     path = Path(arguments.results) / "perf" / f"{slug(device)}.json"
     for name in arguments.benchmark or list(BENCHMARKS):
         run, note = BENCHMARKS[name]
-        section = {**conditions(settings), "note": note, "rows": run(settings)}
-        write(path, device_name(device), name, section)
+        rows: list[dict[str, Any]] = []
+        section = {**conditions(settings), "note": note, "rows": rows}
+        for row in run(settings):  # written as they come: a long run that is cut off leaves what it has
+            rows.append(row)
+            write(path, device_name(device), name, section)
         sys.stdout.write(table(name, section) + "\n")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,14 +28,11 @@ NOTE = (
 )
 
 
-def run(settings: Settings) -> list[dict[str, Any]]:
-    """Return a row per network, backend, batch size and rounding of the widths."""
-    return [
-        row
-        for name in settings.models or MODELS
-        for backend in settings.backends
-        for row in _rows(name, backend, settings)
-    ]
+def run(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield a row per network, backend, batch size and rounding of the widths."""
+    for name in settings.models or MODELS:
+        for backend in settings.backends:
+            yield from _rows(name, backend, settings)
 
 
 def _rows(name: str, backend: str, settings: Settings) -> list[dict[str, Any]]:

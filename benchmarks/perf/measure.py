@@ -59,6 +59,20 @@ def timed(candidate: Candidate, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def captured(candidate: Candidate, device: torch.device) -> Candidate:
+    """Return the replay of a CUDA graph of a candidate, warmed up on a side stream as PyTorch asks for."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            candidate()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        candidate()
+    return graph.replay
+
+
 def wait(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

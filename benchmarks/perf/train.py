@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from benchmarks.config import Phase, Precision
 from benchmarks.datasets import Augmentation, DataSplits, Images
 from benchmarks.loading import TrainingBatches
 from benchmarks.models import find_builder
-from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings, timed, wait
+from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings, timed
 from benchmarks.training import Training
 from oicsr import GroupLasso, count_macs
 
@@ -54,10 +55,12 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._pixels[index])), self._labels[index]
 
 
-def run(settings: Settings) -> list[dict[str, Any]]:
-    """Return a row per network and precision."""
+def run(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield a row per network and precision."""
     precisions: tuple[Precision, ...] = ("float32", "bfloat16") if has_bfloat16(settings.device) else ("float32",)
-    return [_row(name, precision, settings) for name in settings.models or MODELS for precision in precisions]
+    for name in settings.models or MODELS:
+        for precision in precisions:
+            yield _row(name, precision, settings)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -157,9 +160,9 @@ def matmul_peak(device: torch.device, precision: Precision, seconds: float = 0.5
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a = torch.randn(size, size, device=device, dtype=dtype)
-    best, stop = float("inf"), time.perf_counter() + seconds
     torch.mm(a, a)
-    wait(device)
+    stop = time.perf_counter() + seconds
+    best = timed(lambda: torch.mm(a, a), device)
     while time.perf_counter() < stop:
         best = min(best, timed(lambda: torch.mm(a, a), device))
     return 2 * size**3 / best

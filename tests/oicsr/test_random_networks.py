@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -108,6 +108,7 @@ class Random(nn.Module):
         return self.fc(torch.relu(self.hidden(x.flatten(1))))
 
 
+@example(steps=[("group_norm", 1), *[("concat", 1)] * 3, ("group_norm", 1)], flatten=False, seed=1)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 3)), min_size=1, max_size=6),

@@ -309,6 +309,31 @@ def test_zero_padding_shifts_the_channels_and_fixes_what_it_adds() -> None:
     assert oicsr.find_couplings(PaddedShortcut(), IMAGES) == []
 
 
+class WholeLayerInOneGroup(nn.Module):
+    """Three groups of four channels behind a concatenation: the second group is all of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 16, 1)
+        self.norm, self.fc = nn.GroupNorm(6, 24), nn.Conv2d(24, 3, 1)
+        self.tie = nn.Conv2d(24, 24, 1, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.tie(self.norm(torch.cat([self.one(x), self.two(x), self.three(x)], 1))))
+
+
+def test_no_layer_can_lose_every_channel() -> None:
+    couplings = oicsr.find_couplings(WholeLayerInOneGroup(), IMAGES, scope="all")
+    for coupling in couplings:
+        for channel in range(coupling.num_channels):
+            plan = oicsr.PruningPlan.from_kept(couplings, {coupling.name: [channel]})
+            assert all(entry.kept for entry in plan.slices)
+            small = oicsr.remove_channels(WholeLayerInOneGroup(), plan)
+            assert small(IMAGES).shape == (2, 3, 8, 8)
+    reasons = oicsr.trace_couplings(WholeLayerInOneGroup(), IMAGES, scope="all").unpruned
+    assert "needs to keep a channel" in reasons["one"]
+
+
 class Auxiliary(nn.Module):
     """A head that only runs in training."""
 

@@ -1,0 +1,123 @@
+"""The micro-benchmarks on tiny settings: what they write, not how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.perf import command, main, measure, peers, prune, train
+from benchmarks.perf.measure import Settings, in_turns, median_ms, median_ratio, quiet_couplings
+from oicsr import GroupLasso
+from tests.oicsr.networks import Chain
+
+CPU = torch.device("cpu")
+TINY = ["--models", "resnet20", "--repeats", "1", "--batch-size", "4", "--backends", "eager", "--device", "cpu"]
+
+
+def sections(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "perf").glob("*.json")
+    assert path.name == f"{command.slug(CPU)}.json"
+    found: dict[str, Any] = json.loads(path.read_text())["sections"]
+    return found
+
+
+def test_penalty_latency_and_training_write_their_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["penalty", "latency", *TINY, "--results", str(tmp_path)]) == 0
+    assert main(["train", *TINY, "--results", str(tmp_path)]) == 0  # keeps the sections that are there
+    found = sections(tmp_path)
+    assert list(found) == ["penalty", "latency", "train"]
+    inner, everything = found["penalty"]["rows"]
+    assert (inner["scope"], everything["scope"]) == ("inner", "all")
+    for row in (inner, everything):
+        assert row["penalised weights"] <= row["parameters"] and row["share of step"] > 0
+        assert all(row[f"{form} ms"] > 0 for form in ("step", "direct", "autograd", "proximal", "naive"))
+        assert row["x torch-pruning"] > 0 and row["x naive"] > 0
+    latencies = found["latency"]["rows"]
+    assert [(row["batch"], row["widths"]) for row in latencies] == [
+        (batch, widths) for batch in (1, 4) for widths in ("any", "multiples of 8")
+    ]
+    assert all(1.9 < row["x MACs"] < 2.1 for row in latencies)
+    assert {row["precision"] for row in found["train"]["rows"]} >= {"float32"}
+    assert all(row["x plain"] > 0 for row in found["train"]["rows"])
+    (markdown,) = (tmp_path / "perf").glob("*.md")
+    text = markdown.read_text()
+    assert text.count("\n## ") == 3 and "| resnet20 | inner |" in text
+    assert "| resnet20 | inner |" in capsys.readouterr().out
+
+
+def test_pruning_times_and_their_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "_once", lambda name: (dict.fromkeys(prune.STAGES, 0.1), 336))
+    (row,) = prune.run(Settings(CPU, repeats=1, models=("resnet20",)))
+    assert row["channels"] == 336 and row["total s"] == pytest.approx(0.3)
+
+
+def test_one_network_is_traced_selected_and_cut() -> None:
+    seconds, channels = prune._once("resnet20")
+    assert channels == 3 * (16 + 32 + 64) and all(seconds[stage] > 0 for stage in prune.STAGES)
+
+
+def test_fit_of_a_line_is_exact() -> None:
+    rows = [{"channels": 1000 * k, "total s": 0.5 + 2.0 * k} for k in (1, 2, 5)]
+    assert prune.fit(rows, "all") == {"model": "all", "line": "0.500 + 2.000 x (channels / 1000)", "R²": 1.0}
+
+
+def test_turns_rotate_and_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    candidates = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    times = in_turns(candidates, repeats=2, device=CPU, warmup=1)
+    assert "".join(order) == "abc" + "bca" + "cab"
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2, "c": 2}
+    times = {"slow": [2.0, 40.0, 6.0], "fast": [1.0, 10.0, 2.0]}  # a busy second round
+    assert median_ratio(times, "slow", "fast") == 3.0 and median_ms(times, "fast") == 2000.0
+
+
+def test_the_naive_peer_gives_the_same_gradient() -> None:
+    torch.manual_seed(0)
+    model = Chain()
+    couplings = quiet_couplings(model, torch.zeros(2, 3, 8, 8))
+    peers.naive_group_lasso(model, couplings, 0.3)()
+    wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    GroupLasso(couplings, strength=0.3).add_gradient(model)
+    got = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(got) == len(wanted) == 3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted, strict=True))
+
+
+def test_the_peer_from_torch_pruning_really_adds_to_the_gradients() -> None:
+    model = Chain()
+    step = peers.torch_pruning_regularize(model, torch.zeros(2, 3, 8, 8), 0.1)
+    (pruner,) = [c.cell_contents for c in step.__closure__ if hasattr(c.cell_contents, "regularize")]  # type: ignore[attr-defined]
+    twin = pruner.model
+    before = twin.conv1.weight.grad.clone()
+    step()
+    assert not torch.equal(twin.conv1.weight.grad, before)
+
+
+def test_the_plain_loop_sees_every_image_as_floats() -> None:
+    dataset = train.PlainDataset(train.synthetic(8).train)
+    image, label = dataset[3]
+    assert len(dataset) == 8 and image.shape == (3, 32, 32) and image.dtype is torch.float32 and 0 <= label < 10
+
+
+def test_the_peak_of_a_device_is_positive() -> None:
+    assert train.matmul_peak(CPU, "float32", seconds=0.01) > 0
+
+
+@pytest.mark.parametrize("arguments", [["speed"], ["penalty", "--repeats", "0"], ["penalty", "--batch-size", "x"]])
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert arguments[-1] in capsys.readouterr().err
+
+
+def test_unknown_backend_is_quoted() -> None:
+    from benchmarks.perf import latency
+
+    with pytest.raises(ValueError, match="backend is 'jit'"):
+        latency.run(Settings(CPU, repeats=1, batch_size=2, models=("resnet20",), backends=("jit",)))
+    assert measure.timed(lambda: None, CPU) >= 0
