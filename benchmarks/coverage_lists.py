@@ -68,8 +68,9 @@ legacy_xception xception41 xception41p
 """.split()
 
 OUT_OF_SCOPE = (
-    "torchvision: maxvit_t swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32",
-    "timm, families: beit byoanet cait coat convit crossvit davit deit efficientformer efficientvit_msra eva gcvit hiera "
-    "levit maxxvit mlp_mixer mobilevit mvitv2 naflexvit nest nextvit pit pvt_v2 sequencer swin_transformer "
+    "torchvision: maxvit_t swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vit_b_16 vit_b_32 vit_h_14 vit_l_16 "
+    "vit_l_32",
+    "timm, families: beit byoanet cait coat convit crossvit davit deit efficientformer efficientvit_msra eva gcvit "
+    "hiera levit maxxvit mlp_mixer mobilevit mvitv2 naflexvit nest nextvit pit pvt_v2 sequencer swin_transformer "
     "swin_transformer_v2 tiny_vit tnt twins vision_transformer vision_transformer_hybrid visformer vitamin volo xcit",
 )

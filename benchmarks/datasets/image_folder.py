@@ -231,8 +231,8 @@ def load_imagenet() -> FolderSplits:
     if root is None:
         raise DataError(
             f"ImageNet-1K was not found (looked for {', '.join(str(folder.absolute()) for folder in looked)}). It "
-            f"cannot be downloaded without an account at image-net.org. Put it there as {LAYOUT}, or set OICSR_DATA to the "
-            "folder that holds `imagenet`. `make demo` needs no data."
+            f"cannot be downloaded without an account at image-net.org. Put it there as {LAYOUT}, or set OICSR_DATA to "
+            "the folder that holds `imagenet`. `make demo` needs no data."
         )
     data = read_folder(root)
     if data.num_classes != IMAGENET_CLASSES:
