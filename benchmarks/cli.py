@@ -24,6 +24,7 @@ from benchmarks.console import ConsoleObserver, duration
 from benchmarks.datasets.splits import DataError
 from benchmarks.distributed import Rank, SharedStore, from_first, local_device, process_group
 from benchmarks.experiments import EXPERIMENTS, find_experiment
+from benchmarks.export import FORMATS, export
 from benchmarks.methods import METHODS
 from benchmarks.records import Record, read_records
 from benchmarks.runner import Bench, Observer, run_cell
@@ -272,6 +273,27 @@ def _tell_try(cell: Cell, strength: float, top1: float | None) -> None:
     print(f"{cell.label} strength {strength:g}: validation {result} before fine-tuning", flush=True)
 
 
+def export_command(options: argparse.Namespace) -> int:
+    """Write the fine-tuned network of a run to a file."""
+    path = export(options.run, options.format, options.results, options.checkpoints, options.output)
+    print(f"exported: {os.path.relpath(path)}")
+    return OK
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    _results_option(parser)
+    parser.add_argument("run", metavar="RUN", help="EXPERIMENT/RUN_ID, or the folder of the run")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="safetensors", help="default: safetensors")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: named after the run, here")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="folder of the checkpoints (default: checkpoints)",
+    )
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     _results_option(parser)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file differs")
@@ -287,5 +309,10 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], st
     "run": (run_command, _run_options, "run experiments: what is missing is trained, the table and plot are made"),
     "tune": (tune_command, _run_options, "choose strengths on the validation split and record the choice"),
     "coverage": (coverage.run, coverage.add_arguments, "try which networks of torchvision and timm can be pruned"),
+    "export": (
+        export_command,
+        _export_options,
+        "write the network of a run to a file others can read",
+    ),
     "report": (report_command, _report_options, "make tables, plots, RESULTS.md and the README's block from records"),
 }

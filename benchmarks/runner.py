@@ -183,7 +183,7 @@ class _Run:
         pruned = self.evaluate(result.model, "test"), self.evaluate(result.model, "validation")
         self.measure("pruned", result.model, Stretch(*pruned, []))
         self._note_after_removal(result.model, pruned[1].top1)
-        finetuned = self.train(self.stages[-1], result.model, None, measure=True)
+        finetuned = self.train(self.stages[-1], result.model, None, measure=True, plan=result.plan.to_json())
         self.measure("finetuned", result.model, finetuned)
         self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(result.model)
 
@@ -241,8 +241,13 @@ class _Run:
         batch = self.cell.profile.batch_size
         return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
 
-    def train(self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool) -> Stretch:
-        """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights."""
+    def train(
+        self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool, plan: str | None = None
+    ) -> Stretch:
+        """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights.
+
+        With the plan that led to `model`, as JSON, its checkpoint is enough to rebuild the network (`export`).
+        """
         profile, store = self.cell.profile, self.bench.store
         batches = self.data.training_batches(profile.batch_size, self.bench.device, current_rank())
         images = len(batches) * batches.batch_size * stage.phase.epochs
@@ -268,26 +273,33 @@ class _Run:
             row = training.run_epoch(lambda: self.evaluate(model, "validation"))
             store.save(stage.key, training.snapshot())
             self._tell(stage, row, cached=False)
-        return self._finish(stage, training, saved, measure=measure)
+        return self._finish(stage, training, saved, measure=measure, plan=plan)
 
     def _tell(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
         self.progress.history.append(row)
         for observer in self.bench.observers:
             observer.epoch_done(self.cell, stage, row, cached=cached)
 
-    def _finish(self, stage: Stage, training: Training, saved: dict[str, Any] | None, *, measure: bool) -> Stretch:
+    def _finish(
+        self, stage: Stage, training: Training, saved: dict[str, Any] | None, *, measure: bool, plan: str | None
+    ) -> Stretch:
         """Measure the end of a stage, the test set once per stage, ever."""
         scores = (saved or {}).get("scores")
         if scores is None or (measure and not scores["test"]):
             validation = self.evaluate(training.model, "validation")
             test = self.evaluate(training.model, "test") if measure else None
             scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
-            self.bench.store.save(stage.key, {**training.snapshot(), "scores": scores})
+            network = {} if plan is None else {"network": self.describe_network(plan)}
+            self.bench.store.save(stage.key, {**training.snapshot(), "scores": scores, **network})
         test = Score(**scores["test"]) if scores["test"] else None
         stretch = Stretch(test, Score(**scores["validation"]), training.rows)
         timing = self.progress.timing
         timing[f"{stage.name}_seconds"] = round(timing.get(f"{stage.name}_seconds", 0.0) + stretch.seconds, 3)
         return stretch
+
+    def describe_network(self, plan: str) -> dict[str, Any]:
+        """Return what is needed to build the pruned network again, besides its name and its weights."""
+        return {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
 
     def evaluate(self, model: nn.Module, split: Split) -> Score:
         """Evaluate a model on the images of a split as they are."""

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import oicsr
+from benchmarks import cli
 from benchmarks.config import Phase
 from benchmarks.distributed import ALONE, Rank, agreed, current_rank, process_group
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.models.initialization import initialize
 from benchmarks.training import Score, Training
 from oicsr import PruningPlan
+from tests.benchmarks.small import small_experiment
 
 
 class Small(nn.Module):
@@ -23,14 +26,14 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
+            nn.Conv2d(1, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
             nn.ReLU(),
-            nn.Conv2d(8, 12, 3, padding=1, bias=False),
-            nn.BatchNorm2d(12),
+            nn.Conv2d(32, 48, 3, padding=1, bias=False),
+            nn.BatchNorm2d(48),
             nn.ReLU(),
         )
-        self.fc = nn.Linear(12, 10)
+        self.fc = nn.Linear(48, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x).mean((2, 3)))
@@ -78,6 +81,13 @@ def train_and_prune(rank: Rank, method: str) -> tuple[nn.Module, PruningPlan, li
     return small, plan, [*losses, after.run_epoch(lambda: Score(0.0, 0.0)).train_loss]
 
 
+def run_small_experiment(folder: Path) -> int:
+    """Run an experiment from the command line; all processes do, one writes."""
+    EXPERIMENTS["small"] = small_experiment()
+    places = ["--results", str(folder / "results"), "--checkpoints", str(folder / "checkpoints")]
+    return cli.main(["run", "small", "--methods", "oicsr-gl", "--wandb", "disabled", "--device", "cpu", *places])
+
+
 def main(folder: Path) -> None:
     """Write what this process ends with."""
     with process_group(torch.device("cpu")):
@@ -86,6 +96,7 @@ def main(folder: Path) -> None:
             small, plan, losses = train_and_prune(rank, method)
             result = {"state": small.state_dict(), "plan": plan.to_json(), "losses": losses}
             torch.save(result, folder / f"{method}{rank.index}.pt")
+        assert run_small_experiment(folder / "run") == 0
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from benchmarks.distributed import ALONE, Rank, current_rank, from_first, summed
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import read_records
-from tests.benchmarks.ddp_worker import train_and_prune
+from tests.benchmarks.ddp_worker import run_small_experiment, train_and_prune
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,29 +44,20 @@ def test_two_processes_equal_one_with_the_same_global_batch(two: Path, method: s
     assert found[0]["losses"] == found[1]["losses"]
 
 
-def test_a_run_from_the_command_line_is_written_by_one_process(tmp_path: Path) -> None:
+def test_a_run_from_the_command_line_is_written_by_one_process(two: Path, tmp_path: Path) -> None:
     """The record of two processes is that of one, up to the rounding of float32."""
-    options = ["--profile", "quick", "--methods", "oicsr-gl", "--macs-kept", "0.5", "--wandb", "disabled"]
-    for name in ("one", "two"):
-        places = ["--results", str(tmp_path / name), "--checkpoints", str(tmp_path / f"{name}-checkpoints")]
-        arguments = ["-m", "benchmarks", "run", "demo", *options, *places]
-        if name == "two":
-            done = torchrun(*arguments)
-        else:
-            done = subprocess.run(
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("1 runs on cpu") == 1
-    ((one,), (two,)) = (read_records(tmp_path / name) for name in ("one", "two"))
-    assert two.provenance["processes"] == 2 and one.provenance["processes"] == 1
-    assert two.states["pruned"]["macs"] == pytest.approx(one.states["pruned"]["macs"], rel=0.02)
-    assert two.states["dense"]["top1"] == pytest.approx(one.states["dense"]["top1"], abs=0.03)
-    assert two.epochs == one.epochs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(EXPERIMENTS, "small", raising=False)
+        assert run_small_experiment(tmp_path) == 0
+        del EXPERIMENTS["small"]
+    ((one,), (both,)) = (read_records(folder / "results") for folder in (tmp_path, two / "run"))
+    assert (one.provenance["processes"], both.provenance["processes"]) == (1, 2)
+    assert both.epochs == one.epochs and both.widths.keys() == one.widths.keys()
+    for state in ("dense", "regularized"):
+        assert both.states[state]["loss"] == pytest.approx(one.states[state]["loss"], rel=1e-3)
+    assert both.states["pruned"]["macs"] == pytest.approx(one.states["pruned"]["macs"], rel=0.01)
+    checkpoints = [len(list((folder / "checkpoints").rglob("*.ckpt"))) for folder in (tmp_path, two / "run")]
+    assert checkpoints[0] == checkpoints[1] > 0
 
 
 def test_alone_nothing_is_sent() -> None:

@@ -144,7 +144,7 @@ def test_what_is_missing_or_wrong_is_named(folder: Path, tmp_path: Path, monkeyp
         load_dataset("imagenet")
     with pytest.raises(DataError, match=r"no images in folders of classes under .*nowhere"):
         load_dataset(f"imagefolder:{tmp_path}/nowhere")
-    with pytest.raises(ValueError, match="image size of .* is 'big'"):
+    with pytest.raises(ValueError, match=r"image size of .* is 'big'"):
         load_dataset(f"imagefolder:{folder}@big")
     monkeypatch.setenv("OICSR_WORKERS", "many")
     with pytest.raises(ValueError, match="OICSR_WORKERS is 'many'"):
