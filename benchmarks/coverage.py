@@ -243,7 +243,9 @@ def in_own_process(function: Callable[[str], Row], name: str, limit: float) -> t
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(function, name, limit, sender))
     start = time.perf_counter()
-    process.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; the child uses none of them
+        process.start()
     sender.close()
     row, seconds, stopped = {}, limit, f"took more than {limit:g} s"
     if receiver.poll(WALL_SECONDS):

@@ -81,7 +81,13 @@ def cell_of(record: Record) -> Cell:
     values |= {name: Phase(**config[name]) for name in PHASES}
     profile = Profile(**values, methods=(record.method,), macs_kept=(record.macs_kept,), seeds=(record.seed,))
     experiment = Experiment(
-        record.experiment, record.experiment, "", config["model"], config["dataset"], {record.profile: profile}
+        record.experiment,
+        record.experiment,
+        "",
+        config["model"],
+        config["dataset"],
+        {record.profile: profile},
+        config.get("weights"),
     )
     return Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
 

@@ -150,7 +150,7 @@ def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module
     """Build the network with weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
-        model = build_model(cell.experiment.model, num_classes)
+        model = build_model(cell.experiment.model, num_classes, cell.experiment.weights)
     return model.to(device).to(memory_format=torch.channels_last)
 
 
@@ -381,6 +381,7 @@ def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
     return {
         "model": cell.experiment.model,
         "dataset": cell.experiment.dataset,
+        **({"weights": cell.experiment.weights} if cell.experiment.weights else {}),
         **shared,
         "regularizer_weight_decay": cell.profile.regularized.weight_decay if decay is None else decay,
     }
