@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from pathlib import Path
 
@@ -23,7 +24,6 @@ INVARIANT = {  # depthwise, groups, squeeze-and-excitation, ghost features, aggr
     "timm:regnety_002": 32,
     "timm:ghostnet_050": 32,
     "timm:dla46_c": 32,
-    "timm:repghostnet_050": 32,
 }
 
 
@@ -69,7 +69,7 @@ def test_channels_under_a_layer_norm_are_left(monkeypatch: pytest.MonkeyPatch) -
     exact, reasons = coverage.without_layer_norm(model, couplings)
     assert [c.name for c in exact] == ["one"] and "norm.weight" in reasons[0] and "'two'" not in reasons[0]
     plan = coverage.random_plan(model, images, exact)
-    assert coverage.invariance_error(model, images, exact, plan) < 1e-9
+    assert coverage.invariance_error(copy.deepcopy(model), images, exact, plan) < 1e-9
     inexact = coverage.random_plan(model, images, couplings)
     assert coverage.invariance_error(model, images, couplings, inexact) > 1e-6  # the check can fail
 
