@@ -15,7 +15,7 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/recipes.py,$(wildcard benchmarks/experiments/*.py)))))
 
-.PHONY: help setup test lint types report check perf paper clean $(EXPERIMENTS)
+.PHONY: help setup test lint types report check faults perf paper clean $(EXPERIMENTS)
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ $(EXPERIMENTS): setup
 	@$(BIN)/python -m benchmarks run $@ $(RUN_OPTIONS)
 
 test: setup ## run the tests, side by side on all cores
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(TESTS)
 
 lint: setup ## check style
 	@$(BIN)/ruff check .
@@ -52,6 +52,9 @@ report: setup ## make tables, plots, RESULTS.md and the README's block from the 
 
 check: setup ## compare every generated file with its records
 	@$(BIN)/python -m benchmarks report --check
+
+faults: setup ## kill sweeps, damage their files, fill their disk: what is lost? (results/reliability.json)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks faults $(ARGS)
 
 clean: ## remove the environment and caches (never results, data or checkpoints)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from oicsr import Coupling, PruningPlan, Regularizer, select_channels
 
+Ending = Literal["finetune", "scratch-epochs", "scratch-compute"]
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -138,6 +140,11 @@ class Method:
         importance: How channels are scored then.
         selection: How scores become a plan.
         source: Who put the three together so.
+        ending: What follows the last removal: fine-tuning; or the weights are thrown away and the pruned shape is
+            trained from scratch, for as many epochs as all phases together (`"scratch-epochs"`), or for as much
+            compute (`"scratch-compute"`).
+        strength_of: Name of the method whose chosen strength this one takes over (a control of that method).
+        unpruned: Nothing is removed, whatever the target.
     """
 
     name: str
@@ -146,6 +153,9 @@ class Method:
     importance: ImportanceSpec
     selection: SelectionSpec = GREEDY
     source: str = "a combination of this suite"
+    ending: Ending = "finetune"
+    strength_of: str | None = None
+    unpruned: bool = False
 
     @property
     def has_strength(self) -> bool:

@@ -135,6 +135,7 @@ METHODS: dict[str, Method] = by_name(
             peer.TP_MAGNITUDE_IMPORTANCE,
             source=PEER,
         ),
+        Method("dense-long", "Dense, all epochs", NO_REGULARIZER, energy.OUT_IN, source="control", unpruned=True),
         Method("tp-magnitude", "torch-pruning magnitude", NO_REGULARIZER, peer.TP_MAGNITUDE_IMPORTANCE, source=PEER),
     ]
 )

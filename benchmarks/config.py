@@ -121,6 +121,7 @@ class Experiment:
         model: Key of `benchmarks.models.MODELS`, `torchvision:NAME` or `timm:NAME`.
         dataset: Key of `benchmarks.datasets.DATASETS`, or `imagefolder:PATH[@SIZE]`.
         profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
+        priority: Of `run --pending`: the lower, the sooner.
         weights: That the network starts from: a local file, `"pretrained"` (the hub's), or None (fresh ones).
     """
 
@@ -130,6 +131,7 @@ class Experiment:
     model: str
     dataset: str
     profiles: Mapping[str, Profile]
+    priority: int = 50
     weights: str | None = None
 
     def profile(self, name: str) -> Profile:

@@ -27,10 +27,17 @@ def duration(seconds: float) -> str:
 
 
 class ConsoleObserver:
-    """Shows the progress of a sweep. The time left is the estimate, scaled by how the epochs so far compared to it."""
+    """Shows the progress of a sweep. The time left is the estimate, scaled by how the epochs so far compared to it.
 
-    def __init__(self, console: Console, runs: int, estimate: Estimate) -> None:
-        self._console, self._runs, self._estimate = console, runs, estimate
+    Args:
+        console: Where to print; off a terminal there are plain lines and no bars.
+        runs: How many there are.
+        estimate: Of all of them.
+        parallel: Whether several are at work at a time: then every line says whose it is.
+    """
+
+    def __init__(self, console: Console, runs: int, estimate: Estimate, *, parallel: bool = False) -> None:
+        self._console, self._runs, self._estimate, self._parallel = console, runs, estimate, parallel
         self._started = time.perf_counter()
         self._finished = 0
         self._done: dict[tuple[str, int], float] = {}  # estimated seconds of the epochs trained since the start
@@ -63,14 +70,21 @@ class ConsoleObserver:
             self._done[stage.key, row.epoch] = share
         info = f"loss {row.train_loss:.3f}, validation {100 * row.val_top1:.1f} %"
         step = f" {stage.step + 1}" if stage.name == "regularized" and cell.profile.steps > 1 else ""
+        whose = f"{cell.label} " if self._parallel else ""
         self._bars.update(
-            self._stage, description=f"{stage.name}{step}", completed=row.epoch, total=stage.phase.epochs, info=info
+            self._stage,
+            description=f"{whose}{stage.name}{step}",
+            completed=row.epoch,
+            total=stage.phase.epochs,
+            info=info,
         )
         self._bars.update(self._sweep, info=f"about {duration(self.seconds_left())} left")
         if not cached and row.epoch == stage.phase.epochs and not self._console.is_terminal:
             left = duration(self.seconds_left())
             self._console.print(
-                f"  {stage.name}{step}: {row.epoch} epochs, {info}; about {left} left", highlight=False, soft_wrap=True
+                f"  {whose}{stage.name}{step}: {row.epoch} epochs, {info}; about {left} left",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:

@@ -377,7 +377,7 @@ def _line(row: Row) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--networks", metavar="A,B", help="only these (default: all of the list that have no row)")
@@ -386,7 +386,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-peer", action="store_true", help="leave torch-pruning out")
 
 
-def run(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace) -> int:
     """Run what has no row, and write `coverage.csv` and `coverage.md`."""
     path: Path = options.results / "coverage.csv"
     rows = read_rows(path)
@@ -413,14 +413,3 @@ def _warm_up() -> None:
     import torchvision
 
     assert timm and torch_pruning and torchvision
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with arguments of its own."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -53,7 +53,7 @@ class FinetunedNetwork:
         """
         key = stages_of(cell_of(record), find_method(record.method), record.strength, device_type(record))[-1].key
         saved = store.load(key)
-        if saved is None or "network" not in saved:
+        if saved is None or not saved.get("network"):
             raise ExportError(
                 f"the weights of {record.experiment}/{record.run_id} are not in {store.folder} (checkpoint {key}). "
                 "Give the folder with --checkpoints, or do the run again with --results elsewhere."
@@ -87,7 +87,7 @@ def cell_of(record: Record) -> Cell:
         config["model"],
         config["dataset"],
         {record.profile: profile},
-        config.get("weights"),
+        weights=config.get("weights"),
     )
     return Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
 

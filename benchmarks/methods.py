@@ -14,6 +14,7 @@ from baselines.energy_importance import OUT_IN
 from baselines.method import (
     GREEDY,
     PROXIMAL_STRENGTH,
+    Ending,
     ImportanceSpec,
     Method,
     RegularizerSpec,
@@ -128,10 +129,18 @@ REGULARIZERS: dict[str, RegularizerSpec] = by_name([*OURS, *baselines.REGULARIZE
 IMPORTANCES: dict[str, ImportanceSpec] = baselines.IMPORTANCES
 SELECTIONS: dict[str, SelectionSpec] = baselines.SELECTIONS
 
+
+def _from_scratch(name: str, title: str, ending: Ending) -> Method:
+    """Return a control that keeps the shape OICSR-GL finds, and none of its weights (Liu et al. 2019)."""
+    return Method(name, title, OICSR_GL, OUT_IN, source="control", ending=ending, strength_of=OICSR_GL.name)
+
+
 METHODS: dict[str, Method] = by_name(
     [
         *(Method(spec.name, spec.title, spec, OUT_IN, source=spec.source) for spec in OURS),
         Method("oicsr-gl-uniform", "OICSR-GL, uniform", OICSR_GL, OUT_IN, UNIFORM, source="control of the selection"),
+        _from_scratch("scratch-e", "Scratch, equal epochs", "scratch-epochs"),
+        _from_scratch("scratch-b", "Scratch, equal compute", "scratch-compute"),
         *baselines.METHODS.values(),
     ]
 )

@@ -47,6 +47,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def device_name(device: torch.device) -> str:
     """Return what a person calls the device."""
     if device.type == "cuda":
@@ -57,7 +58,12 @@ def device_name(device: torch.device) -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:
+def this_command() -> str:
+    """Return the command that is at work, as it would be typed."""
+    return " ".join(["python -m benchmarks", *sys.argv[1:]])
+
+
+def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any]:
     """Return what a record says of its origin."""
     return {
         **git_state(),
@@ -68,7 +74,7 @@ def provenance(device: torch.device, data_checksum: str) -> dict[str, Any]:
         "processes": current_rank().count,
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         "data_sha256": data_checksum,
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": this_command(),
     }
 
 

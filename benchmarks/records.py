@@ -1,24 +1,33 @@
-"""Records: what a run leaves. `record.json` is written last and atomically: where it is, the run is over."""
+"""Records: what a run leaves. `record.json` is written last and atomically: where it is, the run is over.
+
+A record carries its own checksum and that of its history (in `provenance`, for a history holds times): a bit that was
+flipped, or a number that was edited, is found whenever the record is read.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import write_atomically
-from benchmarks.config import Cell
+from benchmarks.config import Cell, canonical
 from benchmarks.structure import ChannelRow
 from benchmarks.training import EpochRow
 
 SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "finetuned")
 COMPLETE, FAILED = "complete", "failed"
+CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
 CHANNEL_COLUMNS = ("coupling", "channel", "out_energy", "in_energy", "kept")
+
+
+BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
 
 class RecordError(ValueError):
@@ -87,8 +96,16 @@ class Record:
         return self.status == COMPLETE
 
     def to_json(self) -> str:
-        """Return the text of `record.json`."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """Return the text of `record.json`, its checksum in it."""
+        values = {"schema": SCHEMA, **asdict(self)}
+        values["provenance"] = {**self.provenance, CHECKSUM: checksum(values)}
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def checksum(values: dict[str, Any]) -> str:
+    """Return the SHA-256 over all values of a record but the checksum itself."""
+    provenance = {name: value for name, value in values["provenance"].items() if name != CHECKSUM}
+    return hashlib.sha256(canonical({**values, "provenance": provenance, "schema": SCHEMA}).encode()).hexdigest()
 
 
 FIELDS = {field.name: field for field in fields(Record)}
@@ -101,15 +118,32 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def parse_record(text: str, where: str) -> Record:
+def parse_record(text: str, where: str, *, unchecked: bool = False) -> Record:
     """Read the text of a record; nothing in it is executed.
 
+    Args:
+        text: Of the file.
+        where: Named in errors.
+        unchecked: Accept a record without checksum (a wrong one is refused all the same).
+
     Raises:
-        RecordError: It is none of this schema; says where and why.
+        RecordError: It is none of this schema, or was changed; says where and why.
     """
+    record = _parse(text, where)
+    _verify(record, where, unchecked)
+    return record
+
+
+def _verify(record: Record, where: str, unchecked: bool) -> None:
+    found = record.provenance.get(CHECKSUM)
+    if found != checksum(asdict(record)) and not (unchecked and found is None):
+        raise RecordError(f"{where} has checksum {str(found)[:12]!r}, which is not that of its values: it was changed")
+
+
+def _parse(text: str, where: str) -> Record:
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{where} is no readable record: {error}") from error
     if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
         raise RecordError(f"{where} is no record of schema {SCHEMA!r}")
@@ -151,8 +185,12 @@ def record_path(results: Path, cell: Cell) -> Path:
     return runs_folder(results) / cell.experiment.name / cell.run_id / "record.json"
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, *, unchecked: bool = False) -> Record:
     """Read a record from its file.
+
+    Args:
+        path: `.../<experiment>/<run_id>/record.json`.
+        unchecked: Accept a record without checksum.
 
     Raises:
         RecordError: It cannot be read, or lies in the folder of another run.
@@ -161,9 +199,10 @@ def read_record(path: Path) -> Record:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is no readable record: {error}") from error
-    record = parse_record(text, str(path))
+    record = _parse(text, str(path))
     if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
         raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
+    _verify(record, str(path), unchecked)
     return record
 
 
@@ -191,15 +230,50 @@ def write_record(
     results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
 ) -> Path:
     """Write the history and, where there are any, the channels, then the record; return the record's path."""
+    history, channels = list(history), list(channels)
     folder = runs_folder(results) / record.experiment / record.run_id
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "history.csv", history_csv(history).encode())
-    rows = list(channels)
-    if rows:
-        write_atomically(folder / "channels.csv", channels_csv(rows).encode())
+    if channels:
+        write_atomically(folder / "channels.csv", channels_csv(channels).encode())
     path = folder / "record.json"
-    write_atomically(path, record.to_json().encode())
+    write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
+
+
+def with_provenance(record: Record, **values: Any) -> Record:
+    """Return a record that says more, or something else, of its origin."""
+    return replace(record, provenance={**record.provenance, **values})
+
+
+def stamped(record: Record, history: Sequence[EpochRow], channels: Sequence[ChannelRow]) -> Record:
+    """Return a record with the checksums of the files that will lie beside it."""
+    sums = {HISTORY_CHECKSUM: _sha256(history_csv(history))}
+    if channels:
+        sums[CHANNELS_CHECKSUM] = _sha256(channels_csv(channels))
+    return with_provenance(record, **sums)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_beside(path: Path, record: Record) -> None:
+    """Make sure that history and channels beside the record at `path` are those that were written with it.
+
+    Raises:
+        RecordError: One is missing, or was changed.
+    """
+    for name, key in BESIDE.items():
+        expected = record.provenance.get(key)
+        if expected is None and key != HISTORY_CHECKSUM:
+            continue
+        try:
+            found = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
+        if expected is not None and found != expected:
+            raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
 
 
 def channels_csv(channels: Iterable[ChannelRow]) -> str:

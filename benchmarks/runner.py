@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import islice
@@ -16,23 +18,38 @@ import torch
 from torch import Tensor, nn
 
 from baselines.method import Method, Scoring
-from benchmarks.checkpoints import CheckpointStore
-from benchmarks.config import Cell
+from benchmarks.checkpoints import CheckpointStore, CheckpointWarning
+from benchmarks.config import Cell, digest
 from benchmarks.datasets import Data, Split, load_dataset
+from benchmarks.datasets.splits import DataError
 from benchmarks.distributed import agreed, current_rank
+from benchmarks.locking import PAUSE
 from benchmarks.macs_conventions import count_macs_with_norm_pool
 from benchmarks.methods import find_method
 from benchmarks.models import build_model
-from benchmarks.provenance import provenance, weights_sha256
-from benchmarks.records import COMPLETE, FAILED, Record, write_record
+from benchmarks.provenance import device_name, provenance, weights_sha256
+from benchmarks.records import COMPLETE, FAILED, Record, stamped, write_record
 from benchmarks.stages import Stage, stages_of
+from benchmarks.stopping import Control
 from benchmarks.strengths import Strength, choose_strength
 from benchmarks.structure import ChannelRow, channel_rows, describe_structure, mark_kept
-from benchmarks.training import EVALUATION_BATCH, DivergedError, EpochRow, Score, Training, evaluate
-from oicsr import Coupling, PruningPlan, PruningResult, Regularizer, count_macs, count_params, prune_iteratively
+from benchmarks.training import EVALUATION_BATCH, EpochRow, Score, Snapshot, Training, evaluate
+from oicsr import (
+    Coupling,
+    PruningPlan,
+    PruningResult,
+    Regularizer,
+    count_macs,
+    count_params,
+    prune_iteratively,
+    remove_channels,
+)
 
 SCORING_BATCHES = 8
 PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
+# What makes a run a failed one: all that its training, its data and its method may raise. Trouble of the machine
+# (OSError: a full disk) is no property of the run: it ends the sweep, and the run goes on another time.
+RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
 
 
 class Observer(Protocol):
@@ -61,6 +78,7 @@ class Bench:
         store: Checkpoints.
         observers: Are told of every epoch and run.
         tuning: Folder of the tuning records that strengths are read from.
+        control: Says between epochs whether to go on.
     """
 
     device: torch.device
@@ -68,6 +86,7 @@ class Bench:
     store: CheckpointStore
     observers: Sequence[Observer] = ()
     tuning: Path = Path("results/tuning")
+    control: Control = field(default_factory=Control)
 
 
 @dataclass
@@ -98,25 +117,84 @@ class Progress:
     compute: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: its record, and the files beside it."""
+
+    record: Record
+    history: Sequence[EpochRow]
+    channels: Sequence[ChannelRow]
+
+
 def run_cell(bench: Bench, cell: Cell) -> Record:
-    """Do one run and write its record, complete or failed."""
+    """Do one run and write its record, complete or failed.
+
+    Raises:
+        Stopped: The control asked to stop; a checkpoint holds all that was done.
+        OSError: The machine is in trouble (a full disk).
+    """
+    left = execute(bench, cell, strength_of(bench, cell))
+    write_record(bench.results, left.record, left.history, left.channels)
+    for observer in bench.observers:
+        observer.run_finished(cell, left.record, left.history)
+    return left.record
+
+
+def strength_of(bench: Bench, cell: Cell) -> Strength:
+    """Return the strength that a run has here."""
+    return choose_strength(bench.tuning, cell, find_method(cell.method))
+
+
+def execute(bench: Bench, cell: Cell, strength: Strength) -> Left:
+    """Do one run; return its record, complete or failed, and what goes with it, without writing any of it.
+
+    Raises:
+        Stopped: See `run_cell`.
+        OSError: See `run_cell`.
+    """
     method = find_method(cell.method)
-    strength = choose_strength(bench.tuning, cell, method)
     stages = stages_of(cell, method, strength.value, bench.device.type)
     for observer in bench.observers:
         observer.run_started(cell, stages)
     progress, failure = Progress(), None
     try:
         _Run(bench, cell, method, strength, stages, progress).go()
-    except (DivergedError, torch.OutOfMemoryError) as error:
+    except RUN_FAILURES as error:
         failure = _describe_failure(error, progress)
-    record = _record(bench, cell, method, strength, progress, failure)
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()  # what was too much for this run is room for the next
+    return _left(bench, cell, method, strength, progress, failure)
+
+
+def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str) -> Left:
+    """Return the record of a run whose process died again and again; its checkpoints say how far it came."""
+    method, progress = find_method(cell.method), Progress()
+    for stage in stages_of(cell, method, strength.value, bench.device.type):
+        state = bench.store.load(stage.key)
+        if state is None:
+            break
+        progress.history += [EpochRow(**row) for row in state["history"]]
+    failure = {
+        "reason": reason,
+        "kind": "WorkerDied",
+        "last_good_epoch": _last_good_epoch(progress),
+        "traceback": f"none: the process that did this run was killed ({reason})",
+    }
+    return _left(bench, cell, method, strength, progress, failure)
+
+
+def _left(
+    bench: Bench,
+    cell: Cell,
+    method: Method,
+    strength: Strength,
+    progress: Progress,
+    failure: dict[str, Any] | None,
+) -> Left:
     first_seed = cell.seed == cell.profile.seeds[0]  # channels of one seed are enough for a picture
-    if current_rank().first:
-        write_record(bench.results, record, progress.history, progress.channels if first_seed else ())
-    for observer in bench.observers:
-        observer.run_finished(cell, record, progress.history)
-    return record
+    channels = progress.channels if first_seed else []
+    record = stamped(_record(bench, cell, method, strength, progress, failure), progress.history, channels)
+    return Left(record, progress.history, channels)
 
 
 def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
@@ -180,12 +258,21 @@ class _Run:
         dense = self.train(self.stages[0], model, None, measure=True)
         self.measure("dense", model, dense)
         result = self.prune(model)
-        pruned = self.evaluate(result.model, "test"), self.evaluate(result.model, "validation")
-        self.measure("pruned", result.model, Stretch(*pruned, []))
-        self._note_after_removal(result.model, pruned[1].top1)
-        finetuned = self.train(self.stages[-1], result.model, None, measure=True, plan=result.plan.to_json())
-        self.measure("finetuned", result.model, finetuned)
-        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(result.model)
+        small = self.shape_and_weights(result)
+        plan = result.plan.to_json()
+        pruned = self.evaluate(small, "test"), self.evaluate(small, "validation")
+        self.measure("pruned", small, Stretch(*pruned, []))
+        self._note_after_removal(small, pruned[1].top1)
+        finetuned = self.train(self.stages[-1], small, None, measure=True, plan=plan)
+        self.measure("finetuned", small, finetuned)
+        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(small)
+
+    def shape_and_weights(self, result: PruningResult) -> nn.Module:
+        """Return the pruned network; for a control from scratch, its shape with fresh weights."""
+        if self.method.ending == "finetune":
+            return result.model
+        fresh = fresh_model(self.cell, self.data.num_classes, self.bench.device)
+        return remove_channels(fresh, result.plan)
 
     def prune(self, model: nn.Module) -> PruningResult:
         """Train with the regulariser and remove channels, as often as the profile says."""
@@ -242,14 +329,14 @@ class _Run:
         return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
 
     def train(
-        self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool, plan: str | None = None
+        self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool, plan: str = ""
     ) -> Stretch:
         """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights.
 
-        With the plan that led to `model`, as JSON, its checkpoint is enough to rebuild the network (`export`).
+        Nobody else trains the same stage meanwhile. `plan` tells, as JSON, of the removals that led to `model`; with it
+        the checkpoint is enough to build the network again (`export`).
         """
-        profile, store = self.cell.profile, self.bench.store
-        batches = self.data.training_batches(profile.batch_size, self.bench.device, current_rank())
+        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device, current_rank())
         images = len(batches) * batches.batch_size * stage.phase.epochs
         compute = self.progress.compute
         compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
@@ -259,47 +346,89 @@ class _Run:
             batches,
             torch.Generator().manual_seed(stage.seed),
             regularizer,
-            profile.precision,
+            self.cell.profile.precision,
             stage.name,
             stage.step,
         )
         torch.manual_seed(stage.seed)  # dropout
-        saved = store.load(stage.key)
-        if saved is not None:
-            training.restore(saved)
+        origin = {"weights": origin_digest(model), "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
+        saved = self._load(stage, origin)
+        if saved is None or not _has_scores(saved, measure):
+            with self.bench.store.lease(stage.key, self._pause) as lease:
+                saved = self._load(stage, origin)  # another run may have trained it while this one waited
+                scores = self._advance(stage, training, saved, origin, lease.check, measure=measure, plan=plan)
+        else:
+            scores = saved["scores"]
+            self._restore(stage, training, saved)
+        test = Score(**scores["test"]) if scores["test"] else None
+        stretch = Stretch(test, Score(**scores["validation"]), training.rows)
+        timing, name = self.progress.timing, f"{stage.name}_seconds"
+        timing[name] = round(timing.get(name, 0.0) + stretch.seconds, 3)
+        return stretch
+
+    def _load(self, stage: Stage, origin: dict[str, str]) -> Snapshot | None:
+        """Return the checkpoint of a stage, unless it goes on from other weights or other removals than these."""
+        saved = self.bench.store.load(stage.key)
+        if saved is not None and saved.get("origin", origin) != origin:
+            message = f"checkpoint {stage.key} of {self.cell.label} begins at another network; it is passed over"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            return None
+        return saved
+
+    def _pause(self) -> None:
+        """Wait a little for another process to end its training of a stage."""
+        self.bench.control.check()
+        time.sleep(PAUSE)
+
+    def _restore(self, stage: Stage, training: Training, saved: Snapshot) -> None:
+        training.restore(saved)
         for row in training.rows:
             self._tell(stage, row, cached=True)
+
+    def _advance(
+        self,
+        stage: Stage,
+        training: Training,
+        saved: Snapshot | None,
+        origin: dict[str, str],
+        still_mine: Callable[[], None],
+        *,
+        measure: bool,
+        plan: str,
+    ) -> dict[str, Any]:
+        """Train the epochs that are missing, a checkpoint after each; measure the end, the test set once, ever."""
+        if saved is not None:
+            self._restore(stage, training, saved)
+        control = self.bench.control
         while not training.finished:
-            row = training.run_epoch(lambda: self.evaluate(model, "validation"))
-            store.save(stage.key, training.snapshot())
+            control.before_epoch(stage.key)
+            row = training.run_epoch(lambda: self.evaluate(training.model, "validation"))
+            still_mine()
+            self._save(stage, training, {"origin": origin})
+            control.after_epoch(stage.key, row.seconds)
             self._tell(stage, row, cached=False)
-        return self._finish(stage, training, saved, measure=measure, plan=plan)
+        if saved is not None and _has_scores(saved, measure):
+            return dict(saved["scores"])
+        validation = self.evaluate(training.model, "validation")
+        test = self.evaluate(training.model, "test") if measure else None
+        scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
+        network = {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
+        self._save(stage, training, {"origin": origin, "scores": scores, "network": network if plan else None})
+        return scores
+
+    def _save(self, stage: Stage, training: Training, extra: dict[str, Any]) -> None:
+        progress = {
+            "epoch": training.epoch,
+            "finished": "scores" in extra,
+            "seconds": [row.seconds for row in training.rows],
+            "machine": device_name(self.bench.device),
+        }
+        self.bench.store.save(stage.key, {**training.snapshot(), **extra}, progress)
 
     def _tell(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
         self.progress.history.append(row)
         for observer in self.bench.observers:
             observer.epoch_done(self.cell, stage, row, cached=cached)
-
-    def _finish(
-        self, stage: Stage, training: Training, saved: dict[str, Any] | None, *, measure: bool, plan: str | None
-    ) -> Stretch:
-        """Measure the end of a stage, the test set once per stage, ever."""
-        scores = (saved or {}).get("scores")
-        if scores is None or (measure and not scores["test"]):
-            validation = self.evaluate(training.model, "validation")
-            test = self.evaluate(training.model, "test") if measure else None
-            scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
-            network = {} if plan is None else {"network": self.describe_network(plan)}
-            self.bench.store.save(stage.key, {**training.snapshot(), "scores": scores, **network})
-        test = Score(**scores["test"]) if scores["test"] else None
-        stretch = Stretch(test, Score(**scores["validation"]), training.rows)
-        timing = self.progress.timing
-        timing[f"{stage.name}_seconds"] = round(timing.get(f"{stage.name}_seconds", 0.0) + stretch.seconds, 3)
-        return stretch
-
-    def describe_network(self, plan: str) -> dict[str, Any]:
-        """Return what is needed to build the pruned network again, besides its name and its weights."""
-        return {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
 
     def evaluate(self, model: nn.Module, split: Split) -> Score:
         """Evaluate a model on the images of a split as they are."""
@@ -319,19 +448,41 @@ class _Run:
         }
 
 
+def origin_digest(model: nn.Module) -> str:
+    """Return a digest of names, shapes and values of a network's state."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return digest([weights_sha256(model), shapes])
+
+
+def _has_scores(saved: Snapshot, measure: bool) -> bool:
+    """Return whether a stage is at its end, and was measured on the test set where that is asked for."""
+    return "scores" in saved and bool(saved["scores"]["test"] or not measure)
+
+
 def widths(couplings: Sequence[Coupling], plan: PruningPlan) -> dict[str, list[int]]:
     """Return coupling name to its number of channels before and after."""
     return {c.name: [c.num_channels, len(plan.kept[c.name])] for c in couplings}
 
 
 def _describe_failure(error: Exception, progress: Progress) -> dict[str, Any]:
-    last = progress.history[-1] if progress.history else None
     return {
-        "reason": str(error),
+        "reason": str(error) or type(error).__name__,
         "kind": type(error).__name__,
-        "last_good_epoch": f"{last.phase} {last.epoch}" if last else None,
+        "last_good_epoch": _last_good_epoch(progress),
         "traceback": "".join(traceback.format_exception(error)),
     }
+
+
+def _last_good_epoch(progress: Progress) -> str | None:
+    last = progress.history[-1] if progress.history else None
+    return f"{last.phase} {last.epoch}" if last else None
+
+
+def _data_checksum(cell: Cell) -> str | None:
+    try:
+        return splits_of(cell).checksum
+    except DataError:  # the run failed because of it
+        return None
 
 
 def _record(
@@ -367,7 +518,7 @@ def _record(
         epochs=epochs,
         compute={**progress.compute, "total": sum(progress.compute.values())},
         timing={**progress.timing, "finished_unix": round(time.time())},
-        provenance=provenance(bench.device, splits_of(cell).checksum),
+        provenance=provenance(bench.device, _data_checksum(cell)),
         failure=failure,
     )
 

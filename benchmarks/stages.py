@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 from baselines.method import Method
-from benchmarks.config import Cell, Phase, digest
+from benchmarks.config import Cell, Phase, Profile, digest
 from oicsr.algorithm import share_after
 
 STAGE_FORMAT = 1  # raise it where the meaning of a stage's values changes
@@ -55,9 +55,24 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
         share = share_after(step, profile.steps, cell.macs_kept, profile.pruning_schedule)
         removal = [profile.max_removed, profile.cap_of, profile.round_to, profile.steps, profile.pruning_schedule]
         key = digest([key, "remove", method.importance.name, method.selection.name, cell.macs_kept, removal])
-    key = digest([key, "finetune", asdict(profile.finetune)])
+    phase = last_phase(profile, method, cell.macs_kept)
+    key = digest([key, method.ending, asdict(phase)])
     finetune_seed = _seed(cell, "finetune", profile.steps)
-    return [*stages, Stage(key, "finetune", profile.steps, profile.finetune, finetune_seed, share)]
+    return [*stages, Stage(key, "finetune", profile.steps, phase, finetune_seed, share)]
+
+
+def last_phase(profile: Profile, method: Method, macs_kept: float) -> Phase:
+    """Return how the pruned network is trained: fine-tuned, or from scratch in the dense network's manner.
+
+    The budget of equal compute is Liu et al.'s ("Rethinking the Value of Network Pruning", 2019): the epochs that the
+    whole network took, times how much cheaper the pruned one is, and the fine-tuning epochs.
+    """
+    if method.ending == "finetune":
+        return profile.finetune
+    whole: float = profile.dense.epochs + profile.steps * profile.regularized.epochs
+    if method.ending == "scratch-compute":
+        whole /= macs_kept
+    return replace(profile.dense, epochs=round(whole) + profile.finetune.epochs)
 
 
 def _dense_key(cell: Cell, device_type: str) -> str:

@@ -64,7 +64,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
         return Strength(0.0, "none needed")
     path = tuning_path(folder, cell.experiment.name, cell.profile_name)
     if path.is_file():
-        chosen = read_tuning(path)["chosen"].get(cell.method, {}).get(f"{cell.macs_kept:g}")
+        chosen = read_tuning(path)["chosen"].get(method.strength_of or cell.method, {}).get(f"{cell.macs_kept:g}")
         if chosen is not None:
             return Strength(float(chosen), f"tuned on validation ({path.name})")
     grid = grid_of(cell, method)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from benchmarks.config import Cell, Experiment
+from benchmarks.datasets.splits import DataError, MissingDataError
 from benchmarks.methods import find_method
-from benchmarks.records import Record, RecordError, read_record, record_path
+from benchmarks.provenance import device_name
+from benchmarks.records import Record, RecordError, check_beside, read_record, record_path
 from benchmarks.runner import Bench, fresh_model, resolved_config, splits_of
 from benchmarks.stages import Stage, stages_of, unique_stages
 from benchmarks.strengths import choose_strength
@@ -45,7 +48,7 @@ def cells_of(
         Cell(experiment, profile_name, method, seed, share)
         for seed in (seeds or profile.seeds)
         for method in (methods or profile.methods)
-        for share in (macs_kept or profile.macs_kept)
+        for share in ((1.0,) if find_method(method).unpruned else macs_kept or profile.macs_kept)
     ]
 
 
@@ -75,12 +78,13 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
             continue
         try:
             record = read_record(path)
+            check_beside(path, record)
         except RecordError as error:
-            path.rename(path.with_name("record.json.damaged"))
+            path.replace(path.with_name("record.json.damaged"))
             found.damaged.append(str(error))
             found.todo.append(cell)
             continue
-        _check_same_configuration(cell, record, str(path), bench)
+        check_same_configuration(cell, record, str(path), bench)
         if record.complete:
             found.complete.append(record)
         elif retry_failed:
@@ -90,7 +94,12 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
     return found
 
 
-def _check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench) -> None:
+def check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench) -> None:
+    """Make sure that a record was made with the values that its run has now.
+
+    Raises:
+        RecordError: It was not; says what differs.
+    """
     method = find_method(cell.method)
     expected = flatten({**resolved_config(cell, method), "strength": choose_strength(bench.tuning, cell, method).value})
     found = flatten({**record.config, "strength": record.strength})
@@ -117,21 +126,35 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def default_profile(experiment: Experiment, device: torch.device) -> str:
+    """Return `paper` on a GPU where the experiment has it, else the experiment's first profile."""
+    return "paper" if device.type == "cuda" and "paper" in experiment.profiles else next(iter(experiment.profiles))
+
+
+def by_priority(cells: Sequence[Cell]) -> list[Cell]:
+    """Return runs in the order in which `run --pending` takes them: experiments by priority, seed by seed in each."""
+    return sorted(cells, key=lambda cell: cell.experiment.priority)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """How long runs will take.
 
     Attributes:
-        seconds: By stage key, for the stages that are not finished.
+        seconds: By stage key, for what is left of the stages that are not finished.
         measuring: All evaluations of pruned networks.
+        epochs: Seconds of one epoch by stage key.
+        epochs_left: Epochs that are not trained yet.
     """
 
     seconds: dict[str, float]
     measuring: float
+    epochs: dict[str, float] = field(default_factory=dict)
+    epochs_left: int = 0
 
     @property
     def total(self) -> float:
-        """Seconds of everything."""
+        """Seconds of everything, one run after the other."""
         return sum(self.seconds.values()) + self.measuring
 
 
@@ -147,24 +170,60 @@ def pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Stag
 
 
 def estimate(bench: Bench, cells: Sequence[Cell]) -> Estimate:
-    """Estimate the time of runs from a few measured training steps of each network on this device."""
-    pace: dict[tuple[str, str], float] = {}
-    seconds: dict[str, float] = {}
-    for cell, stage in pending_stages(bench, cells):
-        name = (cell.experiment.name, cell.profile_name)
-        if name not in pace:
-            pace[name] = seconds_per_image(bench, cell)
-        data, state = splits_of(cell), bench.store.load(stage.key)
-        done = state["epoch"] if state else 0
-        evaluated = FORWARD_SHARE * (len(data.validation) * (stage.phase.epochs - done) + len(data.test))
-        finished = state is not None and "scores" in state
-        images = 0.0 if finished else len(data.train) * (stage.phase.epochs - done) + evaluated
-        seconds[stage.key] = pace[name] * images * stage.share
-    measuring = sum(
-        pace[cell.experiment.name, cell.profile_name] * FORWARD_SHARE * cell.macs_kept * len(splits_of(cell).test)
-        for cell in cells
-    )
-    return Estimate(seconds, measuring)
+    """Estimate the time of runs: from epochs that this machine trained, else from a few measured training steps.
+
+    Raises:
+        MissingDataError: A data set is nowhere (one that is damaged makes its runs fail, each by itself).
+    """
+    pending = pending_stages(bench, cells)
+    known = {stage.key: bench.store.progress(stage.key) or {} for _, stage in pending}
+    machine = device_name(bench.device)
+    here = {key: progress for key, progress in known.items() if progress.get("machine") == machine}
+    full = full_epochs(pending, here)
+    seconds, epochs, left = {}, {}, 0
+    for cell, stage in pending:
+        whole = full.setdefault(sweep_of(cell), None) or _calibrated(bench, cell)
+        full[sweep_of(cell)] = whole
+        epochs[stage.key] = whole * stage.share
+        missing = 0 if known[stage.key].get("finished") else stage.phase.epochs - epochs_done(known[stage.key])
+        left += missing
+        seconds[stage.key] = epochs[stage.key] * missing
+    measuring = sum((full[sweep_of(cell)] or 0.0) * FORWARD_SHARE * cell.macs_kept for cell in cells)
+    return Estimate(seconds, measuring, epochs, left)
+
+
+def sweep_of(cell: Cell) -> tuple[str, str]:
+    """Return experiment and profile of a run: what is estimated, and shown, as one."""
+    return cell.experiment.name, cell.profile_name
+
+
+def epochs_done(progress: Mapping[str, Any]) -> int:
+    """Return the epochs of a stage that its checkpoint holds."""
+    epoch = progress.get("epoch", 0)
+    return epoch if isinstance(epoch, int) else 0
+
+
+def full_epochs(
+    stages: Iterable[tuple[Cell, Stage]], known: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, str], float | None]:
+    """Return the seconds of an epoch of the unpruned network by experiment and profile, where some was measured."""
+    measured: dict[tuple[str, str], list[float]] = {}
+    for cell, stage in stages:
+        times = known.get(stage.key, {}).get("seconds", ())
+        usable = [time for time in times if isinstance(time, int | float) and time > 0] if times else []
+        measured.setdefault(sweep_of(cell), []).extend(time / stage.share for time in usable)
+    return {sweep: median(times) if times else None for sweep, times in measured.items()}
+
+
+def _calibrated(bench: Bench, cell: Cell) -> float:
+    """Return the seconds of an epoch of the unpruned network, by measuring a few steps; 0 where data is damaged."""
+    try:
+        data = splits_of(cell)
+    except MissingDataError:
+        raise
+    except DataError:
+        return 0.0
+    return seconds_per_image(bench, cell) * (len(data.train) + FORWARD_SHARE * len(data.validation))
 
 
 def seconds_per_image(bench: Bench, cell: Cell) -> float:

@@ -38,7 +38,7 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
     Raises:
         ValueError: The methods' grids differ in length.
     """
-    pairs = {(cell.method, cell.macs_kept): cell for cell in cells if find_method(cell.method).has_strength}
+    pairs = {(cell.method, cell.macs_kept): cell for cell in cells if is_tuned(cell)}
     _check_grids({method: grid_of(cell, find_method(method)) for (method, _), cell in pairs.items()})
     path = tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
     record = read_tuning(path) if path.is_file() else _empty_record(cells[0], seeds)
@@ -55,6 +55,12 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return path
+
+
+def is_tuned(cell: Cell) -> bool:
+    """Return whether a run's method has a strength of its own to choose."""
+    method = find_method(cell.method)
+    return method.has_strength and method.strength_of is None
 
 
 def _check_grids(grids: dict[str, tuple[float, ...]]) -> None:

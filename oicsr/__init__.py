@@ -4,6 +4,7 @@ from oicsr.algorithm import PruningResult, prune_iteratively
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
 from oicsr.energy import add_energy_gradient, channel_energy
+from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
 from oicsr.penalties import (
     GradientRegularizer,
@@ -23,9 +24,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Coupling",
+    "GrOWL",
     "GradientRegularizer",
     "GroupLasso",
     "Member",
+    "ProximalGrOWL",
     "ProximalGroupLasso",
     "ProximalRegularizer",
     "PruningPlan",

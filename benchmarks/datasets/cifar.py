@@ -17,7 +17,7 @@ from urllib.error import URLError
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from benchmarks.datasets.splits import Augmentation, DataError, DataSplits, Images, split_validation
+from benchmarks.datasets.splits import Augmentation, DataError, DataSplits, Images, MissingDataError, split_validation
 
 VALIDATION_IMAGES = 5_000
 AUGMENTATION = Augmentation(padding=4, flip=True)
@@ -84,7 +84,7 @@ def find_root(source: Source) -> Path:
     """Return the folder that holds the data set, downloading it to the last resort where there is none.
 
     Raises:
-        DataError: It is nowhere and cannot be downloaded.
+        MissingDataError: It is nowhere and cannot be downloaded.
     """
     for folder in data_folders():
         if (folder / source.folder).is_dir():
@@ -94,7 +94,7 @@ def find_root(source: Source) -> Path:
         source.dataset(str(target), download=True)
     except (URLError, OSError, RuntimeError) as error:
         looked = ", ".join(str((folder / source.folder).absolute()) for folder in data_folders())
-        raise DataError(
+        raise MissingDataError(
             f"{source.name} was not found (looked for {looked}) and could not be downloaded ({error}). Put the "
             f"standard folder {source.folder!r} in one of these places or set OICSR_DATA to the folder that holds it. "
             "`make demo` needs no data."

@@ -19,6 +19,10 @@ class DataError(RuntimeError):
     """A data set is missing or damaged."""
 
 
+class MissingDataError(DataError):
+    """A data set is nowhere to be found: nothing can be run on it, and nothing is wrong with it."""
+
+
 class EpochBatches(Protocol):
     """Training batches, epoch by epoch (see `benchmarks.training.Batches`)."""
 

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks import coverage
+from benchmarks import cli, coverage
 from benchmarks.coverage import Row
 from benchmarks.coverage_lists import OUT_OF_SCOPE, TIMM, TORCHVISION
 from oicsr import trace_couplings
@@ -114,7 +114,7 @@ def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
     monkeypatch.setattr(coverage, "cover", cover)
     monkeypatch.setattr(coverage, "_warm_up", lambda: None)
     for names in ("timm:resnet18", "torchvision:vgg11,timm:resnet18"):
-        assert coverage.main(["--results", str(tmp_path), "--networks", names]) == 0
+        assert cli.main(["coverage", "--results", str(tmp_path), "--networks", names]) == 0
     assert tried == ["timm:resnet18", "torchvision:vgg11"]
     text = (tmp_path / "coverage.md").read_text()
     assert f"| timm | {len(TIMM)} | 1 | 1 | 100.0% | 0 | 0.0% |" in text
@@ -125,4 +125,6 @@ def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
     assert len(widths) == 1
     (tmp_path / "coverage.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no coverage table"):
-        coverage.run(argparse.Namespace(results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True))
+        coverage.command(
+            argparse.Namespace(results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True)
+        )

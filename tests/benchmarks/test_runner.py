@@ -194,7 +194,7 @@ def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, m
     assert len(tried) == 5 and list(record["chosen"]) == ["oicsr-gl"]
     assert {float(text) for text in record["scores"]["oicsr-gl"]["0.5"]} == set(tried)
     assert all(0 <= value <= 1 for [value] in record["scores"]["oicsr-gl"]["0.5"].values())
-    for checkpoint in bench.store.folder.iterdir():
+    for checkpoint in bench.store.folder.glob("[0-9a-f]*"):
         state = bench.store.load(checkpoint.name)
         assert state is not None and not state["scores"]["test"]
     after = run_cell(bench, cells[0])
@@ -205,3 +205,25 @@ def test_choice_of_strength() -> None:
     assert best_strength({"0.1": [0.5, 0.7], "0.2": [0.6, 0.6], "0.4": [0.9, None]}) == 0.1
     with pytest.raises(ValueError, match="diverged at every strength"):
         best_strength({"0.1": [None]})
+
+
+def test_controls_train_the_pruned_shape_from_scratch(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    ours, equal_epochs, equal_compute = (
+        run_cell(bench, small_cell(method, macs_kept=0.5)) for method in ("oicsr-gl", "scratch-e", "scratch-b")
+    )
+    assert ours.widths == equal_epochs.widths == equal_compute.widths
+    assert equal_epochs.epochs["finetune"] == 3  # dense 1, regularized 1, finetune 1
+    assert equal_compute.epochs["finetune"] == 5  # (1 + 1) / 0.5 + 1
+    assert equal_epochs.states["pruned"]["top1"] != ours.states["pruned"]["top1"]
+    assert equal_epochs.states["pruned"] == equal_compute.states["pruned"]
+    assert equal_epochs.strength == ours.strength
+
+
+def test_dense_control_removes_nothing_whatever_the_target(tmp_path: Path) -> None:
+    (cell,) = cells_of(small_experiment(), "quick", methods=["dense-long"], macs_kept=[0.5])
+    record = run_cell(small_bench(tmp_path), cell)
+    assert cell.macs_kept == 1.0
+    assert record.states["finetuned"]["macs"] == record.states["dense"]["macs"]
+    assert record.states["pruned"]["top1"] == record.states["regularized"]["top1"]
+    assert record.epochs == {"dense": 1, "regularized": 1, "finetune": 1}

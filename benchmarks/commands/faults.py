@@ -1,0 +1,52 @@
+"""`faults`: what is lost when sweeps are killed, their files damaged, their disk filled."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from benchmarks.checkpoints import write_atomically
+from benchmarks.commands.options import add_results, positive
+from benchmarks.faults import DEMO, TINY, Arena, campaign, to_json
+from benchmarks.provenance import device_name, git_state, versions
+from benchmarks.reliability import FILE
+
+SWEEPS = {"demo": DEMO, "tiny": TINY}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say how many, over what."""
+    add_results(parser)
+    parser.add_argument(
+        "--kills", type=positive, default=50, metavar="N", help="SIGKILLs; others in proportion (default: 50)"
+    )
+    parser.add_argument("--sweep", choices=tuple(SWEEPS), default="demo", help="what is disturbed (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the faults' random numbers (default: 0)")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Try every fault and write down the figures; exit with 1 where one was not survived."""
+    with tempfile.TemporaryDirectory() as folder:
+        arena = Arena(Path(folder), SWEEPS[options.sweep], options.seed)
+        print(f"undisturbed: {len(arena.reference)} runs in {arena.seconds:.0f} s", flush=True)
+        tallies = campaign(arena, options.kills, lambda line: print(line, flush=True))
+    device = torch.device("cpu")
+    text = to_json(
+        tallies,
+        sweep=options.sweep,
+        runs=len(arena.reference),
+        seed=options.seed,
+        date=datetime.now(UTC).date().isoformat(),
+        device=device_name(device),
+        versions=versions(),
+        **git_state(),
+    )
+    options.results.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.results / FILE, text.encode())
+    losses = [f"{name}: {loss}" for name, tally in tallies.items() for loss in tally.losses]
+    print("\n".join([*losses, f"written: {options.results / FILE}"]))
+    return 1 if losses else 0

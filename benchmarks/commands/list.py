@@ -1,0 +1,24 @@
+"""`list`: what there is."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.datasets import DATASETS
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods import METHODS
+from benchmarks.models import MODELS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Take none."""
+
+
+def command(options: argparse.Namespace) -> int:
+    """Print experiments, methods, networks and data sets."""
+    for experiment in sorted(EXPERIMENTS.values(), key=lambda experiment: experiment.priority):
+        print(f"{experiment.name:24} {experiment.title} (profiles: {', '.join(experiment.profiles)})")
+    print(f"\nmethods: {', '.join(METHODS)}")
+    print(f"\nnetworks: {', '.join(MODELS)}, torchvision:NAME, timm:NAME")
+    print(f"\ndata sets: {', '.join(DATASETS)}")
+    return 0

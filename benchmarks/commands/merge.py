@@ -1,0 +1,50 @@
+"""`merge`: records from elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.adhoc import find_any, known_experiments, load_experiment, save_experiment
+from benchmarks.checkpoints import CheckpointStore
+from benchmarks.commands.options import ROOT, add_results
+from benchmarks.merge import merge
+from benchmarks.runner import Bench
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say from where to where."""
+    parser.add_argument("source", type=Path, nargs="+", metavar="DIR", help="results folder, as --results named it")
+    add_results(parser)
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="take the new one of two different complete records (default: refuse it); the old one is kept beside",
+    )
+    parser.add_argument(
+        "--unchecked", action="store_true", help="accept records without checksum and give them one (default: refuse)"
+    )
+
+
+def command(options: argparse.Namespace) -> int:
+    """Verify every record and bring it in; exit with 1 where one was refused."""
+    bench = Bench(
+        torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=ROOT / "results" / "tuning"
+    )
+    refused = 0
+    for source in options.source:
+        for path in sorted((source / "sweeps").glob("*.json")):
+            save_experiment(load_experiment(path), options.results)
+        experiments = {name: find_any(name, options.results) for name in known_experiments(options.results)}
+        merged = merge(bench, source, experiments, replace=options.replace, unchecked=options.unchecked)
+        for label, reason in merged.refused.items():
+            print(f"refused: {label}: {reason}", file=sys.stderr)
+        refused += len(merged.refused)
+        print(
+            f"{source}: {len(merged.added)} brought in, {len(merged.replaced)} replaced, {len(merged.present)} there "
+            f"already, {len(merged.refused)} refused"
+        )
+    return 1 if refused else 0

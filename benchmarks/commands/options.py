@@ -1,0 +1,108 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(text: str) -> list[str]:
+    """Read a comma-separated list of names."""
+    return [name for name in text.split(",") if name]
+
+
+def numbers(kind: str, parse: Callable[[str], float]) -> Callable[[str], list[float]]:
+    """Return a reader of comma-separated numbers."""
+
+    def read(text: str) -> list[float]:
+        try:
+            return [parse(part) for part in text.split(",") if part]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list of {kind}") from error
+
+    return read
+
+
+shares = numbers("numbers such as 0.7,0.5", float)
+
+
+def seeds(text: str) -> list[int]:
+    """Read a list of seeds such as `0,1` or `0-4`."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last.isdigit() or "-" not in part):
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1 or 0-4")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Where the records lie."""
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the records (default: results)"
+    )
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Where records and checkpoints lie."""
+    add_results(parser)
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="folder of the checkpoints (default: checkpoints)",
+    )
+
+
+def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
+    """Which runs."""
+    parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
+    parser.add_argument("--profile", help="quick, cpu or paper (default: paper with a CUDA device, else the first)")
+    parser.add_argument(
+        "--methods",
+        type=names,
+        help="comma-separated, or all; any regularizer+importance[+selection] too (default: the profile's)",
+    )
+    parser.add_argument("--seeds", type=seeds, help="comma-separated, ranges as 0-4 (default: the profile's)")
+    parser.add_argument(
+        "--macs-kept", type=shares, help="comma-separated shares of the MACs, in (0, 1] (default: the profile's)"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """On what."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads in all (default: PyTorch's); records depend on them"
+    )
+
+
+def choose_device(options: argparse.Namespace) -> torch.device:
+    """Return the device to train on, and set the number of threads.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    name = options.device
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return device

@@ -1,0 +1,50 @@
+"""`publish`: records into Weights & Biases."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.commands.options import add_results
+from benchmarks.publish import publish
+from benchmarks.records import RecordError
+from benchmarks.sinks import PROJECT, Place, wandb_errors
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say what goes where."""
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="names (default: all that have records)")
+    add_results(parser)
+    parser.add_argument("--project", default=PROJECT, help=f"W&B project (default: {PROJECT})")
+    parser.add_argument("--entity", help="W&B user or team (default: the one that is logged in)")
+    parser.add_argument(
+        "--wandb",
+        choices=("online", "offline"),
+        default="offline",
+        help="offline: into the folder, for `wandb sync` later; online: after `wandb login` (default: offline)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("wandb"),
+        metavar="DIR",
+        help="W&B files and the ledger (default: wandb)",
+    )
+    parser.add_argument("--again", action="store_true", help="send unchanged records too (default: only what is new)")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Replay what is not there yet; exit with 1 where W&B fails."""
+    place = Place(options.wandb, options.folder, options.project, options.entity)
+    try:
+        done = publish(options.results, place, options.experiments or None, again=options.again)
+    except RecordError:
+        raise
+    except wandb_errors() as error:
+        print(f"W&B failed ({type(error).__name__}: {error}); the same command goes on from there", file=sys.stderr)
+        return 1
+    print(f"{len(done.written)} W&B runs written, {len(done.present)} unchanged since they were published")
+    if options.wandb == "offline" and done.written:
+        print(f"to upload them: wandb sync --include-offline {options.folder}/wandb/offline-run-*")
+    return 0

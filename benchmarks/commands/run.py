@@ -1,0 +1,49 @@
+"""`run`: experiments, what is missing of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.adhoc import find_any, known_experiments
+from benchmarks.commands.options import add_choice
+from benchmarks.commands.running import add_running, run_all
+from benchmarks.config import Cell
+from benchmarks.methods import METHODS
+from benchmarks.sweep import by_priority, cells_of, default_profile
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say which runs, and how."""
+    add_choice(parser, nargs="*")
+    parser.add_argument(
+        "--pending",
+        action="store_true",
+        help="take experiments by their priority, not in the order given; all of them where none is named",
+    )
+    add_running(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    """Run what is missing of some experiments, then make their tables and plots.
+
+    Raises:
+        ValueError: No experiment is named, and `--pending` is not given.
+    """
+    if not options.experiments and not options.pending:
+        raise ValueError("name an experiment (`list` shows them), or give --pending for all that is missing")
+    return run_all(options, lambda device: _cells(options, device))
+
+
+def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
+    cells: list[Cell] = []
+    methods = list(METHODS) if options.methods == ["all"] else options.methods
+    for name in options.experiments or known_experiments(options.results):
+        experiment = find_any(name, options.results)
+        profile = options.profile or default_profile(experiment, device)
+        if not options.experiments and profile not in experiment.profiles:
+            continue
+        cells += cells_of(experiment, profile, methods=methods, seeds=options.seeds, macs_kept=options.macs_kept)
+    return by_priority(cells) if options.pending else cells

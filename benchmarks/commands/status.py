@@ -1,0 +1,100 @@
+"""`status`: how far the experiments are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.adhoc import find_any, known_experiments
+from benchmarks.checkpoints import CheckpointStore
+from benchmarks.commands.options import ROOT, add_choice, add_device, add_folders, choose_device
+from benchmarks.config import Cell, Experiment
+from benchmarks.console import duration
+from benchmarks.methods import METHODS
+from benchmarks.records import runs_folder
+from benchmarks.runner import Bench
+from benchmarks.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
+from benchmarks.sweep import by_priority, cells_of, default_profile
+
+LISTED = 20  # runs that are named one by one, per state
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say of which experiments."""
+    add_choice(parser, nargs="*")
+    add_folders(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--all", action="store_true", help=f"name every run that is not done (default: {LISTED} a state)"
+    )
+
+
+def command(options: argparse.Namespace) -> int:
+    """Print one matrix per experiment and profile."""
+    device = choose_device(options)
+    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
+    cells: list[Cell] = []
+    methods = list(METHODS) if options.methods == ["all"] else options.methods
+    for name in options.experiments or known_experiments(options.results):
+        experiment = find_any(name, options.results)
+        for profile in _profiles(experiment, options, device):
+            cells += cells_of(experiment, profile, methods=methods, seeds=options.seeds, macs_kept=options.macs_kept)
+    found = status_of(bench, by_priority(cells))
+    for (name, profile), sweep in found.items():
+        print("\n".join(describe(f"{name} ({profile})", sweep, None if options.all else LISTED)) + "\n")
+    marks = ", ".join(f"{mark} {state}" for state, mark in MARKS.items())
+    print(f"{marks}; one mark per seed. Missing runs: python -m benchmarks run --pending")
+    return 0
+
+
+def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch.device) -> list[str]:
+    """Return the profile that is named, or else the default one and all that have records."""
+    if options.profile:
+        return [options.profile] if options.experiments or options.profile in experiment.profiles else []
+    folder = runs_folder(options.results) / experiment.name
+    recorded = {path.name.partition("-")[0] for path in folder.iterdir()} if folder.is_dir() else set()
+    default = default_profile(experiment, device)
+    return [name for name in experiment.profiles if name == default or name in recorded]
+
+
+def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
+    """Return the lines of one sweep: counts, the matrix of methods, targets and seeds, and what is not as it should."""
+    states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
+    counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
+    left = (
+        "time left unknown: no epoch measured yet" if sweep.seconds is None else f"about {duration(sweep.seconds)} left"
+    )
+    lines = [f"{title}: {len(sweep.cells)} runs: {counts}; {left}", *_matrix(sweep)]
+    for state in (PARTIAL, FAILED, DAMAGED):
+        cells = [cell for cell in sweep.cells if cell.state == state]
+        for item in cells[:listed]:
+            progress = f" {100 * item.progress:.0f} %" if state == PARTIAL else ""
+            lines.append(f"  {state}{progress}: {item.cell.run_id}: {item.detail}")
+        if listed is not None and len(cells) > listed:
+            lines.append(f"  ... and {len(cells) - listed} more {state} (--all names them)")
+    return lines
+
+
+def _matrix(sweep: SweepStatus) -> list[str]:
+    targets = sorted({item.cell.macs_kept for item in sweep.cells}, reverse=True)
+    methods = list(dict.fromkeys(item.cell.method for item in sweep.cells))
+    marks: dict[tuple[str, float], str] = {}
+    for item in sweep.cells:  # seeds in their order
+        key = item.cell.method, item.cell.macs_kept
+        marks[key] = marks.get(key, "") + MARKS[item.state]
+    heads = [f"{100 * target:g} %" for target in targets]
+    widths = [
+        max(len(head), *(len(marks.get((m, t), "")) for m in methods)) for head, t in zip(heads, targets, strict=True)
+    ]
+    first = max(len(method) for method in [*methods, "MACs kept"])
+    return [
+        _row("MACs kept", heads, first, widths),
+        *(_row(method, [marks.get((method, target), "") for target in targets], first, widths) for method in methods),
+    ]
+
+
+def _row(head: str, cells: Sequence[str], first: int, widths: Sequence[int]) -> str:
+    columns = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(["  " + head.ljust(first), *columns]).rstrip()

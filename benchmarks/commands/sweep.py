@@ -1,0 +1,57 @@
+"""`sweep`: any networks x data sets x methods x targets x seeds, without writing a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.adhoc import experiment_source, make_experiments, save_experiment, source_name
+from benchmarks.commands.options import names, numbers, positive, seeds, shares
+from benchmarks.commands.running import add_running, run_all
+from benchmarks.config import Cell
+from benchmarks.sweep import cells_of
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say what is crossed, and how it is run."""
+    parser.add_argument("--models", type=names, required=True, help="comma-separated, as `list` shows them")
+    parser.add_argument("--datasets", type=names, required=True, help="comma-separated, as `list` shows them")
+    parser.add_argument("--methods", type=names, default=None, help="comma-separated, or all (default: the template's)")
+    parser.add_argument("--macs-kept", type=shares, help="comma-separated shares in (0, 1] (default: the template's)")
+    parser.add_argument("--seeds", type=seeds, help="comma-separated, ranges as 0-2 (default: the template's)")
+    parser.add_argument(
+        "--template",
+        metavar="EXPERIMENT",
+        help="experiment whose profile gives all other values (default: the first one on the same data set)",
+    )
+    parser.add_argument("--profile", help="of the template (default: paper with a CUDA device, else the first)")
+    parser.add_argument(
+        "--epochs",
+        type=numbers("three whole numbers such as 100,50,30", int),
+        metavar="D,R,F",
+        help="epochs dense, regularized, finetune (default: the template's)",
+    )
+    parser.add_argument(
+        "--train-images", type=positive, metavar="N", help="training images used (default: the template's)"
+    )
+    parser.add_argument("--test-images", type=positive, metavar="N", help="test images used (default: the template's)")
+    add_running(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    """Cross what was asked for, and print the experiment files that would make it permanent."""
+    return run_all(options, lambda device: _cells(options, device))
+
+
+def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
+    cells: list[Cell] = []
+    for experiment in make_experiments(options, device):
+        print(f"# benchmarks/experiments/{source_name(experiment)} would make this permanent:")
+        print(experiment_source(experiment))
+        if not options.plan:
+            save_experiment(experiment, options.results)
+        for profile in experiment.profiles:
+            cells += cells_of(experiment, profile)
+    return cells

@@ -1,0 +1,407 @@
+"""Faults on purpose: sweeps are killed, their files damaged, their disk filled; what is left must be as if never.
+
+Every sweep is a real command in a process of its own. What it leaves is compared, bit for bit but for times and
+provenance, with what the same command leaves undisturbed. `make faults` runs all of it over the demo and writes
+`results/reliability.json`; the tests run a short form over an even smaller sweep.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.checkpoints import CheckpointWarning, read_checkpoint
+from benchmarks.locking import read_owner
+from benchmarks.records import Record, RecordError, check_beside, read_record, runs_folder
+
+SCHEMA = "oicsr-reliability-1"
+PRELOAD = ["benchmarks.faults", "benchmarks.commands.run", "benchmarks.commands.sweep"]
+PATIENCE = 900.0  # seconds after which a command counts as hanging
+DEMO = ("run", "demo", "--wandb", "disabled")
+TINY = (
+    *("sweep", "--models", "digits-resnet", "--datasets", "digits", "--template", "demo", "--wandb", "disabled"),
+    *("--methods", "oicsr-gl,none,l1", "--macs-kept", "0.5", "--seeds", "0"),
+    *("--epochs", "2,2,1", "--train-images", "128", "--test-images", "100"),
+)
+YEARS = 10 * 365 * 86_400.0  # seconds
+
+
+class FaultError(AssertionError):
+    """A fault was not survived; says what was lost."""
+
+
+@dataclass
+class Tally:
+    """How often a fault was tried, and survived.
+
+    Attributes:
+        what: The fault, in words.
+        tried: How often.
+        survived: How often without a loss.
+        losses: What went wrong.
+    """
+
+    what: str
+    tried: int = 0
+    survived: int = 0
+    losses: list[str] = field(default_factory=list)
+
+    def note(self, loss: str | None) -> None:
+        """Count one try; `loss` is None where nothing was lost."""
+        self.tried += 1
+        if loss is None:
+            self.survived += 1
+        else:
+            self.losses.append(loss)
+
+
+@dataclass
+class Life:
+    """A command at work in a process of its own."""
+
+    process: Any
+    log: Path
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code.
+
+        Raises:
+            FaultError: It hangs.
+        """
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise FaultError(f"the command did not end in {PATIENCE:g} s: {self.text()[-500:]}")
+        return int(self.process.exitcode)
+
+    def text(self) -> str:
+        """Return what it printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Wait until something is so; False where the command ended first."""
+        while not condition():
+            if not self.process.is_alive():
+                return condition()
+            time.sleep(0.01)
+        return True
+
+
+class Arena:
+    """A sweep, a folder to run it in, and what it leaves when nothing disturbs it.
+
+    Args:
+        folder: Everything lies here.
+        command: The sweep, without folders.
+        seed: Of the faults.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str] = TINY, seed: int = 0) -> None:
+        self.folder, self.command = folder, tuple(command)
+        self.random = random.Random(seed)
+        kinds = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+        if "forkserver" in kinds:  # imports the suite once: a command is at work at once, and killed at work
+            self._context.set_forkserver_preload(PRELOAD)
+        self._lives = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.reference = self._undisturbed()
+
+    @property
+    def results(self) -> Path:
+        """Where the records lie."""
+        return self.folder / "results"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    def _undisturbed(self) -> dict[str, Any]:
+        start = time.monotonic()
+        life = self.live()
+        if life.wait() != 0:
+            raise FaultError(f"the undisturbed sweep failed: {life.text()[-2000:]}")
+        self.seconds = time.monotonic() - start
+        return self.left()
+
+    def live(self, *more: str, file_limit: int | None = None, clock: bool = False) -> Life:
+        """Start the sweep."""
+        self._lives += 1
+        log = self.folder / f"life-{self._lives}.log"
+        argv = [*self.command, "--results", str(self.results), "--checkpoints", str(self.checkpoints), *more]
+        process = self._context.Process(target=_live, args=(argv, str(log), file_limit, clock), daemon=False)
+        process.start()
+        return Life(process, log)
+
+    def clear(self) -> None:
+        """Remove all that sweeps left."""
+        for folder in (self.results, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def record_paths(self) -> list[Path]:
+        """Return the records that are there."""
+        return sorted(runs_folder(self.results).glob("*/*/record.json"))
+
+    def stage_owners(self) -> list[int]:
+        """Return the processes that train a stage just now."""
+        owners = [read_owner(path) for path in (self.checkpoints / ".locks").glob("*.owner")]
+        return [owner.pid for owner in owners if owner is not None]
+
+    def left(self) -> dict[str, Any]:
+        """Return the results of all records and histories: everything but times and provenance.
+
+        Raises:
+            RecordError: One cannot be read, or its history was changed.
+        """
+        return {f"{path.parent.parent.name}/{path.parent.name}": results_of(path) for path in self.record_paths()}
+
+    def loss(self) -> str | None:
+        """Return how what is there differs from the undisturbed sweep, or None."""
+        try:
+            left = self.left()
+        except RecordError as error:
+            return f"a record cannot be read: {error}"
+        if left.keys() != self.reference.keys():
+            return f"runs missing {sorted(self.reference.keys() - left.keys())}"
+        different = [label for label, values in self.reference.items() if left[label] != values]
+        return f"other results in {different}" if different else None
+
+    def recover(self, *more: str) -> str | None:
+        """Run the sweep to its end; return what was lost, or None."""
+        life = self.live(*more)
+        code = life.wait()
+        return f"exit code {code}: {life.text()[-1500:]}" if code else self.loss()
+
+
+def results_of(path: Path) -> tuple[Any, str]:
+    """Return what a record and its history say, without times and provenance."""
+    record = read_record(path)
+    check_beside(path, record)
+    values = asdict(record)
+    del values["timing"], values["provenance"]
+    rows = [line.rpartition(",")[0] for line in path.with_name("history.csv").read_text().splitlines()]
+    return values, "\n".join(rows)
+
+
+def _live(argv: list[str], log: str, file_limit: int | None, clock: bool) -> None:
+    """Be a command: the body of its process."""
+    from benchmarks import cli
+
+    number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(number, 1)
+    os.dup2(number, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if file_limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if clock:
+        true_time, jumps = time.time, random.Random(os.getpid())
+        time.time = lambda: true_time() + jumps.uniform(-YEARS, YEARS)
+    sys.argv = ["benchmarks", *argv]
+    sys.exit(cli.main(argv))
+
+
+def kills(arena: Arena, count: int) -> Tally:
+    """Kill the sweep at random moments until it was killed often enough, each sweep to its end."""
+    tally = Tally("SIGKILL of the command at a random moment")
+    while tally.tried < count:
+        arena.clear()
+        losses: list[str | None] = []
+        while tally.tried + len(losses) < count:
+            before = {path: path.read_bytes() for path in arena.record_paths()}
+            life = arena.live()
+            life.wait_for(lambda life=life: "expected to take" in life.text())  # type: ignore[misc]
+            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 10)))
+            if not life.process.is_alive():
+                break
+            os.kill(life.process.pid, signal.SIGKILL)
+            life.wait()
+            changed = [str(path) for path, content in before.items() if path.read_bytes() != content]
+            losses.append(f"runs done twice: {changed}" if changed else _unreadable(arena))
+        end = arena.recover()
+        for loss in losses:
+            tally.note(loss or end)
+    return tally
+
+
+def _unreadable(arena: Arena) -> str | None:
+    try:
+        arena.left()
+    except RecordError as error:
+        return f"a record cannot be read after a kill: {error}"
+    return None
+
+
+def damaged_checkpoints(arena: Arena, count: int, kind: str) -> Tally:
+    """Tear or flip a bit of a checkpoint's newest generation, or of both, and train again from there."""
+    what = "torn checkpoint" if kind == "torn" else "checkpoint with a flipped bit"
+    tally = Tally(f"{what}, newest or both generations, then the command again")
+    for _ in range(count):
+        loss = arena.loss()  # start from a complete sweep
+        stages = sorted(path for path in arena.checkpoints.iterdir() if not path.name.startswith("."))
+        for stage in stages:
+            generations = sorted(stage.glob("*.ckpt"))
+            for path in arena.random.choice([generations[-1:], generations]):
+                damage(path, kind, arena.random)
+                loss = loss or _accepted_checkpoint(path)
+        for path in arena.record_paths():
+            path.unlink()
+        tally.note(loss or arena.recover())
+    return tally
+
+
+def _accepted_checkpoint(path: Path) -> str | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        return None if read_checkpoint(path) is None else f"damaged checkpoint {path} was accepted"
+
+
+def damage(path: Path, kind: str, generator: random.Random) -> None:
+    """Tear a file, or flip one bit of it."""
+    content = bytearray(path.read_bytes())
+    if kind == "torn":
+        path.write_bytes(content[: generator.randrange(len(content))])
+        return
+    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(content)
+
+
+def damaged_records(arena: Arena, count: int, kind: str) -> Tally:
+    """Damage a record or its history: it must be noticed, and the command must do the run again."""
+    tally = Tally(f"{'torn' if kind == 'torn' else 'bit-flipped'} record or history, noticed when read")
+    for position in range(count):
+        path = arena.random.choice(arena.record_paths())
+        target = arena.random.choice([path, *sorted(path.parent.glob("*.csv"))])
+        whole, before = target.read_bytes(), read_record(path)
+        damage(target, kind, arena.random)
+        noticed = _is_noticed(path, before)
+        if position == 0 and target == path:  # once, all the way
+            tally.note(None if noticed and arena.recover() is None else f"{target} was not restored")
+            continue
+        target.write_bytes(whole)
+        tally.note(None if noticed else f"damaged {target} was accepted")
+    return tally
+
+
+def _is_noticed(path: Path, before: Record) -> bool:
+    """Return whether damage is noticed, or changed nothing: 1e-05 and 1E-05 are one number, and one bit apart."""
+    try:
+        record = read_record(path)
+        check_beside(path, record)
+    except RecordError:
+        return True
+    return record == before
+
+
+def full_disk(arena: Arena, count: int) -> Tally:
+    """Let no file grow beyond a random size; then let it, and go on."""
+    tally = Tally("full disk (RLIMIT_FSIZE), then room again")
+    largest = max(path.stat().st_size for path in arena.checkpoints.glob("*/*.ckpt"))
+    for _ in range(count):
+        arena.clear()
+        limit = arena.random.randrange(2_000, largest - 1)
+        life = arena.live(file_limit=limit)
+        code = life.wait()
+        loss = None if code == 1 else f"exit code {code} on a full disk: {life.text()[-1500:]}"
+        loss = loss or _unreadable(arena)
+        tally.note(loss or arena.recover())
+    return tally
+
+
+def two_commands(arena: Arena, count: int) -> Tally:
+    """Start the same sweep twice at the same time."""
+    tally = Tally("two commands over the same results at the same time")
+    for _ in range(count):
+        arena.clear()
+        lives = [arena.live(), arena.live()]
+        codes = [life.wait() for life in lives]
+        done = [re.findall(r"^\[\d+/\d+\] (\S+):", life.text(), re.MULTILINE) for life in lives]
+        twice = sorted(set(done[0]) & set(done[1]))
+        loss = f"exit codes {codes}: {lives[0].text()[-800:]} {lives[1].text()[-800:]}" if any(codes) else None
+        loss = loss or (f"runs done twice: {twice}" if twice else None)
+        loss = loss or (None if len(done[0]) + len(done[1]) == len(arena.reference) else f"not every run once: {done}")
+        tally.note(loss or arena.loss())
+    return tally
+
+
+def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
+    """Kill a worker that trains a stage; the command itself must end complete."""
+    tally = Tally(f"a worker of --engine {engine} --jobs 2 killed at work")
+    for _ in range(count):
+        arena.clear()
+        life = arena.live("--engine", engine, "--jobs", "2")
+        life.wait_for(lambda: bool(arena.stage_owners()))
+        time.sleep(arena.random.uniform(0, 0.1))
+        victims = arena.stage_owners()
+        if victims:
+            os.kill(victims[0], signal.SIGKILL)
+        code = life.wait()
+        loss = None if victims else "no worker was at work"
+        loss = loss or (f"exit code {code}: {life.text()[-1500:]}" if code else None)
+        tally.note(loss or arena.loss())
+    return tally
+
+
+def jumping_clock(arena: Arena, count: int) -> Tally:
+    """Kill the sweep, move all times of its files by years, and go on with a clock that jumps at every look."""
+    tally = Tally("a clock that jumps by years, and files from the past and the future")
+    for _ in range(count):
+        arena.clear()
+        life = arena.live(clock=True)
+        life.wait_for(lambda: bool(arena.stage_owners()))
+        life.process.kill()
+        life.wait()
+        for path in arena.folder.rglob("*"):
+            if path.is_file():
+                moment = time.time() + arena.random.uniform(-YEARS, YEARS)
+                os.utime(path, (moment, moment))
+        life = arena.live(clock=True)
+        code = life.wait()
+        tally.note(f"exit code {code}: {life.text()[-1500:]}" if code else arena.loss())
+    return tally
+
+
+def campaign(arena: Arena, size: int, tell: Callable[[str], None]) -> dict[str, Tally]:
+    """Try every fault; `size` kills, and in proportion of the others."""
+    some = max(1, size // 10)
+    plan: dict[str, Callable[[], Tally]] = {
+        "torn-checkpoint": lambda: damaged_checkpoints(arena, some, "torn"),
+        "flipped-checkpoint": lambda: damaged_checkpoints(arena, some, "flipped"),
+        "torn-record": lambda: damaged_records(arena, 10 * some, "torn"),
+        "flipped-record": lambda: damaged_records(arena, 20 * some, "flipped"),
+        "full-disk": lambda: full_disk(arena, some),
+        "two-commands": lambda: two_commands(arena, some),
+        "killed-worker": lambda: killed_workers(arena, some, "local"),
+        "jumping-clock": lambda: jumping_clock(arena, some),
+        "kill": lambda: kills(arena, size),
+    }
+    if importlib.util.find_spec("ray") is not None:
+        plan["killed-ray-worker"] = lambda: killed_workers(arena, max(1, some // 2), "ray")
+    tallies = {}
+    for name, action in plan.items():
+        tallies[name] = action()
+        tell(f"{name}: {tallies[name].survived} of {tallies[name].tried} survived")
+    return tallies
+
+
+def to_json(tallies: dict[str, Tally], **origin: Any) -> str:
+    """Return the text of `reliability.json`."""
+    kinds = {name: asdict(tally) for name, tally in tallies.items()}
+    return json.dumps({"schema": SCHEMA, **origin, "kinds": kinds}, indent=1, ensure_ascii=False) + "\n"
