@@ -39,8 +39,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(two: Path, method: s
     assert found[0]["plan"] == found[1]["plan"] == plan.to_json()
     for name, expected in small.state_dict().items():
         assert torch.equal(found[0]["state"][name], found[1]["state"][name]), name  # bit for bit between processes
-        assert torch.allclose(found[0]["state"][name], expected, rtol=1e-9, atol=1e-11), name  # to rounding against one
-    assert found[0]["losses"] == pytest.approx(losses, rel=1e-9)
+        assert torch.allclose(found[0]["state"][name], expected, rtol=1e-7, atol=1e-9), name  # to rounding against one
+    assert found[0]["losses"] == pytest.approx(losses, rel=1e-6)  # taken in float32
     assert found[0]["losses"] == found[1]["losses"]
 
 

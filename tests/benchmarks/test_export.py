@@ -17,9 +17,11 @@ import oicsr
 from benchmarks import cli
 from benchmarks.checkpoints import CheckpointStore, CheckpointWarning
 from benchmarks.export import ExportError, FinetunedNetwork, cell_of, export, find_record
+from benchmarks.methods import find_method
 from benchmarks.models import build_model
 from benchmarks.records import Record
 from benchmarks.runner import run_cell
+from benchmarks.stages import stages_of
 from tests.benchmarks.small import small_bench, small_cell
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(4))
@@ -28,7 +30,8 @@ IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(4))
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     folder = tmp_path_factory.mktemp("run")
-    return folder, run_cell(small_bench(folder), small_cell(steps=2))
+    run_cell(small_bench(folder), small_cell(steps=2))
+    return folder, find_record(small_cell(steps=2).label, folder / "results")
 
 
 def network_of(finished: tuple[Path, Record]) -> FinetunedNetwork:
@@ -53,9 +56,8 @@ def test_the_network_is_that_of_the_record(finished: tuple[Path, Record]) -> Non
     assert {name: [len(network.plan.kept[name])] for name in network.plan.kept} == {
         name: [after] for name, (_, after) in record.widths.items()
     }
-    assert dataclasses.asdict(cell_of(record).profile)["finetune"] == dataclasses.asdict(
-        dataclasses.replace(small_cell(steps=2).profile.finetune, milestones=[0.5, 0.75])  # type: ignore[arg-type]
-    )
+    expected_stages = stages_of(small_cell(steps=2), find_method("oicsr-gl"), record.strength, "cpu")
+    assert stages_of(cell_of(record), find_method("oicsr-gl"), record.strength, "cpu") == expected_stages
 
 
 def test_a_fresh_process_rebuilds_it_from_constructor_and_file(finished: tuple[Path, Record], tmp_path: Path) -> None:
@@ -63,6 +65,7 @@ def test_a_fresh_process_rebuilds_it_from_constructor_and_file(finished: tuple[P
     torch.save(IMAGES, tmp_path / "images.pt")
     code = f"""
 import torch, oicsr
+from benchmarks.methods import find_method
 from benchmarks.models import build_model
 model = oicsr.load_pruned({str(path)!r}, lambda: build_model("digits-resnet", 10))
 torch.save(model(torch.load({str(tmp_path / "images.pt")!r}, weights_only=True)).detach(), {str(tmp_path / "out.pt")!r})
