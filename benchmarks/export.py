@@ -78,7 +78,7 @@ def cell_of(record: Record) -> Cell:
     """Return the run that a record tells of, from the record's own configuration (experiments may have changed)."""
     config = record.config
     values = {field.name: config[field.name] for field in fields(Profile) if field.name in config}
-    values |= {name: Phase(**config[name]) for name in PHASES}
+    values |= {name: Phase(**{**config[name], "milestones": tuple(config[name]["milestones"])}) for name in PHASES}
     profile = Profile(**values, methods=(record.method,), macs_kept=(record.macs_kept,), seeds=(record.seed,))
     experiment = Experiment(
         record.experiment,

@@ -65,7 +65,6 @@ def test_a_fresh_process_rebuilds_it_from_constructor_and_file(finished: tuple[P
     torch.save(IMAGES, tmp_path / "images.pt")
     code = f"""
 import torch, oicsr
-from benchmarks.methods import find_method
 from benchmarks.models import build_model
 model = oicsr.load_pruned({str(path)!r}, lambda: build_model("digits-resnet", 10))
 torch.save(model(torch.load({str(tmp_path / "images.pt")!r}, weights_only=True)).detach(), {str(tmp_path / "out.pt")!r})
