@@ -276,19 +276,21 @@ def _work(function: Callable[[str], Row], name: str, limit: float, sender: Any) 
     sender.send((row, time.process_time()))
 
 
-def cover(name: str, limit: float = LIMIT_SECONDS, *, peer: bool = True) -> Row:
-    """Return the whole row of a network."""
+def cover(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the row of a network, without what torch-pruning does with it."""
     row, seconds, stopped = in_own_process(examine, name, limit)
     found = {"network": name, "traced": "no", "passed": "no", **row, "seconds": f"{seconds:.1f}"}
     if stopped:
-        found["reason"] = stopped
-    if peer:
-        row, seconds, stopped = in_own_process(examine_peer, name, limit)
-        found |= {"torch_pruning": "no", **row, "torch_pruning_seconds": f"{seconds:.1f}"}
-        if stopped:
-            found["torch_pruning_reason"] = stopped
+        found |= {"passed": "no", "reason": stopped}
     found["versions"] = " ".join(f"{package}-{version(package)}" for package in PACKAGES)
     return {column: found.get(column, "") for column in COLUMNS}
+
+
+def cover_peer(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the columns that tell of torch-pruning."""
+    row, seconds, stopped = in_own_process(examine_peer, name, limit)
+    found = {"torch_pruning": "no", "torch_pruning_reason": stopped, **row, "torch_pruning_seconds": f"{seconds:.1f}"}
+    return {column: found.get(column, "") for column in COLUMNS if column.startswith("torch_pruning")}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -335,7 +337,7 @@ that a LayerNorm runs over stay, as no exact removal exists. torch-pruning: {PEE
 defaults, at most {PEER_REACHED:.0%} of the MACs left, one finite training step, the same limit; its outputs are not
 compared.
 
-| library | listed | run | passed | of those run | torch-pruning | of those run |
+| library | listed | run | passed | share of those run | torch-pruning | share of those run |
 |---|---|---|---|---|---|---|
 """
 COLUMNS_SHOWN = "image_size couplings scope macs_before macs_after invariance_error train_step seconds passed".split()
@@ -362,8 +364,9 @@ def _summary(rows: Mapping[str, Row], library: str) -> str:
     run = [rows[name] for name in names if name in rows]
     cells: list[object] = [library, len(names), len(run)]
     for column in ("passed", "torch_pruning"):
-        passed = sum(row[column] == "yes" for row in run)
-        cells += [passed, f"{passed / len(run):.1%}" if run else "not run"]
+        known = [row for row in run if row[column]]
+        passed = sum(row[column] == "yes" for row in known)
+        cells += [passed, f"{passed / len(known):.1%} of {len(known)}" if known else "not run"]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -387,21 +390,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run what has no row, and write `coverage.csv` and `coverage.md`."""
+    """Run what is missing, the networks first and then torch-pruning on them; write `coverage.csv` and `coverage.md`."""
     path: Path = options.results / "coverage.csv"
     rows = read_rows(path)
     names = options.networks.split(",") if options.networks else listed()
     options.results.mkdir(parents=True, exist_ok=True)
     _warm_up()
     for name in names:
-        if name in rows and not options.again:
-            continue
-        rows[name] = cover(name, options.limit, peer=not options.no_peer)
-        write_atomically(path, to_csv(rows).encode())
-        write_atomically(path.with_suffix(".md"), to_markdown(rows).encode())
-        print(f"{name}: {'passed' if rows[name]['passed'] == 'yes' else rows[name]['reason']}", flush=True)  # noqa: T201
-    write_atomically(path.with_suffix(".md"), to_markdown(rows).encode())
+        if name not in rows or options.again:
+            rows[name] = cover(name, options.limit)
+            _write(path, rows)
+            _tell(name, rows[name]["passed"], rows[name]["reason"])
+    for name in names:
+        if not options.no_peer and not rows[name]["torch_pruning"]:
+            rows[name] |= cover_peer(name, options.limit)
+            _write(path, rows)
+            _tell(f"{name}, torch-pruning", rows[name]["torch_pruning"], rows[name]["torch_pruning_reason"])
+    _write(path, rows)
     return 0
+
+
+def _write(path: Path, rows: Mapping[str, Row]) -> None:
+    write_atomically(path, to_csv(rows).encode())
+    write_atomically(path.with_suffix(".md"), to_markdown(rows).encode())
+
+
+def _tell(what: str, passed: str, reason: str) -> None:
+    print(f"{what}: {'passed' if passed == 'yes' else reason}", flush=True)  # noqa: T201
 
 
 def _warm_up() -> None:

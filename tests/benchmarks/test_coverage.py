@@ -105,20 +105,25 @@ def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
 ) -> None:
     tried = []
 
-    def cover(name: str, limit: float, *, peer: bool) -> Row:
+    def cover(name: str, limit: float) -> Row:
         tried.append(name)
         passed = "yes" if name.endswith("18") else "no"
-        row = {"network": name, "passed": passed, "reason": "" if passed == "yes" else "a | b", "torch_pruning": "no"}
+        row = {"network": name, "passed": passed, "reason": "" if passed == "yes" else "a | b"}
         return {column: row.get(column, "") for column in coverage.COLUMNS}
 
+    def cover_peer(name: str, limit: float) -> Row:
+        tried.append(f"peer {name}")
+        return {"torch_pruning": "no", "torch_pruning_reason": "slow"}
+
     monkeypatch.setattr(coverage, "cover", cover)
+    monkeypatch.setattr(coverage, "cover_peer", cover_peer)
     monkeypatch.setattr(coverage, "_warm_up", lambda: None)
-    for names in ("timm:resnet18", "torchvision:vgg11,timm:resnet18"):
-        assert cli.main(["coverage", "--results", str(tmp_path), "--networks", names]) == 0
-    assert tried == ["timm:resnet18", "torchvision:vgg11"]
+    for names, peer in (("timm:resnet18", ["--no-peer"]), ("torchvision:vgg11,timm:resnet18", [])):
+        assert cli.main(["coverage", "--results", str(tmp_path), "--networks", names, *peer]) == 0
+    assert tried == ["timm:resnet18", "torchvision:vgg11", "peer torchvision:vgg11", "peer timm:resnet18"]
     text = (tmp_path / "coverage.md").read_text()
-    assert f"| timm | {len(TIMM)} | 1 | 1 | 100.0% | 0 | 0.0% |" in text
-    assert f"| torchvision | {len(TORCHVISION)} | 1 | 0 | 0.0% | 0 | 0.0% |" in text
+    assert f"| timm | {len(TIMM)} | 1 | 1 | 100.0% of 1 | 0 | 0.0% of 1 |" in text
+    assert f"| torchvision | {len(TORCHVISION)} | 1 | 0 | 0.0% of 1 | 0 | 0.0% of 1 |" in text
     assert "| torchvision:vgg13 | not run |" in text and r"a \| b" in text
     assert list(coverage.read_rows(tmp_path / "coverage.csv")) == ["torchvision:vgg11", "timm:resnet18"]
     widths = {line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| torchvision:")}
