@@ -390,7 +390,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run what is missing, the networks first and then torch-pruning on them; write `coverage.csv` and `coverage.md`."""
+    """Run what is missing, the networks first, torch-pruning after; write `coverage.csv` and `coverage.md`."""
     path: Path = options.results / "coverage.csv"
     rows = read_rows(path)
     names = options.networks.split(",") if options.networks else listed()

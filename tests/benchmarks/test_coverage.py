@@ -54,8 +54,8 @@ class Normalized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.norm, self.fc = nn.LayerNorm(16), nn.Linear(16, 10)
+        self.one, self.two = nn.Conv2d(3, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1)
+        self.norm, self.fc = nn.LayerNorm(96), nn.Linear(96, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.two(torch.relu(self.one(x))).mean((2, 3))
