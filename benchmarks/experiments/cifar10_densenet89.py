@@ -1,10 +1,10 @@
 """CIFAR-10, DenseNet-89: the paper's densely connected network, whose layers are read by all that follow.
 
 Command: `make cifar10-densenet89`. Profile `quick` is a few hundred images: it shows that the pipeline works on the
-real data. Growth rate and block type are ours, as the paper's are not known (models/densenet.py). Profile `paper` takes
-the recipe that DenseNets were published with on CIFAR for the dense network (Huang et al. 2017: 300 epochs, batch 64,
-learning rate 0.1 divided by ten at half and three quarters, weight decay 1e-4), and keeps batch and weight decay
-afterwards.
+real data. Growth rate and block type are ours, as the paper's are not known (PAPER.md, models/densenet.py). Profile
+`paper` takes the recipe that DenseNets were published with on CIFAR for the dense network (Huang et al. 2017: 300
+epochs, batch 64, learning rate 0.1 divided by ten at half and three quarters, weight decay 1e-4), and keeps batch and
+weight decay afterwards.
 """
 
 from dataclasses import replace
