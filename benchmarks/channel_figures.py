@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.details import Details
-from benchmarks.figures import Files, legend_below, look_of, main_methods, render, seeds_text, style
+from benchmarks.figures import Files, legend_below, look_of, main_methods, plain_log_axis, render, seeds_text, style
 from benchmarks.methods import find_method
 from benchmarks.records import Record
 from benchmarks.statistics import summarize
@@ -142,7 +142,8 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
         for axes, (method, layers) in zip(drawn, panels.items(), strict=True):
             _joint(axes, layers, find_method(method).title)
         drawn[0].set_ylabel("in-energy (layer's mean = 1)")
-        figure.supxlabel("out-energy (layer's mean = 1)", fontsize=9)
+        for axes in drawn:
+            axes.set_xlabel("out-energy (layer's mean = 1)", fontsize=8)
         legend_below(figure, drawn[0])
         text = f"{title} · both sides of every channel before pruning to {100 * target:.0f} % of the MACs, one seed"
         figure.suptitle(text, fontsize=10)
@@ -160,6 +161,8 @@ def _joint(axes: Axes, layers: dict[str, tuple[Array, Array, NDArray[np.bool_]]]
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    plain_log_axis(axes.xaxis)
+    plain_log_axis(axes.yaxis)
     axes.set_title(f"{title}\nrank correlation {rank_correlation(out, inward):.2f}", fontsize=8.5)
 
 

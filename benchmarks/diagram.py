@@ -17,7 +17,7 @@ GAP = 2.6
 def method_diagram() -> Files:
     """Draw two layers' weights, grouped by separated regularisers and by OICSR."""
     with style():
-        figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+        figure = Figure(figsize=(8.6, 3.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         _panel(left, "Separated: an out-channel is a group;\nthe weights that read it are not looked at", joined=False)
         _panel(

@@ -17,8 +17,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.details import Details
 from benchmarks.methods import find_method
@@ -81,6 +82,8 @@ def style() -> Iterator[None]:
 
 def render(figure: Figure) -> Files:
     """Return a figure as SVG and PNG, without dates and versions in them."""
+    figure.draw_without_rendering()  # the layout is solved once, not for each format
+    figure.set_layout_engine("none")
     files = {}
     for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
@@ -101,6 +104,12 @@ def main_methods(comparison: Comparison) -> list[str]:
     """Return the methods of the paper's comparison that were run, in their order."""
     there = set(comparison.table["method"])
     return [method for method in MAIN_METHODS if method in there]
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """Label the powers of ten of a logarithmic axis as plain text, which takes a tenth of the time of formulas."""
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -188,7 +197,9 @@ def all_methods(comparison: Comparison, title: str) -> Files:
                 _dots(axes, comparison, target, methods, ("pruned", "finetuned"), f"{100 * target:.0f} % of the MACs")
             legend_below(figure, panels[0])
         panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=8)
-        figure.supxlabel("test top-1 (%); dashed: dense", fontsize=9)
+        panels[0].set_ylim(-0.7, len(methods) - 0.3)
+        for axes in panels:
+            axes.set_xlabel("test top-1 (%)\ndashed: dense" if axes is panels[0] else "test top-1 (%)", fontsize=8)
         figure.suptitle(_single_target_title(comparison, title), fontsize=10)
         return render(figure)
 
@@ -331,6 +342,8 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
         for axes, target in zip(panels, targets, strict=True):
             axes.set_title(f"{100 * float(target):.0f} % of the MACs", fontsize=9)
             axes.set_xscale("log")
+            plain_log_axis(axes.xaxis)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.set_xlabel("strength λ")
             _strength_lines(axes, scores, target, tuning["chosen"])
         panels[0].set_ylabel("validation top-1 (%), before fine-tuning")

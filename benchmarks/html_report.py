@@ -27,7 +27,7 @@ STATE_NAMES = {
 }
 # dark enough on white and light enough on black; those of the main methods are the figures' own
 MORE_COLOURS = ("#8C564B", "#9467BD", "#BCBD22", "#17BECF", "#7B8794", "#C05780", "#5B8C2A", "#4A6FA5")
-NEUTRAL = "#808890"  # instead of black, which a dark page swallows
+ON_BOTH = "#7B4FB5"  # instead of black, which a dark page swallows
 
 
 def html_report(records: Sequence[Record], comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> str:
@@ -75,7 +75,7 @@ def _looks(methods: Sequence[str]) -> dict[str, str]:
     for method in methods:
         if method in MAIN_METHODS:
             colour = COLOURS[MAIN_METHODS.index(method)]
-            looks[method] = NEUTRAL if colour == "#000000" else colour
+            looks[method] = ON_BOTH if colour == "#000000" else colour
         else:
             looks[method] = MORE_COLOURS[others.index(method) % len(MORE_COLOURS)]
     return looks

@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def publish(results: Path, place: Place, experiments: Sequence[str] | None = Non
     for record in records:
         name, stamp = f"{record.experiment}/{record.run_id}", str(record.provenance.get(CHECKSUM))
         path = runs_folder(results) / record.experiment / record.run_id / "record.json"
-        ledger.once(name, stamp, lambda record=record, path=path: _replay(record, path, place))
+        ledger.once(name, stamp, partial(_replay, record, path, place))
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.complete:
@@ -58,7 +59,7 @@ def publish(results: Path, place: Place, experiments: Sequence[str] | None = Non
         files = list(_files(results, f"{experiment}-{profile}"))
         stamp = digest([[r.provenance.get(CHECKSUM) for r in group], [digest(f.read_bytes().hex()) for f in files]])
         name = f"{experiment}/{profile}-overview"
-        ledger.once(name, stamp, lambda group=group, files=files: _overview(group, files, place))
+        ledger.once(name, stamp, partial(_overview, group, files, place))
     return ledger.published
 
 

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +163,7 @@ class WandbSink:
             self._guarded(run.finish)
         if not os.environ.get("WANDB_SWEEP_ID"):
             for (experiment, profile), rows in self._rows.items():
-                self._guarded(lambda e=experiment, p=profile, r=rows: self._overview(e, p, r))
+                self._guarded(partial(self._overview, experiment, profile, rows))
         self._runs, self._rows = {}, {}
 
     def _overview(self, experiment: str, profile: str, rows: list[list[Any]]) -> None:

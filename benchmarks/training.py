@@ -159,19 +159,29 @@ class Training:
         with autocast(images.device, self.precision):
             logits = network(images)
             loss = functional.cross_entropy(logits.float(), labels)
-        direct = isinstance(regularizer, GradientRegularizer | ProximalRegularizer)
-        penalty = torch.zeros((), device=images.device)
-        if regularizer is not None:
-            with torch.set_grad_enabled(not direct):
-                penalty = regularizer(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss if direct else loss + penalty).backward()
-        if isinstance(regularizer, GradientRegularizer) and not isinstance(regularizer, ProximalRegularizer):
-            regularizer.add_gradient(self.model)
-        self.optimizer.step()
+        penalty = torch.zeros((), device=images.device)
         if isinstance(regularizer, ProximalRegularizer):
+            penalty = self._value(regularizer)
+            loss.backward()
+            self.optimizer.step()
             regularizer.proximal_step(self.model, rate)
+        elif isinstance(regularizer, GradientRegularizer):
+            loss.backward()
+            regularizer.add_gradient(self.model)
+            known = getattr(regularizer, "last_value", None)  # of the same weights, from the same pass
+            penalty = self._value(regularizer) if known is None else known
+            self.optimizer.step()
+        else:
+            penalty = penalty if regularizer is None else regularizer(self.model)
+            (loss + penalty).backward()
+            self.optimizer.step()
         return loss.detach(), penalty.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    @torch.no_grad()
+    def _value(self, regularizer: Regularizer) -> Tensor:
+        """Return the penalty, for the history alone."""
+        return regularizer(self.model)
 
     def snapshot(self) -> Snapshot:
         """Return everything that is needed to go on after the last epoch."""

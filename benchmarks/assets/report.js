@@ -142,12 +142,14 @@ const COLUMNS = [
   ["change", "Change", (row) => (row.change >= 0 ? "+" : "") + percent(row.change)],
 ];
 
+const methodOrder = (row) => study().methods.indexOf(row.method);
+
 function table() {
   const sign = order.down ? -1 : 1;
   const rows = groups().sort((a, b) => {
     const [first, second] = [a[order.column], b[order.column]];
     const compared = typeof first === "string" ? first.localeCompare(second) : first - second;
-    return sign * compared || a.title.localeCompare(b.title);
+    return sign * compared || methodOrder(a) - methodOrder(b) || b.target - a.target;
   });
   const head = make("tr", {});
   for (const [key, name] of COLUMNS) {

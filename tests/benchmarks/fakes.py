@@ -1,0 +1,76 @@
+"""Records that nobody trained, for what only reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.adhoc import SCHEMA
+from benchmarks.config import Cell, Experiment
+from benchmarks.methods import find_method
+from benchmarks.records import FAILED, Record, write_record
+from benchmarks.runner import resolved_config
+from benchmarks.strengths import choose_strength
+from benchmarks.training import EpochRow
+from tests.benchmarks.small import small_cell
+
+NOWHERE = Path("there is no such folder")
+
+
+def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) -> Record:
+    """Return a complete record of a cell, or a failed one where `failure` is given."""
+    cell = cell or small_cell()
+    method = find_method(cell.method)
+    strength = choose_strength(NOWHERE, cell, method)
+    macs = 1_000_000
+    state = {"top1": top1, "loss": 0.5, "val_top1": top1, "params": 9000}
+    sizes = {"dense": 1.0, "regularized": 1.0, "pruned": cell.macs_kept, "finetuned": cell.macs_kept}
+    states = {
+        name: {**state, "macs": round(macs * share), "macs_with_norm_pool": round(1.1 * macs * share)}
+        for name, share in sizes.items()
+    }
+    phases = {"dense": cell.profile.dense, "regularized": cell.profile.regularized, "finetune": cell.profile.finetune}
+    values: dict[str, Any] = {
+        "run_id": cell.run_id,
+        "experiment": cell.experiment.name,
+        "profile": cell.profile_name,
+        "method": cell.method,
+        "title": method.title,
+        "regularizer": method.regularizer.name,
+        "importance": method.importance.name,
+        "selection": method.selection.name,
+        "strength": strength.value,
+        "strength_source": strength.source,
+        "seed": cell.seed,
+        "macs_kept": cell.macs_kept,
+        "status": FAILED if changes.get("failure") else "complete",
+        "config": resolved_config(cell, method),
+        "states": states,
+        "widths": {f"layer{i}": [16, 8] for i in range(10)},
+        "structure": {},
+        "removals": [{"step": 0, "val_top1_before": top1, "val_top1_after": top1, "macs": macs}],
+        "epochs": {name: phase.epochs for name, phase in phases.items()},
+        "compute": {"total": 3 * macs},
+        "timing": {"dense_seconds": 10.0, "finished_unix": 1},
+        "provenance": {"device_type": "cpu", "device": "a CPU"},
+    }
+    return Record(**{**values, **changes})
+
+
+def fake_history(epochs: int = 3) -> list[EpochRow]:
+    return [EpochRow("dense", 0, epoch + 1, 0.1, 1.5, 0.0, 0.5, 1.5, 0.5, 1.0) for epoch in range(epochs)]
+
+
+def write_fakes(results: Path, cells: Iterator[Cell] | list[Cell]) -> int:
+    """Write a record for each cell; return how many."""
+    count = 0
+    for count, cell in enumerate(cells, start=1):  # noqa: B007
+        write_record(results, fake_record(cell, 0.5 + 0.01 * cell.seed), fake_history())
+    return count
+
+
+def experiment_text(experiment: Experiment) -> str:
+    return json.dumps({"schema": SCHEMA, **asdict(experiment)})

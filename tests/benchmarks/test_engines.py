@@ -1,0 +1,217 @@
+"""The driver: who does what, who waits, and what happens when a worker dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config import Cell
+from benchmarks.engines import Died, Ended, Engine, Event, Started, Task, Tell, perform
+from benchmarks.engines.driver import ATTEMPTS, Driver, MachineTroubleError, Outcome
+from benchmarks.engines.local import InProcess
+from benchmarks.locking import lease_path, read_owner, try_lease
+from benchmarks.records import read_record, record_path, write_record
+from benchmarks.runner import Bench, Left
+from benchmarks.stopping import Control
+from benchmarks.sweep import cells_of
+from tests.benchmarks.fakes import fake_history, fake_record
+from tests.benchmarks.small import small_bench, small_cell, small_experiment
+
+
+class FakeEngine:
+    """Ends every task at once, as a function says; notes what was started, and what was at work together."""
+
+    def __init__(self, end: Callable[[Task, int], Event] | None = None, slots: int = 1) -> None:
+        self.slots = slots
+        self.started: list[str] = []
+        self.together: list[set[str]] = []
+        self.stopped = self.closed = False
+        self._end = end or (lambda task, attempt: finished(task.cell))
+        self._tasks: list[Task] = []
+
+    def start(self, task: Task) -> None:
+        self.started.append(task.cell.method)
+        self._tasks.append(task)
+        assert len(self._tasks) <= self.slots
+
+    def wait(self, tell: Tell) -> None:
+        self.together.append({task.cell.method for task in self._tasks})
+        task = self._tasks.pop(0)
+        tell(Started(task.cell, []))
+        tell(self._end(task, self.started.count(task.cell.method)))
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def finished(cell: Cell) -> Ended:
+    return Ended(cell, Left(fake_record(cell), fake_history(), ()))
+
+
+def drive(bench: Bench, engine: Engine, cells: Sequence[Cell], control: Control | None = None) -> Outcome:
+    return Driver(bench, engine, control or Control(), []).drive(cells)
+
+
+def cells(**changes: object) -> list[Cell]:
+    return cells_of(small_experiment(**changes), "quick")
+
+
+def test_driver_writes_every_record_once_and_gives_leases_back(tmp_path: Path) -> None:
+    bench, engine = small_bench(tmp_path), FakeEngine()
+    outcome = drive(bench, engine, cells())
+    assert engine.started == ["oicsr-gl", "gl-out", "none"] and engine.closed
+    assert len(outcome.records) == 3 and not outcome.left and outcome.stopped is None
+    assert all(read_record(record_path(bench.results, cell)).complete for cell in cells())
+    assert not list((tmp_path / "results" / ".locks").glob("*.owner"))
+
+
+def test_run_of_another_command_is_waited_for_and_not_repeated(tmp_path: Path) -> None:
+    bench, (first, second, third) = small_bench(tmp_path), cells()
+    held = try_lease(lease_path(bench.results, first.experiment.name, first.run_id))
+    assert held is not None
+
+    def end(task: Task, attempt: int) -> Event:
+        if task.cell.method == third.method:  # the other command ends its run meanwhile
+            write_record(bench.results, fake_record(first), fake_history())
+            held.release()
+        return finished(task.cell)
+
+    engine = FakeEngine(end)
+    outcome = drive(bench, engine, [first, second, third])
+    assert engine.started == [second.method, third.method]
+    assert [record.method for record in outcome.elsewhere] == [first.method]
+
+
+def test_failed_run_is_tried_again_once_by_one_of_two_commands(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), cells()[0]
+    failure = {"reason": "it diverged"}
+    write_record(bench.results, fake_record(cell, failure=failure), fake_history())
+    engine = FakeEngine()
+    assert len(drive(bench, engine, [cell]).records) == 1  # the failed record that was there is no obstacle
+
+    write_record(bench.results, fake_record(cell, failure=failure), fake_history())
+    driver = Driver(bench, FakeEngine(), Control(), [])
+    driver._note(cell)  # looked, and then another command tried again, and failed again
+    write_record(bench.results, fake_record(cell, failure={"reason": "again"}), fake_history())
+    todo = [cell]
+    assert driver._start_one(todo) and todo == []
+    assert [record.failure for record in driver._outcome.elsewhere] == [{"reason": "again"}]
+
+
+def test_run_of_a_worker_that_dies_is_tried_again(tmp_path: Path) -> None:
+    def end(task: Task, attempt: int) -> Event:
+        return Died(task.cell, "its process was killed by SIGKILL") if attempt == 1 else finished(task.cell)
+
+    bench, engine = small_bench(tmp_path), FakeEngine(end)
+    outcome = drive(bench, engine, cells()[:1])
+    assert engine.started == ["oicsr-gl"] * 2 and outcome.records[0].complete
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_run_whose_workers_die_again_and_again_is_recorded_as_failed(tmp_path: Path, final: bool) -> None:
+    engine = FakeEngine(lambda task, attempt: Died(task.cell, "its process was killed by SIGKILL", final))
+    bench = small_bench(tmp_path)
+    outcome = drive(bench, engine, cells()[:1])
+    assert len(engine.started) == (1 if final else ATTEMPTS)
+    record = read_record(record_path(bench.results, cells()[0]))
+    assert not record.complete and record.failure is not None and len(outcome.records) == 1
+    assert "SIGKILL" in record.failure["reason"] and record.failure["kind"] == "WorkerDied"
+    assert record.failure["last_good_epoch"] is None
+
+
+def test_full_disk_ends_the_sweep_and_leaves_no_lease(tmp_path: Path) -> None:
+    engine = FakeEngine(lambda task, attempt: Ended(task.cell, trouble="OSError: No space left on device"))
+    with pytest.raises(MachineTroubleError, match=r"cannot go on: .*No space left"):
+        drive(small_bench(tmp_path), engine, cells())
+    assert engine.closed and not list((tmp_path / "results" / ".locks").glob("*.owner"))
+
+
+def test_stop_leaves_the_rest_and_says_why(tmp_path: Path) -> None:
+    engine = FakeEngine(lambda task, attempt: Ended(task.cell, stopped="out of time"))
+    outcome = drive(small_bench(tmp_path), engine, cells())
+    assert outcome.stopped == "out of time" and [cell.method for cell in outcome.left] == ["oicsr-gl", "gl-out", "none"]
+    asked = FakeEngine()
+    outcome = drive(small_bench(tmp_path), asked, cells(), Control(asked=lambda: True))
+    assert outcome.stopped == "interrupted" and asked.stopped and not asked.started
+
+
+def test_what_need_not_wait_for_a_stage_in_training_goes_first(tmp_path: Path) -> None:
+    engine = FakeEngine(slots=2)
+    two_seeds = cells_of(small_experiment(seeds=(0, 1), methods=("oicsr-gl", "gl-out")), "quick")
+    drive(small_bench(tmp_path), engine, two_seeds)
+    assert engine.started[:2] == ["oicsr-gl", "oicsr-gl"]  # of seeds 0 and 1: their dense networks are trained together
+
+
+def test_task_reports_trouble_of_the_machine_apart_from_failures_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, cell = small_bench(tmp_path), small_cell()
+    engine = InProcess(bench, Control())
+    events: list[Event] = []
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("benchmarks.checkpoints.write_atomically", full)
+    from benchmarks.runner import strength_of
+
+    engine.start(Task(cell, strength_of(bench, cell)))
+    engine.wait(events.append)
+    assert isinstance(events[-1], Ended) and events[-1].left is None and "No space left" in str(events[-1].trouble)
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), KeyError("no such layer"), ZeroDivisionError("x")])
+def test_what_a_run_raises_becomes_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("benchmarks.runner.prune_iteratively", fail)
+    bench, cell = small_bench(tmp_path), small_cell()
+    events: list[Event] = []
+    from benchmarks.runner import strength_of
+
+    perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
+    ended = events[-1]
+    assert isinstance(ended, Ended) and ended.left is not None
+    failure = ended.left.record.failure
+    assert failure is not None and failure["kind"] == type(error).__name__
+    assert failure["last_good_epoch"] == "dense 1" and "Traceback" in failure["traceback"]
+
+
+def test_damaged_data_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import runner
+    from benchmarks.datasets.splits import DataError
+    from benchmarks.sweep import estimate
+
+    def damaged(name: str) -> None:
+        raise DataError("CIFAR-10 is damaged: data_batch_1 has MD5 0, expected 1")
+
+    cell = small_cell()
+    cell = replace(cell, experiment=replace(cell.experiment, dataset="cifar10"))
+    monkeypatch.setattr(runner, "load_dataset", damaged)
+    bench = small_bench(tmp_path)
+    assert estimate(bench, [cell]).total == 0
+    record = runner.run_cell(bench, cell)
+    assert record.failure is not None and "is damaged" in record.failure["reason"]
+    assert record.provenance["data_sha256"] is None
+
+
+def test_lease_names_its_owner_while_a_run_is_at_work(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), cells()[0]
+    path = lease_path(bench.results, cell.experiment.name, cell.run_id)
+    owners = []
+
+    def end(task: Task, attempt: int) -> Event:
+        owners.append(read_owner(path))
+        return finished(task.cell)
+
+    drive(bench, FakeEngine(end), [cell])
+    assert owners[0] is not None and not path.exists()

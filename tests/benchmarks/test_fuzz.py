@@ -1,0 +1,179 @@
+"""Files that anybody may have written end in clear errors, and nothing in them is executed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.adhoc import ExperimentError, parse_experiment
+from benchmarks.checkpoints import MAGIC, CheckpointStore, CheckpointWarning, read_checkpoint
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.records import RecordError, parse_record
+from benchmarks.reliability import ReliabilityError, reliability_section
+from benchmarks.strengths import TuningError, read_tuning
+from oicsr import PruningPlan
+from tests.benchmarks.fakes import experiment_text, fake_record
+
+FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=15,
+)
+RECORD = json.loads(fake_record().to_json())
+PLAN = {"format": "oicsr-plan-1", "kept": {"a": [0, 1]}, "slices": [["a.weight", 0, 4, [0, 1]]]}
+EXPERIMENT = json.loads(experiment_text(EXPERIMENTS["demo"]))
+TUNING = {"schema": "oicsr-tuning-1", "chosen": {"oicsr-gl": {"0.5": 0.01}}}
+
+
+@st.composite
+def changed(draw: st.DrawFn, whole: Any) -> str:
+    """Draw the text of a JSON file with one value, anywhere, replaced, removed or added, or its text cut."""
+    data = copy.deepcopy(whole)
+    place: Any = data
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            break
+        key = draw(st.sampled_from(keys))
+        if isinstance(place[key], dict | list) and draw(st.booleans()):
+            place = place[key]
+            continue
+        if isinstance(place, dict) and draw(st.booleans()):
+            place.pop(key)
+            place[draw(st.text(max_size=8))] = draw(JSON)
+        else:
+            place[key] = draw(JSON)
+        break
+    text = json.dumps(data)
+    return text[: draw(st.integers(0, len(text)))] if draw(st.integers(0, 4)) == 0 else text
+
+
+def any_text(whole: Any) -> st.SearchStrategy[str]:
+    return st.text() | JSON.map(json.dumps) | changed(whole) | st.sampled_from(["[" * 100_000, "1" * 5000, "NaN", "{}"])
+
+
+@FAST
+@given(any_text(RECORD))
+def test_records(text: str) -> None:
+    try:
+        record = parse_record(text, "here")
+    except RecordError as error:
+        assert "here" in str(error)
+    else:
+        assert json.loads(record.to_json()) == RECORD  # only the whole, unchanged record is accepted
+
+
+@FAST
+@given(any_text(PLAN))
+def test_plans(text: str) -> None:
+    try:
+        plan = PruningPlan.from_json(text)
+    except ValueError as error:
+        assert "plan" in str(error)
+    else:
+        assert PruningPlan.from_json(plan.to_json()).kept == plan.kept
+
+
+@FAST
+@given(any_text(EXPERIMENT))
+def test_experiments(text: str) -> None:
+    try:
+        experiment = parse_experiment(text, "here")
+    except ExperimentError as error:
+        assert "here" in str(error)
+    else:
+        assert parse_experiment(experiment_text(experiment), "again") == experiment
+
+
+@FAST
+@given(any_text(TUNING))
+def test_tuning_records(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tuning.json"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        data = read_tuning(path)
+    except TuningError as error:
+        assert str(path) in str(error)
+    else:
+        assert isinstance(data["chosen"], dict)
+
+
+@FAST
+@given(any_text({"schema": "oicsr-reliability-1", "kinds": {"kill": {"what": "x", "tried": 1, "survived": 1}}}))
+def test_reliability(tmp_path: Path, text: str) -> None:
+    (tmp_path / "reliability.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(ReliabilityError, match="make faults"):
+        reliability_section(tmp_path)
+
+
+@FAST
+@given(any_text({"epoch": 1, "finished": True, "seconds": [1.0], "machine": "m"}))
+def test_progress_beside_checkpoints(tmp_path: Path, text: str) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save("a", {"epoch": 1})
+    (tmp_path / "a" / "progress.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+    found = store.progress("a")
+    assert found is None or isinstance(found, dict)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+def sealed(payload: bytes) -> bytes:
+    """Return a checkpoint file with a right checksum around anything."""
+    import hashlib
+
+    return MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+
+
+def whole_checkpoint() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"epoch": 3, "model": {"w": torch.ones(4)}}, buffer)
+    return buffer.getvalue()
+
+
+@FAST
+@given(st.data())
+def test_checkpoints_with_a_right_checksum_around_damage(tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(whole_checkpoint())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(sealed(bytes(content[: data.draw(st.integers(0, len(content)))])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = read_checkpoint(path)
+    assert state is None or isinstance(state, dict)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "inside"])
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    payload = pickle.dumps(Bomb())
+    if kind == "inside":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(whole_checkpoint())) as whole, zipfile.ZipFile(buffer, "w") as changed_file:
+            for name in whole.namelist():
+                content = payload if name.endswith("data.pkl") else whole.read(name)
+                changed_file.writestr(name, content)
+        payload = buffer.getvalue()
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(sealed(payload))
+    with pytest.warns(CheckpointWarning, match="damaged"):
+        assert read_checkpoint(path) is None
+    assert not (tmp_path / "exploded").exists()
