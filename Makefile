@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) \
   $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) $(ARGS)
-EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py,$(wildcard benchmarks/experiments/*.py)))))
+EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/recipes.py,$(wildcard benchmarks/experiments/*.py)))))
 
 .PHONY: help setup test lint types report check faults perf paper test-web clean $(EXPERIMENTS)
 
