@@ -61,5 +61,8 @@ check: setup ## compare every generated file with its records
 faults: setup ## kill sweeps, damage their files, fill their disk: what is lost? (results/reliability.json)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks faults $(ARGS)
 
+perf: setup ## measure penalty, training, pruning and latency against peers (results/perf)
+	@$(BIN)/python -m benchmarks perf $(ARGS)
+
 clean: ## remove the environment and caches (never results, data or checkpoints)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
