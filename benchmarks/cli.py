@@ -28,6 +28,8 @@ COMMANDS = {
     "report": "make tables, plots, RESULTS.md and the README's block from records",
     "merge": "bring in records that were made elsewhere, verifying each",
     "publish": "replay records into Weights & Biases",
+    "export": "write the network of a run to a file that others can read",
+    "coverage": "try which networks of torchvision and timm can be pruned",
     "faults": "kill sweeps, damage their files, fill their disk, and count what is lost (nothing may be)",
     "perf": "measure speed and memory against peers",
 }

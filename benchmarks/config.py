@@ -118,10 +118,11 @@ class Experiment:
         name: On the command line, and a Make target.
         title: In tables and plots.
         claim: What the comparison tests.
-        model: Key of `benchmarks.models.MODELS`.
-        dataset: Key of `benchmarks.datasets.DATASETS`.
+        model: Key of `benchmarks.models.MODELS`, `torchvision:NAME` or `timm:NAME`.
+        dataset: Key of `benchmarks.datasets.DATASETS`, or `imagefolder:PATH[@SIZE]`.
         profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
         priority: Of `run --pending`: the lower, the sooner.
+        weights: That the network starts from: a local file, `"pretrained"` (the hub's), or None (fresh ones).
     """
 
     name: str
@@ -131,6 +132,7 @@ class Experiment:
     dataset: str
     profiles: Mapping[str, Profile]
     priority: int = 50
+    weights: str | None = None
 
     def profile(self, name: str) -> Profile:
         """Return a profile by name.

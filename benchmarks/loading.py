@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from benchmarks.datasets import Augmentation, DataSplits, Images
+from benchmarks.distributed import ALONE, Rank
+
+if TYPE_CHECKING:  # data sets are built on this module
+    from benchmarks.datasets.splits import Augmentation, DataSplits, Images
 
 Batch = tuple[Tensor, Tensor]
 
@@ -15,10 +19,10 @@ Batch = tuple[Tensor, Tensor]
 class Normalize:
     """Pixels in 0 to 255 to float32 of mean 0 and deviation 1, in channels-last layout."""
 
-    def __init__(self, data: DataSplits, device: torch.device) -> None:
-        std = torch.tensor(data.std, device=device).reshape(1, -1, 1, 1)
-        mean = torch.tensor(data.mean, device=device).reshape(1, -1, 1, 1)
-        self._scale, self._shift = 1 / (255 * std), -mean / std
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        deviation = torch.tensor(std, device=device).reshape(1, -1, 1, 1)
+        middle = torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
+        self._scale, self._shift = 1 / (255 * deviation), -middle / deviation
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return `(images, channels, height, width)` as float32."""
@@ -31,15 +35,18 @@ class TrainingBatches:
 
     The random numbers of an epoch are drawn on the CPU from one generator, so that the order and the augmentation are
     the same on every device, for every method, and after every resumption. The last, smaller batch is dropped where
-    there is at least one full one (BatchNorm).
+    there is at least one full one (BatchNorm). Where several processes share a run, each yields its part of every
+    batch.
     """
 
-    def __init__(self, data: DataSplits, batch_size: int, device: torch.device) -> None:
+    def __init__(self, data: DataSplits, batch_size: int, device: torch.device, rank: Rank = ALONE) -> None:
         self._images = data.train.to(device)
         self._augmentation = data.augmentation
-        self._normalize = Normalize(data, device)
+        self._normalize = Normalize(data.mean, data.std, device)
         self._device = device
         self.batch_size = min(batch_size, len(data.train))
+        self._rank = rank
+        rank.check(self.batch_size)
 
     def __len__(self) -> int:
         return len(self._images) // self.batch_size
@@ -52,7 +59,7 @@ class TrainingBatches:
         flips = (torch.rand(count, generator=generator) < 0.5).to(self._device)
         windows = shifted_windows(self._images.pixels, self._augmentation)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
+            index = self._rank.share(order[start : start + self.batch_size])
             pixels = windows[index, :, shifts[0, index], shifts[1, index]]
             if self._augmentation.flip:
                 pixels = torch.where(flips[index, None, None, None], pixels.flip(3), pixels)
@@ -66,9 +73,11 @@ def shifted_windows(pixels: Tensor, augmentation: Augmentation) -> Tensor:
     return padded.unfold(2, height, 1).unfold(3, width, 1)
 
 
-def batches_in_order(images: Images, data: DataSplits, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """Yield images as they are, in order, the last batch smaller."""
-    normalize = Normalize(data, device)
-    for start in range(0, len(images), batch_size):
+def batches_in_order(
+    images: Images, data: DataSplits, batch_size: int, device: torch.device, rank: Rank = ALONE
+) -> Iterator[Batch]:
+    """Yield images as they are, in order, the last batch smaller; every process takes another batch in turn."""
+    normalize = Normalize(data.mean, data.std, device)
+    for start in range(rank.index * batch_size, len(images), rank.count * batch_size):
         stop = start + batch_size
         yield normalize(images.pixels[start:stop].to(device)), images.labels[start:stop].to(device)

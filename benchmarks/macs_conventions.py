@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from oicsr import count_macs
-from oicsr.tracing import MODEL_ERRORS, as_inputs, meta_copy, mode
+from oicsr.tracing import as_inputs, mode
 
 NORMS = {functional.batch_norm, torch.batch_norm}
 POOLINGS = {functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d}
@@ -66,15 +66,7 @@ def count_macs_with_norm_pool(model: nn.Module, example_inputs: Tensor | Sequenc
         example_inputs: Inputs of one forward call; axis 0 is the batch.
     """
     inputs = as_inputs(example_inputs)
-    try:
-        extras = _extras(meta_copy(model), tuple(x.to("meta") for x in inputs))
-    except MODEL_ERRORS:
-        extras = _extras(model, inputs)
-    return count_macs(model, example_inputs) + extras // inputs[0].shape[0]
-
-
-def _extras(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     counter = _Extras()
     with mode(model, training=False), torch.no_grad(), counter:
         model(*inputs)
-    return counter.total
+    return count_macs(model, example_inputs) + counter.total // inputs[0].shape[0]

@@ -2,7 +2,8 @@
 
 S1: any base network; S2: the same base; S3.1: and the same number of fine-tuning epochs; S3.2: and the same learning
 rates there; S4.1: and the same number of epochs before pruning; S4.2: and the same learning rates there. The level is
-computed from the configurations in the records, never declared.
+computed from the configurations in the records, never declared. A letter says which budget is equal over the rows of
+one target: A the total epochs, B the total training compute (within 1 %), AB both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from benchmarks.records import Record
 
 LEVELS = ("S1", "S2", "S3.1", "S3.2", "S4.1", "S4.2")
 LOWEST_FAIR = "S3.2"
+COMPUTE_TOLERANCE = 0.01
 MAY_DIFFER = {"regularizer_weight_decay"}  # part of a method's own definition
 
 
@@ -37,6 +39,22 @@ def setup_level(records: Sequence[Record]) -> str:
     ]
     reached = next((position for position, holds in enumerate(steps) if not holds), len(steps))
     return LEVELS[reached]
+
+
+def budget(records: Sequence[Record]) -> str:
+    """Return which total budgets are equal over records at the same target: `"A"`, `"B"`, `"AB"` or `""`."""
+    targets: dict[float, list[Record]] = {}
+    for record in records:
+        targets.setdefault(record.macs_kept, []).append(record)
+    epochs = all(len({sum(r.epochs.values()) for r in group}) == 1 for group in targets.values())
+    totals = [[r.compute["total"] for r in group] for group in targets.values()]
+    compute = all(max(group) <= (1 + COMPUTE_TOLERANCE) * min(group) for group in totals)
+    return "A" * epochs + "B" * compute
+
+
+def level_name(records: Sequence[Record]) -> str:
+    """Return setup level and budget, such as `S4.2-AB`."""
+    return "-".join(part for part in (setup_level(records), budget(records)) if part)
 
 
 def check_comparable(records: Sequence[Record]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.distributed import current_rank
+
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "torch-pruning")
 
 
@@ -69,6 +71,7 @@ def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any
         "device": device_name(device),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
+        "processes": current_rank().count,
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         "data_sha256": data_checksum,
         "command": this_command(),

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from baselines.method import Method, Scoring
 from benchmarks.checkpoints import CheckpointStore, CheckpointWarning
 from benchmarks.config import Cell, digest
-from benchmarks.datasets import DataSplits, Images, load_dataset
+from benchmarks.datasets import Data, Split, load_dataset
 from benchmarks.datasets.splits import DataError
-from benchmarks.loading import TrainingBatches, batches_in_order
+from benchmarks.distributed import agreed, current_rank
 from benchmarks.locking import PAUSE
 from benchmarks.macs_conventions import count_macs_with_norm_pool
 from benchmarks.methods import find_method
@@ -50,8 +50,6 @@ PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many 
 # What makes a run a failed one: all that its training, its data and its method may raise. Trouble of the machine
 # (OSError: a full disk) is no property of the run: it ends the sweep, and the run goes on another time.
 RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
-
-COUNTED: dict[tuple[Any, ...], int] = {}
 
 
 class Observer(Protocol):
@@ -210,16 +208,16 @@ def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
     run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
     model = fresh_model(cell, run.data.num_classes, bench.device)
     run.train(stages[0], model, None, measure=False)
-    return run.evaluate(run.prune(model).model, run.data.validation).top1
+    return run.evaluate(run.prune(model).model, "validation").top1
 
 
 @cache
-def load_splits(dataset: str, *limits: int | None) -> DataSplits:
+def load_splits(dataset: str, *limits: int | None) -> Data:
     """Return a data set, loaded once per process; limits: training, validation and test images."""
     return load_dataset(dataset).limited(*limits)
 
 
-def splits_of(cell: Cell) -> DataSplits:
+def splits_of(cell: Cell) -> Data:
     """Return the data of a run."""
     profile = cell.profile
     limits = profile.train_images, profile.validation_images, profile.test_images
@@ -230,7 +228,7 @@ def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module
     """Build the network with weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
-        model = build_model(cell.experiment.model, num_classes)
+        model = build_model(cell.experiment.model, num_classes, cell.experiment.weights)
     return model.to(device).to(memory_format=torch.channels_last)
 
 
@@ -261,8 +259,8 @@ class _Run:
         self.measure("dense", model, dense)
         result = self.prune(model)
         small = self.shape_and_weights(result)
-        plan = hashlib.sha256(result.plan.to_json().encode()).hexdigest()
-        pruned = self.evaluate(small, self.data.test), self.evaluate(small, self.data.validation)
+        plan = result.plan.to_json()
+        pruned = self.evaluate(small, "test"), self.evaluate(small, "validation")
         self.measure("pruned", small, Stretch(*pruned, []))
         self._note_after_removal(small, pruned[1].top1)
         finetuned = self.train(self.stages[-1], small, None, measure=True, plan=plan)
@@ -286,7 +284,7 @@ class _Run:
             if first:
                 self.progress.structure["dense"] = describe_structure(network, couplings_seen[0])
             elif self.on_test:
-                self._note_after_removal(network, self.evaluate(network, self.data.validation).top1)
+                self._note_after_removal(network, self.evaluate(network, "validation").top1)
             stretch = self.train(self.stages[1 + step], network, regularizer, measure=first)
             self.progress.removals.append({"step": step, "val_top1_before": stretch.validation.top1})
             if first:
@@ -318,29 +316,30 @@ class _Run:
         return result
 
     def _note_after_removal(self, model: nn.Module, val_top1: float) -> None:
-        self.progress.removals[-1] |= {"macs": self.count(count_macs, model), "val_top1_after": val_top1}
+        self.progress.removals[-1] |= {"macs": count_macs(model, self.inputs), "val_top1_after": val_top1}
 
     def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
         """Score the channels by the method's importance."""
         generator = torch.Generator().manual_seed(self.stages[-1].seed)
-        return self.method.importance.score(model, couplings, Scoring(generator, self.scoring_batches))
+        return agreed(self.method.importance.score(model, couplings, Scoring(generator, self.scoring_batches)))
 
     def scoring_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first training images, not augmented, for importances that look at data."""
         batch = self.cell.profile.batch_size
-        return islice(batches_in_order(self.data.train, self.data, batch, self.bench.device), SCORING_BATCHES)
+        return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
 
     def train(
         self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool, plan: str = ""
     ) -> Stretch:
         """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights.
 
-        Nobody else trains the same stage meanwhile. `plan` is the digest of the removals that led to `model`.
+        Nobody else trains the same stage meanwhile. `plan` tells, as JSON, of the removals that led to `model`; with it
+        the checkpoint is enough to build the network again (`export`).
         """
-        batches = TrainingBatches(self.data, self.cell.profile.batch_size, self.bench.device)
+        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device, current_rank())
         images = len(batches) * batches.batch_size * stage.phase.epochs
         compute = self.progress.compute
-        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * self.count(count_macs, model)
+        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
         training = Training(
             model,
             stage.phase,
@@ -352,12 +351,12 @@ class _Run:
             stage.step,
         )
         torch.manual_seed(stage.seed)  # dropout
-        origin = {"weights": origin_digest(model), "plan": plan}
+        origin = {"weights": origin_digest(model), "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
         saved = self._load(stage, origin)
         if saved is None or not _has_scores(saved, measure):
             with self.bench.store.lease(stage.key, self._pause) as lease:
                 saved = self._load(stage, origin)  # another run may have trained it while this one waited
-                scores = self._advance(stage, training, saved, origin, lease.check, measure=measure)
+                scores = self._advance(stage, training, saved, origin, lease.check, measure=measure, plan=plan)
         else:
             scores = saved["scores"]
             self._restore(stage, training, saved)
@@ -395,6 +394,7 @@ class _Run:
         still_mine: Callable[[], None],
         *,
         measure: bool,
+        plan: str,
     ) -> dict[str, Any]:
         """Train the epochs that are missing, a checkpoint after each; measure the end, the test set once, ever."""
         if saved is not None:
@@ -402,17 +402,18 @@ class _Run:
         control = self.bench.control
         while not training.finished:
             control.before_epoch(stage.key)
-            row = training.run_epoch(lambda: self.evaluate(training.model, self.data.validation))
+            row = training.run_epoch(lambda: self.evaluate(training.model, "validation"))
             still_mine()
             self._save(stage, training, {"origin": origin})
             control.after_epoch(stage.key, row.seconds)
             self._tell(stage, row, cached=False)
         if saved is not None and _has_scores(saved, measure):
             return dict(saved["scores"])
-        validation = self.evaluate(training.model, self.data.validation)
-        test = self.evaluate(training.model, self.data.test) if measure else None
+        validation = self.evaluate(training.model, "validation")
+        test = self.evaluate(training.model, "test") if measure else None
         scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
-        self._save(stage, training, {"origin": origin, "scores": scores})
+        network = {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
+        self._save(stage, training, {"origin": origin, "scores": scores, "network": network if plan else None})
         return scores
 
     def _save(self, stage: Stage, training: Training, extra: dict[str, Any]) -> None:
@@ -429,17 +430,9 @@ class _Run:
         for observer in self.bench.observers:
             observer.epoch_done(self.cell, stage, row, cached=cached)
 
-    def count(self, count: Callable[[nn.Module, Tensor], int], model: nn.Module) -> int:
-        """Count MACs, once in this process per network and widths: counting takes longer than a small epoch."""
-        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
-        key = count.__name__, self.cell.experiment.model, tuple(self.inputs.shape), shapes
-        if key not in COUNTED:
-            COUNTED[key] = count(model, self.inputs)
-        return COUNTED[key]
-
-    def evaluate(self, model: nn.Module, images: Images) -> Score:
-        """Evaluate a model on images as they are."""
-        batches = batches_in_order(images, self.data, EVALUATION_BATCH, self.bench.device)
+    def evaluate(self, model: nn.Module, split: Split) -> Score:
+        """Evaluate a model on the images of a split as they are."""
+        batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
         return evaluate(model, batches, self.cell.profile.precision)
 
     def measure(self, state: str, model: nn.Module, stretch: Stretch) -> None:
@@ -449,8 +442,8 @@ class _Run:
             "top1": stretch.test.top1,
             "loss": stretch.test.loss,
             "val_top1": stretch.validation.top1,
-            "macs": self.count(count_macs, model),
-            "macs_with_norm_pool": self.count(count_macs_with_norm_pool, model),
+            "macs": count_macs(model, self.inputs),
+            "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),
             "params": count_params(model),
         }
 
@@ -539,6 +532,7 @@ def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
     return {
         "model": cell.experiment.model,
         "dataset": cell.experiment.dataset,
+        **({"weights": cell.experiment.weights} if cell.experiment.weights else {}),
         **shared,
         "regularizer_weight_decay": cell.profile.regularized.weight_decay if decay is None else decay,
     }

@@ -80,7 +80,8 @@ def _dense_key(cell: Cell, device_type: str) -> str:
     limits = [profile.train_images, profile.validation_images, profile.test_images]
     data = [experiment.dataset, limits, profile.batch_size]
     how = [profile.precision, device_type, asdict(profile.dense)]
-    return digest([STAGE_FORMAT, "dense", experiment.model, data, how, cell.seed])
+    model = [experiment.model, experiment.weights] if experiment.weights else experiment.model
+    return digest([STAGE_FORMAT, "dense", model, data, how, cell.seed])
 
 
 def _seed(cell: Cell, name: str, step: int) -> int:

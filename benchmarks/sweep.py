@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from benchmarks.config import Cell, Experiment
 from benchmarks.datasets.splits import DataError, MissingDataError
-from benchmarks.loading import batches_in_order
 from benchmarks.methods import find_method
 from benchmarks.provenance import device_name
 from benchmarks.records import Record, RecordError, check_beside, read_record, record_path
@@ -231,7 +230,7 @@ def seconds_per_image(bench: Bench, cell: Cell) -> float:
     """Measure the seconds that a training step takes per image, on a copy of the network that is thrown away."""
     data = splits_of(cell)
     model = fresh_model(cell, data.num_classes, bench.device).train()
-    images, labels = next(batches_in_order(data.train, data, CALIBRATION_IMAGES, bench.device))
+    images, labels = next(data.evaluation_batches("train", CALIBRATION_IMAGES, bench.device))
     times = []
     for _ in range(3):
         start = time.perf_counter()

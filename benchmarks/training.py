@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.config import Phase, Precision
+from benchmarks.distributed import parallel, summed
 from oicsr import GradientRegularizer, ProximalRegularizer, Regularizer, ScheduledRegularizer
 
 Snapshot = dict[str, Any]
@@ -133,37 +134,54 @@ class Training:
         device = next(self.model.parameters()).device
         totals = torch.zeros(3, device=device, dtype=torch.float64)  # summed on the device: no wait inside an epoch
         seen = 0
-        for position, (images, labels) in enumerate(self.batches.epoch(self.generator)):
-            rate = self.phase.rate_at(self.epoch + position / steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            loss, penalty, correct = self._train_step(images, labels, rate)
-            totals += torch.stack([loss.double() * len(labels), penalty.double() * len(labels), correct.double()])
-            seen += len(labels)
-        loss_sum, penalty_sum, correct_sum = totals.tolist()
-        return loss_sum / seen, penalty_sum / seen, correct_sum / seen
+        with parallel(self.model) as network:
+            for position, (images, labels) in enumerate(self.batches.epoch(self.generator)):
+                rate = self.phase.rate_at(self.epoch + position / steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                loss, penalty, correct = self._train_step(network, images, labels, rate)
+                totals += torch.stack([loss.double() * len(labels), penalty.double() * len(labels), correct.double()])
+                seen += len(labels)
+        loss_sum, penalty_sum, correct_sum, count = summed(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+        return loss_sum / count, penalty_sum / count, correct_sum / count
 
-    def _train_step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Take one optimisation step; return loss, penalty and the number of right answers."""
+    def _train_step(
+        self, network: nn.Module, images: Tensor, labels: Tensor, rate: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one optimisation step; return loss, penalty and the number of right answers.
+
+        `network` is the model, or what stands for it where several processes share a batch; the penalty is of the
+        model's own weights, which are the same on all.
+        """
         regularizer = self.regularizer
         if isinstance(regularizer, ScheduledRegularizer):
             regularizer.advance(self.model)
         with autocast(images.device, self.precision):
-            logits = self.model(images)
+            logits = network(images)
             loss = functional.cross_entropy(logits.float(), labels)
-        direct = isinstance(regularizer, GradientRegularizer | ProximalRegularizer)
-        penalty = torch.zeros((), device=images.device)
-        if regularizer is not None:
-            with torch.set_grad_enabled(not direct):
-                penalty = regularizer(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss if direct else loss + penalty).backward()
-        if isinstance(regularizer, GradientRegularizer) and not isinstance(regularizer, ProximalRegularizer):
-            regularizer.add_gradient(self.model)
-        self.optimizer.step()
+        penalty = torch.zeros((), device=images.device)
         if isinstance(regularizer, ProximalRegularizer):
+            penalty = self._value(regularizer)
+            loss.backward()
+            self.optimizer.step()
             regularizer.proximal_step(self.model, rate)
+        elif isinstance(regularizer, GradientRegularizer):
+            loss.backward()
+            regularizer.add_gradient(self.model)
+            known = getattr(regularizer, "last_value", None)  # of the same weights, from the same pass
+            penalty = self._value(regularizer) if known is None else known
+            self.optimizer.step()
+        else:
+            penalty = penalty if regularizer is None else regularizer(self.model)
+            (loss + penalty).backward()
+            self.optimizer.step()
         return loss.detach(), penalty.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    @torch.no_grad()
+    def _value(self, regularizer: Regularizer) -> Tensor:
+        """Return the penalty, for the history alone."""
+        return regularizer(self.model)
 
     def snapshot(self) -> Snapshot:
         """Return everything that is needed to go on after the last epoch."""
@@ -203,7 +221,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision = "float32") -> Score:
-    """Return mean loss and accuracy of a model over batches of images and labels."""
+    """Return mean loss and accuracy of a model over batches of images and labels (of all processes together)."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -216,5 +234,5 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precisi
         totals += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
         seen += len(labels)
     model.train(was_training)
-    loss_sum, correct = totals.tolist()
-    return Score(loss_sum / seen, correct / seen)
+    loss_sum, correct, count = summed(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+    return Score(loss_sum / count, correct / count)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.tracing import MODEL_ERRORS, as_inputs, meta_copy, mode
+from oicsr.tracing import as_inputs, mode
 
 CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
@@ -49,8 +49,8 @@ def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
     """Return how often each element of each weight is used for one input.
 
     Args:
-        model: A network; its shapes are run through once, in evaluation mode. Where it cannot run on the meta device,
-            the network itself is run.
+        model: A network; run once, in evaluation mode, without gradient. (A run for shapes alone, on the meta device,
+            takes longer: there, normalisation layers are traced in Python.)
         example_inputs: The input tensor, or the sequence of them, of one forward call; axis 0 is the batch.
 
     Returns:
@@ -61,29 +61,19 @@ def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
     batch = inputs[0].shape[0]
     if batch < 1:
         raise ValueError(f"example_inputs have shape {tuple(inputs[0].shape)}; at least one input is needed")
-    try:
-        counted = meta_copy(model)
-        calls = _calls(counted, tuple(x.to("meta") for x in inputs))
-    except MODEL_ERRORS:
-        counted, calls = model, _calls(model, inputs)
-    names = {id(parameter): name for name, parameter in counted.named_parameters()}
+    counter = _Positions()
+    with mode(model, training=False), torch.no_grad(), counter:
+        model(*inputs)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     positions: dict[str, int] = {}
     others = 0
-    for weight, count in calls:
+    for weight, count in counter.calls:
         if id(weight) in names:
             name = names[id(weight)]
             positions[name] = positions.get(name, 0) + count // batch
         else:
             others += count // batch * weight.numel()
     return positions, others
-
-
-def _calls(model: nn.Module, inputs: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
-    """Run a model and return each weight that it uses with the number of positions, call by call."""
-    counter = _Positions()
-    with mode(model, training=False), torch.no_grad(), counter:
-        model(*inputs)
-    return counter.calls
 
 
 def count_macs(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> int:

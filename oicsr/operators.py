@@ -248,7 +248,7 @@ def reshape_ids(ids: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     ):
         tail += 1
     inner_old, inner_new = old[lead : len(old) - tail], new[lead : len(new) - tail]
-    core = ids.reshape(ids.shape[lead : len(old) - tail]).expand(*inner_old).reshape(*inner_new)
+    core = ids.reshape(ids.shape[lead : len(old) - tail]).expand(tuple(inner_old)).reshape(tuple(inner_new))
     core = squeeze_constant_axes(core)
     return core.reshape([1] * lead + list(core.shape) + [1] * tail)
 
@@ -561,6 +561,20 @@ def softmax(tracer: Tracer, node: fx.Node) -> Result:
     if ids is not None and ids.shape[axis] > 1:
         return tracer.opaque(node, "normalises over the channels")
     return Value(ids, tracer.reason(source))
+
+
+@rule("matmul", "bmm")
+def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
+    """Rows of the first factor that are channels stay channels, where the second holds none (global context)."""
+    first, second = node.args[0], node.args[1]
+    assert isinstance(first, fx.Node) and isinstance(second, fx.Node)
+    ids, others = tracer.ids(first), tracer.ids(second)
+    if ids is None and others is None:
+        return Value(None, tracer.reason(first))
+    same_rank = len(shape_of(first)) == len(shape_of(second)) == len(shape_of(node))
+    if ids is None or ids.shape[-1] > 1 or not same_rank or (others is not None and varying(others)):
+        return tracer.opaque(node, "multiplies matrices in a form without a rule")
+    return Value(ids)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -195,7 +196,18 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
                 f"whose shape in the model is {shape}: it is not this model's plan"
             )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, str(path), metadata={"format": FILE_FORMAT, "plan": plan.to_json()})
+    text = plan.to_json()
+    metadata = {"format": FILE_FORMAT, "plan": text, "sha256": _checksum(tensors, text)}
+    save_file(tensors, str(path), metadata=metadata)
+
+
+def _checksum(tensors: Mapping[str, Tensor], plan: str) -> str:
+    """Return the SHA-256 over the plan and all names, types, shapes and values."""
+    total = hashlib.sha256(plan.encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Module:
@@ -219,6 +231,8 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata.get("format") != FILE_FORMAT or "plan" not in metadata:
         raise ValueError(f"{path} was not written by save_pruned: its format is {metadata.get('format')!r}")
+    if metadata.get("sha256") != _checksum(tensors, metadata["plan"]):
+        raise ValueError(f"{path} was changed after it was written: its checksum is wrong")
     plan = PruningPlan.from_json(metadata["plan"])
     try:
         model = remove_channels(build_model(), plan)

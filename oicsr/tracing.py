@@ -139,7 +139,7 @@ def _follow(
     training: bool,
 ) -> bool:
     """Trace a model in one mode; return whether it left parameters unused."""
-    exported = _export(model, inputs, training=training)
+    exported = _export_training(model, inputs) if training else _export(model, inputs, training=False)
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     first_names = _first_names(model)  # the exporter may call a tied parameter by any of its names
@@ -159,6 +159,14 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
         names[name] = first.setdefault(id(tensor), name)
     return names
+
+
+def _export_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """Export a model in training mode; one image alone may be too little for BatchNorm there, so take it twice then."""
+    try:
+        return _export(model, inputs, training=True)
+    except ValueError:
+        return _export(model, tuple(torch.cat([x, x]) if x.ndim else x for x in inputs), training=True)
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> torch.export.ExportedProgram:

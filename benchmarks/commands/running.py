@@ -15,9 +15,11 @@ from benchmarks.checkpoints import CheckpointStore
 from benchmarks.commands.options import ROOT, add_device, add_folders, choose_device, positive
 from benchmarks.config import Cell
 from benchmarks.console import ConsoleObserver, duration
+from benchmarks.distributed import current_rank, local_device, process_group
 from benchmarks.engines import Engine
 from benchmarks.engines.driver import Driver, Outcome
 from benchmarks.engines.local import InProcess, Processes
+from benchmarks.engines.together import Together, dismiss, follow
 from benchmarks.locking import process_age
 from benchmarks.records import Record, read_records
 from benchmarks.runner import Bench
@@ -59,10 +61,20 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequence[Cell]]) -> int:
     """Do what is missing of the chosen runs, then show tables and plots; return the exit code."""
-    console = Console()
-    device = choose_device(options)
+    device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
-    cells = choose(device)
+    with process_group(device) as rank:  # of several processes where torchrun started them
+        if not rank.first:
+            follow(bench)
+            return OK
+        code = _run(options, bench, choose(device))
+        if rank.count > 1:
+            dismiss()
+        return code
+
+
+def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> int:
+    console = Console()
     found = survey(bench, cells, retry_failed=options.retry_failed)
     for damaged in found.damaged:
         console.print(f"{damaged}; kept beside as record.json.damaged, the run is done again", markup=False)
@@ -120,6 +132,10 @@ def _do(bench: Bench, todo: Sequence[Cell], options: argparse.Namespace, console
 
 
 def _engine(bench: Bench, control: Control, options: argparse.Namespace, expected: Estimate) -> Engine:
+    if current_rank().count > 1:
+        if options.engine != "local" or options.jobs > 1:
+            raise ValueError("under torchrun all processes do one run together; leave --engine and --jobs away")
+        return Together(bench, control, expected.epochs)
     if options.engine == "ray":
         from benchmarks.engines.ray import RayTasks
 

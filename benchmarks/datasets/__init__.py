@@ -6,26 +6,30 @@ from collections.abc import Callable
 
 from benchmarks.datasets.cifar import load_cifar10, load_cifar100
 from benchmarks.datasets.digits import load_digits
-from benchmarks.datasets.splits import Augmentation, DataSplits, Images
+from benchmarks.datasets.image_folder import PREFIX, load_image_folder, load_imagenet
+from benchmarks.datasets.splits import Augmentation, Data, DataSplits, Images, Split
 from benchmarks.suggest import unknown_name
 
-DATASETS: dict[str, Callable[[], DataSplits]] = {
+DATASETS: dict[str, Callable[[], Data]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "digits": load_digits,
+    "imagenet": load_imagenet,
 }
 
 
-def load_dataset(name: str) -> DataSplits:
-    """Return a data set by name.
+def load_dataset(name: str) -> Data:
+    """Return a data set by name; any images in folders of classes are `imagefolder:PATH[@SIZE]`.
 
     Raises:
         ValueError: There is no data set of that name.
         DataError: Its files are missing or damaged; says which, and what to do.
     """
+    if name.startswith(PREFIX):
+        return load_image_folder(name)
     if name not in DATASETS:
         raise ValueError(unknown_name("data set", name, DATASETS))
     return DATASETS[name]()
 
 
-__all__ = ["DATASETS", "Augmentation", "DataSplits", "Images", "load_dataset"]
+__all__ = ["DATASETS", "Augmentation", "Data", "DataSplits", "Images", "Split", "load_dataset"]

@@ -21,7 +21,7 @@ EXPERIMENT = Experiment(
         "quick": Profile(
             dense=Phase(epochs=6, learning_rate=0.1),
             regularized=Phase(epochs=12, learning_rate=0.05),
-            finetune=Phase(epochs=2, learning_rate=0.02),
+            finetune=Phase(epochs=3, learning_rate=0.01),
             methods=METHODS,
             macs_kept=(0.5, 0.3),
             seeds=(0,),

@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
         "cpu": Profile(
             dense=Phase(epochs=15, learning_rate=0.1),
             regularized=Phase(epochs=25, learning_rate=0.05),
-            finetune=Phase(epochs=6, learning_rate=0.02),
+            finetune=Phase(epochs=6, learning_rate=0.01),
             methods=tuple(METHODS),
             macs_kept=(0.7, 0.5, 0.3, 0.15),
             seeds=tuple(range(10)),

@@ -73,5 +73,5 @@ def test_evaluation_sees_all_images_in_order() -> None:
     data = numbered(7, Augmentation(2, True))
     labels = torch.cat([y for _, y in batches_in_order(data.test, data, 3, CPU)])
     assert labels.tolist() == list(range(7))
-    x = Normalize(data, CPU)(data.test.pixels)
+    x = Normalize(data.mean, data.std, CPU)(data.test.pixels)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32

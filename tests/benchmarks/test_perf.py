@@ -50,7 +50,7 @@ def test_penalty_latency_and_training_write_their_tables(tmp_path: Path, capsys:
 
 
 def test_pruning_times_and_their_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune, "_once", lambda name: (dict.fromkeys(prune.STAGES, 0.1), 336))
+    monkeypatch.setattr(prune, "_once", lambda name: (dict.fromkeys((*prune.STAGES, "wall"), 0.1), 336))
     (row,) = prune.run(Settings(CPU, repeats=1, models=("resnet20",)))
     assert row["channels"] == 336 and row["total s"] == pytest.approx(0.3)
 
@@ -119,5 +119,5 @@ def test_unknown_backend_is_quoted() -> None:
     from benchmarks.perf import latency
 
     with pytest.raises(ValueError, match="backend is 'jit'"):
-        latency.run(Settings(CPU, repeats=1, batch_size=2, models=("resnet20",), backends=("jit",)))
+        list(latency.run(Settings(CPU, repeats=1, batch_size=2, models=("resnet20",), backends=("jit",))))
     assert measure.timed(lambda: None, CPU) >= 0

@@ -248,7 +248,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     oicsr.save_pruned(path, small, plan)
     with pytest.raises(ValueError, match="does not fit the model"):
         oicsr.load_pruned(path, Basic)
-    path.write_bytes(path.read_bytes()[:-40])
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # one bit of one weight
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="changed after it was written"):
+        oicsr.load_pruned(path, Chain)
+    path.write_bytes(content[:-40])
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         oicsr.load_pruned(path, Chain)
     path.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")

@@ -334,6 +334,71 @@ def test_no_layer_can_lose_every_channel() -> None:
     assert "needs to keep a channel" in reasons["one"]
 
 
+class Context(nn.Module):
+    """Global context: pixels weighted by one map of attention, a product of matrices, gate the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1)
+        self.gate, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        weights = self.attention(x).flatten(2).softmax(-1).unsqueeze(3)  # (batch, 1, pixels, 1)
+        context = (x.flatten(2).unsqueeze(1) @ weights).view(len(x), -1, 1, 1)
+        return self.fc((x * torch.sigmoid(self.gate(context))).mean((2, 3)))
+
+
+def test_channels_that_are_rows_of_a_product_are_followed() -> None:
+    (coupling,) = oicsr.find_couplings(Context(), IMAGES)
+    assert coupling.name == "conv" and members_of(coupling).keys() == {
+        ("conv.weight", 0),
+        ("conv.bias", 0),
+        ("attention.weight", 1),
+        ("gate.weight", 0),
+        ("gate.bias", 0),
+        ("gate.weight", 1),
+        ("fc.weight", 1),
+    }
+
+
+class Products(nn.Module):
+    """Matrix products that contract channels, or whose second factor holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2)
+        return x.transpose(1, 2) @ x
+
+
+def test_products_over_channels_leave_them() -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="aten.matmul.* multiplies matrices"):
+        assert oicsr.find_couplings(Products(), IMAGES) == []
+
+
+class TwoImages(nn.Module):
+    """A head that only runs in training, and normalises single pixels: one image alone is too little for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.side, self.norm = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5)
+        self.fc, self.aux = nn.Linear(6, 4), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.conv(x).mean((2, 3), keepdim=True)
+        out = self.fc(x.flatten(1))
+        return (out, self.aux(self.norm(self.side(x)).flatten(1))) if self.training else out
+
+
+def test_one_image_is_enough_to_trace_by() -> None:
+    couplings = oicsr.find_couplings(TwoImages(), IMAGES[:1])
+    assert [c.name for c in couplings] == ["conv", "side"]
+    assert ("side.weight", 1) in members_of(couplings[0])
+
+
 class Auxiliary(nn.Module):
     """A head that only runs in training."""
 

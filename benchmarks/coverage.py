@@ -1,0 +1,430 @@
+"""Coverage: which networks of torchvision and timm can be pruned, and torch-pruning on the same ones beside.
+
+Command: `python -m benchmarks coverage`. Every network goes through the same steps in a process of its own: trace, find
+the couplings, remove channels at random down to half of the MACs, compare the outputs in float64 with those of the
+unpruned network whose removed channels are empty, and take one step of training. A row of `coverage.csv` is written
+after each network, and a network with a row is not run again, so that an interrupted table goes on.
+
+The limit is 60 s of processor time on one thread per network and tool (not of the clock: the machine may be shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import multiprocessing
+import resource
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.checkpoints import write_atomically
+from benchmarks.coverage_lists import OUT_OF_SCOPE, TIMM, TORCHVISION
+from benchmarks.models import build_model, input_shape
+from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
+from oicsr.tracing import MODEL_ERRORS, Scope, mode
+
+COLUMNS = (
+    "network image_size traced couplings scope invariance_error macs_before macs_after train_step seconds passed "
+    "reason torch_pruning torch_pruning_macs_after torch_pruning_seconds torch_pruning_reason versions"
+).split()
+Row = dict[str, str]
+CLASSES = 10
+IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
+MACS_KEPT, MAX_REMOVED = 0.5, 0.95
+TOLERANCE = 1e-9  # of the largest output, in float64
+LIMIT_SECONDS = 60
+WALL_SECONDS = 3600  # for a process that hangs without working; on a busy machine a minute of work takes many
+MEMORY_BYTES = 14 << 30
+PEER_RATIO = 0.3  # torch-pruning removes this share of every layer: about half of the MACs
+PEER_REACHED = 0.75
+PACKAGES = ("torch", "torchvision", "timm", "torch-pruning")
+FAILURES = (*MODEL_ERRORS, MemoryError, RecursionError)
+
+
+def example_images(model: nn.Module, name: str) -> Tensor:
+    """Return two images of the smallest size that a network runs on, in evaluation and in training.
+
+    Raises:
+        ValueError: It runs on none, not even on its own.
+    """
+    channels, own, _ = input_shape(name)
+    failure = ""
+    for size in [*(s for s in IMAGE_SIZES if s < own), own]:
+        images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            for training in (False, True):
+                with mode(model, training=training), torch.no_grad():
+                    first_output(model(images))
+        except MODEL_ERRORS as error:
+            failure = str(error)
+            continue
+        return images
+    raise ValueError(f"does not run on its own image size {own}: {failure}")
+
+
+def first_output(output: Any) -> Tensor:
+    """Return the logits of the main classifier."""
+    result = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(result, Tensor)
+    return result
+
+
+@torch.no_grad()
+def disturb(model: nn.Module) -> None:
+    """Move what is initialised to a constant (scales of zero hide whole blocks), as training would."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if bool((parameter == parameter.flatten()[0]).all()):
+            parameter.add_(torch.empty_like(parameter).uniform_(0.1, 0.5, generator=generator))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.2, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)
+
+
+def random_plan(
+    model: nn.Module, images: Tensor, couplings: Sequence[Coupling], macs_kept: float = MACS_KEPT
+) -> PruningPlan:
+    """Return a plan that removes channels at random, over all layers, down to a share of the MACs.
+
+    Raises:
+        ValueError: The share is out of reach.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(coupling.num_channels, generator=generator) for coupling in couplings]
+    return select_channels(scores, couplings, model, images, macs_kept=macs_kept, max_removed=MAX_REMOVED)
+
+
+@torch.no_grad()
+def invariance_error(model: nn.Module, images: Tensor, couplings: Sequence[Coupling], plan: PruningPlan) -> float:
+    """Empty the channels that go, remove them, and return the largest change of an output, relative, in float64.
+
+    `model` is changed: to float64, and to the emptied channels.
+    """
+    model.double()
+    for coupling in couplings:
+        stays = torch.zeros(coupling.num_channels + 1, dtype=torch.bool)
+        stays[[*plan.kept[coupling.name], -1]] = True  # the last one is for the id -1
+        for member in coupling.members:
+            if member.side in ("out", "in"):
+                gone = (~stays[member.channels]).nonzero().flatten()
+                model.get_parameter(member.parameter).index_fill_(member.dim, gone, 0)
+    before = first_output(model(images.double()))
+    after = first_output(remove_channels(model, plan)(images.double()))
+    return float((before - after).abs().max() / before.abs().max())
+
+
+def takes_training_step(model: nn.Module, images: Tensor) -> bool:
+    """Take one step of SGD; return whether loss and weights are finite afterwards."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    labels = torch.arange(len(images)) % CLASSES
+    loss = functional.cross_entropy(first_output(model(images)), labels)
+    loss.backward()
+    optimizer.step()
+    return math.isfinite(float(loss.detach())) and all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def examine(name: str) -> Row:
+    """Put a network through all steps; the row says how far it came, and why not further."""
+    row: Row = {"traced": "no", "passed": "no"}
+    try:
+        model, images = _prepare(name)
+        row["image_size"] = str(images.shape[-1])
+        row["macs_before"] = str(count_macs(model, images[:1]))
+        couplings, plan = _choose_scope(model, images, row)
+        small = remove_channels(model, plan)
+        row["macs_after"] = str(count_macs(small, images[:1]))
+        row["train_step"] = "finite" if takes_training_step(small, images) else "not finite"
+        del small
+        disturb(model)
+        error = invariance_error(model, images, couplings, plan)
+        row["invariance_error"] = f"{error:.1e}"
+        if not error < TOLERANCE:
+            row["reason"] = "outputs change although only empty channels were removed"
+        elif row["train_step"] != "finite":
+            row["reason"] = "the training step is not finite"
+        row["passed"] = "no" if "reason" in row else "yes"
+    except FAILURES as error:
+        row["reason"] = _describe(error)
+    return row
+
+
+def _prepare(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = build_model(name, CLASSES).eval()
+    return model, example_images(model, name)
+
+
+def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coupling], PruningPlan]:
+    """Return couplings and a plan to half of the MACs, in the paper's scope where it reaches as far, else in all."""
+    scope: Scope
+    for scope in ("inner", "all"):
+        trace = trace_couplings(model, images, scope=scope)
+        row.update(traced="yes", scope=scope, couplings=str(len(trace.couplings)))
+        couplings, inexact = without_layer_norm(model, trace.couplings)
+        try:
+            return couplings, random_plan(model, images, couplings)
+        except ValueError as error:
+            if scope == "all":
+                raise ValueError("; ".join([str(error), *inexact[:1], *trace.unruled[:2]])) from error
+    raise AssertionError  # not reached
+
+
+def without_layer_norm(model: nn.Module, couplings: Sequence[Coupling]) -> tuple[list[Coupling], list[str]]:
+    """Return the couplings that no LayerNorm reads, and why the others are left out.
+
+    The statistics of a LayerNorm run over all channels, so that no channel can go without a change to the others.
+    """
+    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    exact, reasons = [], []
+    for coupling in couplings:
+        found = next((m.parameter for m in coupling.members if m.parameter in norms), None)
+        if found is None:
+            exact.append(coupling)
+        else:
+            reasons.append(f"a LayerNorm ({found}) runs over the channels of {coupling.name}, which therefore stay")
+    return exact, reasons
+
+
+def examine_peer(name: str) -> Row:
+    """Let torch-pruning remove a share of every layer by its defaults, and take one step of training."""
+    row: Row = {"torch_pruning": "no"}
+    try:
+        import torch_pruning
+
+        model, images = _prepare(name)
+        dense = count_macs(model, images[:1])
+        last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == CLASSES]
+        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        pruner = torch_pruning.pruner.BasePruner(
+            model, images, importance=importance, pruning_ratio=PEER_RATIO, ignored_layers=last
+        )
+        pruner.step()
+        kept = count_macs(model.eval(), images[:1])
+        row["torch_pruning_macs_after"] = str(kept)
+        if kept > PEER_REACHED * dense:
+            row["torch_pruning_reason"] = f"leaves {kept / dense:.0%} of the MACs"
+        elif not takes_training_step(model, images):
+            row["torch_pruning_reason"] = "the training step is not finite"
+        else:
+            row["torch_pruning"] = "yes"
+    except FAILURES as error:
+        row["torch_pruning_reason"] = _describe(error)
+    return row
+
+
+def _describe(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line}"[:300]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# a process per network
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def in_own_process(function: Callable[[str], Row], name: str, limit: float) -> tuple[Row, float, str]:
+    """Run a step in a process with limits; return its row, its seconds of processor time, and why it was stopped."""
+    context = multiprocessing.get_context("fork")  # libraries are imported already
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(function, name, limit, sender))
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; the child uses none of them
+        process.start()
+    sender.close()
+    row, seconds, stopped = {}, limit, f"took more than {limit:g} s"
+    if receiver.poll(WALL_SECONDS):
+        try:
+            row, seconds = receiver.recv()
+            stopped = ""
+        except EOFError:
+            pass
+    else:
+        stopped = f"hung for {time.perf_counter() - start:.0f} s"
+    process.kill()
+    process.join()
+    if stopped and process.exitcode not in (-signal.SIGXCPU, -signal.SIGKILL):
+        stopped = f"ended the process with exit code {process.exitcode}"
+    return row, seconds, stopped
+
+
+def _work(function: Callable[[str], Row], name: str, limit: float, sender: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        row = function(name)
+    except Exception as error:  # whatever a foreign library raises is the row's reason
+        traceback.print_exc()
+        row = {"reason": _describe(error), "torch_pruning_reason": _describe(error)}
+    sender.send((row, time.process_time()))
+
+
+def cover(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the row of a network, without what torch-pruning does with it."""
+    row, seconds, stopped = in_own_process(examine, name, limit)
+    found = {"network": name, "traced": "no", "passed": "no", **row, "seconds": f"{seconds:.1f}"}
+    if stopped:
+        found |= {"passed": "no", "reason": stopped}
+    found["versions"] = " ".join(f"{package}-{version(package)}" for package in PACKAGES)
+    return {column: found.get(column, "") for column in COLUMNS}
+
+
+def cover_peer(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the columns that tell of torch-pruning."""
+    row, seconds, stopped = in_own_process(examine_peer, name, limit)
+    found = {"torch_pruning": "no", "torch_pruning_reason": stopped, **row, "torch_pruning_seconds": f"{seconds:.1f}"}
+    return {column: found.get(column, "") for column in COLUMNS if column.startswith("torch_pruning")}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the table
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def listed() -> list[str]:
+    """Return the names of all networks of the table."""
+    return [*(f"torchvision:{name}" for name in TORCHVISION), *(f"timm:{name}" for name in TIMM)]
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """Return the rows of a table by network.
+
+    Raises:
+        ValueError: The file is no coverage table.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or []) != COLUMNS:
+            raise ValueError(f"{path} is no coverage table: its columns are {reader.fieldnames}; move it away")
+        return {row["network"]: row for row in reader}
+
+
+def to_csv(rows: Mapping[str, Row]) -> str:
+    """Return the table in the order of the list."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[name] for name in [*listed(), *(n for n in rows if n not in set(listed()))] if name in rows)
+    return buffer.getvalue()
+
+
+HEADER = f"""# Coverage
+
+Generated by `python -m benchmarks coverage` from `coverage.csv`; every network by its library's own constructor,
+freshly initialised, for {CLASSES} classes. Passed: traced, pruned at random to {MACS_KEPT:.0%} of the MACs within 1 %,
+outputs unchanged to {TOLERANCE:g} in float64 when empty channels go, one finite training step, within {LIMIT_SECONDS} s
+of processor time on one thread. Scope: `inner` (the paper's) where it reaches {MACS_KEPT:.0%}, else `all`; channels
+that a LayerNorm runs over stay, as no exact removal exists. torch-pruning: {PEER_RATIO:.0%} of each layer by its
+defaults, at most {PEER_REACHED:.0%} of the MACs left, one finite training step, the same limit; its outputs are not
+compared.
+
+| library | listed | run | passed | share of those run | torch-pruning | share of those run |
+|---|---|---|---|---|---|---|
+"""
+COLUMNS_SHOWN = "image_size couplings scope macs_before macs_after invariance_error train_step seconds passed".split()
+
+
+def to_markdown(rows: Mapping[str, Row]) -> str:
+    """Return the table for people, with the shares that pass and what is not run on top."""
+    head = ["network", "pixels", *COLUMNS_SHOWN[1:], "torch-pruning", "reason"]
+    lines = [
+        *(_summary(rows, library) for library in ("torchvision", "timm")),
+        "",
+        "Out of scope (attention, or no convolutions to speak of):",
+        *(f"- {line}" for line in OUT_OF_SCOPE),
+        "",
+        f"| {' | '.join(head)} |".replace("_", " "),
+        "|---" * len(head) + "|",
+        *(_line(rows.get(name, {"network": name})) for name in listed()),
+    ]
+    return HEADER + "\n".join(lines) + "\n"
+
+
+def _summary(rows: Mapping[str, Row], library: str) -> str:
+    names = [name for name in listed() if name.startswith(library)]
+    run = [rows[name] for name in names if name in rows]
+    cells: list[object] = [library, len(names), len(run)]
+    for column in ("passed", "torch_pruning"):
+        known = [row for row in run if row[column]]
+        passed = sum(row[column] == "yes" for row in known)
+        cells += [passed, f"{passed / len(known):.1%} of {len(known)}" if known else "not run"]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _line(row: Row) -> str:
+    if "passed" not in row:
+        return f"| {row['network']} | not run " + "| " * (len(COLUMNS_SHOWN) + 1) + "|"
+    peer = row["torch_pruning"] or "not run"
+    if row["torch_pruning_reason"]:
+        peer += f": {row['torch_pruning_reason']}"
+    cells = [row["network"], *(row[column] for column in COLUMNS_SHOWN), peer, row["reason"]]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--networks", metavar="A,B", help="only these (default: all of the list that have no row)")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="default: 60")
+    parser.add_argument("--again", action="store_true", help="run networks that have a row once more")
+    parser.add_argument("--no-peer", action="store_true", help="leave torch-pruning out")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Run what is missing, the networks first, torch-pruning after; write `coverage.csv` and `coverage.md`."""
+    path: Path = options.results / "coverage.csv"
+    rows = read_rows(path)
+    names = options.networks.split(",") if options.networks else listed()
+    options.results.mkdir(parents=True, exist_ok=True)
+    _warm_up()
+    for name in names:
+        if name not in rows or options.again:
+            rows[name] = cover(name, options.limit)
+            _write(path, rows)
+            _tell(name, rows[name]["passed"], rows[name]["reason"])
+    for name in names:
+        if not options.no_peer and not rows[name]["torch_pruning"]:
+            rows[name] |= cover_peer(name, options.limit)
+            _write(path, rows)
+            _tell(f"{name}, torch-pruning", rows[name]["torch_pruning"], rows[name]["torch_pruning_reason"])
+    _write(path, rows)
+    return 0
+
+
+def _write(path: Path, rows: Mapping[str, Row]) -> None:
+    write_atomically(path, to_csv(rows).encode())
+    write_atomically(path.with_suffix(".md"), to_markdown(rows).encode())
+
+
+def _tell(what: str, passed: str, reason: str) -> None:
+    print(f"{what}: {'passed' if passed == 'yes' else reason}", flush=True)  # noqa: T201
+
+
+def _warm_up() -> None:
+    """Import what the networks need and trace once, so that each process starts with it."""
+    torch.set_num_threads(1)
+    trace_couplings(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 8, 8))
+    import timm
+    import torch_pruning
+    import torchvision
+
+    assert timm and torch_pruning and torchvision

@@ -1,0 +1,50 @@
+"""Profiles that several experiments share. An experiment says in its own file what it changes, and why.
+
+The paper's epochs, learning rates, batch size and weight decay are not known for any data set (PAPER.md). Where nothing
+else is said, `paper` profiles take what the field takes: on CIFAR SGD with Nesterov momentum 0.9, batch 128, learning
+rate 0.1 on a cosine, weight decay 5e-4, 200 epochs for the dense network, and the 100 + 100 epochs of torch-pruning's
+published comparison for the regularised and the fine-tuned one.
+"""
+
+from benchmarks.config import Phase, Profile
+
+METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1", "slimming", "none", "random")
+
+# a few hundred images and few epochs: shows that the pipeline works, says nothing about the claim
+CIFAR_QUICK = Profile(
+    dense=Phase(epochs=3, learning_rate=0.05, warmup_epochs=1),
+    regularized=Phase(epochs=2, learning_rate=0.02),
+    finetune=Phase(epochs=1, learning_rate=0.01),
+    methods=METHODS,
+    macs_kept=(0.5,),
+    seeds=(0,),
+    batch_size=64,
+    train_images=640,
+    validation_images=256,
+    test_images=512,
+    grid_scale=200.0,
+)
+
+CIFAR_PAPER = Profile(
+    dense=Phase(epochs=200, learning_rate=0.1, warmup_epochs=1),
+    regularized=Phase(epochs=100, learning_rate=0.03),
+    finetune=Phase(epochs=100, learning_rate=0.01),
+    methods=METHODS,
+    macs_kept=(0.7, 0.5, 0.3),
+    seeds=(0, 1, 2),
+    precision="bfloat16",
+)
+
+IMAGENET_QUICK = Profile(
+    dense=Phase(epochs=1, learning_rate=0.01),
+    regularized=Phase(epochs=1, learning_rate=0.01),
+    finetune=Phase(epochs=1, learning_rate=0.005),
+    methods=METHODS,
+    macs_kept=(0.5,),
+    seeds=(0,),
+    batch_size=16,
+    train_images=64,
+    validation_images=32,
+    test_images=64,
+    grid_scale=1000.0,
+)

@@ -1,0 +1,90 @@
+"""Headless Chromium, without a driver: open a page, run steps in it, read what they noted down."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+# the first notes down every error, the second runs the steps when the page is ready and leaves what they return
+LISTEN = "<script>window.faults=[];addEventListener('error',e=>faults.push(String(e.message)));" + "".join(
+    f"console.{kind}=(...a)=>faults.push('{kind}: '+a.join(' '));" for kind in ("error", "warn")
+)
+LEAVE = (
+    "<script>(async()=>{{let found;try{{found=await (async()=>{{{steps}}})()}}catch(e){{faults.push(String(e.stack))}}"
+    "parent.postMessage(JSON.stringify({{found,faults}}),'*')}})()</script>"
+)
+# a headless window is never narrower than 500 pixels, a frame in it is
+FRAME = """<!doctype html><style>body{{margin:0}}iframe{{border:0;width:{width}px;height:{height}px}}</style>
+<script>addEventListener('message',e=>{{const note=document.createElement('pre');note.id='noted';
+note.textContent=e.data;document.body.append(note)}})</script><body><iframe src="{source}"></iframe></body>"""
+NOTED = re.compile(r'<pre id="noted">(.*?)</pre>', re.DOTALL)
+
+
+def find_browser() -> str | None:
+    """Return the path of a Chromium, or None."""
+    named = os.environ.get("CHROMIUM")
+    found = [shutil.which(name) for name in (named, "chromium", "chromium-browser", "google-chrome") if name]
+    return next((path for path in found if path), None)
+
+
+def run_in_page(page: Path, steps: str, folder: Path, width: int = 1400) -> dict[str, Any]:
+    """Run JavaScript in a copy of a page; return `{"found": its value, "faults": errors}`.
+
+    Raises:
+        RuntimeError: The browser left no note.
+    """
+    text = page.read_text(encoding="utf-8")
+    copy = folder / f"copy-{width}.html"
+    text = text.replace("<head>", f"<head>{LISTEN}</script>", 1).replace(
+        "</body>", LEAVE.format(steps=steps) + "</body>"
+    )
+    copy.write_text(text, encoding="utf-8")
+    frame = _frame(copy, folder, width, 1000)
+    output = _start(
+        frame, folder, ["--virtual-time-budget=8000", f"--window-size={max(width, 500)},1000", "--dump-dom"]
+    )
+    noted = NOTED.search(output)
+    if noted is None:
+        raise RuntimeError(f"the browser left no note; it printed {output[:500]!r}")
+    plain = noted.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return dict(json.loads(plain))
+
+
+def screenshot(page: Path, image: Path, folder: Path, width: int, height: int = 1600) -> None:
+    """Draw a page into a PNG."""
+    size = f"--window-size={max(width, 500)},{height}"
+    _start(_frame(page, folder, width, height), folder, [f"--screenshot={image}", size, "--virtual-time-budget=4000"])
+
+
+def _frame(page: Path, folder: Path, width: int, height: int) -> Path:
+    frame = folder / f"frame-{width}.html"
+    frame.write_text(FRAME.format(width=width, height=height, source=page.resolve().as_uri()), encoding="utf-8")
+    return frame
+
+
+def _start(page: Path, folder: Path, flags: list[str]) -> str:
+    browser = find_browser()
+    assert browser is not None, "no Chromium is installed"
+    profile = folder / "profile"
+    shutil.rmtree(profile, ignore_errors=True)
+    command = [browser, *FLAGS, f"--user-data-dir={profile}", *flags, page.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout

@@ -1,0 +1,105 @@
+"""The ledger: what carries a verdict, what does not, and what each verdict rests on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.claims import CLAIMS, Claim, judge, to_plain
+from benchmarks.details import Details
+from benchmarks.methods import find_method
+from benchmarks.records import Record
+from benchmarks.verdict_text import headline, ledger_lines
+from tests.benchmarks.synthetic import experiment, records_of, write_records
+
+NOTHING = Details(Path("nowhere"))
+
+
+def claim(name: str) -> Claim:
+    return next(entry for entry in CLAIMS if entry.id == name)
+
+
+def verdict_on(name: str, records: list[Record], details: Details = NOTHING) -> tuple[str, str]:
+    [found] = judge(records, details, [claim(name)])
+    return found.verdict, found.reason
+
+
+def test_the_ledger_has_every_claim_and_only_known_methods() -> None:
+    numbers = {entry.id.rstrip("abc") for entry in CLAIMS}
+    assert numbers == {str(number) for number in range(1, 11)}
+    assert len({entry.id for entry in CLAIMS}) == len(CLAIMS)
+    for entry in CLAIMS:
+        assert entry.matters > 0 and entry.source and entry.statement.endswith(".")
+        for name in (name for pair in entry.pairs for name in pair if name):
+            assert find_method(name).name == name
+
+
+def test_planted_effect_is_supported_and_its_opposite_refuted() -> None:
+    assert verdict_on("1", records_of(experiment()))[0] == "supported"
+    worse = records_of(experiment(), effect={"oicsr-gl": -0.2})
+    assert verdict_on("1", worse) == ("refuted", "an effect that matters is excluded")
+    assert verdict_on("3a", records_of(experiment()))[0] == "supported"
+
+
+def test_quick_untuned_and_few_carry_no_verdict() -> None:
+    assert verdict_on("1", records_of(experiment(), "quick")) == ("not run", "quick runs only")
+    assert verdict_on("1", records_of(experiment(), tuned=False)) == ("not run", "strengths not tuned")
+    assert verdict_on("1", records_of(experiment(seeds=(0, 1)))) == ("inconclusive", "fewer than 3 seeds")
+    assert verdict_on("1", []) == ("not run", "no records")
+    assert verdict_on("10", records_of(experiment())) == ("not run", "no records")
+    failed = [replace(record, status="failed") for record in records_of(experiment())]
+    assert verdict_on("1", failed)[0] == "not run"
+
+
+def test_a_quick_record_moves_no_number() -> None:
+    full = records_of(experiment())
+    odd = records_of(experiment("demo"), "quick", effect={"oicsr-gl": -0.5})
+    assert judge(full, NOTHING) == judge([*full, *odd], NOTHING)
+
+
+def test_importances_are_compared_on_the_same_weights_only() -> None:
+    records = records_of(experiment(methods=("gl-out", "gl-out-oi")))
+    assert verdict_on("5", records)[0] != "not run"
+    other = [replace(r, strength=9.0) if r.method == "gl-out" else r for r in records]
+    assert verdict_on("5", other) == ("not run", "no pair of comparable records")
+
+
+def test_several_removals_are_compared_with_one_at_equal_epochs() -> None:
+    one = records_of(experiment("once", methods=("oicsr-gl",), macs_kept=(0.3,)))
+    several = records_of(experiment("often", methods=("oicsr-gl",), macs_kept=(0.3,), steps=5))
+    assert verdict_on("8", [*one, *several]) == ("not run", "no pair of comparable records")
+    equal = [replace(record, epochs=one[0].epochs) for record in several]
+    [found] = judge([*one, *equal], NOTHING, [claim("8")])
+    assert found.verdict in ("supported", "refuted", "inconclusive") and found.n == 3
+    assert found.strata[0].where == "often (cpu), once (cpu)" and len(found.strata[0].runs) == 6
+
+
+def test_recovery_is_read_from_histories(tmp_path: Path) -> None:
+    records = records_of(experiment(methods=("oicsr-gl", "gl-out")))
+    assert verdict_on("9", records)[0] == "not run"
+    write_records(tmp_path, records)
+    [found] = judge(records, Details(tmp_path), [claim("9")])
+    assert found.verdict == "supported" and found.effect is not None and 0.05 < found.effect.mean < 1
+
+
+def test_effect_is_the_mean_over_targets_of_paired_differences() -> None:
+    records = records_of(experiment(methods=("oicsr-gl", "gl-out"), macs_kept=(0.5, 0.3)))
+    top1 = {(r.method, r.macs_kept, r.seed): r.states["pruned"]["top1"] for r in records}
+    by_hand = [sum(top1["oicsr-gl", t, seed] - top1["gl-out", t, seed] for t in (0.5, 0.3)) / 2 for seed in (0, 1, 2)]
+    [found] = judge(records, NOTHING, [claim("1")])
+    assert list(found.strata[0].by_seed.values()) == pytest.approx(by_hand)
+    plain = to_plain(found)
+    assert plain["effect"] == pytest.approx(sum(by_hand) / 3, rel=1e-5) and len(plain["records"]) == 12
+    assert [target["macs_kept"] for target in plain["experiments"][0]["targets"]] == [0.5, 0.3]
+    json.dumps(plain, allow_nan=False)
+
+
+def test_words_say_what_was_counted_and_corrected() -> None:
+    verdicts = judge(records_of(experiment()), NOTHING)
+    line = headline(verdicts)
+    assert f"{len(CLAIMS)} claims" in line and "not run (" in line
+    text = "\n".join(ledger_lines(verdicts))
+    assert "Holm" in text and "cifar10-resnet56 (cpu)" in text and "|  |" not in text

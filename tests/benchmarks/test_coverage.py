@@ -1,0 +1,135 @@
+"""The coverage table: honest rows, limits that hold, a list that leaves nobody out, a table that can go on."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from benchmarks import cli, coverage
+from benchmarks.coverage import Row
+from benchmarks.coverage_lists import OUT_OF_SCOPE, TIMM, TORCHVISION
+from oicsr import trace_couplings
+from tests.oicsr.test_surgery import check_invariance
+
+INVARIANT = {  # depthwise, groups, squeeze-and-excitation, ghost features, aggregation
+    "torchvision:mobilenet_v3_small": 32,
+    "timm:regnety_002": 32,
+    "timm:ghostnet_050": 32,
+    "timm:dla46_c": 32,
+}
+
+
+@pytest.mark.parametrize("scope", ["inner", "all"])
+@pytest.mark.parametrize("name", INVARIANT)
+def test_invariance_of_networks_of_the_hubs(name: str, scope: str) -> None:
+    torch.manual_seed(0)
+    check_invariance(coverage.build_model(name, 10), (1, 3, INVARIANT[name], INVARIANT[name]), scope)
+
+
+def test_lists_are_complete_and_known() -> None:
+    assert len(TIMM) == len(set(TIMM)) >= 150
+    assert [name for name in TIMM if not timm.is_model(name)] == []
+    known = set(torchvision.models.list_models(module=torchvision.models))
+    out_of_scope = set(OUT_OF_SCOPE[0].removeprefix("torchvision: ").split())
+    assert set(TORCHVISION) | out_of_scope == known and not set(TORCHVISION) & out_of_scope
+
+
+def test_a_network_that_can_be_pruned_passes() -> None:
+    row = coverage.examine("timm:test_resnet")
+    assert row["passed"] == "yes", row
+    assert int(row["macs_after"]) == pytest.approx(0.5 * int(row["macs_before"]), rel=0.01)
+    assert float(row["invariance_error"]) < 1e-9 and row["train_step"] == "finite" and int(row["couplings"]) > 0
+
+
+class Normalized(nn.Module):
+    """LayerNorm over the channels that one layer hands to the next; the other ones are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 96, 3, padding=1), nn.Conv2d(96, 96, 3, padding=1)
+        self.norm, self.fc = nn.LayerNorm(96), nn.Linear(96, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.two(torch.relu(self.one(x))).mean((2, 3))
+        return self.fc(self.norm(x))
+
+
+def test_channels_under_a_layer_norm_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, images = Normalized().eval(), torch.randn(2, 3, 8, 8)
+    couplings = trace_couplings(model, images).couplings
+    exact, reasons = coverage.without_layer_norm(model, couplings)
+    assert [c.name for c in exact] == ["one"] and "norm.weight" in reasons[0] and "'two'" not in reasons[0]
+    plan = coverage.random_plan(model, images, exact)
+    assert coverage.invariance_error(copy.deepcopy(model), images, exact, plan) < 1e-9
+    inexact = coverage.random_plan(model, images, couplings)
+    assert coverage.invariance_error(model, images, couplings, inexact) > 1e-6  # the check can fail
+
+
+def test_a_network_that_cannot_be_pruned_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "_prepare", lambda name: (nn.Flatten(), torch.zeros(2, 3, 4, 4)))
+    row = coverage.examine("any")
+    assert row["passed"] == "no" and row["reason"].startswith(("ValueError", "StopIteration", "RuntimeError"))
+
+
+def busy(name: str) -> Row:
+    while True:
+        pass
+
+
+def vanishing(name: str) -> Row:
+    os._exit(3)
+
+
+def raising(name: str) -> Row:
+    raise KeyError("nothing foreseen")
+
+
+def test_processes_are_held_to_their_limits() -> None:
+    assert coverage.in_own_process(busy, "any", 1)[2] == "took more than 1 s"
+    assert coverage.in_own_process(vanishing, "any", 5)[2] == "ended the process with exit code 3"
+    row, seconds, stopped = coverage.in_own_process(raising, "any", 5)
+    assert "nothing foreseen" in row["reason"] and seconds < 5 and not stopped
+
+
+def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = []
+
+    def cover(name: str, limit: float) -> Row:
+        tried.append(name)
+        passed = "yes" if name.endswith("18") else "no"
+        row = {"network": name, "passed": passed, "reason": "" if passed == "yes" else "a | b"}
+        return {column: row.get(column, "") for column in coverage.COLUMNS}
+
+    def cover_peer(name: str, limit: float) -> Row:
+        tried.append(f"peer {name}")
+        return {"torch_pruning": "no", "torch_pruning_reason": "slow"}
+
+    monkeypatch.setattr(coverage, "cover", cover)
+    monkeypatch.setattr(coverage, "cover_peer", cover_peer)
+    monkeypatch.setattr(coverage, "_warm_up", lambda: None)
+    for names, peer in (("timm:resnet18", ["--no-peer"]), ("torchvision:vgg11,timm:resnet18", [])):
+        assert cli.main(["coverage", "--results", str(tmp_path), "--networks", names, *peer]) == 0
+    assert tried == ["timm:resnet18", "torchvision:vgg11", "peer torchvision:vgg11", "peer timm:resnet18"]
+    text = (tmp_path / "coverage.md").read_text()
+    assert f"| timm | {len(TIMM)} | 1 | 1 | 100.0% of 1 | 0 | 0.0% of 1 |" in text
+    assert f"| torchvision | {len(TORCHVISION)} | 1 | 0 | 0.0% of 1 | 0 | 0.0% of 1 |" in text
+    assert "| torchvision:vgg13 | not run |" in text and r"a \| b" in text
+    assert list(coverage.read_rows(tmp_path / "coverage.csv")) == ["torchvision:vgg11", "timm:resnet18"]
+    widths = {line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| torchvision:")}
+    assert len(widths) == 1
+    (tmp_path / "coverage.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is no coverage table"):
+        coverage.command(
+            argparse.Namespace(results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True)
+        )

@@ -1,0 +1,65 @@
+"""The experiments: all there, each with its profiles, methods and reachable targets."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import oicsr
+from benchmarks.datasets import DATASETS
+from benchmarks.experiments import EXPERIMENTS, recipes
+from benchmarks.methods import find_method
+from benchmarks.models import MODELS, build_model, input_shape
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = [
+    *(f"cifar10-{n}" for n in "cifarnet resnet18 resnet20 resnet56 resnet110 densenet89 vgg16 mobilenetv2".split()),
+    *(f"cifar100-{n}" for n in "resnet18 resnet56 vgg19 preactsenet18 mobilenetv2".split()),
+    *(f"imagenet-{n}" for n in "alexnet resnet50 mobilenetv2".split()),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_have_what_they_need(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    assert {"quick", "paper"} <= experiment.profiles.keys()
+    assert experiment.model in MODELS and experiment.dataset in DATASETS
+    assert experiment.dataset == name.partition("-")[0] and experiment.model.endswith(name.partition("-")[2])
+    text = importlib.import_module(f"benchmarks.experiments.{name.replace('-', '_')}").__doc__ or ""
+    assert (f"`make {name}`" in text and "PAPER.md" in text) or "not in the paper" in text
+    for profile in experiment.profiles.values():
+        assert all(find_method(method) for method in profile.methods)
+        assert {"oicsr-gl", "gl-out", "l1", "none", "random"} <= set(profile.methods)
+    assert len(experiment.profile("paper").seeds) >= 3
+    quick, paper = experiment.profile("quick"), experiment.profile("paper")
+    assert quick.dense.epochs < paper.dense.epochs and (quick.train_images or 0) <= 3_000
+
+
+def test_every_experiment_is_a_make_target_and_helpers_are_none() -> None:
+    assert not hasattr(recipes, "EXPERIMENT")
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert set(NAMES) <= set(shown) and "recipes" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_are_within_reach(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    torch.manual_seed(0)
+    model, inputs = build_model(experiment.model, 10), torch.zeros(1, *input_shape(experiment.model))
+    for profile in experiment.profiles.values():
+        couplings = oicsr.find_couplings(model, inputs, scope=profile.scope)
+        scores = [torch.rand(c.num_channels) for c in couplings]
+        for share in profile.macs_kept:
+            plan = oicsr.select_channels(
+                scores, couplings, model, inputs, macs_kept=share, max_removed=profile.max_removed
+            )
+            kept = oicsr.count_macs(oicsr.remove_channels(model, plan), inputs) / oicsr.count_macs(model, inputs)
+            assert kept == pytest.approx(share, rel=0.011)
