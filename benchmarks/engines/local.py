@@ -17,7 +17,7 @@ from benchmarks.runner import Bench
 from benchmarks.stopping import Control
 
 POLL = 0.5  # seconds
-LAZY = ["torch.export._trace"]  # what torch.export imports at its first use: seconds, that every process would take again
+LAZY = ["torch.export._trace"]  # imported at the first use of torch.export: seconds that every process would take
 
 
 class InProcess:
