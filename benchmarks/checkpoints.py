@@ -119,14 +119,18 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the whole new one, whatever happens."""
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that it is either the old or the whole new one, whatever happens.
+
+    Not `durable`: a loss of power may undo it; for what can be written again at no cost.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

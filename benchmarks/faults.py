@@ -29,7 +29,13 @@ from benchmarks.locking import read_owner
 from benchmarks.records import Record, RecordError, check_beside, read_record, runs_folder
 
 SCHEMA = "oicsr-reliability-1"
-PRELOAD = ["benchmarks.faults", "benchmarks.commands.run", "benchmarks.commands.sweep", "torch.export._trace"]
+PRELOAD = [
+    "benchmarks.faults",
+    "benchmarks.commands.run",
+    "benchmarks.commands.sweep",
+    "torch.export._trace",
+    "sklearn.datasets",
+]
 PATIENCE = 900.0  # seconds after which a command counts as hanging
 DEMO = ("run", "demo", "--wandb", "disabled")
 TINY = (

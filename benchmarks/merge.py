@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,8 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
     target.parent.mkdir(parents=True, exist_ok=True)
     for name in BESIDE:
         if path.with_name(name).is_file():
-            write_atomically(target.with_name(name), path.with_name(name).read_bytes())
-    write_atomically(target, record.to_json().encode())
+            write_atomically(target.with_name(name), path.with_name(name).read_bytes(), durable=False)
+    write_atomically(target, record.to_json().encode(), durable=False)  # the source is still there
     (merged.added if existing is None else merged.replaced).append(label)
 
 
@@ -120,10 +120,9 @@ def _existing(target: Path) -> Record | None:
 
 def _results(record: Record) -> dict[str, Any]:
     """Return all in which two equal runs are equal."""
-    values = asdict(record)
-    del values["timing"], values["provenance"]
-    if values["failure"]:
-        values["failure"].pop("traceback", None)  # names files of one machine
+    values = {name: value for name, value in vars(record).items() if name not in ("timing", "provenance")}
+    if record.failure:  # a traceback names files of one machine
+        values["failure"] = {name: value for name, value in record.failure.items() if name != "traceback"}
     return values
 
 

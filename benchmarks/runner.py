@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 import traceback
@@ -525,7 +524,7 @@ def _record(
 
 def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
     """Return every value that the run depends on, besides method, strength, seed and target."""
-    shared = copy.deepcopy(asdict(cell.profile))
+    shared = asdict(cell.profile)
     for name in ("methods", "macs_kept", "seeds", "grid_scale", "grids"):
         shared.pop(name)  # they say what else was run, not how this was
     decay = method.regularizer.weight_decay

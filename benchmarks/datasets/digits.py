@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from sklearn.datasets import load_digits as load_sklearn_digits
 
 from benchmarks.datasets.splits import Augmentation, DataSplits, Images, split_validation
 
@@ -15,6 +14,8 @@ VALIDATION_IMAGES = 200
 
 def load_digits() -> DataSplits:
     """Return the digits: 1,200 training, 200 validation and 397 test images of 1x8x8, in a fixed order."""
+    from sklearn.datasets import load_digits as load_sklearn_digits  # seconds, for commands that only read records
+
     bunch = load_sklearn_digits()
     pixels = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # values were 0 to 16
     everything = Images(pixels, torch.from_numpy(bunch.target).long())

@@ -53,7 +53,7 @@ def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) ->
         "structure": {},
         "removals": [{"step": 0, "val_top1_before": top1, "val_top1_after": top1, "macs": macs}],
         "epochs": {name: phase.epochs for name, phase in phases.items()},
-        "compute": {"total": 3 * macs},
+        "compute": {"dense": macs, "regularized": macs, "finetune": macs, "total": 3 * macs},
         "timing": {"dense_seconds": 10.0, "finished_unix": 1},
         "provenance": {"device_type": "cpu", "device": "a CPU"},
     }
