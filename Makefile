@@ -15,7 +15,7 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/recipes.py,$(wildcard benchmarks/experiments/*.py)))))
 
-.PHONY: help setup test lint types report check faults perf paper clean $(EXPERIMENTS)
+.PHONY: help setup test lint types report check faults perf paper test-web clean $(EXPERIMENTS)
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -50,11 +50,19 @@ types: setup ## check types
 report: setup ## make tables, plots, RESULTS.md and the README's block from the published records
 	@$(BIN)/python -m benchmarks report
 
+paper: report ## the same: every table, figure and verdict of the paper's comparison, offline
+
+test-web: setup ## test the HTML report in headless Chromium (CHROMIUM=path, where it is not found)
+	@OICSR_TEST_WEB=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_html.py
+
 check: setup ## compare every generated file with its records
 	@$(BIN)/python -m benchmarks report --check
 
 faults: setup ## kill sweeps, damage their files, fill their disk: what is lost? (results/reliability.json)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks faults $(ARGS)
+
+perf: setup ## measure penalty, training, pruning and latency against peers (results/perf)
+	@$(BIN)/python -m benchmarks perf $(ARGS)
 
 clean: ## remove the environment and caches (never results, data or checkpoints)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

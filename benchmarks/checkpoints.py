@@ -108,7 +108,9 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         header, payload = content[:prefix], content[prefix:]
         if header != MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
             raise ValueError("its checksum is wrong")
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the ways of a file that another program made
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
     except READ_ERRORS as error:

@@ -41,11 +41,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         known = [option for action in self._actions for option in action.option_strings]
-        for word in sys.argv[1:]:
-            if message.startswith("unrecognized") and word.startswith("--") and word.partition("=")[0] not in known:
-                near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-                message += f"; did you mean {near[0]}?" if near else ""
-                break
+        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if message.startswith("unrecognized") and wrong:
+            near = difflib.get_close_matches(wrong[0], known, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]

@@ -92,6 +92,10 @@ class Life:
         """Return what it printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
 
+    def trains(self) -> bool:
+        """Return whether it began its work, or has none."""
+        return "expected to take" in self.text() or "nothing to run" in self.text()
+
     def wait_for(self, condition: Callable[[], bool]) -> bool:
         """Wait until something is so; False where the command ended first."""
         while not condition():
@@ -132,8 +136,9 @@ class Arena:
         return self.folder / "checkpoints"
 
     def _undisturbed(self) -> dict[str, Any]:
-        start = time.monotonic()
         life = self.live()
+        life.wait_for(life.trains)
+        start = time.monotonic()
         if life.wait() != 0:
             raise FaultError(f"the undisturbed sweep failed: {life.text()[-2000:]}")
         self.seconds = time.monotonic() - start
@@ -227,8 +232,8 @@ def kills(arena: Arena, count: int) -> Tally:
         while tally.tried + len(losses) < count:
             before = {path: path.read_bytes() for path in arena.record_paths()}
             life = arena.live()
-            life.wait_for(lambda life=life: "expected to take" in life.text())  # type: ignore[misc]
-            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 10)))
+            life.wait_for(life.trains)
+            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 8)))
             if not life.process.is_alive():
                 break
             os.kill(life.process.pid, signal.SIGKILL)
@@ -353,8 +358,8 @@ def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
         if victims:
             os.kill(victims[0], signal.SIGKILL)
         code = life.wait()
-        loss = None if victims else "no worker was at work"
-        loss = loss or (f"exit code {code}: {life.text()[-1500:]}" if code else None)
+        loss = f"exit code {code}: {life.text()[-1500:]}" if code else None
+        loss = loss or (None if victims else "no worker was at work")
         tally.note(loss or arena.loss())
     return tally
 

@@ -130,6 +130,7 @@ def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
             axes.set_title(f"{name} fine-tuning", fontsize=9)
             _curves(axes, comparison, state)
             axes.set_xlabel("MACs kept (% of the dense network's)")
+            axes.set_xticks([100 * t for t in comparison.targets], [f"{100 * t:.3g}" for t in comparison.targets])
             axes.invert_xaxis()
         panels[0].set_ylabel("test top-1 (%)")
         legend_below(figure, panels[0])
@@ -146,10 +147,14 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
     others = [name for name in table["method"].unique() if name not in MAIN_METHODS]
     for position, method in enumerate(others):
         rows = table[table["method"] == method].sort_values("macs")
-        label = f"{len(others)} other methods" if position == 0 else None
+        label = _others_label(others) if position == 0 else None
         axes.plot(_kept(rows), 100 * rows[f"{state}_top1"], color=OTHERS, linewidth=0.8, zorder=1, label=label)
     if state == "finetuned":  # a collapsed rival must not squeeze what differs by tenths
         axes.set_ylim(low, high)
+
+
+def _others_label(others: Sequence[str]) -> str:
+    return find_method(others[0]).title if len(others) == 1 else f"{len(others)} other methods"
 
 
 def _kept(rows: pd.DataFrame) -> pd.Series:
@@ -369,7 +374,7 @@ def _strength_lines(
             continue
         look = look_of(method)
         main = method in MAIN_METHODS
-        label = look.label if main else (f"{len(others)} other methods" if method == others[0] else None)
+        label = look.label if main else (_others_label(others) if method == others[0] else None)
         x, y = zip(*points, strict=True)
         width = 1.4 if main else 0.8
         axes.plot(x, y, color=look.colour, marker=look.marker, markersize=4, linestyle=look.line, lw=width, label=label)

@@ -38,10 +38,13 @@ def read_tuning(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("chosen"), dict):
         raise TuningError(f"{path} is no tuning record of schema {SCHEMA!r}. Restore it, or tune again.")
+    for method, chosen in data["chosen"].items():
+        if not isinstance(chosen, dict) or not all(isinstance(value, int | float) for value in chosen.values()):
+            raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
     return data
 
 

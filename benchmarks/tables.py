@@ -269,8 +269,8 @@ FAIRNESS_HEADER = (
 )
 FAIRNESS_NOTES = (
     "Strength: as tuned on the validation split (*: not tuned). Epochs and compute: of one run, the dense network's "
-    "too. MACs as three counters count them: convolutions and linear layers; as fvcore, with BatchNorm (2 per element) and "
-    "pooling; and operations, 2 per MAC. Near zero: out-in-channels with a norm below a thousandth of their "
+    "too. MACs as three counters count them: convolutions and linear layers; as fvcore, with BatchNorm (2 per element) "
+    "and pooling; and operations, 2 per MAC. Near zero: out-in-channels with a norm below a thousandth of their "
     "coupling's largest, after training with the regulariser. Concentration: twice the area between the sorted "
     "cumulative energy and the diagonal, 0 (all channels equal) to 1. Lost at surgery: top-1 of the regularised less "
     "that of the pruned network, in points."

@@ -142,13 +142,17 @@ const COLUMNS = [
   ["change", "Change", (row) => (row.change >= 0 ? "+" : "") + percent(row.change)],
 ];
 
+const alphabetical = (first, second) => {
+  const [a, b] = [first.toLowerCase(), second.toLowerCase()];
+  return a < b ? -1 : a > b ? 1 : 0;
+};
 const methodOrder = (row) => study().methods.indexOf(row.method);
 
 function table() {
   const sign = order.down ? -1 : 1;
   const rows = groups().sort((a, b) => {
     const [first, second] = [a[order.column], b[order.column]];
-    const compared = typeof first === "string" ? first.localeCompare(second) : first - second;
+    const compared = typeof first === "string" ? alphabetical(first, second) : first - second;
     return sign * compared || methodOrder(a) - methodOrder(b) || b.target - a.target;
   });
   const head = make("tr", {});

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,18 +69,27 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_list(
+    parser: argparse.ArgumentParser, option: str, read: Callable[[str], Any], text: str, *, required: bool = False
+) -> None:
+    """Take a comma-separated list."""
+    parser.add_argument(option, type=read, metavar="LIST", help=text, required=required)
+
+
 def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
     """Which runs."""
     parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
     parser.add_argument("--profile", help="quick, cpu or paper (default: paper with a CUDA device, else the first)")
+    text = "comma-separated, or all; any regularizer+importance[+selection] too (default: the profile's)"
+    add_list(parser, "--methods", names, text)
     parser.add_argument(
-        "--methods",
-        type=names,
-        help="comma-separated, or all; any regularizer+importance[+selection] too (default: the profile's)",
+        "--seeds", type=seeds, metavar="LIST", help="comma-separated, ranges as 0-4 (default: the profile's)"
     )
-    parser.add_argument("--seeds", type=seeds, help="comma-separated, ranges as 0-4 (default: the profile's)")
     parser.add_argument(
-        "--macs-kept", type=shares, help="comma-separated shares of the MACs, in (0, 1] (default: the profile's)"
+        "--macs-kept",
+        type=shares,
+        metavar="LIST",
+        help="comma-separated shares of the MACs, in (0, 1] (default: the profile's)",
     )
 
 

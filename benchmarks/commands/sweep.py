@@ -16,11 +16,21 @@ from benchmarks.sweep import cells_of
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Say what is crossed, and how it is run."""
-    parser.add_argument("--models", type=names, required=True, help="comma-separated, as `list` shows them")
-    parser.add_argument("--datasets", type=names, required=True, help="comma-separated, as `list` shows them")
-    parser.add_argument("--methods", type=names, default=None, help="comma-separated, or all (default: the template's)")
-    parser.add_argument("--macs-kept", type=shares, help="comma-separated shares in (0, 1] (default: the template's)")
-    parser.add_argument("--seeds", type=seeds, help="comma-separated, ranges as 0-2 (default: the template's)")
+    parser.add_argument(
+        "--models", type=names, metavar="LIST", required=True, help="comma-separated, as `list` shows them"
+    )
+    parser.add_argument(
+        "--datasets", type=names, metavar="LIST", required=True, help="comma-separated, as `list` shows them"
+    )
+    parser.add_argument(
+        "--methods", type=names, metavar="LIST", help="comma-separated, or all (default: the template's)"
+    )
+    parser.add_argument(
+        "--macs-kept", type=shares, metavar="LIST", help="comma-separated shares in (0, 1] (default: the template's)"
+    )
+    parser.add_argument(
+        "--seeds", type=seeds, metavar="LIST", help="comma-separated, ranges as 0-2 (default: the template's)"
+    )
     parser.add_argument(
         "--template",
         metavar="EXPERIMENT",

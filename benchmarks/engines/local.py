@@ -82,7 +82,7 @@ class Processes:
 
     def start(self, task: Task) -> None:
         """Start a process."""
-        slot = min(set(range(self.slots)) - {worker.slot for worker in self._workers})
+        slot = min(set(range(self.slots)) - {worker.slot for worker in self._workers if not worker.ended})
         bench = replace(self._bench, control=Control())
         if self._devices > 1:
             bench = replace(bench, device=torch.device("cuda", slot % self._devices))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from tests.benchmarks.golden import fixture_results
+from tests.benchmarks.golden import build, fixture_results
 
 
 @pytest.fixture(scope="session")
@@ -17,4 +17,4 @@ def fixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def artefacts(fixture_folder: Path) -> report.Artefacts:
-    return report.build(fixture_folder)
+    return build(fixture_folder)

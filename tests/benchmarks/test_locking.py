@@ -57,7 +57,7 @@ def test_living_owner_keeps_its_lease_however_old_its_file_looks(path: Path) -> 
     assert try_lease(path) is None
 
 
-@pytest.mark.parametrize("moment", [0.0, time.time() + 1e9])
+@pytest.mark.parametrize("moment", [0.0, time.time() + 1e9], ids=["long ago", "far ahead"])
 def test_silent_owner_on_another_machine_is_dead_after_a_while_by_ones_own_clock(
     path: Path, monkeypatch: pytest.MonkeyPatch, moment: float
 ) -> None:

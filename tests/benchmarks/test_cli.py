@@ -1,0 +1,246 @@
+"""The command line: help, suggestions, exit codes, plans, budgets, status and ad-hoc sweeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli, stopping
+from benchmarks.adhoc import experiment_source, find_any, known_experiments, parse_experiment
+from benchmarks.config import Experiment
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.records import read_records, record_path, runs_folder, write_record
+from benchmarks.stopping import budget_seconds, on_signals
+from benchmarks.sweep import by_priority, cells_of
+from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
+from tests.benchmarks.small import small_cell, small_experiment
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> int:
+    return cli.main([*arguments, "--results", "r", "--checkpoints", "c", "--wandb", "disabled"])
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "perf"])
+def test_every_option_says_its_default_or_that_it_is_a_switch(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    parser = cli.build_parser(command)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=--)", text)[1:]]
+    assert entries or command == "list"
+    for entry in entries:
+        takes_value = re.match(r"--[a-z-]+ [A-Z{]", entry)
+        required = re.match(r"--(models|datasets) ", entry)  # has no default
+        assert not takes_value or required or "default" in entry, entry
+
+
+def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(code in text for code in ("Exit codes: 0:", "1:", "2:", "130:")) and "sweep" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "Did you mean 'run'"),
+        (["run", "demmo"], "Did you mean 'demo'"),
+        (["run"], "--pending"),
+        (["run", "demo", "--methods", "oicsr-g1"], "did you mean 'oicsr-gl'"),
+        (["run", "demo", "--profile", "papr"], "no profile 'papr'"),
+        (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
+        (["run", "demo", "--device", "tpu"], "cannot be used"),
+        (["run", "demo", "--address", "auto"], "--engine ray"),
+        (["run", "demo", "--budget-minutes", "-1"], "more than 0"),
+        (["sweep", "--models", "resnet21", "--datasets", "cifar10"], "resnet20"),
+        (["sweep", "--models", "resnet20", "--datasets", "cifar"], "cifar10"),
+        (["sweep", "--models", "resnet20", "--datasets", "digits"], "takes images of"),
+    ],
+)
+def test_wrong_input_is_told_apart_with_a_suggestion(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+
+
+def test_unknown_option_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "demo", "--wandb", "offline", "--retry-faild"])
+    assert ended.value.code == 2 and "--retry-failed" in capsys.readouterr().err
+
+
+def test_run_plan_status_and_failures_from_end_to_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("run", "small", "--plan") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"plan: 3 of 3 runs to do, 7 epochs, about [\d.]+ minutes", text)
+    assert not Path("r").exists()
+
+    asked = iter([False, False, True, True, True, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping.Control, "stop_reason", lambda self, s=0.0: "out of time" if next(asked) else None)
+        assert run("run", "small", "--methods", "none", "--budget-minutes", "5") == 0
+    text = capsys.readouterr().out
+    assert "out of time: 1 runs are left" in text and "the same command goes on" in text
+    monkeypatch.undo()
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
+    monkeypatch.chdir(Path())
+
+    assert run("run", "small", "--methods", "none", "--pending") == 0
+    failed = fake_record(small_cell("gl-out"), failure={"reason": "training diverged"})
+    write_record(Path("r"), failed, fake_history())
+    assert run("run", "small", "--methods", "none,gl-out") == 1
+    text = capsys.readouterr().out
+    assert "nothing to run" in text and "training diverged" in text and "--retry-failed" in text
+
+    assert cli.main(["status", "small", "--results", "r", "--checkpoints", "c"]) == 0
+    text = capsys.readouterr().out
+    assert "small (quick): 3 runs: 1 done, 0 partial, 1 failed, 1 missing" in text
+    assert re.search(r"about [\d.]+ s left", text) and "failed: quick-gl-out-keep50-seed0: training diverged" in text
+    assert re.search(r"^  none +#$", text, re.MULTILINE) and re.search(r"^  gl-out +x$", text, re.MULTILINE)
+
+
+def test_status_shows_progress_and_damage(capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(Path("r"), fake_record(small_cell("none")), fake_history())
+    path = record_path(Path("r"), small_cell("none"))
+    path.write_text(path.read_text()[:-9])
+    from benchmarks.checkpoints import CheckpointStore
+    from benchmarks.methods import find_method
+    from benchmarks.stages import stages_of
+    from benchmarks.strengths import choose_strength
+
+    cell = small_cell("oicsr-gl")
+    strength = choose_strength(Path("nowhere"), cell, find_method(cell.method)).value
+    store = CheckpointStore(Path("c"))
+    for stage in stages_of(cell, find_method(cell.method), strength, "cpu")[:2]:
+        progress = {"epoch": 1, "finished": stage.name == "dense", "seconds": [2.0], "machine": "m"}
+        store.save(stage.key, {"epoch": 1}, progress)
+    assert cli.main(["status", "small", "--results", "r", "--checkpoints", "c", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "1 partial" in text and "1 damaged" in text and "partial 67 %: quick-oicsr-gl" in text
+    assert "regularized 1/1" in text
+
+
+def test_pending_takes_experiments_by_priority() -> None:
+    first = Experiment("first", "", "", "digits-resnet", "digits", small_experiment().profiles, priority=10)
+    ordered = by_priority([*cells_of(small_experiment(), "quick"), *cells_of(first, "quick")])
+    assert [cell.experiment.name for cell in ordered] == ["first"] * 3 + ["small"] * 3
+
+
+def test_ad_hoc_sweep_leaves_what_an_experiment_leaves_and_prints_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cross = ["sweep", "--models", "digits-resnet", "--datasets", "digits", "--template", "small"]
+    assert run(*cross, "--methods", "none", "--macs-kept", "0.7", "--seeds", "0") == 0
+    printed = capsys.readouterr().out
+    name = "sweep-digits-digits-resnet"
+    assert len(read_records(Path("r"), [name])) == 1
+    assert (Path("r") / "tables" / f"{name}-quick.md").is_file()
+    assert (Path("r") / "figures" / f"{name}-quick.svg").is_file()
+
+    kept = find_any(name, Path("r"))
+    assert name in known_experiments(Path("r")) and kept.profile("quick").macs_kept == (0.7,)
+    source = experiment_source(kept)
+    assert source in printed
+    path = tmp_path / "permanent.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("permanent", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert kept == module.EXPERIMENT
+
+    more = [*cross, "--methods", "none", "--macs-kept", "0.5", "--seeds", "0", "--plan"]
+    assert run(*more) == 0 and "1 of 1 runs to do" in capsys.readouterr().out
+    assert run("run", name) == 0 and "nothing to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_experiment_survives_its_text_and_its_source(name: str, tmp_path: Path) -> None:
+    experiment = EXPERIMENTS[name]
+    assert parse_experiment(experiment_text(experiment), name) == experiment
+    scope: dict[str, object] = {}
+    exec(compile(experiment_source(experiment), name, "exec"), scope)
+    assert scope["EXPERIMENT"] == experiment
+
+
+def test_sweep_takes_values_from_a_template_and_options() -> None:
+    parser = cli.build_parser("sweep")
+    from benchmarks.adhoc import make_experiments
+    from benchmarks.commands.options import choose_device
+
+    options = parser.parse_args(
+        "sweep --models resnet20,vgg16 --datasets cifar10,cifar100 --methods all --macs-kept 0.7,0.5,0.3 --seeds 0-2 "
+        "--epochs 3,2,1 --device cpu".split()
+    )
+    experiments = make_experiments(options, choose_device(options))
+    assert [e.name for e in experiments] == [
+        "sweep-cifar10-resnet20",
+        "sweep-cifar10-vgg16",
+        "sweep-cifar100-resnet20",
+        "sweep-cifar100-vgg16",
+    ]
+    profile = experiments[0].profile("quick")
+    assert profile.seeds == (0, 1, 2) and profile.macs_kept == (0.7, 0.5, 0.3) and "oicsr-gl" in profile.methods
+    assert [p.epochs for p in (profile.dense, profile.regularized, profile.finetune)] == [3, 2, 1]
+
+
+def test_signals_ask_to_stop_and_a_second_ctrl_c_interrupts() -> None:
+    with on_signals() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupted_command_exits_with_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping.Control, "stop_reason", lambda self, seconds=0.0: stopping.INTERRUPT)
+    assert run("run", "small", "--methods", "none") == 130
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_budget_keeps_time_for_the_tables() -> None:
+    assert budget_seconds(10, age=5) == 600 - 20 - 5
+    assert budget_seconds(1, age=0) == 54
+    with pytest.raises(ValueError, match="more than 0"):
+        budget_seconds(0, 0)
+
+
+def test_a_thousand_runs_are_read_in_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("oicsr-gl", "gl-out", "none", "l1", "random")
+    many = small_experiment(methods=methods, seeds=tuple(range(10)), macs_kept=(0.8, 0.6, 0.4, 0.2))
+    monkeypatch.setitem(EXPERIMENTS, "small", many)
+    assert write_fakes(Path("elsewhere"), cells_of(many, "quick")) == 200  # make it 1,000 with 50 seeds
+    start = time.perf_counter()
+    assert cli.main(["merge", "elsewhere", "--results", "r"]) == 0
+    assert cli.main(["status", "small", "--results", "r", "--checkpoints", "c"]) == 0
+    assert "200 runs: 200 done" in capsys.readouterr().out
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.2f} s")
+    # never more files than records are opened: folders are walked once, in a time that grows with their number
+    assert len(list(runs_folder(Path("r")).glob("*/*/record.json"))) == 200
+    assert not list(Path("r").glob("runs/*/*/*.tmp")) and not (Path("r") / "runs" / "small" / "record.json").exists()

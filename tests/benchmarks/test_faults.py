@@ -1,0 +1,103 @@
+"""The fault-injection suite in short: every kind of fault once or twice, over a sweep of a few seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks import faults
+from benchmarks.faults import TINY, Arena, Tally, damage, to_json
+from benchmarks.reliability import reliability_section
+
+pytestmark = pytest.mark.xdist_group("processes")
+SHORTEST = tuple("1,1,1" if value == "2,2,1" else value.replace("oicsr-gl,none,l1", "oicsr-gl,none") for value in TINY)
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    arena = Arena(tmp_path_factory.mktemp("arena"), SHORTEST)
+    assert len(arena.reference) == 2
+    return arena
+
+
+def check(tally: Tally, tried: int) -> None:
+    assert not tally.losses and (tally.tried, tally.survived) == (tried, tried)
+
+
+@pytest.mark.parametrize("kind", ["torn", "flipped"])
+def test_damaged_records_are_noticed(arena: Arena, kind: str) -> None:
+    check(faults.damaged_records(arena, 25, kind), 25)
+
+
+def test_damaged_checkpoints(arena: Arena) -> None:
+    check(faults.damaged_checkpoints(arena, 1, "flipped"), 1)
+
+
+def test_full_disk(arena: Arena) -> None:
+    check(faults.full_disk(arena, 1), 1)
+
+
+def test_two_commands(arena: Arena) -> None:
+    check(faults.two_commands(arena, 1), 1)
+
+
+def test_killed_worker(arena: Arena) -> None:
+    check(faults.killed_workers(arena, 1, "local"), 1)
+
+
+@pytest.mark.slow
+def test_jumping_clock(arena: Arena) -> None:
+    check(faults.jumping_clock(arena, 1), 1)
+
+
+def test_kills(arena: Arena) -> None:
+    check(faults.kills(arena, 4), 4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_killed_ray_worker(arena: Arena) -> None:
+    check(faults.killed_workers(arena, 1, "ray"), 1)
+
+
+def test_loss_is_seen(arena: Arena) -> None:
+    arena.clear()
+    assert arena.recover() is None
+    path = arena.record_paths()[0]
+    text = path.read_text()
+    path.write_text(text.replace('"top1": 0.', '"top1": 0.0', 1))
+    assert "cannot be read" in str(arena.loss())
+    path.unlink()
+    assert "runs missing" in str(arena.loss())
+    path.write_text(text)
+    label = next(iter(arena.reference))
+    values, history = arena.reference[label]
+    try:
+        arena.reference[label] = (values, history + "\n")
+        assert "other results" in str(arena.loss())
+    finally:
+        arena.reference[label] = (values, history)
+
+
+def test_damage_changes_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for kind in ("torn", "flipped"):
+        path.write_bytes(b"0123456789")
+        damage(path, kind, random.Random(1))
+        assert path.read_bytes() != b"0123456789"
+        assert len(path.read_bytes()) < 10 or kind == "flipped"
+
+
+def test_figures_reach_the_results_page(tmp_path: Path) -> None:
+    tally = Tally("SIGKILL of the command")
+    tally.note(None)
+    tally.note("a run was lost")
+    assert reliability_section(tmp_path) == []
+    text = to_json({"kill": tally}, sweep="demo", runs=12, date="2026-01-01", device="a CPU")
+    (tmp_path / "reliability.json").write_text(text)
+    lines = reliability_section(tmp_path)
+    assert "| SIGKILL of the command | 2 | 1 |" in lines and "demo` (12 runs)" in "\n".join(lines)
+    assert json.loads(text)["kinds"]["kill"]["losses"] == ["a run was lost"]

@@ -1,0 +1,79 @@
+"""Figures from fixture records: the same bytes as in the golden file, and none without data."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from benchmarks import channel_figures, figures, report
+from benchmarks.details import Details
+from benchmarks.diagram import method_diagram
+from benchmarks.tables import MAIN_METHODS, compare
+from tests.benchmarks.golden import FIGURES, GOLDEN, digests
+from tests.benchmarks.synthetic import experiment, records_of
+
+pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
+
+EXPECTED = json.loads((GOLDEN / FIGURES).read_text())
+NOTHING = Details(Path("nowhere"))
+
+
+def test_golden_figures_are_of_the_installed_matplotlib() -> None:
+    assert EXPECTED["matplotlib"] == mpl.__version__, "look at the figures, then: python -m tests.benchmarks.golden"
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED["svg"]))
+def test_figure_is_as_in_the_golden_file(artefacts: report.Artefacts, name: str) -> None:
+    assert digests(artefacts)[name] == EXPECTED["svg"][name]
+
+
+def test_every_kind_is_drawn_as_svg_and_png(artefacts: report.Artefacts) -> None:
+    assert sorted(digests(artefacts)) == sorted(EXPECTED["svg"])
+    kinds = {name.removeprefix("cifar10-resnet56-cpu-") for name in digests(artefacts) if "resnet56-cpu-" in name}
+    assert kinds == {f"{kind}.svg" for kind in ("methods", "energy", "joint", "kept", "finetuning", "strengths")}
+    assert {"iterative-cpu-iterations.svg", "latency-a-cpu.svg", "method.svg"} <= digests(artefacts).keys()
+    for path, content in artefacts.items():
+        if path.suffix == ".png":
+            assert content.startswith(b"\x89PNG") and path.with_suffix(".svg") in artefacts
+        if path.suffix == ".svg":
+            ElementTree.fromstring(content)
+            assert b"<dc:date>" not in content
+
+
+def test_drawing_twice_gives_the_same_bytes() -> None:
+    assert method_diagram() == method_diagram()
+    [comparison] = compare(records_of(experiment(macs_kept=(0.5,))))
+    first, second = (figures.accuracy_against_macs(comparison, "t") for _ in range(2))
+    assert first == second
+
+
+def test_main_methods_look_different() -> None:
+    looks = [figures.look_of(method) for method in MAIN_METHODS]
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(MAIN_METHODS)
+    assert figures.look_of("fpgm").colour == figures.OTHERS and looks[0].ours
+
+
+def test_without_data_nothing_is_drawn() -> None:
+    [comparison] = compare(records_of(experiment()))
+    assert figures.finetuning_curves(comparison, "t", NOTHING) is None
+    assert channel_figures.joint_energies(comparison, "t", NOTHING) is None
+    assert figures.iterations(comparison, "t") is None
+    assert figures.latency_against_macs("device", {"rows": []}) is None
+    assert figures.strength_curves({"scores": {}, "chosen": {}, "seeds": []}, "t") is None
+
+
+def test_channels_for_a_share_of_the_energy() -> None:
+    assert channel_figures.channels_for(np.array([9.0, 1.0, 0.0, 0.0])) == 0.25
+    assert channel_figures.channels_for(np.array([8.0, 1.0, 1.0, 0.0])) == 0.5
+    assert channel_figures.channels_for(np.zeros(4)) == 1.0
+
+
+def test_rank_correlation() -> None:
+    values = np.array([1.0, 5.0, 2.0, 9.0])
+    assert channel_figures.rank_correlation(values, values**3) == pytest.approx(1)
+    assert channel_figures.rank_correlation(values, -values) == pytest.approx(-1)

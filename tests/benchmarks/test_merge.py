@@ -1,0 +1,135 @@
+"""Records from elsewhere: verified, never written over others unseen."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.config import Phase
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.merge import Merged, merge
+from benchmarks.records import Record, read_record, record_path, write_record
+from tests.benchmarks.fakes import fake_history, fake_record
+from tests.benchmarks.small import small_bench, small_cell, small_experiment
+
+CELL = small_cell()
+KNOWN = {"small": small_experiment()}
+
+
+def put(results: Path, record: Record) -> Path:
+    return write_record(results, record, fake_history())
+
+
+def bring(folder: Path, **options: bool) -> Merged:
+    return merge(small_bench(folder), folder / "elsewhere", KNOWN, **options)
+
+
+def test_record_is_brought_in_with_its_history_and_a_second_time_found_there(tmp_path: Path) -> None:
+    source = put(tmp_path / "elsewhere", fake_record(CELL))
+    assert bring(tmp_path).added == [CELL.label]
+    target = record_path(tmp_path / "results", CELL)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.with_name("history.csv").read_bytes() == source.with_name("history.csv").read_bytes()
+    again = bring(tmp_path)
+    assert again.present == [CELL.label] and not again.added and not again.refused
+
+
+def test_times_and_machines_may_differ(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", fake_record(CELL, timing={"dense_seconds": 99.0}, provenance={"device": "another"}))
+    put(tmp_path / "results", fake_record(CELL))
+    assert bring(tmp_path).present == [CELL.label]
+
+
+def test_other_complete_record_is_refused_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", fake_record(CELL, 0.9))
+    target = put(tmp_path / "results", fake_record(CELL, 0.8))
+    before = target.read_bytes()
+    refused = bring(tmp_path).refused[CELL.label]
+    assert "differs from the complete record" in refused and "'states'" in refused and "--replace" in refused
+    assert target.read_bytes() == before
+    assert bring(tmp_path, replace=True).replaced == [CELL.label]
+    assert read_record(target).states["dense"]["top1"] == 0.9
+    assert target.with_name("record.json.replaced").read_bytes() == before
+
+
+def test_complete_record_replaces_a_failed_one_and_not_the_other_way(tmp_path: Path) -> None:
+    failed = fake_record(CELL, failure={"reason": "it diverged"})
+    put(tmp_path / "elsewhere", fake_record(CELL))
+    put(tmp_path / "results", failed)
+    assert bring(tmp_path).replaced == [CELL.label]
+    put(tmp_path / "elsewhere", failed)
+    assert bring(tmp_path).present == [CELL.label]
+    assert read_record(record_path(tmp_path / "results", CELL)).complete
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("value", "it was changed"),
+        ("torn", "no readable record"),
+        ("history", r"history\.csv beside"),
+        ("no history", "no readable history"),
+        ("place", "wrong place"),
+        ("no checksum", "it was changed"),
+    ],
+)
+def test_damaged_records_are_refused(tmp_path: Path, harm: str, message: str) -> None:
+    path = put(tmp_path / "elsewhere", fake_record(CELL))
+    history = path.with_name("history.csv")
+    if harm == "value":
+        path.write_text(path.read_text().replace('"top1": 0.75', '"top1": 0.85', 1))
+    elif harm == "torn":
+        path.write_text(path.read_text()[:-40])
+    elif harm == "history":
+        history.write_text(history.read_text().replace("1.5", "1.4", 1))
+    elif harm == "no history":
+        history.unlink()
+    elif harm == "place":
+        path.parent.rename(path.parent.with_name("quick-none-keep50-seed0"))
+    else:
+        strip_checksums(path)
+    refused = bring(tmp_path).refused
+    assert len(refused) == 1 and re.search(message, next(iter(refused.values())))
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def strip_checksums(path: Path) -> None:
+    data = json.loads(path.read_text())
+    data["provenance"] = {key: value for key, value in data["provenance"].items() if not key.endswith("sha256")}
+    path.write_text(json.dumps(data))
+
+
+def test_record_without_checksum_gets_one_where_that_is_asked_for(tmp_path: Path) -> None:
+    strip_checksums(put(tmp_path / "elsewhere", fake_record(CELL)))
+    assert bring(tmp_path, unchecked=True).added == [CELL.label]
+    assert "record_sha256" in read_record(record_path(tmp_path / "results", CELL)).provenance
+
+
+def test_other_configuration_profile_or_method_is_refused(tmp_path: Path) -> None:
+    other = small_cell(finetune=Phase(epochs=3, learning_rate=0.01))
+    put(tmp_path / "elsewhere", fake_record(other))
+    assert "finetune.epochs is 1 now and was 3" in bring(tmp_path).refused[CELL.label]
+    put(tmp_path / "elsewhere", fake_record(CELL, profile="paper"))
+    assert "of profile 'paper'" in bring(tmp_path).refused[CELL.label]
+    put(tmp_path / "elsewhere", fake_record(CELL, method="unheard-of"))
+    assert "called 'quick-unheard-of" in bring(tmp_path).refused[CELL.label]
+
+
+def test_command_exits_with_one_where_a_record_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
+    source, results = tmp_path / "elsewhere", tmp_path / "results"
+    assert cli.main(["merge", str(source), "--results", str(results)]) == 2
+    assert "no records under" in capsys.readouterr().err
+    put(source, fake_record(CELL))
+    assert cli.main(["merge", str(source), "--results", str(results)]) == 0
+    assert "1 brought in" in capsys.readouterr().out
+    put(source, fake_record(CELL, 0.1))
+    assert cli.main(["merge", str(source), "--results", str(results)]) == 1
+    shown = capsys.readouterr()
+    assert "1 refused" in shown.out and f"refused: {CELL.label}" in shown.err

@@ -1,0 +1,91 @@
+"""All artefacts together: complete, checked to the byte, quick enough, and the README's block short."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.methods import METHODS
+from benchmarks.records import history_csv
+from tests.benchmarks.synthetic import experiment, history_of, records_of
+
+pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
+
+
+def test_check_finds_a_changed_byte_a_missing_and_a_stray_file(
+    fixture_folder: Path, artefacts: report.Artefacts
+) -> None:
+    assert len(report.write(artefacts)) == len(artefacts)
+    assert report.differing(artefacts, fixture_folder) == [] and report.write(artefacts) == []
+    table = fixture_folder / "tables" / "paper-pruned.csv"
+    table.write_bytes(table.read_bytes()[:-1])
+    (fixture_folder / "claims.json").unlink()
+    stray = fixture_folder / "tables" / "stray.csv"
+    stray.write_text("1")
+    wrong = "\n".join(report.differing(artefacts, fixture_folder))
+    assert wrong.count("\n") == 2 and "paper-pruned.csv differs" in wrong and "claims.json" in wrong
+    assert "stray.csv has no records" in wrong
+    stray.unlink()
+    assert len(report.write(artefacts)) == 2
+
+
+def test_results_page_labels_quick_runs_failures_and_what_is_not_run(
+    fixture_folder: Path, artefacts: report.Artefacts
+) -> None:
+    page = artefacts[fixture_folder / "RESULTS.md"].decode()
+    assert "Quick run: it shows that the pipeline works. No verdict rests on it." in page
+    assert "`failing/cpu-oicsr-gl-keep50-seed0`: training diverged" in page
+    assert "## Not run" in page and "## Checklist of Blalock et al. 2020" in page and "Not run: " in page
+    for line in page.splitlines():
+        if line.startswith("![") and "](" in line:
+            assert fixture_folder / line.split("](")[1].rstrip(")") in artefacts
+
+
+def test_published_results_write_the_readme(fixture_folder: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Name\n\n{report.BEGIN}\n{report.END}\n\nMore.\n")
+    records = records_of(experiment("demo", macs_kept=(0.5, 0.3), seeds=(0,)), "quick")
+    results = tmp_path / "results"
+    for record in records:
+        write_plainly(results, record)
+    artefacts = report.build(results, tmp_path)
+    text = artefacts[readme].decode()
+    block = text.split(report.BEGIN)[1].split(report.END)[0]
+    assert text.startswith("# Name\n") and text.endswith("\n\nMore.\n")
+    assert "**Verdicts on" in block and "Profile quick says nothing about the claim" in block
+    assert block.count("![") == 1 and len(block.strip().splitlines()) < 25
+    assert "(results/figures/demo-quick.png)" in artefacts[tmp_path / "RESULTS.md"].decode()
+
+
+def test_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs the markers"):
+        report.with_block("# Name", "block")
+
+
+def test_an_empty_folder_gives_a_page_that_says_not_run(tmp_path: Path) -> None:
+    artefacts = report.build(tmp_path)
+    page = artefacts[tmp_path / "RESULTS.md"].decode()
+    assert "16 not run" in page and "from the 0 records" in page
+
+
+def write_plainly(results: Path, record: object) -> None:
+    folder = results / "runs" / record.experiment / record.run_id  # type: ignore[attr-defined]
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(record.to_json())  # type: ignore[attr-defined]
+    (folder / "history.csv").write_text(history_csv(history_of(record)))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_two_thousand_records_take_less_than_half_a_minute(tmp_path: Path) -> None:
+    study = experiment("digits", methods=tuple(METHODS)[:25], macs_kept=(0.8, 0.7, 0.5, 0.3), seeds=tuple(range(20)))
+    records = records_of(study)
+    assert len(records) == 2000
+    for record in records:
+        write_plainly(tmp_path, record)
+    start = time.process_time()
+    artefacts = report.build(tmp_path)
+    assert time.process_time() - start < 30
+    assert artefacts[tmp_path / "report.html"]
