@@ -29,7 +29,7 @@ from benchmarks.locking import read_owner
 from benchmarks.records import Record, RecordError, check_beside, read_record, runs_folder
 
 SCHEMA = "oicsr-reliability-1"
-PRELOAD = ["benchmarks.faults", "benchmarks.commands.run", "benchmarks.commands.sweep"]
+PRELOAD = ["benchmarks.faults", "benchmarks.commands.run", "benchmarks.commands.sweep", "torch.export._trace"]
 PATIENCE = 900.0  # seconds after which a command counts as hanging
 DEMO = ("run", "demo", "--wandb", "disabled")
 TINY = (
@@ -233,7 +233,7 @@ def kills(arena: Arena, count: int) -> Tally:
             before = {path: path.read_bytes() for path in arena.record_paths()}
             life = arena.live()
             life.wait_for(life.trains)
-            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 8)))
+            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 12)))
             if not life.process.is_alive():
                 break
             os.kill(life.process.pid, signal.SIGKILL)
@@ -383,8 +383,8 @@ def jumping_clock(arena: Arena, count: int) -> Tally:
     return tally
 
 
-def campaign(arena: Arena, size: int, tell: Callable[[str], None]) -> dict[str, Tally]:
-    """Try every fault; `size` kills, and in proportion of the others."""
+def campaign(large: Arena, arena: Arena, size: int, tell: Callable[[str], None]) -> dict[str, Tally]:
+    """Try every fault: `size` kills of the large sweep, and in proportion of the others on the small one."""
     some = max(1, size // 10)
     plan: dict[str, Callable[[], Tally]] = {
         "torn-checkpoint": lambda: damaged_checkpoints(arena, some, "torn"),
@@ -395,7 +395,7 @@ def campaign(arena: Arena, size: int, tell: Callable[[str], None]) -> dict[str, 
         "two-commands": lambda: two_commands(arena, some),
         "killed-worker": lambda: killed_workers(arena, some, "local"),
         "jumping-clock": lambda: jumping_clock(arena, some),
-        "kill": lambda: kills(arena, size),
+        "kill": lambda: kills(large, size),
     }
     if importlib.util.find_spec("ray") is not None:
         plan["killed-ray-worker"] = lambda: killed_workers(arena, max(1, some // 2), "ray")

@@ -24,21 +24,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kills", type=positive, default=50, metavar="N", help="SIGKILLs; others in proportion (default: 50)"
     )
-    parser.add_argument("--sweep", choices=tuple(SWEEPS), default="demo", help="what is disturbed (default: demo)")
+    parser.add_argument("--sweep", choices=tuple(SWEEPS), default="demo", help="what is killed (default: demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the faults' random numbers (default: 0)")
 
 
 def command(options: argparse.Namespace) -> int:
     """Try every fault and write down the figures; exit with 1 where one was not survived."""
-    with tempfile.TemporaryDirectory() as folder:
-        arena = Arena(Path(folder), SWEEPS[options.sweep], options.seed)
-        print(f"undisturbed: {len(arena.reference)} runs in {arena.seconds:.0f} s", flush=True)
-        tallies = campaign(arena, options.kills, lambda line: print(line, flush=True))
+    with tempfile.TemporaryDirectory() as name:
+        small = Arena(Path(name) / "small", TINY, options.seed)
+        large = small if options.sweep == "tiny" else Arena(Path(name) / "large", SWEEPS[options.sweep], options.seed)
+        for arena in dict.fromkeys([small, large]):
+            print(f"undisturbed: {len(arena.reference)} runs in {arena.seconds:.0f} s", flush=True)
+        tallies = campaign(large, small, options.kills, lambda line: print(line, flush=True))
     device = torch.device("cpu")
     text = to_json(
         tallies,
         sweep=options.sweep,
-        runs=len(arena.reference),
+        runs=len(large.reference),
+        small_runs=len(small.reference),
         seed=options.seed,
         date=datetime.now(UTC).date().isoformat(),
         device=device_name(device),

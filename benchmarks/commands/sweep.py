@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.adhoc import experiment_source, make_experiments, save_experiment, source_name
-from benchmarks.commands.options import names, numbers, positive, seeds, shares
+from benchmarks.commands.options import add_list, names, numbers, positive, seeds, shares
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
 from benchmarks.sweep import cells_of
@@ -16,21 +16,12 @@ from benchmarks.sweep import cells_of
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Say what is crossed, and how it is run."""
-    parser.add_argument(
-        "--models", type=names, metavar="LIST", required=True, help="comma-separated, as `list` shows them"
-    )
-    parser.add_argument(
-        "--datasets", type=names, metavar="LIST", required=True, help="comma-separated, as `list` shows them"
-    )
-    parser.add_argument(
-        "--methods", type=names, metavar="LIST", help="comma-separated, or all (default: the template's)"
-    )
-    parser.add_argument(
-        "--macs-kept", type=shares, metavar="LIST", help="comma-separated shares in (0, 1] (default: the template's)"
-    )
-    parser.add_argument(
-        "--seeds", type=seeds, metavar="LIST", help="comma-separated, ranges as 0-2 (default: the template's)"
-    )
+    listed = "comma-separated, as `list` shows them"
+    add_list(parser, "--models", names, listed, required=True)
+    add_list(parser, "--datasets", names, listed, required=True)
+    add_list(parser, "--methods", names, "comma-separated, or all (default: the template's)")
+    add_list(parser, "--macs-kept", shares, "comma-separated shares in (0, 1] (default: the template's)")
+    add_list(parser, "--seeds", seeds, "comma-separated, ranges as 0-2 (default: the template's)")
     parser.add_argument(
         "--template",
         metavar="EXPERIMENT",

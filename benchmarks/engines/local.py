@@ -17,6 +17,7 @@ from benchmarks.runner import Bench
 from benchmarks.stopping import Control
 
 POLL = 0.5  # seconds
+LAZY = ["torch.export._trace"]  # imported at the first use of torch.export: seconds that every process would take
 
 
 class InProcess:
@@ -76,7 +77,7 @@ class Processes:
         kinds = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
         if "forkserver" in kinds:
-            self._context.set_forkserver_preload(["benchmarks.engines.local"])
+            self._context.set_forkserver_preload(["benchmarks.engines.local", *LAZY])
         self._stop = self._context.Event()
         self._workers: list[_Worker] = []
 

@@ -96,7 +96,7 @@ def test_figures_reach_the_results_page(tmp_path: Path) -> None:
     tally.note(None)
     tally.note("a run was lost")
     assert reliability_section(tmp_path) == []
-    text = to_json({"kill": tally}, sweep="demo", runs=12, date="2026-01-01", device="a CPU")
+    text = to_json({"kill": tally}, sweep="demo", runs=12, small_runs=3, date="2026-01-01", device="a CPU")
     (tmp_path / "reliability.json").write_text(text)
     lines = reliability_section(tmp_path)
     assert "| SIGKILL of the command | 2 | 1 |" in lines and "demo` (12 runs)" in "\n".join(lines)
