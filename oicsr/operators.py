@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 
-MAX_LABELLED_ELEMENTS = 1 << 20  # a parameter added or multiplied elementwise gets one label per element, up to this
+MAX_LABELLED_ELEMENTS = 1 << 17  # a parameter read elementwise gets one label per element, up to this many
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from oicsr.coupling import Axis, Coupling, Member
 from oicsr.labels import ChannelSets
@@ -379,12 +381,25 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+class _ShapesOfNorms(TorchFunctionMode):
+    """BatchNorm by its shapes alone: on the meta device the real one takes most of a trial's time."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not functional.batch_norm or kwargs is None or len(args) < 3:
+            return func(*args, **(kwargs or {}))
+        if args[1] is not None and len(args[1]) != args[0].shape[1]:
+            raise RuntimeError(f"BatchNorm has {len(args[1])} channels and reads {args[0].shape[1]}")
+        return args[0].clone()
+
+
 def _trial(skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]) -> str | None:
     """Remove the last channel of each coupling; return what the forward says against it, if anything."""
     kept = {c.name: range(c.num_channels - 1) for c in couplings}
     trial = meta_copy(skeleton)
     slice_module(trial, PruningPlan.from_kept(couplings, kept).slices)
-    with mode(trial, training=False), torch.no_grad():
+    with mode(trial, training=False), torch.no_grad(), _ShapesOfNorms():
         try:
             trial(*inputs)
         except MODEL_ERRORS as error:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import oicsr
 from oicsr.selection import MacsModel
+from oicsr.tracing import _ShapesOfNorms
 from tests.oicsr.networks import Basic, Chain, Mixed, drop_third, zero_channels
 
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -119,6 +120,29 @@ def test_width_in_the_code_is_found_by_trial() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="number in the model's code"):
         couplings = oicsr.find_couplings(Rigid(), IMAGES)
     assert [c.name for c in couplings] == ["two"]
+
+
+class Narrow(nn.Module):
+    """The BatchNorm reads a number of channels that stands in the code, whatever the layer before gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.fc = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.one(x).expand(-1, 6, -1, -1)).mean((2, 3)))
+
+
+def test_trials_check_the_width_of_batch_norms() -> None:
+    """Trials take BatchNorm by its shapes alone, so they must compare them."""
+    images = torch.zeros(2, 4, 3, 3, device="meta")
+    norm = nn.BatchNorm2d(4, device="meta")
+    with _ShapesOfNorms():
+        assert norm(images).shape == images.shape
+        with pytest.raises(RuntimeError, match="has 4 channels and reads 3"):
+            norm(images[:, :3])
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="number in the model's code"):
+        assert oicsr.find_couplings(Narrow(), IMAGES) == []
 
 
 class Shared(nn.Module):
