@@ -102,10 +102,6 @@ def test_run_plan_status_and_failures_from_end_to_end(
         assert run("run", "small", "--methods", "none", "--budget-minutes", "5") == 0
     text = capsys.readouterr().out
     assert "out of time: 1 runs are left" in text and "the same command goes on" in text
-    monkeypatch.undo()
-    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
-    monkeypatch.chdir(Path())
-
     assert run("run", "small", "--methods", "none", "--pending") == 0
     failed = fake_record(small_cell("gl-out"), failure={"reason": "training diverged"})
     write_record(Path("r"), failed, fake_history())
