@@ -60,7 +60,10 @@ def test_kills(arena: Arena) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 def test_killed_ray_worker(arena: Arena) -> None:
-    check(faults.killed_workers(arena, 1, "ray"), 1)
+    tally = faults.killed_workers(arena, 1, "ray")
+    if any("timed out during startup" in loss for loss in tally.losses):
+        pytest.skip("Ray did not start within the 30 s that it gives itself: this machine is too busy")
+    check(tally, 1)
 
 
 def test_loss_is_seen(arena: Arena) -> None:
