@@ -366,7 +366,7 @@ def _summary(rows: Mapping[str, Row], library: str) -> str:
     for column in ("passed", "torch_pruning"):
         known = [row for row in run if row[column]]
         passed = sum(row[column] == "yes" for row in known)
-        cells += [passed, f"{passed / len(known):.1%} of {len(known)}" if known else "not run"]
+        cells += [passed, f"{passed / len(known):.1%} of {len(known)}"] if known else ["not run", "not run"]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
