@@ -26,10 +26,9 @@ def reliability_section(results: Path) -> list[str]:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = [(kind["what"], kind["tried"], kind["survived"]) for kind in data["kinds"].values()]
         known = data["schema"] == SCHEMA
-        sweeps = (
-            f"the sweep `{data['sweep']}` ({data['runs']} runs) was killed, one of {data['small_runs']} runs the rest"
-        )
-        origin = f"({sweeps}; {data['date']}, {data['device']})"
+        kills = f"kills of the sweep `{data['sweep']}` ({data['runs']} runs)"
+        rest = f"everything else of a sweep of {data['small_runs']} runs"
+        origin = f"({data['date']}, {data['device']}; {kills}, {rest})"
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ReliabilityError(f"{path} cannot be read: {error!r}. Run `make faults` again.") from error
     if not known:
