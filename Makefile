@@ -30,7 +30,7 @@ $(VENV)/.done: pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@UV="$$(command -v uv || true)"; \
 	  if [ -z "$$UV" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; UV=$(BIN)/uv; fi; \
-	  "$$UV" pip install --quiet --python $(BIN)/python -r requirements.lock; \
+	  "$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock; \
 	  "$$UV" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
