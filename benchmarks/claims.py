@@ -107,7 +107,7 @@ SAME_WEIGHTS = (
     ("gl-out-oi", "gl-out"),
     ("oicsr-gl", "oicsr-gl+out"),
     ("none", "none+out"),
-    ("none", "none+l2"),
+    ("none", "l2"),
     ("oicsr-gl", "oicsr-gl+in"),
     ("gl-separate", "gl-separate+out"),
 )

@@ -60,6 +60,9 @@ def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:
 def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     """Return the strength of a run: the one tuned for its method and target, else the middle of the grid.
 
+    A combination such as `oicsr-gl+taylor` that was not tuned takes the strength that was tuned for the method of its
+    regulariser's name: another importance for the same weights.
+
     Raises:
         TuningError: There is a tuning record, but it cannot be read.
     """
@@ -67,8 +70,14 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
         return Strength(0.0, "none needed")
     path = tuning_path(folder, cell.experiment.name, cell.profile_name)
     if path.is_file():
-        chosen = read_tuning(path)["chosen"].get(method.strength_of or cell.method, {}).get(f"{cell.macs_kept:g}")
-        if chosen is not None:
-            return Strength(float(chosen), f"tuned on validation ({path.name})")
+        tuned = read_tuning(path)["chosen"]
+        for name in (method.strength_of or cell.method, method.regularizer.name):
+            chosen = tuned.get(name, {}).get(f"{cell.macs_kept:g}")
+            if chosen is not None:
+                return Strength(float(chosen), f"tuned on validation{_for(name, cell.method)} ({path.name})")
     grid = grid_of(cell, method)
     return Strength(grid[len(grid) // 2], "middle of the grid, not tuned")
+
+
+def _for(name: str, method: str) -> str:
+    return "" if name == method else f" for {name}"

@@ -180,6 +180,9 @@ def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
     if torch.compiler.is_compiling():
         exact = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
         return _energy_operator(weights, layout.number, layout.channels, exact)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():  # autograd's own bookkeeping takes longer than the energies of a small network
+        plain = [weight.detach() for weight in weights]
+        return fused.energies(plain, layout.table(plain))
     return _Energy.apply(layout, *weights)  # type: ignore[no-any-return]
 
 
@@ -208,7 +211,7 @@ def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -
         return
     table = layout.table(parameters)
     factors = 2 * energy_grad
-    weights = [parameter.detach() for parameter in parameters]
+    weights = [parameter.detach() for parameter in parameters]  # every operation on a plain tensor is quicker
     targets = [p.grad if p.requires_grad else None for p in parameters]
     fused.add_products_(targets, weights, table, factors)
     missing = [p.requires_grad and p.grad is None for p in parameters]

@@ -12,10 +12,11 @@ kind (other axes, half precision, strided memory) go through them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +24,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from oicsr.kernels import Tiles
 
-CACHE_BLOCK = 1 << 17  # elements worked on at once on a CPU: 512 KiB of float32, the second-level cache of a core
+CACHE_BLOCK = 1 << 19  # elements worked on at once on a CPU, 2 MiB of float32: measured best with one and two threads
+SERIAL_ELEMENTS = 1 << 22  # below, waking a CPU's other threads for every operation takes longer than they save
 DEVICE_BLOCK = 1 << 24  # elsewhere: bounds the temporaries at 64 MiB
+P = ParamSpec("P")
+R = TypeVar("R")
 KERNEL_DEVICES = {"cuda"}  # where the Triton kernels are used
 
 
@@ -71,6 +75,7 @@ class Table:
         index: int64, `(slices,)`: the channel of each slice.
         channels: Channels in all; the position after the last is a waste bin.
         dtype: Type of the energies: float32, or float64 where a weight is.
+        serial: Whether one thread is quicker than many.
         tiles: The buckets as the Triton kernels want them, where they can be used.
     """
 
@@ -79,6 +84,7 @@ class Table:
     index: Tensor
     channels: int
     dtype: torch.dtype
+    serial: bool = False
     tiles: Tiles | None = None
 
 
@@ -111,7 +117,28 @@ def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) 
     dtype = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
     device = weights[0].device
     tiles = _make_tiles(buckets, device) if dtype is torch.float32 else None
-    return Table(tuple(buckets), tuple(others), together.to(device), channels, dtype, tiles)
+    serial = device.type == "cpu" and sum(weights[i].numel() for i in axes) < SERIAL_ELEMENTS
+    return Table(tuple(buckets), tuple(others), together.to(device), channels, dtype, serial, tiles)
+
+
+def _few_threads(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function work with one thread where more do not pay for the table among its arguments.
+
+    Setting their number takes less than a microsecond.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        count = torch.get_num_threads()
+        if count == 1 or not any(isinstance(argument, Table) and argument.serial for argument in args):
+            return function(*args, **options)
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **options)
+        finally:
+            torch.set_num_threads(count)
+
+    return call
 
 
 def _make_tiles(buckets: Sequence[Bucket], device: torch.device) -> Tiles | None:
@@ -172,17 +199,36 @@ def _place(terms: Sequence[Term], index: list[Tensor]) -> slice:
     return slice(start, sum(len(part) for part in index))
 
 
+class Scratch:
+    """Memory for the temporaries of one pass, used again by every block: on a CPU it stays in the cache."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: dict[torch.dtype, Tensor] = {}
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised memory, valid until the next call."""
+        size = math.prod(shape)
+        memory = self._memory.get(dtype)
+        if memory is None or memory.numel() < size:
+            room = max(size, block_size(self._device)) if self._device.type == "cpu" else size
+            memory = self._memory[dtype] = torch.empty(room, dtype=dtype, device=self._device)
+        return memory[:size].view(shape)
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # energies
 # ----------------------------------------------------------------------------------------------------------------
 
 
+@_few_threads
 def energies(weights: Sequence[Tensor], table: Table) -> Tensor:
     """Return the energy of every channel, `(channels,)`; the weights are detached by the caller."""
     tiles = _kernels(table)
     found = None if tiles is None else tiles.energies(weights, table.index, table.channels)
     buckets = table.buckets if found is None else ()
-    parts = [part for bucket in buckets for part in _bucket_energies(weights, bucket)]
+    scratch = Scratch(table.index.device)
+    parts = [part for bucket in buckets for part in _bucket_energies(weights, bucket, scratch)]
     parts += [reference_energies(weights[term.weight], term.dim) for term, _ in table.others]
     total = torch.zeros(table.channels + 1, dtype=table.dtype, device=table.index.device) if found is None else found
     if parts:
@@ -198,19 +244,26 @@ def reference_energies(weight: Tensor, dim: int) -> Tensor:
     return exact.square().sum(others) if others else exact.square()
 
 
-def _bucket_energies(weights: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+def _bucket_energies(weights: Sequence[Tensor], bucket: Bucket, scratch: Scratch) -> list[Tensor]:
     """Return the energies of a bucket: of rows `(weights, rows)`, then of columns `(weights, columns)`."""
     matrices = [_as_matrix(weights[i], bucket) for i in bucket.weights]
+    first = matrices[0]
     if bucket.columns is None:
-        stacked = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]  # (weights, rows, width)
+        stacked = _stack(matrices, scratch) if len(matrices) > 1 else first[None]  # (weights, rows, width)
         return [torch.linalg.vector_norm(stacked, dim=2).square_()]
-    if matrices[0].numel() > block_size(matrices[0].device):
-        rows, columns = _blockwise_sums(matrices[0], with_rows=bucket.rows is not None)
+    if first.numel() > block_size(first.device):
+        rows, columns = _blockwise_sums(first, with_rows=bucket.rows is not None)
     else:
-        square = torch.stack(matrices).square_()  # (weights, rows, width)
+        square = _stack(matrices, scratch).square_()  # (weights, rows, width)
         rows, columns = (square.sum(2) if bucket.rows else None), square.sum(1)
     columns = _over_positions(columns, bucket)
     return [columns] if rows is None else [rows, columns]
+
+
+def _stack(matrices: Sequence[Tensor], scratch: Scratch) -> Tensor:
+    """Return `(weights, rows, width)` in scratch memory."""
+    shape = (len(matrices), *matrices[0].shape)
+    return torch.stack(matrices, out=scratch.take(shape, matrices[0].dtype))  # type: ignore[arg-type]
 
 
 def _as_matrix(weight: Tensor, bucket: Bucket) -> Tensor:
@@ -248,6 +301,7 @@ def _blockwise_sums(matrix: Tensor, *, with_rows: bool) -> tuple[Tensor | None, 
 # ----------------------------------------------------------------------------------------------------------------
 
 
+@_few_threads
 def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, factors: Tensor) -> list[Tensor | None]:
     """Return each weight times the sum of its slices' factors; None where it is not needed.
 
@@ -258,7 +312,7 @@ def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fa
         factors: `(channels,)`.
     """
     found: list[Tensor | None] = [None] * len(weights)
-    per_slice = spread(table, factors, 0)
+    per_slice, scratch = spread(table, factors, 0), Scratch(factors.device)
     tiles = _kernels(table)
     if tiles is not None:
         fresh = {i: torch.empty_like(weights[i]) for i in tiles.weights if needed[i]}
@@ -273,7 +327,7 @@ def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fa
             results = [torch.empty_like(chosen[0])]
             _blockwise(chosen[0], results[0], bucket, per_slice, torch.add, _multiply_into)
         elif chosen:
-            results = list(torch._foreach_mul(chosen, _scales(bucket, per_slice, torch.add, wanted)))
+            results = list(torch._foreach_mul(chosen, _scales(bucket, per_slice, torch.add, wanted, scratch)))
         for k, result in zip(wanted, results if chosen else [], strict=True):
             found[bucket.weights[k]] = result
     for position, scale in _other_scales(weights, table, per_slice, torch.add).items():
@@ -282,6 +336,7 @@ def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fa
     return found
 
 
+@_few_threads
 def add_products_(targets: Sequence[Tensor | None], weights: Sequence[Tensor], table: Table, factors: Tensor) -> None:
     """Add each weight times the sum of its slices' factors to a tensor of its shape, in place.
 
@@ -291,7 +346,7 @@ def add_products_(targets: Sequence[Tensor | None], weights: Sequence[Tensor], t
         table: Their table.
         factors: `(channels,)`.
     """
-    per_slice = spread(table, factors, 0)
+    per_slice, scratch = spread(table, factors, 0), Scratch(factors.device)
     tiles = _kernels(table)
     done = tiles is not None and tiles.combine(targets, weights, per_slice, add=True)
     for bucket in () if done else table.buckets:
@@ -301,13 +356,14 @@ def add_products_(targets: Sequence[Tensor | None], weights: Sequence[Tensor], t
         if chosen and _is_large(chosen[0]) and into[0].stride() == chosen[0].stride():
             _blockwise(chosen[0], into[0], bucket, per_slice, torch.add, _add_product_into)
         elif chosen:
-            torch._foreach_addcmul_(into, chosen, _scales(bucket, per_slice, torch.add, wanted))
+            torch._foreach_addcmul_(into, chosen, _scales(bucket, per_slice, torch.add, wanted, scratch))
     for position, scale in _other_scales(weights, table, per_slice, torch.add).items():
         target = targets[position]
         if target is not None:
             target.add_(weights[position] * scale)
 
 
+@_few_threads
 def scale_(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, factors: Tensor) -> None:
     """Multiply each weight by the product of its slices' factors, in place.
 
@@ -317,7 +373,7 @@ def scale_(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fact
         table: Their table.
         factors: `(channels,)`.
     """
-    per_slice = spread(table, factors, 1)
+    per_slice, scratch = spread(table, factors, 1), Scratch(factors.device)
     tiles = _kernels(table)
     own = [weight if need else None for weight, need in zip(weights, needed, strict=True)]
     done = tiles is not None and tiles.combine(own, weights, per_slice, add=False, multiply=True)
@@ -327,7 +383,7 @@ def scale_(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fact
         if chosen and _is_large(chosen[0]):
             _blockwise(chosen[0], chosen[0], bucket, per_slice, torch.mul, _multiply_into)
         elif chosen:
-            torch._foreach_mul_(chosen, _scales(bucket, per_slice, torch.mul, wanted))
+            torch._foreach_mul_(chosen, _scales(bucket, per_slice, torch.mul, wanted, scratch))
     for position, scale in _other_scales(weights, table, per_slice, torch.mul).items():
         if needed[position]:
             weights[position].mul_(scale)
@@ -346,10 +402,10 @@ def _is_large(weight: Tensor) -> bool:
     return weight.numel() > block_size(weight.device)
 
 
-def _scales(bucket: Bucket, per_slice: Tensor, join: Join, wanted: Sequence[int]) -> list[Tensor]:
+def _scales(bucket: Bucket, per_slice: Tensor, join: Join, wanted: Sequence[int], scratch: Scratch) -> list[Tensor]:
     """Return the factors of the weights of a bucket, each broadcastable to the weight and in its memory order."""
     rows, columns = _row_factors(bucket, per_slice), _column_factors(bucket, per_slice)
-    total = _joined(rows, columns, join)
+    total = _joined(rows, columns, join, scratch)
     height, width = total.shape[1:]
     if width == 1:
         shaped = total.view(-1, height, *[1] * (len(bucket.shape) - 1))
@@ -361,10 +417,15 @@ def _scales(bucket: Bucket, per_slice: Tensor, join: Join, wanted: Sequence[int]
     return list(scales) if len(wanted) == len(scales) else [scales[k] for k in wanted]
 
 
-def _joined(rows: Tensor | None, columns: Tensor | None, join: Join) -> Tensor:
+def _joined(rows: Tensor | None, columns: Tensor | None, join: Join, scratch: Scratch) -> Tensor:
     """Join factors of rows `(weights, rows, 1)` and columns `(weights, 1, width)`, where there are both."""
     if rows is not None and columns is not None:
-        return join(rows, columns)  # (weights, rows, width)
+        shape = (len(rows), rows.shape[1], columns.shape[2])
+        return join(rows, columns, out=scratch.take(shape, rows.dtype))  # (weights, rows, width)
+    return _only(rows, columns)
+
+
+def _only(rows: Tensor | None, columns: Tensor | None) -> Tensor:
     only = rows if rows is not None else columns
     assert only is not None  # every bucket has rows or columns
     return only
@@ -402,7 +463,7 @@ def _blockwise(weight: Tensor, target: Tensor, bucket: Bucket, per_slice: Tensor
     rows, columns = _row_factors(bucket, per_slice), _column_factors(bucket, per_slice)
     matrix, into = _as_matrix(weight, bucket), _as_matrix(target, bucket)
     if rows is None or columns is None:
-        combine(into, matrix, _joined(rows, columns, join)[0])
+        combine(into, matrix, _only(rows, columns)[0])
         return
     height = max(1, block_size(weight.device) // bucket.width)
     buffer = weight.new_empty(height, bucket.width)

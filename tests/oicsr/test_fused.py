@@ -447,3 +447,29 @@ def test_on_cuda_without_waiting_and_in_a_captured_graph() -> None:
     got = [p.grad for p in model.parameters() if bool(p.grad.any())]
     for a, b in zip(got, wanted, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "serial"), [(64, True), (2100, False)], ids=["small", "large"])
+def test_small_models_are_worked_on_by_one_thread_and_the_number_is_put_back(
+    channels: int, serial: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(channels, channels, bias=False), nn.Linear(channels, 5, bias=False))
+    couplings = quiet_couplings(model, torch.zeros(1, channels))
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    unpatched = fused._bucket_energies
+    monkeypatch.setattr(
+        fused, "_bucket_energies", lambda *args: (seen.append(torch.get_num_threads()), unpatched(*args))[1]
+    )
+    torch.set_num_threads(2)
+    try:
+        oicsr.channel_energy(model, couplings)
+        after = torch.get_num_threads()
+        monkeypatch.setattr(fused, "_bucket_energies", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            oicsr.channel_energy(model, couplings)
+        after_error = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == ({1} if serial else {2})
+    assert (after, after_error) == (2, 2)
