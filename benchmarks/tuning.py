@@ -46,7 +46,7 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
         for cell in pairs.values():
             for strength in grid_of(cell, find_method(cell.method)):
                 top1 = _try(bench, replace(cell, seed=seed), strength)
-                tell(cell, strength, top1)
+                tell(replace(cell, seed=seed), strength, top1)
                 _note(record["scores"], cell, strength, top1)
     for cell in pairs.values():
         scores = record["scores"][cell.method][f"{cell.macs_kept:g}"]

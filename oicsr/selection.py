@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -54,6 +55,10 @@ class MacsModel:
             cost * math.prod(int(padded[axis].sum()) for axis in axes) for cost, axes in self._layers
         )
 
+    def layer_of(self, position: int) -> int:
+        """Return the number of the coupling that a channel belongs to."""
+        return bisect.bisect_right(self._starts, position) - 1
+
     def split(self, stays: Tensor, couplings: Sequence[Coupling]) -> dict[str, tuple[int, ...]]:
         """Return the channel ids that stay, by coupling name."""
         parts = stays.split([c.num_channels for c in couplings])
@@ -76,7 +81,8 @@ def select_channels(
 
     All channels are sorted by score, over all layers, and removed from the least on; a layer at its cap is passed
     over. The first cut at or below the target is taken; where one step leaps over the target by more than 1 %, the
-    channels that overshoot are passed over as well.
+    channels that overshoot are passed over as well. Where that does not do either (a small network whose cheap layers
+    are at their caps), one layer gets back the best channel that it lost, and another gives up its next one.
 
     Args:
         scores: One tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes.
@@ -104,7 +110,7 @@ def select_channels(
     steps = _removal_steps(scores, couplings, floors, round_to)
     stays = _greedy(cost, everything, steps, target)
     reached = cost.macs(stays)
-    if abs(reached - target) > TOLERANCE * target:
+    if not _is_near(reached, target):
         _refuse(cost, everything, steps, target, reached)
     return PruningPlan.from_kept(couplings, cost.split(stays, couplings))
 
@@ -181,7 +187,12 @@ def _greedy(cost: MacsModel, everything: Tensor, steps: Sequence[Tensor], target
     stays = after(low)
     if low == 0 or cost.macs(stays) >= (1 - TOLERANCE) * target:
         return stays
-    return _fill(cost, after(low - 1), steps[low - 1 :], target)
+    filled = _fill(cost, after(low - 1), steps[low - 1 :], target)
+    return filled if _is_near(cost.macs(filled), target) else _swap(cost, filled, steps, target)
+
+
+def _is_near(macs: int, target: float) -> bool:
+    return abs(macs - target) <= TOLERANCE * target
 
 
 def _fill(cost: MacsModel, stays: Tensor, steps: Sequence[Tensor], target: float) -> Tensor:
@@ -195,6 +206,30 @@ def _fill(cost: MacsModel, stays: Tensor, steps: Sequence[Tensor], target: float
             if macs <= target:
                 return stays
     return stays
+
+
+def _swap(cost: MacsModel, stays: Tensor, steps: Sequence[Tensor], target: float) -> Tensor:
+    """Undo the last step of one layer for the next one of another, where that comes near the target.
+
+    Of all such pairs, the first that fits: with the most important channels brought back, and of these with the least
+    important ones removed.
+    """
+    gone = [positions for positions in reversed(steps) if not bool(stays[positions[0]])]
+    left = [positions for positions in steps if bool(stays[positions[0]])]
+    for back in _first_of_each_layer(gone, cost):
+        for away in _first_of_each_layer(left, cost):
+            trial = stays.clone()
+            trial[back], trial[away] = True, False
+            if cost.layer_of(int(back[0])) != cost.layer_of(int(away[0])) and _is_near(cost.macs(trial), target):
+                return trial
+    return stays
+
+
+def _first_of_each_layer(steps: Sequence[Tensor], cost: MacsModel) -> list[Tensor]:
+    first: dict[int, Tensor] = {}
+    for positions in steps:
+        first.setdefault(cost.layer_of(int(positions[0])), positions)
+    return list(first.values())
 
 
 def _refuse(cost: MacsModel, everything: Tensor, steps: Sequence[Tensor], target: float, reached: int) -> None:

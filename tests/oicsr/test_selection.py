@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import oicsr
 from benchmarks.models import MODELS
+from oicsr import selection
 from oicsr.selection import MacsModel
 from tests.oicsr.networks import Basic, Chain, Mixed
 
@@ -158,3 +160,31 @@ def test_ties_are_broken_by_position_not_by_chance() -> None:
     flat = [torch.ones(c.num_channels) for c in couplings]
     plans = [oicsr.select_channels(flat, couplings, model, IMAGES, macs_kept=0.8672, max_removed=0.9) for _ in range(2)]
     assert plans[0] == plans[1]
+
+
+def test_a_swap_lands_on_targets_that_no_greedy_cut_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, example = MODELS["digits-resnet"](10), torch.zeros(1, 1, 8, 8)
+    couplings = oicsr.find_couplings(model, example)
+    swaps: list[int] = []
+    swap = selection._swap
+    monkeypatch.setattr(selection, "_swap", lambda *args: (swaps.append(1), swap(*args))[1])
+    widths = [c.num_channels for c in couplings]
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        scores = [torch.rand(width, generator=generator) for width in widths]
+        plan = oicsr.select_channels(scores, couplings, model, example, macs_kept=0.15, max_removed=0.9)
+        cost = selection.MacsModel(couplings, model, example)
+        everything = torch.ones(sum(widths), dtype=torch.bool)
+        stays = torch.cat([_mask(plan.kept[c.name], c.num_channels) for c in couplings])
+        assert cost.macs(stays) == pytest.approx(0.15 * cost.macs(everything), rel=0.01)
+        for score, coupling in zip(scores, couplings, strict=True):
+            kept = _mask(plan.kept[coupling.name], coupling.num_channels)
+            assert kept.sum() >= math.ceil(coupling.num_channels * 0.1)
+            assert kept.all() or score[kept].min() > score[~kept].max()  # within a layer the best stay
+    assert swaps
+
+
+def _mask(kept: tuple[int, ...], width: int) -> Tensor:
+    mask = torch.zeros(width, dtype=torch.bool)
+    mask[list(kept)] = True
+    return mask
