@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,9 +40,11 @@ from oicsr import (
     Regularizer,
     count_macs,
     count_params,
+    find_couplings,
     prune_iteratively,
     remove_channels,
 )
+from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
 PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
@@ -231,6 +233,14 @@ def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module
     return model.to(device).to(memory_format=torch.channels_last)
 
 
+@lru_cache(maxsize=8)
+def _couplings(model: str, num_classes: int, shape: tuple[int, int, int], scope: Scope) -> list[Coupling]:
+    """Return the couplings of a network, which many runs share: they depend on its architecture alone."""
+    with torch.random.fork_rng(devices=[]):
+        network = build_model(model, num_classes)
+    return find_couplings(network, torch.zeros(1, *shape), scope=scope)
+
+
 class _Run:
     """One run on its way."""
 
@@ -309,6 +319,7 @@ class _Run:
             cap_of=profile.cap_of,
             round_to=profile.round_to,
             select=self.method.selection.select,
+            couplings=_couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, profile.scope),
         )
         self.progress.widths = widths(couplings_seen[0], result.plan)
         self.progress.channels = mark_kept(self.progress.channels, result.plan)

@@ -55,6 +55,7 @@ def prune_iteratively(
     cap_of: Literal["original", "current"] = "original",
     round_to: int = 1,
     select: Select = select_channels,
+    couplings: Sequence[Coupling] | None = None,
 ) -> PruningResult:
     """Train with a regulariser and remove the least important channels, `steps` times, down to a target of MACs.
 
@@ -75,6 +76,7 @@ def prune_iteratively(
         cap_of: Whether that is a share of the width before the loop, or at each step.
         round_to: Leave widths a multiple of this.
         select: Turns scores into a plan; takes the arguments of `select_channels`.
+        couplings: What `find_couplings(model, example_inputs, scope=scope)` gives, where it is known already.
 
     Raises:
         ValueError: An argument is out of range or the target out of reach; what was trained so far is in `model`
@@ -82,15 +84,15 @@ def prune_iteratively(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps!r}; it must be 1 or more")
-    couplings = find_couplings(model, example_inputs, scope=scope)
-    original = {c.name: c.num_channels for c in couplings}
+    current = list(couplings) if couplings is not None else find_couplings(model, example_inputs, scope=scope)
+    original = {c.name: c.num_channels for c in current}
     macs = [count_macs(model, example_inputs)]
-    plan = PruningPlan.from_kept(couplings, {})
+    plan = PruningPlan.from_kept(current, {})
     for step in range(steps):
-        train(model, make_regularizer(couplings), step)
+        train(model, make_regularizer(current), step)
         following = select(
-            importance(model, couplings),
-            couplings,
+            importance(model, current),
+            current,
             model,
             example_inputs,
             macs_kept=share_after(step, steps, macs_kept, schedule),
@@ -100,10 +102,10 @@ def prune_iteratively(
             round_to=round_to,
         )
         model = remove_channels(model, following)
-        couplings = shrink_couplings(couplings, following)
+        current = shrink_couplings(current, following)
         plan = plan.then(following)
         macs.append(count_macs(model, example_inputs))
-    return PruningResult(model, plan, couplings, macs)
+    return PruningResult(model, plan, current, macs)
 
 
 def share_after(step: int, steps: int, macs_kept: float, schedule: Schedule) -> float:
