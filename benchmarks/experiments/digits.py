@@ -2,12 +2,11 @@
 
 Command: `make digits` (hours; `python -m benchmarks tune digits` before, where the tuning record is not there). Claim:
 all that a small network can carry. Digits are easy and the network is small: what holds here may not hold elsewhere.
-Lengths, rates and grids are the demo's, so that the demo is a part of this study. `digits-iterative` and
+Lengths and rates are the demo's, so that the demo is a part of this study. `digits-iterative` and
 `digits-cap50` change one part each.
 """
 
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.experiments.demo import GROWING
 from benchmarks.methods import METHODS
 
 # another importance for the weights that one regulariser left, at the strength that was tuned for it
@@ -21,6 +20,21 @@ SAME_WEIGHTS = (
     "oicsr-gl+out-in-max",
 )
 
+# The usual grids are too weak here for these: on them the strongest was best. All have five strengths, in steps of two.
+GRIDS = {
+    "greg1": (0.01, 0.02, 0.04, 0.08, 0.16),
+    "l1-weights": (0.004, 0.008, 0.016, 0.032, 0.064),
+    "slimming": (0.004, 0.008, 0.016, 0.032, 0.064),
+    "tp-bn-scale": (0.004, 0.008, 0.016, 0.032, 0.064),
+    "tp-growing-reg": (0.004, 0.008, 0.016, 0.032, 0.064),
+    "cges": (0.00048, 0.00096, 0.00192, 0.00384, 0.00768),
+    "oicsr-cges": (0.00048, 0.00096, 0.00192, 0.00384, 0.00768),
+    "gl-out-prox": (0.8, 1.6, 3.2, 6.4, 12.8),
+    "growl-prox": (0.8, 1.6, 3.2, 6.4, 12.8),
+    "growl-oscar": (0.08, 0.16, 0.32, 0.64, 1.28),
+    "oicsr-growl-oscar": (0.08, 0.16, 0.32, 0.64, 1.28),
+}
+
 CPU = Profile(
     dense=Phase(epochs=6, learning_rate=0.1),
     regularized=Phase(epochs=12, learning_rate=0.05),
@@ -30,7 +44,7 @@ CPU = Profile(
     seeds=tuple(range(10)),
     batch_size=64,
     grid_scale=40.0,
-    grids={"greg1": GROWING},
+    grids=GRIDS,
 )
 
 EXPERIMENT = Experiment(

@@ -1,8 +1,8 @@
 """Handwritten digits: no coupling may lose more than half of its channels, as the paper's algorithm has it.
 
 Command: `make digits-cap50`. Claim: the cap that the paper names (PAPER.md, D3; this suite's experiments take 90 %)
-costs or gains accuracy before fine-tuning. Everything else is that of `digits`. Less than half of the MACs is out of
-reach under this cap.
+costs or gains accuracy before fine-tuning. Everything else is that of `digits`. Under this cap 51 % of the MACs is the
+least that can be reached.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ EXPERIMENT = Experiment(
     dataset="digits",
     profiles={
         "cpu": replace(
-            CPU, max_removed=0.5, methods=("oicsr-gl", "gl-separate", "gl-out", "none"), macs_kept=(0.7, 0.5)
+            CPU, max_removed=0.5, methods=("oicsr-gl", "gl-separate", "gl-out", "none"), macs_kept=(0.7, 0.6)
         )
     },
     priority=60,
