@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import cli, stopping
 from benchmarks.adhoc import experiment_source, find_any, known_experiments, parse_experiment
+from benchmarks.commands import options
 from benchmarks.config import Experiment
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import read_records, record_path, runs_folder, write_record
@@ -72,6 +73,8 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "--models", "resnet21", "--datasets", "cifar10"], "resnet20"),
         (["sweep", "--models", "resnet20", "--datasets", "cifar"], "cifar10"),
         (["sweep", "--models", "resnet20", "--datasets", "digits"], "takes images of"),
+        (["sweep", "--models", "resnet20", "--datasets", "cifar10", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
+        (["sweep", "--models", "resnet20", "--datasets", "cifar10", "--epochs", "1"], "three numbers"),
     ],
 )
 def test_wrong_input_is_told_apart_with_a_suggestion(
@@ -80,6 +83,31 @@ def test_wrong_input_is_told_apart_with_a_suggestion(
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--seeds", "4-2", "names nothing"),
+        ("--seeds", "a", "no list of seeds"),
+        ("--methods", ",", "names nothing"),
+        ("--macs-kept", "", "names nothing"),
+        ("--macs-kept", "half", "no comma-separated list"),
+        ("--jobs", "0", "whole number of 1 or more"),
+    ],
+)
+def test_a_list_that_names_nothing_is_not_the_default(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "demo", option, value])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_what_is_named_twice_is_run_once() -> None:
+    assert options.seeds("1,0-2,1") == [1, 0, 2] and options.names("none, l1,none") == ["none", "l1"]
+    assert options.shares("0.5,0.3,0.50") == [0.5, 0.3]
 
 
 def test_unknown_option_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
