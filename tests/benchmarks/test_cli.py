@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import pytest
 from benchmarks import cli, stopping
 from benchmarks.adhoc import experiment_source, find_any, known_experiments, parse_experiment
 from benchmarks.commands import options
-from benchmarks.config import Experiment
+from benchmarks.config import Cell, Experiment
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import read_records, record_path, runs_folder, write_record
+from benchmarks.runner import Bench
 from benchmarks.stopping import budget_seconds, on_signals
 from benchmarks.sweep import by_priority, cells_of
 from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
@@ -245,6 +247,24 @@ def test_interrupted_command_exits_with_130(
     monkeypatch.setattr(stopping.Control, "stop_reason", lambda self, seconds=0.0: stopping.INTERRUPT)
     assert run("run", "small", "--methods", "none") == 130
     assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def seconds(bench: Bench, cell: Cell) -> float:
+        measured.append(cell.experiment.name)
+        return 60.0 * len(measured)
+
+    monkeypatch.setattr("benchmarks.sweep._calibrated", seconds)
+    other = small_experiment(train_images=64)
+    monkeypatch.setitem(EXPERIMENTS, "other", replace(other, name="other"))
+    monkeypatch.setitem(EXPERIMENTS, "twin", replace(small_experiment(), name="twin"))  # shares every stage with small
+    assert run("run", "small", "other", "twin", "--plan") == 0
+    text = capsys.readouterr().out
+    minutes = [float(found) for found in re.findall(r"([\d.]+) minutes", text)]
+    assert measured[:2] == ["small", "other"] and measured.count("small") == measured.count("other") == 1
+    assert len(minutes) == 4 and minutes[-1] == pytest.approx(sum(minutes[:2]), abs=0.1)
 
 
 def test_budget_keeps_time_for_the_tables() -> None:
