@@ -104,7 +104,10 @@ class Profile:
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse grids of unequal length: no method may be tuned harder than another."""
+        """Refuse impossible targets, and grids of unequal length: no method may be tuned harder than another."""
+        for share in self.macs_kept:
+            if not 0 < share <= 1:
+                raise ValueError(f"macs_kept is {share!r}; it is the share of MACs that remains and must be in (0, 1]")
         sizes = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")

@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -81,15 +83,19 @@ def style() -> Iterator[None]:
 
 
 def render(figure: Figure) -> Files:
-    """Return a figure as SVG and PNG, without dates and versions in them."""
-    figure.draw_without_rendering()  # the layout is solved once, not for each format
-    figure.set_layout_engine("none")
-    files = {}
-    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=metadata)
-        files[suffix] = buffer.getvalue()
-    return files
+    """Return a figure as SVG and PNG, without dates and versions in them.
+
+    Each is drawn once: `savefig` would draw twice, and solve the layout for each format.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    svg, png = io.BytesIO(), io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+    figure.set_dpi(mpl.rcParams["savefig.dpi"])
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return {"svg": svg.getvalue(), "png": png.getvalue()}
 
 
 def seeds_text(comparison: Comparison) -> str:

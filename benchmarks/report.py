@@ -178,7 +178,7 @@ def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
     changed = [path for path, content in artefacts.items() if not _holds(path, content)]
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, artefacts[path])
+        write_atomically(path, artefacts[path], durable=False)  # can be made again
     return changed
 
 

@@ -145,12 +145,14 @@ class Estimate:
         measuring: All evaluations of pruned networks.
         epochs: Seconds of one epoch by stage key.
         epochs_left: Epochs that are not trained yet.
+        whole: Seconds of an epoch of the unpruned network by experiment and profile.
     """
 
     seconds: dict[str, float]
     measuring: float
     epochs: dict[str, float] = field(default_factory=dict)
     epochs_left: int = 0
+    whole: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -169,8 +171,13 @@ def pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Stag
     return [(owner[stage.key], stage) for stage in unique_stages(stage for _, stage in pairs)]
 
 
-def estimate(bench: Bench, cells: Sequence[Cell]) -> Estimate:
+def estimate(bench: Bench, cells: Sequence[Cell], whole: Mapping[tuple[str, str], float] | None = None) -> Estimate:
     """Estimate the time of runs: from epochs that this machine trained, else from a few measured training steps.
+
+    Args:
+        bench: Whose checkpoints and device are meant.
+        cells: The runs.
+        whole: Of an earlier estimate: what was measured then is not measured again.
 
     Raises:
         MissingDataError: A data set is nowhere (one that is damaged makes its runs fail, each by itself).
@@ -179,17 +186,20 @@ def estimate(bench: Bench, cells: Sequence[Cell]) -> Estimate:
     known = {stage.key: bench.store.progress(stage.key) or {} for _, stage in pending}
     machine = device_name(bench.device)
     here = {key: progress for key, progress in known.items() if progress.get("machine") == machine}
-    full = full_epochs(pending, here)
+    measured = {**full_epochs(pending, here), **(whole or {})}
+    full: dict[tuple[str, str], float] = {}
     seconds, epochs, left = {}, {}, 0
     for cell, stage in pending:
-        whole = full.setdefault(sweep_of(cell), None) or _calibrated(bench, cell)
-        full[sweep_of(cell)] = whole
-        epochs[stage.key] = whole * stage.share
+        sweep = sweep_of(cell)
+        if sweep not in full:
+            full[sweep] = measured.get(sweep) or _calibrated(bench, cell)
+        epochs[stage.key] = full[sweep] * stage.share
         missing = 0 if known[stage.key].get("finished") else stage.phase.epochs - epochs_done(known[stage.key])
         left += missing
         seconds[stage.key] = epochs[stage.key] * missing
-    measuring = sum((full[sweep_of(cell)] or 0.0) * FORWARD_SHARE * cell.macs_kept for cell in cells)
-    return Estimate(seconds, measuring, epochs, left)
+    # (an experiment whose stages are all another one's has no measurement of its own, and little to evaluate)
+    measuring = sum(full.get(sweep_of(cell), 0.0) * FORWARD_SHARE * cell.macs_kept for cell in cells)
+    return Estimate(seconds, measuring, epochs, left, full)
 
 
 def sweep_of(cell: Cell) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from oicsr import fused
 from oicsr.coupling import SIDES, Coupling, Side
+from oicsr.eager import eager
 from oicsr.fused import Table, Term
 
 MAX_TABLES = 8  # kept per layout: one per device, type and memory order that the model was seen with
@@ -187,7 +188,7 @@ def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@eager
 def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -> None:
     r"""Add the gradient of a penalty on energies to `.grad` of the weights, without autograd.
 

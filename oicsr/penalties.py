@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling, Side
+from oicsr.eager import eager
 from oicsr.energy import Layout, add_energy_gradient, check_sides, energy_vector
 
 
@@ -147,7 +148,7 @@ class GroupLasso:
         return self.strength * group_lasso([energy_vector(model, self._layout)])
 
     @torch.no_grad()
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def add_gradient(self, model: nn.Module) -> None:
         r"""Add the gradient, :math:`\lambda w (1 / \lVert g_{out} \rVert + 1 / \lVert g_{in} \rVert)`, to `.grad`.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oicsr import fused
 from oicsr.coupling import Coupling, Side
+from oicsr.eager import eager
 from oicsr.energy import energy_vector
 from oicsr.penalties import check_strength, group_lasso, group_layout
 
@@ -67,7 +68,7 @@ class ProximalGroupLasso:
         return self.strength * group_lasso([energy_vector(model, self._layout)])
 
     @torch.no_grad()
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
         """Soft-threshold every group, in place; frozen weights count in the norms and are left as they are.
 

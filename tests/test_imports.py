@@ -45,6 +45,28 @@ def test_walk_finds_nested_and_dynamic_imports() -> None:
     assert imported(source, "oicsr") == {"benchmarks", "baselines"}
 
 
+HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("benchmarks.cli", f"{HEAVY} torch matplotlib pandas scipy"),
+        ("oicsr", f"{HEAVY} matplotlib pandas scipy"),
+        ("benchmarks.commands.status", f"{HEAVY} matplotlib pandas scipy"),
+        ("benchmarks.commands.merge", f"{HEAVY} matplotlib pandas scipy"),
+        ("benchmarks.commands.list", f"{HEAVY} matplotlib pandas scipy"),
+        ("benchmarks.commands.report", f"{HEAVY} scipy.stats"),
+        ("benchmarks.commands.run", f"{HEAVY} scipy.stats"),
+    ],
+)
+def test_commands_start_without_what_takes_seconds_to_import(modules: str, heavy: str) -> None:
+    code = f"import sys, {modules}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert set(modules.split()) <= loaded and not loaded & set(heavy.split())
+
+
 def test_library_imports_torch_and_safetensors_only() -> None:
     code = "import sys, torch; before = set(sys.modules); import oicsr; print(*set(sys.modules) - before)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

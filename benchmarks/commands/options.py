@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
 
 
 def names(text: str) -> list[str]:
     """Read a comma-separated list of names."""
-    return [name for name in text.split(",") if name]
+    return _each(text, [name.strip() for name in text.split(",") if name.strip()])
 
 
 def numbers(kind: str, parse: Callable[[str], float]) -> Callable[[str], list[float]]:
@@ -29,7 +30,9 @@ def numbers(kind: str, parse: Callable[[str], float]) -> Callable[[str], list[fl
     return read
 
 
-shares = numbers("numbers such as 0.7,0.5", float)
+def shares(text: str) -> list[float]:
+    """Read a list of shares of the MACs such as `0.7,0.5`."""
+    return _each(text, numbers("numbers such as 0.7,0.5", float)(text))
 
 
 def seeds(text: str) -> list[int]:
@@ -40,7 +43,14 @@ def seeds(text: str) -> list[int]:
         if not first.isdigit() or not (last.isdigit() or "-" not in part):
             raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1 or 0-4")
         found += range(int(first), int(last or first) + 1)
-    return found
+    return _each(text, found)
+
+
+def _each(text: str, found: list[T]) -> list[T]:
+    """Return each value once, in order; nothing at all would mean the default, which was not asked for."""
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return list(dict.fromkeys(found))
 
 
 def positive(text: str) -> int:

@@ -93,7 +93,7 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
     expected = estimate(bench, found.todo)
     for name in dict.fromkeys((cell.experiment.name, cell.profile_name) for cell in cells):
         mine = [cell for cell in found.todo if (cell.experiment.name, cell.profile_name) == name]
-        part = estimate(bench, mine)
+        part = estimate(bench, mine, expected.whole)
         line = f"{name[0]} ({name[1]}): {len(mine)} runs, {part.epochs_left} epochs, {part.total / 60:.1f} minutes"
         console.print(line, highlight=False, soft_wrap=True)
         for method in dict.fromkeys(cell.method for cell in mine):

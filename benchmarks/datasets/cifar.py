@@ -11,13 +11,15 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from benchmarks.datasets.splits import Augmentation, DataError, DataSplits, Images, MissingDataError, split_validation
+
+if TYPE_CHECKING:  # torchvision takes seconds to import: where images are read, not where records are
+    from torchvision.datasets import CIFAR10
 
 VALIDATION_IMAGES = 5_000
 AUGMENTATION = Augmentation(padding=4, flip=True)
@@ -28,11 +30,17 @@ class Source:
     """Where a CIFAR data set comes from, and what is in it."""
 
     name: str
-    dataset: type[CIFAR10]
     label_key: str
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @property
+    def dataset(self) -> type[CIFAR10]:
+        """Its class in torchvision, which knows the files and their checksums."""
+        from torchvision import datasets
+
+        return {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[self.name]
 
     @property
     def folder(self) -> str:
@@ -41,8 +49,8 @@ class Source:
 
 
 SOURCES = {
-    "cifar10": Source("CIFAR-10", CIFAR10, "labels", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Source("CIFAR-100", CIFAR100, "fine_labels", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": Source("CIFAR-10", "labels", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Source("CIFAR-100", "fine_labels", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 

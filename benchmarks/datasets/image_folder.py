@@ -16,20 +16,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
-from torchvision.transforms import v2
 
 from benchmarks.datasets.cifar import data_folders
 from benchmarks.datasets.splits import DataError, Split
 from benchmarks.distributed import ALONE, Rank
 from benchmarks.loading import Batch, Normalize
+
+if TYPE_CHECKING:  # torchvision takes seconds to import: where images are read, not where records are
+    from torchvision.transforms import v2
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks take them
 IMAGE_SIZE, RESIZED = 224, 256
@@ -115,11 +115,15 @@ class FolderSplits:
 
 def training_transform(size: int) -> v2.Transform:
     """Return the standard augmentation: a random resized crop, mirrored half of the time."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
 
 
 def evaluation_transform(size: int) -> v2.Transform:
     """Return the standard evaluation: for 224 pixels resize to 256, then crop the centre."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.Resize(round(size * RESIZED / IMAGE_SIZE), antialias=True), v2.CenterCrop(size)])
 
 
@@ -155,14 +159,17 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
     """Files as uint8 tensors; the augmentation of each is drawn from its own seed."""
 
     def __init__(self, files: Files, transform: v2.Transform) -> None:
+        from torchvision.datasets.folder import default_loader
+        from torchvision.transforms import v2
+
         self._files, self._transform = files, transform
-        self._to_tensor = v2.PILToTensor()
+        self._read, self._to_tensor = default_loader, v2.PILToTensor()
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor]:
         index, seed = item
         path = self._files.paths[index]
         try:
-            image = default_loader(path)
+            image = self._read(path)
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"{path} is no readable image: {error}. Restore it, or remove it.") from error
         with torch.random.fork_rng(devices=[]):
@@ -293,6 +300,8 @@ def default_workers() -> int:
 
 def _files(root: Path) -> tuple[Files, list[str]]:
     """Return the images under a folder of classes, in the order of their names, and the classes."""
+    from torchvision.datasets import ImageFolder
+
     try:
         found = ImageFolder(str(root))
     except (FileNotFoundError, NotADirectoryError) as error:

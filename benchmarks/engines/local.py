@@ -17,7 +17,8 @@ from benchmarks.runner import Bench
 from benchmarks.stopping import Control
 
 POLL = 0.5  # seconds
-LAZY = ["torch.export._trace", "sklearn.datasets"]  # imported at first use: seconds that every process would take
+# imported at first use: seconds that every process would take
+LAZY = ["torch.export._trace", "sklearn.datasets", "torchvision.datasets"]
 
 
 class InProcess:

@@ -7,15 +7,18 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cli, stopping
 from benchmarks.adhoc import experiment_source, find_any, known_experiments, parse_experiment
-from benchmarks.config import Experiment
+from benchmarks.commands import options
+from benchmarks.config import Cell, Experiment
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records import read_records, record_path, runs_folder, write_record
+from benchmarks.runner import Bench
 from benchmarks.stopping import budget_seconds, on_signals
 from benchmarks.sweep import by_priority, cells_of
 from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
@@ -72,6 +75,8 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "--models", "resnet21", "--datasets", "cifar10"], "resnet20"),
         (["sweep", "--models", "resnet20", "--datasets", "cifar"], "cifar10"),
         (["sweep", "--models", "resnet20", "--datasets", "digits"], "takes images of"),
+        (["sweep", "--models", "resnet20", "--datasets", "cifar10", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
+        (["sweep", "--models", "resnet20", "--datasets", "cifar10", "--epochs", "1"], "three numbers"),
     ],
 )
 def test_wrong_input_is_told_apart_with_a_suggestion(
@@ -80,6 +85,31 @@ def test_wrong_input_is_told_apart_with_a_suggestion(
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--seeds", "4-2", "names nothing"),
+        ("--seeds", "a", "no list of seeds"),
+        ("--methods", ",", "names nothing"),
+        ("--macs-kept", "", "names nothing"),
+        ("--macs-kept", "half", "no comma-separated list"),
+        ("--jobs", "0", "whole number of 1 or more"),
+    ],
+)
+def test_a_list_that_names_nothing_is_not_the_default(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "demo", option, value])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_what_is_named_twice_is_run_once() -> None:
+    assert options.seeds("1,0-2,1") == [1, 0, 2] and options.names("none, l1,none") == ["none", "l1"]
+    assert options.shares("0.5,0.3,0.50") == [0.5, 0.3]
 
 
 def test_unknown_option_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +247,24 @@ def test_interrupted_command_exits_with_130(
     monkeypatch.setattr(stopping.Control, "stop_reason", lambda self, seconds=0.0: stopping.INTERRUPT)
     assert run("run", "small", "--methods", "none") == 130
     assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def seconds(bench: Bench, cell: Cell) -> float:
+        measured.append(cell.experiment.name)
+        return 60.0 * len(measured)
+
+    monkeypatch.setattr("benchmarks.sweep._calibrated", seconds)
+    other = small_experiment(train_images=64)
+    monkeypatch.setitem(EXPERIMENTS, "other", replace(other, name="other"))
+    monkeypatch.setitem(EXPERIMENTS, "twin", replace(small_experiment(), name="twin"))  # shares every stage with small
+    assert run("run", "small", "other", "twin", "--plan") == 0
+    text = capsys.readouterr().out
+    minutes = [float(found) for found in re.findall(r"([\d.]+) minutes", text)]
+    assert measured[:2] == ["small", "other"] and measured.count("small") == measured.count("other") == 1
+    assert len(minutes) == 4 and minutes[-1] == pytest.approx(sum(minutes[:2]), abs=0.1)
 
 
 def test_budget_keeps_time_for_the_tables() -> None:

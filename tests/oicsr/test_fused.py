@@ -370,6 +370,35 @@ def check_compiled(backend: str) -> None:
     assert compiled(images).item() == pytest.approx(loss(images).item(), rel=1e-5) != before
 
 
+@pytest.mark.parametrize("regularizer", [oicsr.GroupLasso, oicsr.ProximalGroupLasso])
+def test_a_compiled_step_breaks_around_what_works_on_gradients(regularizer: type[Any]) -> None:
+    torch.manual_seed(0)
+    plain = Chain()
+    images, results, graphs = torch.randn(2, 3, 8, 8), [], []
+
+    def backend(graph: torch.fx.GraphModule, example_inputs: object) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    def step(model: nn.Module, penalty: Any, x: Tensor) -> Tensor:
+        loss = model(x).square().mean() * 2
+        if regularizer is oicsr.GroupLasso:
+            penalty.add_gradient(model)
+        else:
+            penalty.proximal_step(model, 0.1)
+        return loss + 1
+
+    for compiled in (False, True):
+        model = copy.deepcopy(plain)
+        penalty = regularizer(couplings_of(Chain), strength=0.1)
+        run = torch.compile(step, backend=backend) if compiled else step
+        results.append([run(model, penalty, images).detach(), *(p.detach() for p in model.parameters())])
+        results[-1] += [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(results[0]) == len(results[1]) > 1
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert len(graphs) == 2 and not any("oicsr" in code for code in graphs)  # before and after; nothing within
+
+
 def test_a_compiled_step_keeps_the_penalty() -> None:
     check_compiled("aot_eager")
 
