@@ -91,9 +91,9 @@ def render(figure: Figure) -> Files:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside an SVG too
     svg, png = io.BytesIO(), io.BytesIO()
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    figure.set_dpi(mpl.rcParams["savefig.dpi"])
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return {"svg": svg.getvalue(), "png": png.getvalue()}
 
