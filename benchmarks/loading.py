@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,34 @@ class Normalize:
         return images.mul_(self._scale).add_(self._shift)
 
 
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The random numbers of one epoch.
+
+    Attributes:
+        order: Which images make up each batch, int64 `(batches, batch size)`.
+        shifts: Rows and columns by which each image is shifted, int64 `(2, images)`.
+        flips: Which images may be mirrored, bool `(images,)`.
+    """
+
+    order: Tensor
+    shifts: Tensor
+    flips: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of them."""
+        return self.order, self.shifts, self.flips
+
+    def to(self, device: torch.device) -> Draws:
+        """Return the numbers on `device`."""
+        return Draws(*(tensor.to(device) for tensor in self.tensors))
+
+    def like(self, device: torch.device) -> Draws:
+        """Return room for such numbers on `device`."""
+        return Draws(*(torch.empty_like(tensor, device=device) for tensor in self.tensors))
+
+
 class TrainingBatches:
     """The training images of one data set, in a new order and newly augmented at each epoch.
 
@@ -44,6 +73,7 @@ class TrainingBatches:
         self._augmentation = data.augmentation
         self._normalize = Normalize(data.mean, data.std, device)
         self._device = device
+        self._windows: Tensor | None = None
         self.batch_size = min(batch_size, len(data.train))
         self._rank = rank
         rank.check(self.batch_size)
@@ -51,19 +81,28 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self._images) // self.batch_size
 
+    def draw(self, generator: torch.Generator) -> Draws:
+        """Return the random numbers of the next epoch, on the CPU."""
+        count = len(self._images)
+        order = torch.randperm(count, generator=generator)[: len(self) * self.batch_size]
+        shifts = torch.randint(0, 2 * self._augmentation.padding + 1, (2, count), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5
+        return Draws(order.reshape(len(self), self.batch_size), shifts, flips)
+
+    def batch(self, draws: Draws, index: Tensor) -> Batch:
+        """Return the images at `index`, augmented: float32 `(batch, channels, height, width)`, and int64 labels."""
+        if self._windows is None:  # padded once, at the first batch
+            self._windows = shifted_windows(self._images.pixels, self._augmentation)
+        pixels = self._windows[index, :, draws.shifts[0, index], draws.shifts[1, index]]
+        if self._augmentation.flip:
+            pixels = torch.where(draws.flips[index, None, None, None], pixels.flip(3), pixels)
+        return self._normalize(pixels), self._images.labels[index]
+
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield the batches of one epoch: float32 images `(batch, channels, height, width)` and int64 labels."""
-        count = len(self._images)
-        order = torch.randperm(count, generator=generator).to(self._device)
-        shifts = torch.randint(0, 2 * self._augmentation.padding + 1, (2, count), generator=generator).to(self._device)
-        flips = (torch.rand(count, generator=generator) < 0.5).to(self._device)
-        windows = shifted_windows(self._images.pixels, self._augmentation)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = self._rank.share(order[start : start + self.batch_size])
-            pixels = windows[index, :, shifts[0, index], shifts[1, index]]
-            if self._augmentation.flip:
-                pixels = torch.where(flips[index, None, None, None], pixels.flip(3), pixels)
-            yield self._normalize(pixels), self._images.labels[index]
+        draws = self.draw(generator).to(self._device)
+        for index in draws.order:
+            yield self.batch(draws, self._rank.share(index))
 
 
 def shifted_windows(pixels: Tensor, augmentation: Augmentation) -> Tensor:

@@ -80,6 +80,7 @@ class Bench:
         observers: Are told of every epoch and run.
         tuning: Folder of the tuning records that strengths are read from.
         control: Says between epochs whether to go on.
+        graphs: Whether training steps may be captured in CUDA graphs.
     """
 
     device: torch.device
@@ -88,6 +89,7 @@ class Bench:
     observers: Sequence[Observer] = ()
     tuning: Path = Path("results/tuning")
     control: Control = field(default_factory=Control)
+    graphs: bool = True
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Progress:
     channels: list[ChannelRow] = field(default_factory=list)
     removals: list[dict[str, Any]] = field(default_factory=list)
     compute: dict[str, int] = field(default_factory=dict)
+    graphs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -359,6 +362,7 @@ class _Run:
             self.cell.profile.precision,
             stage.name,
             stage.step,
+            graphs=self.bench.graphs,
         )
         torch.manual_seed(stage.seed)  # dropout
         origin = {"weights": origin_digest(model), "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
@@ -370,6 +374,7 @@ class _Run:
         else:
             scores = saved["scores"]
             self._restore(stage, training, saved)
+        self.progress.graphs[stage.name] = training.way
         test = Score(**scores["test"]) if scores["test"] else None
         stretch = Stretch(test, Score(**scores["validation"]), training.rows)
         timing, name = self.progress.timing, f"{stage.name}_seconds"
@@ -528,7 +533,7 @@ def _record(
         epochs=epochs,
         compute={**progress.compute, "total": sum(progress.compute.values())},
         timing={**progress.timing, "finished_unix": round(time.time())},
-        provenance=provenance(bench.device, _data_checksum(cell)),
+        provenance={**provenance(bench.device, _data_checksum(cell)), "training_steps": progress.graphs},
         failure=failure,
     )
 

@@ -87,6 +87,6 @@ class ProximalGroupLasso:
             return
         norms = energy_vector(model, self._layout).sqrt()
         threshold = self.strength * learning_rate
-        factors = torch.where(norms > threshold, 1 - threshold / norms, 0.0)
+        factors = torch.where(norms > threshold, 1 - norms.reciprocal() * threshold, 0.0)  # a number or a tensor alike
         weights = [parameter.detach() for parameter in parameters]
         fused.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,6 +42,9 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="offline",
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
+    parser.add_argument(
+        "--no-graphs", action="store_true", help="take training steps one by one, not from a CUDA graph"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="do failed runs again (default: leave them)")
     parser.add_argument("--plan", action="store_true", help="say what would be run and how long; run nothing")
     parser.add_argument(
@@ -63,6 +67,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
     """Do what is missing of the chosen runs, then show tables and plots; return the exit code."""
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
+    bench = replace(bench, graphs=not options.no_graphs)
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:
             follow(bench)

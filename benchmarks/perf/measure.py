@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -16,6 +17,7 @@ from oicsr.tracing import Scope
 
 Candidate = Callable[[], object]
 Times = dict[str, list[float]]
+LEAST_ROUNDS = 3  # of any measurement that is cut short
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,23 @@ class Settings:
     backends: tuple[str, ...] = ("eager", "compiled")
 
 
-def in_turns(candidates: Mapping[str, Candidate], repeats: int, device: torch.device, warmup: int = 2) -> Times:
-    """Return the seconds of each candidate in each round; the order rotates from round to round."""
+def in_turns(
+    candidates: Mapping[str, Candidate],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 2,
+    seconds: float = math.inf,
+) -> Times:
+    """Return the seconds of each candidate in each round; the order rotates from round to round.
+
+    After `seconds` there are no more rounds, but three at the least.
+    """
     names = list(candidates)
     times: Times = {name: [] for name in names}
+    stop = time.perf_counter() + seconds
     for turn in range(warmup + repeats):
+        if turn >= warmup + LEAST_ROUNDS and time.perf_counter() > stop:
+            break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             seconds = timed(candidates[name], device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +17,10 @@ from benchmarks.config import Phase, Precision
 from benchmarks.datasets import Augmentation, DataSplits, Images
 from benchmarks.loading import TrainingBatches
 from benchmarks.models import find_builder
-from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings, timed
+from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings
+from benchmarks.perf.roofline import Counted, count, peaks
 from benchmarks.training import Training
-from oicsr import GroupLasso, count_macs
+from oicsr import GroupLasso
 
 MODELS = ("resnet20", "resnet56")
 SHAPE = (3, 32, 32)
@@ -28,8 +28,10 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 NOTE = (
     "Images per second of one epoch with augmentation, on random images of CIFAR's shape. `plain` is a DataLoader over "
     "PIL images with torchvision's transforms, float32; `engine` is the suite's training, with OICSR-GL and without. "
-    "`of peak` is the engine's arithmetic (three times the forward MACs, two operations each) over what a large matrix "
-    "product reaches on the same device and precision."
+    "The roofline is of one step without the penalty: arithmetic (convolutions and products, forward and backward) and "
+    "bytes (each input of an operation read once, each output written once) are counted, the peaks are those of a "
+    "large matrix product and a large copy here, and the least time is the sum over operations of the larger of "
+    "arithmetic over peak and bytes over bandwidth. A cache between operations can undercut it."
 )
 
 
@@ -106,63 +108,87 @@ def plain_epoch(model: nn.Module, data: DataSplits, settings: Settings) -> Candi
     return epoch
 
 
-def engine_epoch(
-    model: nn.Module, data: DataSplits, settings: Settings, precision: Precision, *, penalised: bool
-) -> Candidate:
-    """Return one epoch of the suite's training."""
+def engine(
+    model: nn.Module,
+    data: DataSplits,
+    settings: Settings,
+    precision: Precision,
+    *,
+    penalised: bool = False,
+    graphs: bool = True,
+) -> Training:
+    """Return the suite's training."""
     model = model.to(memory_format=torch.channels_last)
     regularizer = None
     if penalised:
         couplings = quiet_couplings(model, torch.zeros(1, *SHAPE, device=settings.device))
         regularizer = GroupLasso(couplings, strength=1e-6)
-    training = Training(
+    return Training(
         model,
         Phase(epochs=1, learning_rate=1e-3),
         TrainingBatches(data, settings.batch_size, settings.device),
         torch.Generator().manual_seed(0),
         regularizer=regularizer,
         precision=precision,
+        graphs=graphs,
     )
-    return training._train_epoch
+
+
+def counted_step(name: str, data: DataSplits, settings: Settings, precision: Precision) -> Counted:
+    """Return what one step of the engine does, its batch included (an epoch of one batch)."""
+    one = data.limited(settings.batch_size)
+    model = find_builder(name)(10).to(settings.device)
+    training = engine(model, one, settings, precision, graphs=False)
+    training._train_epoch()  # makes the momentum
+    return count(training._train_epoch)
 
 
 def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
-    batches = 100 if settings.device.type == "cuda" else 4
-    count = batches * settings.batch_size
-    data = synthetic(count)
+    on_gpu = settings.device.type == "cuda"
+    batches = 100 if on_gpu else 4
+    total = batches * settings.batch_size
+    data = synthetic(total)
     torch.manual_seed(0)
-    models = [find_builder(name)(10).to(settings.device) for _ in range(3)]
-    candidates = {
-        "plain": plain_epoch(models[0], data, settings),
-        "engine": engine_epoch(models[1], data, settings, precision, penalised=False),
-        "penalised": engine_epoch(models[2], data, settings, precision, penalised=True),
+    models = [find_builder(name)(10).to(settings.device) for _ in range(4)]
+    own = {
+        "engine": engine(models[1], data, settings, precision),
+        "penalised": engine(models[2], data, settings, precision, penalised=True),
     }
+    if on_gpu:
+        own["eager"] = engine(models[3], data, settings, precision, graphs=False)
+    candidates: dict[str, Candidate] = {"plain": plain_epoch(models[0], data, settings)}
+    candidates |= {key: training._train_epoch for key, training in own.items()}
     times = in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
-    operations = 6 * count_macs(models[0], torch.zeros(1, *SHAPE, device=settings.device)) * count
-    achieved = operations / statistics.median(times["engine"])
-    rates = {key: round(count / median_ms(times, key) * 1e3, 1) for key in times}
-    return {
+    rates = {key: round(total / median_ms(times, key) * 1e3, 1) for key in times}
+    row: dict[str, Any] = {
         "model": name,
         "precision": precision,
         "batch": settings.batch_size,
+        "steps": own["engine"].way,
         "plain images/s": rates["plain"],
         "engine images/s": rates["engine"],
         "engine with OICSR-GL images/s": rates["penalised"],
         "x plain": median_ratio(times, "plain", "engine"),
         "x plain, with OICSR-GL": median_ratio(times, "plain", "penalised"),
-        "GFLOP/s": round(achieved / 1e9, 1),
-        "of peak": round(achieved / matmul_peak(settings.device, precision), 3),
     }
+    if on_gpu:
+        row["x without a graph"] = median_ratio(times, "eager", "engine")
+    step = statistics.median(times["engine"]) / batches
+    return row | against_roofline(counted_step(name, data, settings, precision), step, settings.device, precision)
 
 
-def matmul_peak(device: torch.device, precision: Precision, seconds: float = 0.5) -> float:
-    """Return the operations per second of a large matrix product: the best of many."""
-    size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    torch.mm(a, a)
-    stop = time.perf_counter() + seconds
-    best = timed(lambda: torch.mm(a, a), device)
-    while time.perf_counter() < stop:
-        best = min(best, timed(lambda: torch.mm(a, a), device))
-    return 2 * size**3 / best
+def against_roofline(counted: Counted, seconds: float, device: torch.device, precision: Precision) -> dict[str, Any]:
+    """Return what a step does and how near its time is to the least possible."""
+    reached = peaks(device, precision)
+    bound = counted.seconds(reached)
+    return {
+        "step ms": round(seconds * 1e3, 3),
+        "G operations/step": round(counted.arithmetic / 1e9, 3),
+        "MB/step": round(counted.bytes / 1e6, 1),
+        "GFLOP/s": round(counted.arithmetic / seconds / 1e9, 1),
+        "peak GFLOP/s": round(reached.arithmetic / 1e9, 1),
+        "GB/s": round(counted.bytes / seconds / 1e9, 1),
+        "peak GB/s": round(reached.bandwidth / 1e9, 1),
+        "roofline ms": round(bound * 1e3, 3),
+        "of roofline": round(bound / seconds, 3),
+    }

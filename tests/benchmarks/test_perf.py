@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.perf import command, main, measure, peers, prune, train
+from benchmarks.models import find_builder
+from benchmarks.perf import command, main, measure, peers, prune, roofline, train
 from benchmarks.perf.measure import Settings, in_turns, median_ms, median_ratio, quiet_couplings
-from oicsr import GroupLasso
+from oicsr import GroupLasso, count_macs
 from tests.oicsr.networks import Chain
 
 CPU = torch.device("cpu")
@@ -105,7 +106,30 @@ def test_the_plain_loop_sees_every_image_as_floats() -> None:
 
 
 def test_the_peak_of_a_device_is_positive() -> None:
-    assert train.matmul_peak(CPU, "float32", seconds=0.01) > 0
+    reached = roofline.peaks(CPU, "float32", seconds=0.01)
+    assert reached.arithmetic > 0 and reached.bandwidth > 0
+
+
+def test_operations_and_bytes_are_counted_as_by_hand() -> None:
+    a, b = torch.ones(4, 8, requires_grad=True), torch.ones(8, 2)
+    counted = roofline.count(lambda: (a.detach() @ b).t().add_(1))
+    assert counted.work == [
+        (2 * 4 * 8 * 2, 4 * (32 + 16 + 8)),
+        (0, 4 * (8 + 8)),
+    ]  # the transpose and `detach` are views
+    assert roofline.count(lambda: torch.empty(7)).bytes == 0
+    both = roofline.count(lambda: (a @ b).sum().backward())
+    assert both.arithmetic == 2 * 2 * 4 * 8 * 2  # forward, and backward for one of the factors
+    assert counted.seconds(roofline.Peaks(1e3, 1e9)) == pytest.approx(0.128 + 64e-9)
+
+
+def test_a_step_is_three_times_the_forward_arithmetic() -> None:
+    settings = Settings(CPU, batch_size=2)
+    counted = train.counted_step("resnet20", train.synthetic(4), settings, "float32")
+    first = 2 * 3 * 16 * 9 * 32 * 32  # the images need no gradient
+    macs = count_macs(find_builder("resnet20")(10), torch.zeros(1, 3, 32, 32))
+    assert counted.arithmetic == 2 * (3 * 2 * macs - first)
+    assert counted.bytes > 3 * 4 * 269_722
 
 
 @pytest.mark.parametrize("arguments", [["speed"], ["penalty", "--repeats", "0"], ["penalty", "--batch-size", "x"]])
