@@ -15,6 +15,7 @@ from benchmarks import channel_figures, figures
 from benchmarks.checklist import checklist, checklist_markdown
 from benchmarks.checkpoints import write_atomically
 from benchmarks.claims import NOT_RUN, Verdict, judge, to_plain
+from benchmarks.coverage_table import read_rows, sentence, summary, to_markdown
 from benchmarks.details import Details
 from benchmarks.diagram import method_diagram
 from benchmarks.experiments import EXPERIMENTS
@@ -94,10 +95,20 @@ def build(results: Path, root: Path | None = None) -> Artefacts:
     names = [path.stem for path in latency if path.suffix == ".png"]
     artefacts[results / "report.html"] = html_report(records, study.comparisons, study.verdicts).encode()
     artefacts[(root or results) / "RESULTS.md"] = results_page(study, sheets, names, _prefix(results, root)).encode()
+    coverage = read_rows(results / "coverage.csv")
+    if coverage:
+        artefacts[results / "coverage.md"] = to_markdown(coverage).encode()
     if root is not None:
-        readme = (root / "README.md").read_text(encoding="utf-8")
-        artefacts[root / "README.md"] = with_block(readme, readme_block(study)).encode()
+        blocks = {"README.md": readme_block(study)}
+        if coverage:
+            blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
+            blocks["docs/any_network.md"] = summary(coverage).rstrip()
+        artefacts |= {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
     return artefacts
+
+
+def _page_with_block(root: Path, page: str, block: str) -> bytes:
+    return with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
 
 
 def _prefix(results: Path, root: Path | None) -> str:
@@ -303,13 +314,13 @@ def _short_table(comparison: Comparison) -> list[str]:
     return [*lines, "", f"Test top-1 in %, last epoch, mean ± standard deviation over n seeds.{quick}"]
 
 
-def with_block(text: str, block: str) -> str:
+def with_block(text: str, block: str, page: str = "README.md") -> str:
     """Return a page with the text between its two markers replaced.
 
     Raises:
         ValueError: A marker is missing.
     """
     if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md needs the markers {BEGIN!r} and {END!r} around its result block")
+        raise ValueError(f"{page} needs the markers {BEGIN!r} and {END!r} around its result block")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"

@@ -27,6 +27,7 @@ from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 
 MAX_LABELLED_ELEMENTS = 1 << 17  # a parameter read elementwise gets one label per element, up to this many
+FEW_GROUPS = 4  # a convolution of so many wide groups keeps them all, and loses channels of each
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Tracer:
     added: list[tuple[fx.Node, bool, Tensor]] = field(default_factory=list)  # sums of activations, whether they joined
     unruled: list[str] = field(default_factory=list)
     cuts_by_number: bool = False  # a channel axis is cut at positions that may be numbers in the code
+    thinned: dict[str, bool] = field(default_factory=dict)  # grouped weight -> whether its groups all stay, but thinner
 
     def run(self, graph: fx.Graph, parameters: dict[str, str]) -> None:
         """Follow the channels through `graph`; `parameters` maps placeholder names to qualified names."""
@@ -326,6 +328,10 @@ def _layer(
     if groups == 1:
         _read_channels(tracer, node, source, weight, axis=axis, dim=1)
         out = _start_channels(tracer, weight, dim=0)
+    elif tracer.thinned.setdefault(tracer.parameters[weight], _has_few_groups(shape_of(weight), groups)):
+        _read_channels(tracer, node, source, weight, axis=axis, dim=1, groups=groups)
+        out = _start_channels(tracer, weight, dim=0)
+        _tie_pieces(tracer, out, 0, len(out) // groups)
     else:
         found = _follow_groups(tracer, node, source, shape_of(weight)[0], axis, groups)
         if found is None:
@@ -336,16 +342,27 @@ def _layer(
     return Value(on_axis(out, axis, len(shape_of(node))))
 
 
-def _read_channels(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, axis: int, dim: int) -> None:
-    """Let axis `dim` of a weight follow the channels on `axis` of the layer's input."""
+def _has_few_groups(weight: tuple[int, ...], groups: int) -> bool:
+    """Return whether a group is better thinned out than removed: a group of few is most of a layer.
+
+    Channel `i` of a group then goes with channel `i` of every other group, and the inputs without the outputs.
+    """
+    return groups <= FEW_GROUPS and groups < min(weight[1], weight[0] // groups)
+
+
+def _read_channels(
+    tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, axis: int, dim: int, groups: int = 1
+) -> None:
+    """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
     ids, size = tracer.ids(source), shape_of(weight)[dim]
     if ids is None:
         return
-    vector = vector_along(ids, axis, size)
+    vector = vector_along(ids, axis, size * groups)
     if vector is None:
         tracer.fix(source, f"{tracer.where(node)} reads channels that do not lie on one axis")
         return
-    tracer.add_slot(weight, dim, vector, "in", counts=True)
+    _tie_pieces(tracer, vector, 0, size)
+    tracer.add_slot(weight, dim, vector[:size], "in", counts=True)
 
 
 def _start_channels(tracer: Tracer, weight: fx.Node, *, dim: int) -> Tensor:
@@ -388,9 +405,15 @@ def _add_bias(tracer: Tracer, bias: Any, ids: Tensor) -> None:
     "_native_batch_norm_legit",
 )
 def batch_norm(tracer: Tracer, node: fx.Node) -> Result:
-    """Scale, shift and running statistics, each `(channels,)`, follow axis 1."""
+    """Scale, shift and running statistics, each `(channels,)`, follow axis 1.
+
+    Of a weight (standardisation), the statistics of each filter run over all channels that it reads: a column of zeros
+    is none after it, so that nothing exact exists.
+    """
     source = node.args[0]
     assert isinstance(source, fx.Node)
+    if not tracer.depends_on_input(source):
+        return tracer.opaque(node, "standardises a weight over the channels that it reads")
     ids = tracer.ids(source)
     if ids is None:
         return Value(None, tracer.reason(source))
@@ -536,6 +559,12 @@ def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> 
     return a, tracer.sets.join(a, b)
 
 
+@rule("_assert_tensor_metadata", "_assert_scalar", "_assert_async")
+def assertion(tracer: Tracer, node: fx.Node) -> Result:
+    """Looks at type, layout or a number, and gives nothing."""
+    return Value(None, f"{tracer.where(node)} gives no tensor")
+
+
 @rule("prelu")
 def prelu(tracer: Tracer, node: fx.Node) -> Result:
     """The slope, `(channels,)` or `(1,)`, follows axis 1."""
@@ -656,7 +685,9 @@ def pad(tracer: Tracer, node: fx.Node) -> Result:
 @rule(
     "flatten",
     "view",
+    "view_as",
     "reshape",
+    "reshape_as",
     "unflatten",
     "_unsafe_view",
     "view_copy",
@@ -668,7 +699,8 @@ def reshape(tracer: Tracer, node: fx.Node) -> Result:
     """Each element keeps its channel under its new index.
 
     Where the channel axis is split into `(groups, channels / groups)`, the groups are tied to one another, so that
-    they stay equally large, and the split in the same place, whatever is removed.
+    they stay equally large, and the split in the same place, whatever is removed. The axis of the groups then holds
+    one channel alike, and may be summed or normalised over (the radix of split attention).
     """
     source = node.args[0]
     assert isinstance(source, fx.Node)
@@ -680,6 +712,7 @@ def reshape(tracer: Tracer, node: fx.Node) -> Result:
         tracer.cuts_by_number = True
         for axis in varying(result)[:-1]:
             _tie_pieces(tracer, result, axis, 1)
+            result = result.narrow(axis, 0, 1)
     return Value(result)
 
 

@@ -53,8 +53,8 @@ def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
     by_name: dict[str, list[Slice]] = defaultdict(list)
     for entry in slices:
         by_name[entry.parameter].append(entry)
-    shared: dict[int, nn.Parameter] = {}  # a tied parameter is sliced once
-    touched: dict[nn.Module, None] = {}
+    shared: dict[int, tuple[nn.Parameter, list[Slice]]] = {}  # a tied parameter is sliced once
+    touched: dict[nn.Module, list[Slice]] = defaultdict(list)
     for prefix, module in model.named_modules():
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
@@ -62,11 +62,11 @@ def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
                 if tensor is None or not (key in by_name or id(tensor) in shared):
                     continue
                 if id(tensor) not in shared:
-                    shared[id(tensor)] = _sliced(tensor, by_name[key])  # type: ignore[assignment]
-                store[name] = shared[id(tensor)]
-                touched[module] = None
-    for module in touched:
-        fix_attributes(module)
+                    shared[id(tensor)] = _sliced(tensor, by_name[key]), by_name[key]  # type: ignore[assignment]
+                store[name], done = shared[id(tensor)]
+                touched[module] += done if name == "weight" else []
+    for module, done in touched.items():
+        fix_attributes(module, done)
 
 
 def _sliced(tensor: Tensor, slices: list[Slice]) -> Tensor:
@@ -89,10 +89,10 @@ def _select(tensor: Tensor, entry: Slice) -> Tensor:
     return picked
 
 
-def fix_attributes(module: nn.Module) -> None:
-    """Bring the attributes of a layer in line with the shapes of its parameters."""
+def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
+    """Bring the attributes of a layer in line with the shapes of its parameters; `slices`: those of its weight."""
     if isinstance(module, _ConvNd):
-        _fix_convolution(module)
+        _fix_convolution(module, slices)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
@@ -109,14 +109,20 @@ def fix_attributes(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
 
 
-def _fix_convolution(module: _ConvNd) -> None:
+def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:
     first, second = module.weight.shape[:2]
     if isinstance(module, _ConvTransposeNd):
         module.in_channels, module.out_channels = first, second * module.groups
         return
-    if module.groups > 1:  # groups go as a whole: outputs per group stay
-        module.groups = first * module.groups // module.out_channels
+    for entry in slices:
+        if entry.dim == 0:
+            module.groups = _groups_left(entry, module.groups)
     module.out_channels, module.in_channels = first, second * module.groups
+
+
+def _groups_left(rows: Slice, groups: int) -> int:
+    """Return how many groups keep filters: groups go as a whole, or lose the same filters each."""
+    return len({row // (rows.size // groups) for row in rows.kept})
 
 
 def _check_fits(model: nn.Module, plan: PruningPlan) -> None:

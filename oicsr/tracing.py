@@ -93,16 +93,16 @@ def trace_couplings(model: nn.Module, example_inputs: Tensor | Sequence[Tensor],
     rigid = _find_rigid(model, inputs, couplings)
     couplings = [coupling for coupling in couplings if coupling.name not in rigid]
     if tracer.cuts_by_number:
-        moved = _find_moved(model, inputs, couplings, scope)
+        moved = _find_moved(model, inputs, couplings, scope, tracer.thinned)
         couplings, rigid = [c for c in couplings if c.name not in moved], {**rigid, **moved}
     return Trace(couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()])))
 
 
 def _trace_once(
-    model: nn.Module, inputs: tuple[Tensor, ...], scope: Scope
+    model: nn.Module, inputs: tuple[Tensor, ...], scope: Scope, thinned: Mapping[str, bool] | None = None
 ) -> tuple[Tracer, list[Coupling], dict[str, str]]:
-    """Return the tracer, the couplings, and why the channels of other layers stay."""
-    tracer = Tracer()
+    """Return the tracer, the couplings, and why the channels of other layers stay; `thinned`: as another tracer did."""
+    tracer = Tracer(thinned=dict(thinned or {}))
     streams = Streams(tracer)
     unused = _follow(tracer, streams, model, inputs, training=False)
     if unused:  # heads that only run in training (auxiliary classifiers) read channels too
@@ -408,7 +408,11 @@ def _trial(skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[
 
 
 def _find_moved(
-    model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling], scope: Scope
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    couplings: Sequence[Coupling],
+    scope: Scope,
+    thinned: Mapping[str, bool],
 ) -> dict[str, str]:
     """Find couplings that are cut at a number in the model's code, by tracing the model with one channel less of each.
 
@@ -419,7 +423,7 @@ def _find_moved(
     trial = copy.deepcopy(model)
     slice_module(trial, plan.slices)
     try:
-        _, found, unpruned = _trace_once(trial, inputs, scope)
+        _, found, unpruned = _trace_once(trial, inputs, scope, thinned)
     except ValueError:
         found, unpruned = [], {}
     axes = {c.name: _axes(c) for c in found}

@@ -91,35 +91,53 @@ def hub_state(name: str) -> dict[str, Tensor]:
     """Download the pretrained state of `torchvision:NAME` or `timm:NAME`.
 
     Raises:
-        ValueError: The hub has none, or cannot be reached.
+        ValueError: The hub has none, cannot be reached, or sends a file whose checksum is wrong.
     """
     library, _, architecture = name.partition(":")
     try:
-        if library == "torchvision":
-            import torchvision
-
-            entry = torchvision.models.get_model_weights(architecture).DEFAULT
-            state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
-            return state
-        import timm
-
-        model: nn.Module = timm.create_model(architecture, pretrained=True)
-        return model.state_dict()
+        return _torchvision_state(architecture) if library == "torchvision" else _timm_state(architecture)
     except _network_errors() as error:
-        raise ValueError(
-            f"the pretrained weights of {name!r} are not to be had here: {type(error).__name__}: {error}. "
-            "Download them elsewhere and give the local file as weights."
-        ) from error
+        raise _not_to_be_had(name, error) from error
+    except RuntimeError as error:
+        if "invalid hash value" not in str(error):  # what torch.hub says of a file that was cut short or changed
+            raise
+        raise _not_to_be_had(name, error) from error
 
 
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """Return what the two hubs' clients raise where there is no network or no such file."""
-    errors: list[type[BaseException]] = [OSError, RuntimeError, ValueError, AttributeError]
+def _torchvision_state(architecture: str) -> dict[str, Tensor]:
+    import torchvision
+
+    entry = getattr(torchvision.models.get_model_weights(architecture), "DEFAULT", None)
+    if entry is None:
+        raise ValueError(f"torchvision has no pretrained weights of {architecture!r}; give the path of a local file")
+    state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+    return state
+
+
+def _timm_state(architecture: str) -> dict[str, Tensor]:
+    import timm
+
+    cfg = timm.get_pretrained_cfg(architecture)
+    if cfg is None or not cfg.has_weights:
+        raise ValueError(f"timm has no pretrained weights of {architecture!r}; give the path of a local file")
+    model: nn.Module = timm.create_model(architecture, pretrained=True)
+    return model.state_dict()
+
+
+def _not_to_be_had(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"the pretrained weights of {name!r} are not to be had here: {type(error).__name__}: {error}. "
+        "Download them elsewhere and give the local file as weights."
+    )
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Return what the two hubs' clients raise where there is no network or no such file, and nothing else."""
     try:
         import httpx  # huggingface_hub's client; its errors are not OSErrors
     except ImportError:
-        return tuple(errors)
-    return (*errors, httpx.HTTPError)
+        return (OSError,)
+    return OSError, httpx.HTTPError
 
 
 def local_state(path: str | Path) -> dict[str, Tensor]:

@@ -15,7 +15,10 @@ from benchmarks.datasets import load_dataset
 from benchmarks.datasets.image_folder import FolderSplits, evaluation_transform, read_folder
 from benchmarks.datasets.splits import DataError
 from benchmarks.distributed import Rank
+from benchmarks.export import export
+from benchmarks.models import build_model
 from benchmarks.runner import run_cell
+from oicsr import count_macs, load_pruned
 from tests.benchmarks.small import PROFILE, small_bench
 
 CPU = torch.device("cpu")
@@ -126,6 +129,27 @@ def test_a_run_goes_end_to_end_and_learns(folder: Path, tmp_path: Path, monkeypa
     assert record.states["dense"]["top1"] > 0.3  # chance is 0.1
     assert record.states["pruned"]["macs"] == pytest.approx(0.5 * record.states["dense"]["macs"], rel=0.01)
     assert record.provenance["data_sha256"] == read_folder(folder).checksum
+
+
+@pytest.mark.parametrize("model", ["torchvision:mobilenet_v3_small", "timm:test_resnet"])
+def test_networks_of_the_hubs_run_as_experiments(
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a local file of weights to a pruned network that its constructor and a file build again."""
+    monkeypatch.setenv("OICSR_WORKERS", "0")
+    weights, images = tmp_path / "weights.pt", torch.zeros(1, 3, 32, 32)
+    torch.save(build_model(model, 5).state_dict(), weights)  # another number of classes, as weights of a hub have
+    profile = replace(PROFILE, batch_size=24, train_images=48, validation_images=None, test_images=20)
+    data, profiles = f"imagefolder:{folder}@32", {"quick": profile}
+    experiment = Experiment("own", "Own", "It works.", model, data, profiles, weights=str(weights))
+    record = run_cell(small_bench(tmp_path), Cell(experiment, "quick", "oicsr-gl", 0, 0.5))
+    assert record.complete, record.failure
+    assert record.states["dense"]["macs"] == count_macs(build_model(model, CLASSES), images)
+    assert record.states["pruned"]["macs"] == pytest.approx(0.5 * record.states["dense"]["macs"], rel=0.01)
+    run = f"{record.experiment}/{record.run_id}"
+    places = tmp_path / "results", tmp_path / "checkpoints", tmp_path / "small.safetensors"
+    small = load_pruned(export(run, "safetensors", *places), lambda: build_model(model, CLASSES))
+    assert count_macs(small, images) == record.states["finetuned"]["macs"] and small(images).shape == (1, CLASSES)
 
 
 def test_a_folder_without_test_images_is_split(folder: Path) -> None:

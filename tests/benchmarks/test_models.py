@@ -194,3 +194,24 @@ def test_hub_that_cannot_be_reached_is_a_clear_error(name: str, monkeypatch: pyt
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
     with pytest.raises(ValueError, match=r"pretrained weights of .* are not to be had here: OSError: no route to host"):
         build_model(name, 10, "pretrained")
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:resnet10t"])
+def test_only_what_the_hubs_cannot_give_is_said_to_be_not_to_be_had(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error: Exception = RuntimeError('invalid hash value (expected "0a", got "0b")')
+
+    def failing(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", failing)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", failing)
+    with pytest.raises(ValueError, match="not to be had here: RuntimeError: invalid hash value"):
+        build_model(name, 10, "pretrained")
+    for error in (RuntimeError("a fault"), ValueError("a fault"), AttributeError("a fault")):
+        with pytest.raises(type(error), match=r"^a fault$"):
+            build_model(name, 10, "pretrained")
+
+
+def test_networks_without_pretrained_weights_say_so() -> None:
+    with pytest.raises(ValueError, match="timm has no pretrained weights of 'nf_resnet26'"):
+        build_model("timm:nf_resnet26", 10, "pretrained")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import coverage_table, report
+from benchmarks.coverage_lists import TIMM
 from benchmarks.methods import METHODS
 from benchmarks.records import history_csv
 from tests.benchmarks.synthetic import experiment, history_of, records_of
@@ -59,9 +60,33 @@ def test_published_results_write_the_readme(fixture_folder: Path, tmp_path: Path
     assert "(results/figures/demo-quick.png)" in artefacts[tmp_path / "RESULTS.md"].decode()
 
 
-def test_readme_without_markers_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs the markers"):
-        report.with_block("# Name", "block")
+def test_coverage_is_stated_as_its_rows_say(tmp_path: Path) -> None:
+    rows = {}
+    for name, passed, peer in (("torchvision:vgg11", "yes", ""), ("timm:vgg11", "yes", "no"), ("timm:dla34", "no", "")):
+        row = dict.fromkeys(coverage_table.COLUMNS, "")
+        rows[name] = {**row, "network": name, "passed": passed, "torch_pruning": peer}
+    results, pages = tmp_path / "results", (tmp_path / "README.md", tmp_path / "docs" / "any_network.md")
+    for folder in (results, tmp_path / "docs"):
+        folder.mkdir()
+    for page in pages:
+        page.write_text(f"# Name\n\n{report.BEGIN}\n{report.END}\n")
+    (results / "coverage.csv").write_text(coverage_table.to_csv(rows))
+    artefacts = report.build(results, tmp_path)
+    readme, docs = (artefacts[page].decode() for page in pages)
+    assert "1 of 1 networks of torchvision and 1 of 2 networks of timm ([results/coverage.md]" in readme
+    assert f"| timm | {len(TIMM)} | 2 | 1 | 50.0% of 2 | 0 | 0.0% of 1 |\n" in docs
+    assert "| 1 | 1 | 100.0% of 1 | not run | not run |" in docs
+    assert artefacts[results / "coverage.md"].decode() == coverage_table.to_markdown(rows)
+    report.write(artefacts)
+    (results / "coverage.csv").write_text(coverage_table.to_csv(rows).replace("dla34", "dla60"))
+    wrong = report.differing(report.build(results, tmp_path), results)
+    assert len(wrong) == 1 and "coverage.md differs" in wrong[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/any_network.md"])
+def test_pages_without_markers_are_refused(page: str) -> None:
+    with pytest.raises(ValueError, match=f"{page} needs the markers"):
+        report.with_block("# Name", "block", page)
 
 
 def test_an_empty_folder_gives_a_page_that_says_not_run(tmp_path: Path) -> None:

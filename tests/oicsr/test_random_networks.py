@@ -28,8 +28,11 @@ class Step(nn.Module):
             self.first, self.width = nn.Conv2d(width, wide, 3, stride=1 + (kind == "strided"), padding=1), wide
         elif kind == "transposed":
             self.first, self.width = nn.ConvTranspose2d(width, wide, 2, stride=2), wide
-        elif kind == "grouped":
-            self.first, self.width = nn.Conv2d(width, wide, 3, padding=1, groups=4), wide
+        elif kind in ("grouped", "few_groups"):
+            self.first, self.width = nn.Conv2d(width, wide, 3, padding=1, groups=4 if kind == "grouped" else 2), wide
+        elif kind == "radix":
+            self.first, self.width = nn.Conv2d(width, 2 * wide, 3, padding=1, groups=2), wide
+            self.second, self.norm = nn.Conv2d(wide, 2 * wide, 1), nn.BatchNorm2d(2 * wide)
         elif kind == "depthwise":
             self.first = nn.Conv2d(width, 2 * width, 3, padding=1, groups=width, bias=False)
             self.width = 2 * width
@@ -65,6 +68,13 @@ def glu(step: Step, x: Tensor) -> Tensor:
     return left * torch.sigmoid(right)
 
 
+def radix(step: Step, x: Tensor) -> Tensor:
+    x = torch.relu(step.norm(step.first(x)))
+    x = x.view(x.shape[0], 2, x.shape[1] // 2, *x.shape[2:])
+    gate = step.second(x.sum(1).mean((2, 3), True))
+    return (x * gate.view(x.shape[0], 2, x.shape[2], 1, 1).softmax(1)).sum(1)
+
+
 def last_axis(step: Step, x: Tensor) -> Tensor:
     return functional.silu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -82,10 +92,11 @@ FORWARDS: dict[str, Callable[[Step, Tensor], Tensor]] = {
     "glu": glu,
     "shuffle": shuffle,
     "last_axis": last_axis,
+    "radix": radix,
     "padded": lambda step, x: step.first(x) + functional.pad(x, (0, 0, 0, 0, 1, 3)),
 }
-KINDS = """conv strided transposed grouped depthwise residual preact gate projected concat twice glu norm plain_norm
-group_norm prelu padded relu pool average shuffle last_axis""".split()
+KINDS = """conv strided transposed grouped few_groups radix depthwise residual preact gate projected concat twice glu
+norm plain_norm group_norm prelu padded relu pool average shuffle last_axis""".split()
 
 
 class Random(nn.Module):
@@ -108,6 +119,8 @@ class Random(nn.Module):
         return self.fc(torch.relu(self.hidden(x.flatten(1))))
 
 
+@example(steps=[("few_groups", 3), ("residual", 2), ("radix", 3), ("few_groups", 3)], flatten=True, seed=2)
+@example(steps=[("radix", 2), ("concat", 1), ("few_groups", 2), ("shuffle", 1)], flatten=False, seed=3)
 @example(steps=[("group_norm", 1), *[("concat", 1)] * 3, ("group_norm", 1)], flatten=False, seed=1)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
