@@ -93,8 +93,8 @@ def render(figure: Figure) -> Files:
         figure.set_layout_engine("none")
     figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside an SVG too
     svg, png = io.BytesIO(), io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     return {"svg": svg.getvalue(), "png": png.getvalue()}
 
 
