@@ -65,6 +65,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequence[Cell]]) -> int:
     """Do what is missing of the chosen runs, then show tables and plots; return the exit code."""
+    _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
     bench = replace(bench, graphs=not options.no_graphs)
@@ -76,6 +77,14 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
         if rank.count > 1:
             dismiss()
         return code
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be meant, whether or not there is anything to run."""
+    if options.address and options.engine != "ray":
+        raise ValueError("--address is of a Ray cluster; give --engine ray with it")
+    if options.budget_minutes is not None:
+        budget_seconds(options.budget_minutes, 0.0)
 
 
 def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> int:
@@ -154,8 +163,6 @@ def _engine(bench: Bench, control: Control, options: argparse.Namespace, expecte
             gpu_share=options.gpu_share,
             threads=threads,
         )
-    if options.address:
-        raise ValueError("--address is of a Ray cluster; give --engine ray with it")
     if options.jobs > 1:
         return Processes(bench, control, options.jobs, expected.epochs, device_named=bool(options.device))
     return InProcess(bench, control)

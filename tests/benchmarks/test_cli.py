@@ -118,6 +118,15 @@ def test_unknown_option_is_suggested(capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.code == 2 and "--retry-failed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--address", "auto"], ["--budget-minutes", "0"]])
+def test_wrong_options_are_refused_where_nothing_is_left_to_run_too(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fakes(Path("r"), cells_of(small_experiment(), "quick"))
+    assert run("run", "small", *arguments) == 2
+    assert arguments[0].removeprefix("--").partition("-")[0] in capsys.readouterr().err
+
+
 def test_run_plan_status_and_failures_from_end_to_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
