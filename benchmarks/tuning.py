@@ -42,6 +42,8 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
     _check_grids({method: grid_of(cell, find_method(method)) for (method, _), cell in pairs.items()})
     path = tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
     record = read_tuning(path) if path.is_file() else _empty_record(cells[0], seeds)
+    for method, macs_kept in pairs:  # what is tuned anew, perhaps on another grid, replaces what was there
+        record["scores"].get(method, {}).pop(f"{macs_kept:g}", None)
     for seed in seeds:
         for cell in pairs.values():
             for strength in grid_of(cell, find_method(cell.method)):

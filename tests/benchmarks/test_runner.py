@@ -201,6 +201,28 @@ def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, m
     assert after.strength == record["chosen"]["oicsr-gl"]["0.5"] and "tuned on validation" in after.strength_source
 
 
+def test_tuning_anew_replaces_scores_and_leaves_other_methods(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "gl-out"])
+    path = tune(bench, cells, [1000], lambda *args: None)
+    before = json.loads(path.read_text())
+    stronger = cells_of(small_experiment(grid_scale=20.0), "quick", methods=["oicsr-gl"])
+    after = json.loads(tune(bench, stronger, [1000], lambda *args: None).read_text())
+    strengths = [sorted(map(float, record["scores"]["oicsr-gl"]["0.5"])) for record in (before, after)]
+    assert strengths[1] == [2 * strength for strength in strengths[0]]
+    assert after["scores"]["gl-out"] == before["scores"]["gl-out"]
+
+
+def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
+    tune(bench, cells, [1000], lambda *args: None)
+    (combined,) = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl+out"])
+    own, borrowed = (run_cell(bench, cell) for cell in (cells[0], combined))
+    assert borrowed.strength == own.strength
+    assert "tuned on validation for oicsr-gl" in borrowed.strength_source
+
+
 def test_choice_of_strength() -> None:
     assert best_strength({"0.1": [0.5, 0.7], "0.2": [0.6, 0.6], "0.4": [0.9, None]}) == 0.1
     with pytest.raises(ValueError, match="diverged at every strength"):
