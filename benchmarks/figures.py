@@ -155,8 +155,9 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
         rows = table[table["method"] == method].sort_values("macs")
         label = _others_label(others) if position == 0 else None
         axes.plot(_kept(rows), 100 * rows[f"{state}_top1"], color=OTHERS, linewidth=0.8, zorder=1, label=label)
-    if state == "finetuned":  # a collapsed rival must not squeeze what differs by tenths
-        axes.set_ylim(low, high)
+    if state != "finetuned":  # there, a collapsed rival must not squeeze what differs by tenths
+        low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -3), min(high, 103))  # error bars of few seeds reach beyond what an accuracy can be
 
 
 def _others_label(others: Sequence[str]) -> str:
