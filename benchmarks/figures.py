@@ -91,9 +91,10 @@ def render(figure: Figure) -> Files:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
-    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside an SVG too
     svg, png = io.BytesIO(), io.BytesIO()
+    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside the SVG too
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # print_svg leaves its own behind
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     return {"svg": svg.getvalue(), "png": png.getvalue()}
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import channel_figures, figures, report
 from benchmarks.details import Details
@@ -48,6 +51,30 @@ def test_drawing_twice_gives_the_same_bytes() -> None:
     [comparison] = compare(records_of(experiment(macs_kept=(0.5,))))
     first, second = (figures.accuracy_against_macs(comparison, "t") for _ in range(2))
     assert first == second
+
+
+def test_a_figure_is_drawn_as_savefig_draws_it() -> None:
+    drawn = []
+    for once in (True, False):
+        with figures.style():
+            figure = Figure(figsize=(3, 2), layout="constrained")
+            axes = figure.subplots(1, 2)
+            axes[0].scatter([0, 1], [0, 2], rasterized=True)
+            axes[1].set_xlabel("label")
+            drawn.append(figures.render(figure) if once else saved(figure))
+    assert drawn[0] == drawn[1]
+    assert struct.unpack(">II", drawn[0]["png"][16:24]) == (450, 300)  # at 150 dots per inch
+
+
+def saved(figure: Figure) -> figures.Files:
+    figure.draw_without_rendering()  # the layout is solved at the screen's resolution
+    figure.set_layout_engine("none")
+    files = {}
+    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata)
+        files[suffix] = buffer.getvalue()
+    return files
 
 
 def test_main_methods_look_different() -> None:
