@@ -182,9 +182,6 @@ def _read_profile(values: Any, where: str) -> Profile:
             raise ExperimentError(f"{where} has no phase {phase!r}")
         phases[phase] = _build(Phase, values[phase], f"{where}, phase {phase!r}")
     profile: Profile = _build(Profile, {**values, **phases}, where)
-    for share in profile.macs_kept:
-        if not 0 < share <= 1:
-            raise ExperimentError(f"{where}: macs_kept is {share!r}; it must be in (0, 1]")
     return profile
 
 

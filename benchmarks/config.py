@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -54,6 +54,13 @@ class Phase:
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         return self.learning_rate * self.decay ** sum(done >= share for share in self.milestones)
+
+
+def check_shares(macs_kept: Sequence[float]) -> None:
+    """Raise ValueError unless all targets are in (0, 1]."""
+    for share in macs_kept:
+        if not 0 < share <= 1:
+            raise ValueError(f"macs_kept is {share!r}; it is the share of MACs that remains and must be in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Refuse impossible targets, and grids of unequal length: no method may be tuned harder than another."""
-        for share in self.macs_kept:
-            if not 0 < share <= 1:
-                raise ValueError(f"macs_kept is {share!r}; it is the share of MACs that remains and must be in (0, 1]")
+        check_shares(self.macs_kept)
         sizes = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")

@@ -25,17 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import CheckpointWarning, read_checkpoint
+from benchmarks.engines.local import LAZY
 from benchmarks.locking import read_owner
 from benchmarks.records import Record, RecordError, check_beside, read_record, runs_folder
 
 SCHEMA = "oicsr-reliability-1"
-PRELOAD = [
-    "benchmarks.faults",
-    "benchmarks.commands.run",
-    "benchmarks.commands.sweep",
-    "torch.export._trace",
-    "sklearn.datasets",
-]
+PRELOAD = ["benchmarks.faults", "benchmarks.commands.run", "benchmarks.commands.sweep", *LAZY]
 PATIENCE = 900.0  # seconds after which a command counts as hanging
 DEMO = ("run", "demo", "--wandb", "disabled")
 TINY = (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.config import Cell, Experiment
+from benchmarks.config import Cell, Experiment, check_shares
 from benchmarks.datasets.splits import DataError, MissingDataError
 from benchmarks.methods import find_method
 from benchmarks.provenance import device_name
@@ -41,9 +41,7 @@ def cells_of(
     profile = experiment.profile(profile_name)
     for method in methods or profile.methods:
         find_method(method)
-    for share in macs_kept or ():
-        if not 0 < share <= 1:
-            raise ValueError(f"macs_kept is {share!r}; it is the share of MACs that remains and must be in (0, 1]")
+    check_shares(macs_kept or ())
     return [
         Cell(experiment, profile_name, method, seed, share)
         for seed in (seeds or profile.seeds)

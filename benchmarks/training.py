@@ -240,7 +240,7 @@ class Training:
             penalty = self._value(regularizer)
             loss.backward()
             self.optimizer.step()
-            regularizer.proximal_step(self.model, rate)  # type: ignore[arg-type] # a tensor is as good as its number
+            regularizer.proximal_step(self.model, rate)
         elif isinstance(regularizer, GradientRegularizer):
             loss.backward()
             regularizer.add_gradient(self.model)

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 CACHE_BLOCK = 1 << 19  # elements worked on at once on a CPU, 2 MiB of float32: measured best with one and two threads
 SERIAL_ELEMENTS = 1 << 22  # below, waking a CPU's other threads for every operation takes longer than they save
 DEVICE_BLOCK = 1 << 24  # elsewhere: bounds the temporaries at 64 MiB
+KERNEL_DEVICES = {"cuda"}  # where the Triton kernels are used
+
 P = ParamSpec("P")
 R = TypeVar("R")
-KERNEL_DEVICES = {"cuda"}  # where the Triton kernels are used
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +253,7 @@ def _bucket_energies(weights: Sequence[Tensor], bucket: Bucket, scratch: Scratch
         stacked = _stack(matrices, scratch) if len(matrices) > 1 else first[None]  # (weights, rows, width)
         return [torch.linalg.vector_norm(stacked, dim=2).square_()]
     if first.numel() > block_size(first.device):
-        rows, columns = _blockwise_sums(first, with_rows=bucket.rows is not None)
+        rows, columns = _blockwise_sums(first, scratch, with_rows=bucket.rows is not None)
     else:
         square = _stack(matrices, scratch).square_()  # (weights, rows, width)
         rows, columns = (square.sum(2) if bucket.rows else None), square.sum(1)
@@ -283,11 +284,11 @@ def _over_positions(columns: Tensor, bucket: Bucket) -> Tensor:
     return columns.view(-1, bucket.shape[1], positions).sum(2)
 
 
-def _blockwise_sums(matrix: Tensor, *, with_rows: bool) -> tuple[Tensor | None, Tensor]:
+def _blockwise_sums(matrix: Tensor, scratch: Scratch, *, with_rows: bool) -> tuple[Tensor | None, Tensor]:
     """Return the energies of the rows and of the columns of one large matrix, read once, as `(1, ...)` each."""
     height = max(1, block_size(matrix.device) // matrix.shape[1])
     rows, columns = matrix.new_empty(len(matrix)), matrix.new_zeros(matrix.shape[1])
-    buffer = matrix.new_empty(height, matrix.shape[1])
+    buffer = scratch.take((height, matrix.shape[1]), matrix.dtype)
     for block, row_sums in zip(matrix.split(height), rows.split(height), strict=True):
         square = torch.mul(block, block, out=buffer[: len(block)])
         if with_rows:
@@ -325,7 +326,7 @@ def products(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fa
         chosen = [weights[bucket.weights[k]] for k in wanted]
         if chosen and _is_large(chosen[0]):
             results = [torch.empty_like(chosen[0])]
-            _blockwise(chosen[0], results[0], bucket, per_slice, torch.add, _multiply_into)
+            _blockwise(chosen[0], results[0], bucket, per_slice, torch.add, _multiply_into, scratch)
         elif chosen:
             results = list(torch._foreach_mul(chosen, _scales(bucket, per_slice, torch.add, wanted, scratch)))
         for k, result in zip(wanted, results if chosen else [], strict=True):
@@ -354,7 +355,7 @@ def add_products_(targets: Sequence[Tensor | None], weights: Sequence[Tensor], t
         chosen = [weights[bucket.weights[k]] for k in wanted]
         into = [target for i in bucket.weights if (target := targets[i]) is not None]
         if chosen and _is_large(chosen[0]) and into[0].stride() == chosen[0].stride():
-            _blockwise(chosen[0], into[0], bucket, per_slice, torch.add, _add_product_into)
+            _blockwise(chosen[0], into[0], bucket, per_slice, torch.add, _add_product_into, scratch)
         elif chosen:
             torch._foreach_addcmul_(into, chosen, _scales(bucket, per_slice, torch.add, wanted, scratch))
     for position, scale in _other_scales(weights, table, per_slice, torch.add).items():
@@ -381,7 +382,7 @@ def scale_(weights: Sequence[Tensor], needed: Sequence[bool], table: Table, fact
         wanted = [k for k, i in enumerate(bucket.weights) if needed[i]]
         chosen = [weights[bucket.weights[k]] for k in wanted]
         if chosen and _is_large(chosen[0]):
-            _blockwise(chosen[0], chosen[0], bucket, per_slice, torch.mul, _multiply_into)
+            _blockwise(chosen[0], chosen[0], bucket, per_slice, torch.mul, _multiply_into, scratch)
         elif chosen:
             torch._foreach_mul_(chosen, _scales(bucket, per_slice, torch.mul, wanted, scratch))
     for position, scale in _other_scales(weights, table, per_slice, torch.mul).items():
@@ -458,7 +459,15 @@ def _add_product_into(target: Tensor, weight: Tensor, scale: Tensor) -> None:
     target.addcmul_(weight, scale)
 
 
-def _blockwise(weight: Tensor, target: Tensor, bucket: Bucket, per_slice: Tensor, join: Join, combine: Combine) -> None:
+def _blockwise(
+    weight: Tensor,
+    target: Tensor,
+    bucket: Bucket,
+    per_slice: Tensor,
+    join: Join,
+    combine: Combine,
+    scratch: Scratch,
+) -> None:
     """Combine one large weight and its factors into `target`, block by block."""
     rows, columns = _row_factors(bucket, per_slice), _column_factors(bucket, per_slice)
     matrix, into = _as_matrix(weight, bucket), _as_matrix(target, bucket)
@@ -466,7 +475,7 @@ def _blockwise(weight: Tensor, target: Tensor, bucket: Bucket, per_slice: Tensor
         combine(into, matrix, _only(rows, columns)[0])
         return
     height = max(1, block_size(weight.device) // bucket.width)
-    buffer = weight.new_empty(height, bucket.width)
+    buffer = scratch.take((height, bucket.width), weight.dtype)
     for out, block, own in zip(into.split(height), matrix.split(height), rows[0].split(height), strict=True):
         combine(out, block, join(own, columns[0], out=buffer[: len(block)]))
 

@@ -169,12 +169,12 @@ class ProximalGrOWL:
         return self._penalty(model)
 
     @torch.no_grad()
-    def proximal_step(self, model: nn.Module, learning_rate: float) -> None:
+    def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
         """Shrink every channel of `model`, in place; frozen weights count in the norms and are left as they are.
 
         Args:
             model: The network, after the optimiser's step.
-            learning_rate: The learning rate of that step, not negative.
+            learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
             ValueError: `learning_rate` is negative.

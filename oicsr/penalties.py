@@ -40,7 +40,7 @@ class GradientRegularizer(Regularizer, Protocol):
 class ProximalRegularizer(Regularizer, Protocol):
     """A regulariser that acts by its proximal operator, so that channels become exactly zero."""
 
-    def proximal_step(self, model: nn.Module, learning_rate: float) -> None:
+    def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
         """Replace the weights by the proximal point for the step size `learning_rate`, in place."""
         ...
 

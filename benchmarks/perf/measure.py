@@ -58,9 +58,9 @@ def in_turns(
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds = timed(candidates[name], device)
+            taken = timed(candidates[name], device)
             if turn >= warmup:
-                times[name].append(seconds)
+                times[name].append(taken)
     return times
 
 
