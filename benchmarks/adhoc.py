@@ -12,10 +12,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Experiment, Phase, Profile
 from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS, find_experiment
+from benchmarks.files import write_atomically
 from benchmarks.methods import METHODS, find_method
 from benchmarks.models import input_shape
 from benchmarks.suggest import unknown_name

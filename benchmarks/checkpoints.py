@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.files import write_atomically
 from benchmarks.locking import Lease, lease_path, wait_for_lease
 
 MAGIC = b"oicsr-checkpoint-1\n"
@@ -117,21 +117,3 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         warnings.warn(f"checkpoint {path} is damaged ({error}) and is passed over", CheckpointWarning, stacklevel=3)
         return None
     return state
-
-
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a file so that it is either the old or the whole new one, whatever happens.
-
-    Not `durable`: a loss of power may undo it; for what can be written again at no cost.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

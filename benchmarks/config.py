@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-from oicsr.algorithm import Schedule as PruningSchedule
-from oicsr.tracing import Scope
-
+# oicsr's own, said again: its import brings PyTorch, which experiments do without (mypy holds the two together)
+PruningSchedule = Literal["linear", "geometric"]
+Scope = Literal["inner", "all"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -45,6 +46,11 @@ class Phase:
             raise ValueError(f"a phase needs epochs >= 0 and a learning rate > 0, not {self}")
         if self.schedule not in ("cosine", "step"):
             raise ValueError(f"schedule is {self.schedule!r}; it must be 'cosine' or 'step'")
+
+    @cached_property
+    def plain(self) -> Mapping[str, Any]:
+        """All values by name; not to be changed."""
+        return asdict(self)
 
     def rate_at(self, epoch: float) -> float:
         """Return the learning rate after `epoch` epochs (a fraction inside an epoch)."""
@@ -116,6 +122,12 @@ class Profile:
         sizes = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")
+
+    @cached_property
+    def shared(self) -> Mapping[str, Any]:
+        """The values that each of its runs depends on, by name; not to be changed."""
+        others = ("methods", "macs_kept", "seeds", "grid_scale", "grids")  # say what else is run, not how one is
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from benchmarks.config import Cell
 from benchmarks.records import Record
+from benchmarks.rows import EpochRow
 from benchmarks.stages import Stage
 from benchmarks.sweep import Estimate
-from benchmarks.training import EpochRow
 
 
 def duration(seconds: float) -> str:

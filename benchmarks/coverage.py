@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.coverage_table import (
     CLASSES,
     COLUMNS,
@@ -42,6 +41,7 @@ from benchmarks.coverage_table import (
     to_csv,
     to_markdown,
 )
+from benchmarks.files import write_atomically
 from benchmarks.models import build_model, input_shape
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
 from oicsr.tracing import MODEL_ERRORS, Scope, mode

@@ -23,8 +23,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from benchmarks.catalogue import find_entry
 from benchmarks.details import Details
-from benchmarks.methods import find_method
 from benchmarks.records import Record
 from benchmarks.statistics import summarize
 from benchmarks.tables import MAIN_METHODS, Comparison
@@ -68,7 +68,7 @@ class Look:
 
 def look_of(method: str) -> Look:
     """Return how a method is drawn; methods outside the paper's comparison in grey."""
-    title = find_method(method).title
+    title = find_entry(method).title
     if method not in MAIN_METHODS:
         return Look(OTHERS, "", "-", title)
     position = MAIN_METHODS.index(method)
@@ -162,7 +162,7 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
 
 
 def _others_label(others: Sequence[str]) -> str:
-    return find_method(others[0]).title if len(others) == 1 else f"{len(others)} other methods"
+    return find_entry(others[0]).title if len(others) == 1 else f"{len(others)} other methods"
 
 
 def _kept(rows: pd.DataFrame) -> pd.Series:
@@ -209,7 +209,7 @@ def all_methods(comparison: Comparison, title: str) -> Files:
             for axes, target in zip(panels, targets, strict=True):
                 _dots(axes, comparison, target, methods, ("pruned", "finetuned"), f"{100 * target:.0f} % of the MACs")
             legend_below(figure, panels[0])
-        panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=8)
+        panels[0].set_yticks(range(len(methods)), [find_entry(name).title for name in methods], fontsize=8)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         for axes in panels:
             axes.set_xlabel("test top-1 (%)\ndashed: dense" if axes is panels[0] else "test top-1 (%)", fontsize=8)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Cell, Experiment, canonical
-from benchmarks.records import BESIDE, Record, RecordError, check_beside, read_record, runs_folder
+from benchmarks.files import write_atomically
+from benchmarks.records import BESIDE, CHECKSUM, Record, RecordError, check_beside, read_record, runs_folder
 from benchmarks.runner import Bench
 from benchmarks.sweep import check_same_configuration
 
@@ -106,7 +106,9 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
     for name in BESIDE:
         if path.with_name(name).is_file():
             write_atomically(target.with_name(name), path.with_name(name).read_bytes(), durable=False)
-    write_atomically(target, record.to_json().encode(), durable=False)  # the source is still there
+    # a record that bears its checksum is copied as it is; not durably, for the source is still there
+    content = path.read_bytes() if CHECKSUM in record.provenance else record.to_json().encode()
+    write_atomically(target, content, durable=False)
     (merged.added if existing is None else merged.replaced).append(label)
 
 

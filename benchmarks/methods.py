@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import baselines
 from baselines import cges, growl
 from baselines.cges import Cges
 from baselines.energy_importance import OUT_IN
 from baselines.method import (
-    GREEDY,
     PROXIMAL_STRENGTH,
     Ending,
     ImportanceSpec,
@@ -23,6 +20,7 @@ from baselines.method import (
 )
 from baselines.registry import by_name
 from baselines.uniform_selection import UNIFORM
+from benchmarks.catalogue import resolve
 from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 from oicsr.growl import GrOWL, ProximalGrOWL
 
@@ -145,8 +143,6 @@ METHODS: dict[str, Method] = by_name(
     ]
 )
 
-T = TypeVar("T")
-
 
 def find_method(text: str) -> Method:
     """Return the method that `text` names.
@@ -158,23 +154,4 @@ def find_method(text: str) -> Method:
     Raises:
         ValueError: A name is unknown (says the nearest one), or the combination has too many parts.
     """
-    names = text.split("+")
-    if len(names) == 1:
-        return _look_up("method", text, METHODS)
-    if len(names) > 3:
-        raise ValueError(f"method {text!r} has {len(names)} parts; it may be regularizer+importance[+selection]")
-    regularizer = _look_up("regularizer", names[0], REGULARIZERS)
-    importance = _look_up("importance", names[1], IMPORTANCES)
-    selection = _look_up("selection", names[2], SELECTIONS) if len(names) == 3 else GREEDY
-    parts = [regularizer.title, importance.title]
-    title = " + ".join(parts if selection is GREEDY else [*parts, selection.title])
-    return Method(text, title, regularizer, importance, selection)
-
-
-def _look_up(kind: str, name: str, entries: Mapping[str, T]) -> T:
-    if name in entries:
-        return entries[name]
-    near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)
-    raise ValueError(
-        f"{kind} {name!r} is unknown; did you mean {near[0]!r}? There are {', '.join(map(repr, sorted(entries)))}"
-    )
+    return resolve(text, METHODS, REGULARIZERS, IMPORTANCES, SELECTIONS, Method)

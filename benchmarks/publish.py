@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.config import digest
+from benchmarks.files import write_atomically
 from benchmarks.records import CHECKSUM, Record, check_beside, read_records, runs_folder
+from benchmarks.rows import EpochRow
 from benchmarks.sinks import Place, log_epoch, log_overview, log_result, open_run, overview_row, wandb_id
-from benchmarks.training import EpochRow
 
 LEDGER = "published.json"
 SUFFIXES = {"tables": ("csv", "md", "tex"), "figures": ("svg", "png")}

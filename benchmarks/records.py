@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Cell, canonical
-from benchmarks.structure import ChannelRow
-from benchmarks.training import EpochRow
+from benchmarks.files import write_atomically
+from benchmarks.rows import ChannelRow, EpochRow
 
 SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "finetuned")

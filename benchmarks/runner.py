@@ -28,11 +28,12 @@ from benchmarks.methods import find_method
 from benchmarks.models import build_model
 from benchmarks.provenance import device_name, provenance, weights_sha256
 from benchmarks.records import COMPLETE, FAILED, Record, stamped, write_record
+from benchmarks.rows import ChannelRow, EpochRow
 from benchmarks.stages import Stage, stages_of
 from benchmarks.stopping import Control
 from benchmarks.strengths import Strength, choose_strength
-from benchmarks.structure import ChannelRow, channel_rows, describe_structure, mark_kept
-from benchmarks.training import EVALUATION_BATCH, EpochRow, Score, Snapshot, Training, evaluate
+from benchmarks.structure import channel_rows, describe_structure, mark_kept
+from benchmarks.training import EVALUATION_BATCH, Score, Snapshot, Training, evaluate
 from oicsr import (
     Coupling,
     PruningPlan,
@@ -540,14 +541,11 @@ def _record(
 
 def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
     """Return every value that the run depends on, besides method, strength, seed and target."""
-    shared = asdict(cell.profile)
-    for name in ("methods", "macs_kept", "seeds", "grid_scale", "grids"):
-        shared.pop(name)  # they say what else was run, not how this was
     decay = method.regularizer.weight_decay
     return {
         "model": cell.experiment.model,
         "dataset": cell.experiment.dataset,
         **({"weights": cell.experiment.weights} if cell.experiment.weights else {}),
-        **shared,
+        **cell.profile.shared,
         "regularizer_weight_decay": cell.profile.regularized.weight_decay if decay is None else decay,
     }

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from benchmarks.config import Cell, digest
 from benchmarks.records import STATES, Record
+from benchmarks.rows import EpochRow
 from benchmarks.stages import Stage
-from benchmarks.training import EpochRow
 
 Mode = Literal["online", "offline", "disabled"]
 PROJECT = "oicsr"

@@ -9,7 +9,7 @@ the same order.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from baselines.method import Method
 from benchmarks.config import Cell, Phase, Profile, digest
@@ -50,13 +50,13 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
         phase = replace(phase, weight_decay=regularizer.weight_decay)
     share = 1.0
     for step in range(profile.steps):
-        key = digest([key, "regularized", step, asdict(phase), regularizer.name, strength, profile.scope])
+        key = digest([key, "regularized", step, phase.plain, regularizer.name, strength, profile.scope])
         stages.append(Stage(key, "regularized", step, phase, _seed(cell, "regularized", step), share))
         share = share_after(step, profile.steps, cell.macs_kept, profile.pruning_schedule)
         removal = [profile.max_removed, profile.cap_of, profile.round_to, profile.steps, profile.pruning_schedule]
         key = digest([key, "remove", method.importance.name, method.selection.name, cell.macs_kept, removal])
     phase = last_phase(profile, method, cell.macs_kept)
-    key = digest([key, method.ending, asdict(phase)])
+    key = digest([key, method.ending, phase.plain])
     finetune_seed = _seed(cell, "finetune", profile.steps)
     return [*stages, Stage(key, "finetune", profile.steps, phase, finetune_seed, share)]
 
@@ -79,7 +79,7 @@ def _dense_key(cell: Cell, device_type: str) -> str:
     profile, experiment = cell.profile, cell.experiment
     limits = [profile.train_images, profile.validation_images, profile.test_images]
     data = [experiment.dataset, limits, profile.batch_size]
-    how = [profile.precision, device_type, asdict(profile.dense)]
+    how = [profile.precision, device_type, profile.dense.plain]
     model = [experiment.model, experiment.weights] if experiment.weights else experiment.model
     return digest([STAGE_FORMAT, "dense", model, data, how, cell.seed])
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from baselines.method import Method
 from benchmarks.config import Cell
+
+if TYPE_CHECKING:
+    from baselines.method import Method
 
 SCHEMA = "oicsr-tuning-1"
 
@@ -69,14 +72,29 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     if not method.has_strength:
         return Strength(0.0, "none needed")
     path = tuning_path(folder, cell.experiment.name, cell.profile_name)
-    if path.is_file():
-        tuned = read_tuning(path)["chosen"]
+    tuned = _tuned(path)
+    if tuned is not None:
         for name in (method.strength_of or cell.method, method.regularizer.name):
             chosen = tuned.get(name, {}).get(f"{cell.macs_kept:g}")
             if chosen is not None:
                 return Strength(float(chosen), f"tuned on validation{_for(name, cell.method)} ({path.name})")
     grid = grid_of(cell, method)
     return Strength(grid[len(grid) // 2], "middle of the grid, not tuned")
+
+
+def _tuned(path: Path) -> dict[str, dict[str, float]] | None:
+    """Return the strengths of a tuning record by method and target, or None where there is no record."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return _chosen(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _chosen(path: Path, modified: int, size: int) -> dict[str, dict[str, float]]:
+    chosen: dict[str, dict[str, float]] = read_tuning(path)["chosen"]
+    return chosen
 
 
 def _for(name: str, method: str) -> str:

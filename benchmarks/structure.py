@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import CURVE_POINTS, ChannelRow
 from oicsr import Coupling, PruningPlan, channel_energy
 
-CURVE_POINTS = 41
 NEAR_ZERO = 1e-3  # of the norm of the coupling's largest channel
 
 
@@ -46,17 +46,6 @@ def _cumulative(energy: Tensor) -> Tensor:
     position = torch.linspace(0, len(energy), CURVE_POINTS, dtype=torch.float64)
     low = position.floor().long().clamp(max=len(energy) - 1)
     return shares[low] + (position - low) * (shares[low + 1] - shares[low])
-
-
-@dataclass(frozen=True)
-class ChannelRow:
-    """A channel before any removal: its energies on both sides, and whether it stays to the end."""
-
-    coupling: str
-    channel: int
-    out: float
-    inward: float
-    kept: bool = True
 
 
 @torch.no_grad()

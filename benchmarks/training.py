@@ -17,6 +17,7 @@ from torch.nn import functional
 from benchmarks.captured import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
 from benchmarks.config import Phase, Precision
 from benchmarks.distributed import current_rank, parallel, summed
+from benchmarks.rows import EpochRow
 from oicsr import GradientRegularizer, ProximalRegularizer, Regularizer, ScheduledRegularizer
 
 logger = logging.getLogger(__name__)
@@ -46,22 +47,6 @@ class Score:
 
     loss: float
     top1: float
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """One line of `history.csv`."""
-
-    phase: str
-    step: int
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    penalty: float
-    train_top1: float
-    val_loss: float
-    val_top1: float
-    seconds: float
 
 
 @dataclass

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.config import Cell
+from benchmarks.files import write_atomically
 from benchmarks.methods import find_method
 from benchmarks.provenance import provenance
 from benchmarks.runner import Bench, resolved_config, splits_of, validate_pruned

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoints import write_atomically
 from benchmarks.commands.options import add_results, positive
 from benchmarks.faults import DEMO, TINY, Arena, campaign, to_json
+from benchmarks.files import write_atomically
 from benchmarks.provenance import device_name, git_state, versions
 from benchmarks.reliability import FILE
 

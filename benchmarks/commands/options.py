@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -117,6 +118,8 @@ def choose_device(options: argparse.Namespace) -> torch.device:
     Raises:
         ValueError: There is no such device.
     """
+    import torch  # not every command that takes options from here needs the seconds of this import
+
     name = options.device
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from benchmarks.config import Cell
 from benchmarks.records import Record
+from benchmarks.rows import EpochRow
 from benchmarks.runner import Bench, Left, execute
 from benchmarks.stages import Stage
 from benchmarks.stopping import Control, Stopped
 from benchmarks.strengths import Strength
-from benchmarks.training import EpochRow
 
 
 @dataclass(frozen=True)

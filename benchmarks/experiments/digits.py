@@ -6,8 +6,8 @@ Lengths and rates are the demo's, so that the demo is a part of this study. `dig
 `digits-cap50` change one part each.
 """
 
+from benchmarks.catalogue import catalogue
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.methods import METHODS
 
 # another importance for the weights that one regulariser left, at the strength that was tuned for it
 SAME_WEIGHTS = (
@@ -39,7 +39,7 @@ CPU = Profile(
     dense=Phase(epochs=6, learning_rate=0.1),
     regularized=Phase(epochs=12, learning_rate=0.05),
     finetune=Phase(epochs=3, learning_rate=0.01),
-    methods=(*METHODS, *SAME_WEIGHTS),
+    methods=(*catalogue().methods, *SAME_WEIGHTS),
     macs_kept=(0.7, 0.5, 0.3, 0.15),
     seeds=tuple(range(10)),
     batch_size=64,

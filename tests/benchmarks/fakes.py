@@ -12,9 +12,9 @@ from benchmarks.adhoc import SCHEMA
 from benchmarks.config import Cell, Experiment
 from benchmarks.methods import find_method
 from benchmarks.records import FAILED, Record, write_record
+from benchmarks.rows import EpochRow
 from benchmarks.runner import resolved_config
 from benchmarks.strengths import choose_strength
-from benchmarks.training import EpochRow
 from tests.benchmarks.small import small_cell
 
 NOWHERE = Path("there is no such folder")

@@ -14,9 +14,8 @@ import numpy as np
 from benchmarks.config import Cell, Experiment, Phase, Profile
 from benchmarks.methods import find_method
 from benchmarks.records import Record, write_record
+from benchmarks.rows import CURVE_POINTS, ChannelRow, EpochRow
 from benchmarks.runner import resolved_config
-from benchmarks.structure import CURVE_POINTS, ChannelRow
-from benchmarks.training import EpochRow
 
 DENSE_MACS, DENSE_PARAMS = 125_485_696, 855_770
 LAYERS = 27

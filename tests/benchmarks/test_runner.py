@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.config import Cell, Phase
 from benchmarks.records import Record, RecordError, read_record, read_records, record_path
+from benchmarks.rows import EpochRow
 from benchmarks.runner import run_cell
 from benchmarks.stages import Stage, stages_of
 from benchmarks.sweep import cells_of, survey
-from benchmarks.training import EpochRow
 from benchmarks.tuning import best_strength, tune
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
