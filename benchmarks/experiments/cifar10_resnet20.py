@@ -1,7 +1,7 @@
 """CIFAR-10, ResNet-20: the field's smallest residual network, whose channels are hardest to spare.
 
 Command: `make cifar10-resnet20`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
-data. Profile `cpu` is a study for two CPU cores (hours in all, minutes per method and seed): a tenth of the images and
+data. Profile `cpu` is a study for two CPU cores (an hour or two in all, minutes per method and seed): 4,000 images and
 few epochs, so that its accuracies lie far below those of full training; what it compares, it compares fairly. Profile
 `paper` takes the field's standard recipe for CIFAR (recipes.py), as the paper's own is not known
 (PAPER.md).
@@ -11,14 +11,14 @@ from benchmarks.config import Experiment, Phase, Profile
 from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
 
 CPU = Profile(
-    dense=Phase(epochs=12, learning_rate=0.1, warmup_epochs=1),
+    dense=Phase(epochs=10, learning_rate=0.1, warmup_epochs=1),
     regularized=Phase(epochs=6, learning_rate=0.05),
     finetune=Phase(epochs=2, learning_rate=0.01),
     methods=("oicsr-gl", "gl-out", "gl-separate", "slimming", "l1", "none", "random"),
     macs_kept=(0.7, 0.5, 0.3),
     seeds=(0, 1, 2),
     batch_size=64,
-    train_images=5_000,
+    train_images=4_000,
     validation_images=1_000,
     test_images=5_000,
     grid_scale=12.0,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,15 +21,19 @@ from benchmarks.loading import TrainingBatches
 from benchmarks.models import find_builder
 from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings
 from benchmarks.perf.roofline import Counted, count, peaks
+from benchmarks.perf.workers import Workers
 from benchmarks.training import Training
 from oicsr import GroupLasso
 
 MODELS = ("resnet20", "resnet56")
 SHAPE = (3, 32, 32)
+PLAIN_EACH, ENGINE_EACH = "plain, a run per core", "engine, a run per core"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 NOTE = (
     "Images per second of one epoch with augmentation, on random images of CIFAR's shape. `plain` is a DataLoader over "
     "PIL images with torchvision's transforms, float32; `engine` is the suite's training, with OICSR-GL and without. "
+    "`a run per core` is as many epochs at a time as there are threads, in processes of one thread each, as `--jobs` "
+    "does runs: all their images count. "
     "The roofline is of one step without the penalty: arithmetic (convolutions and products, forward and backward) and "
     "bytes (each input of an operation read once, each output written once) are counted, the peaks are those of a "
     "large matrix product and a large copy here, and the least time is the sum over operations of the larger of "
@@ -158,8 +164,17 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
         own["eager"] = engine(models[3], data, settings, precision, graphs=False)
     candidates: dict[str, Candidate] = {"plain": plain_epoch(models[0], data, settings)}
     candidates |= {key: training._train_epoch for key, training in own.items()}
-    times = in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
-    rates = {key: round(total / median_ms(times, key) * 1e3, 1) for key in times}
+    cores = 1 if on_gpu else torch.get_num_threads()
+    with ExitStack() as stack:
+        if cores > 1:
+            makers = {
+                PLAIN_EACH: partial(_plain, name, total, settings),
+                ENGINE_EACH: partial(_engine, name, total, settings),
+            }
+            candidates |= {key: stack.enter_context(Workers(cores, make)) for key, make in makers.items()}
+        times = in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
+    images = {key: total * (cores if key in (PLAIN_EACH, ENGINE_EACH) else 1) for key in times}
+    rates = {key: round(images[key] / median_ms(times, key) * 1e3, 1) for key in times}
     row: dict[str, Any] = {
         "model": name,
         "precision": precision,
@@ -173,8 +188,23 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     }
     if on_gpu:
         row["x without a graph"] = median_ratio(times, "eager", "engine")
+    if cores > 1:
+        row["plain, a run per core images/s"] = rates[PLAIN_EACH]
+        row["engine, a run per core images/s"] = rates[ENGINE_EACH]
+        row["x plain, a run per core"] = round(cores * median_ratio(times, "plain", ENGINE_EACH), 4)
+        row["x plain, both a run per core"] = median_ratio(times, PLAIN_EACH, ENGINE_EACH)
     step = statistics.median(times["engine"]) / batches
     return row | against_roofline(counted_step(name, data, settings, precision), step, settings.device, precision)
+
+
+def _plain(name: str, total: int, settings: Settings) -> Candidate:
+    torch.manual_seed(0)
+    return plain_epoch(find_builder(name)(10), synthetic(total), settings)
+
+
+def _engine(name: str, total: int, settings: Settings) -> Candidate:
+    torch.manual_seed(0)
+    return engine(find_builder(name)(10), synthetic(total), settings, "float32")._train_epoch
 
 
 def against_roofline(counted: Counted, seconds: float, device: torch.device, precision: Precision) -> dict[str, Any]:

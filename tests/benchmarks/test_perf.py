@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.models import find_builder
-from benchmarks.perf import command, main, measure, peers, prune, roofline, train
+from benchmarks.perf import command, main, measure, peers, prune, roofline, train, workers
 from benchmarks.perf.measure import Settings, in_turns, median_ms, median_ratio, quiet_couplings
 from oicsr import GroupLasso, count_macs
 from tests.oicsr.networks import Chain
@@ -48,6 +50,66 @@ def test_penalty_latency_and_training_write_their_tables(tmp_path: Path, capsys:
     text = markdown.read_text()
     assert text.count("\n## ") == 3 and "| resnet20 | inner |" in text
     assert "| resnet20 | inner |" in capsys.readouterr().out
+
+
+def mark(path: Path) -> measure.Candidate:
+    """Return a candidate that notes its process and its threads."""
+
+    def note() -> None:
+        (path / f"{os.getpid()}-{torch.get_num_threads()}").touch()
+
+    return note
+
+
+def refuse() -> measure.Candidate:
+    """Fail before there is anything to measure."""
+    raise ValueError("no such network")
+
+
+def test_workers_run_at_once_in_processes_of_one_thread(tmp_path: Path) -> None:
+    with workers.Workers(2, partial(mark, tmp_path)) as both:
+        assert not list(tmp_path.iterdir())
+        both()
+        noted = {path.name.split("-")[0]: path.name.split("-")[1] for path in tmp_path.iterdir()}
+        assert len(noted) == 2 and str(os.getpid()) not in noted and set(noted.values()) == {"1"}
+        both()
+    assert len(list(tmp_path.iterdir())) == 2 and not any(process.is_alive() for process in both._processes)
+
+
+def test_worker_that_ends_says_so() -> None:
+    with pytest.raises(RuntimeError, match="has ended"):
+        workers.Workers(1, refuse)
+
+
+def test_a_run_per_core_counts_the_images_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(CPU, repeats=1, batch_size=4, models=("resnet20",))
+    seconds = {"plain": 4.0, "engine": 2.0, "penalised": 2.0, train.PLAIN_EACH: 6.0, train.ENGINE_EACH: 3.0}
+    started: list[str] = []
+
+    class Fake:
+        def __init__(self, count: int, make: partial[measure.Candidate]) -> None:
+            started.append(f"{count} {make.func.__name__}")
+
+        def __enter__(self) -> str:
+            return "a candidate"
+
+        def __exit__(self, *error: object) -> None:
+            started.append("ended")
+
+    monkeypatch.setattr(train, "Workers", Fake)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        train, "in_turns", lambda candidates, *rest, **more: {key: [seconds[key]] for key in candidates}
+    )
+    monkeypatch.setattr(train, "counted_step", lambda *arguments: None)
+    monkeypatch.setattr(train, "against_roofline", lambda *arguments: {})
+    (row,) = (row for row in train.run(settings) if row["precision"] == "float32")
+    assert started == ["2 _plain", "2 _engine", "ended", "ended"]
+    assert row["plain images/s"] == 4 and row["engine images/s"] == 8  # 16 images an epoch
+    assert row["plain, a run per core images/s"] == pytest.approx(32 / 6, abs=0.1)
+    assert row["engine, a run per core images/s"] == pytest.approx(32 / 3, abs=0.1)
+    assert row["x plain, a run per core"] == pytest.approx(2 * 4 / 3, abs=1e-3)
+    assert row["x plain, both a run per core"] == 2
 
 
 def test_pruning_times_and_their_fit(monkeypatch: pytest.MonkeyPatch) -> None:
