@@ -12,7 +12,7 @@ from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
 
 CPU = Profile(
     dense=Phase(epochs=10, learning_rate=0.1, warmup_epochs=1),
-    regularized=Phase(epochs=6, learning_rate=0.05),
+    regularized=Phase(epochs=5, learning_rate=0.05),
     finetune=Phase(epochs=2, learning_rate=0.01),
     methods=("oicsr-gl", "gl-out", "gl-separate", "slimming", "l1", "none", "random"),
     macs_kept=(0.7, 0.5, 0.3),
@@ -20,8 +20,8 @@ CPU = Profile(
     batch_size=64,
     train_images=4_000,
     validation_images=1_000,
-    test_images=5_000,
-    grid_scale=12.0,
+    test_images=3_000,
+    grid_scale=16.0,
 )
 
 EXPERIMENT = Experiment(
