@@ -33,7 +33,7 @@ from benchmarks.tables import MAIN_METHODS, Comparison
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", "-", "--", ":", (0, (1, 1)), (0, (5, 1, 1, 1)))
-OTHERS = "#C4C4C4"
+OTHERS, BEST_OTHER = "#C4C4C4", "#7A5C3E"
 STYLE: Any = {
     "svg.hashsalt": "oicsr",
     "font.size": 9,
@@ -148,13 +148,16 @@ def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
 def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
     axes.axhline(100 * comparison.dense.mean, color="black", linewidth=0.9, linestyle=(0, (4, 3)), label="dense")
     for method in main_methods(comparison):
-        _method_line(axes, comparison.table, state, method)
+        _method_line(axes, comparison.table, state, method, look_of(method))
+    others = comparison.others
+    if others:  # the best of them by name: a rival that wins must not drown in grey
+        best = Look(BEST_OTHER, "p", (0, (7, 1)), f"{find_entry(others[0]).title} (best of the others)")
+        _method_line(axes, comparison.table, state, others[0], best)
     low, high = axes.get_ylim()
     table = comparison.table
-    others = [name for name in table["method"].unique() if name not in MAIN_METHODS]
-    for position, method in enumerate(others):
+    for position, method in enumerate(others[1:]):
         rows = table[table["method"] == method].sort_values("macs")
-        label = _others_label(others) if position == 0 else None
+        label = _others_label(others[1:]) if position == 0 else None
         axes.plot(_kept(rows), 100 * rows[f"{state}_top1"], color=OTHERS, linewidth=0.8, zorder=1, label=label)
     if state != "finetuned":  # there, a collapsed rival must not squeeze what differs by tenths
         low, high = axes.get_ylim()
@@ -169,9 +172,8 @@ def _kept(rows: pd.DataFrame) -> pd.Series:
     return 100 * rows["macs"] / rows["dense_macs"]
 
 
-def _method_line(axes: Axes, table: pd.DataFrame, state: str, method: str) -> None:
+def _method_line(axes: Axes, table: pd.DataFrame, state: str, method: str, look: Look) -> None:
     rows = table[table["method"] == method].sort_values("macs")
-    look = look_of(method)
     axes.errorbar(
         _kept(rows),
         100 * rows[f"{state}_top1"],
@@ -196,7 +198,7 @@ def _errors(half_widths: Sequence[float]) -> list[float] | None:
 def all_methods(comparison: Comparison, title: str) -> Files:
     """Draw every method by name, one row of panels per state, at every target, the best before fine-tuning on top."""
     targets = comparison.targets
-    methods = _order_by_accuracy(comparison)
+    methods = comparison.by_accuracy
     with style():
         height = 1.6 + 0.21 * len(methods)
         width = max(7.6, 2.6 + 2.1 * len(targets))
@@ -220,11 +222,6 @@ def all_methods(comparison: Comparison, title: str) -> Files:
 def _single_target_title(comparison: Comparison, title: str) -> str:
     at = f" · {100 * comparison.targets[0]:.0f} % of the MACs" if len(comparison.targets) == 1 else ""
     return f"{title}{at}\n{seeds_text(comparison)}"
-
-
-def _order_by_accuracy(comparison: Comparison) -> list[str]:
-    means = comparison.table.groupby("method")["pruned_top1"].mean()
-    return [str(name) for name in means.sort_values(kind="stable").index]
 
 
 def _dots(

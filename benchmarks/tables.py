@@ -53,8 +53,21 @@ class Comparison:
 
     @property
     def targets(self) -> list[float]:
-        """Its targets, the mildest first."""
-        return sorted({record.macs_kept for record in self.records}, reverse=True)
+        """Its targets, the mildest first; 1 (of methods that remove nothing) only where there is no other."""
+        found = {record.macs_kept for record in self.records}
+        return sorted(found - {1.0} or found, reverse=True)
+
+    @property
+    def by_accuracy(self) -> list[str]:
+        """Its methods that remove something, the least accurate before fine-tuning (mean over the targets) first."""
+        table = self.table[self.table["macs_kept"].isin(self.targets)]
+        means = table.groupby("method")["pruned_top1"].mean()
+        return [str(name) for name in means.sort_values(kind="stable").index]
+
+    @property
+    def others(self) -> list[str]:
+        """Its methods outside the paper's comparison and its controls, the most accurate before fine-tuning first."""
+        return [method for method in reversed(self.by_accuracy) if method not in MAIN_METHODS]
 
     def restricted(self, methods: Iterable[str]) -> Comparison:
         """Return the same comparison with some methods only."""
