@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from benchmarks.files import write_atomically
+
+if TYPE_CHECKING:
+    from baselines.method import ImportanceSpec, Method, RegularizerSpec, SelectionSpec
 
 PACKAGE = Path(__file__).parent
 DEFAULT_SELECTION = "greedy"
@@ -74,7 +77,10 @@ def find_entry(text: str) -> Entry:
     Raises:
         ValueError: A name is unknown, or the combination has too many parts.
     """
-    found = catalogue()
+    registry = sys.modules.get("benchmarks.methods")
+    if registry is not None:  # what is imported already needs no second search
+        return _entry(registry.find_method(text))
+    found = _kept()
     return resolve(text, found.methods, found.regularizers, found.importances, found.selections, Entry)
 
 
@@ -131,15 +137,18 @@ def _of_registry() -> Catalogue:
     """Return the catalogue from the registry itself, which is imported for it."""
     from benchmarks import methods
 
-    def part(spec: object) -> Part:
-        return Part(str(vars(spec)["name"]), str(vars(spec)["title"]))
-
-    entries = {
-        name: Entry(name, method.title, part(method.regularizer), part(method.importance), part(method.selection))
-        for name, method in methods.METHODS.items()
-    }
+    entries = {name: _entry(method) for name, method in methods.METHODS.items()}
     parts = (methods.REGULARIZERS, methods.IMPORTANCES, methods.SELECTIONS)
-    return Catalogue(entries, *({name: part(spec) for name, spec in specs.items()} for specs in parts))
+    return Catalogue(entries, *({name: _part(spec) for name, spec in specs.items()} for specs in parts))
+
+
+def _entry(method: Method) -> Entry:
+    parts = (_part(method.regularizer), _part(method.importance), _part(method.selection))
+    return Entry(method.name, method.title, *parts)
+
+
+def _part(spec: RegularizerSpec | ImportanceSpec | SelectionSpec) -> Part:
+    return Part(spec.name, spec.title)
 
 
 @cache
