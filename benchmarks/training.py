@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.allocation import keep_freed_memory
 from benchmarks.captured import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
 from benchmarks.config import Phase, Precision
 from benchmarks.distributed import current_rank, parallel, summed
@@ -86,6 +87,8 @@ class Training:
     def __post_init__(self) -> None:
         """Build the optimiser over the model as it is now."""
         self._device = next(self.model.parameters()).device
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._static: StaticEpochs | None = None
         self._fused = True if self._device.type == "cuda" else None  # no faster on a CPU, where most is convolution
         self.optimizer = torch.optim.SGD(

@@ -28,8 +28,8 @@ class SeparableConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, in_channels, h, w)` to `(batch, channels, h / stride, w / stride)`."""
-        x = torch.relu(self.bn1(self.depthwise(x)))
-        return torch.relu(self.bn2(self.pointwise(x)))
+        x = torch.relu_(self.bn1(self.depthwise(x)))
+        return torch.relu_(self.bn2(self.pointwise(x)))
 
 
 class MobileNetV1(nn.Module):
@@ -49,7 +49,7 @@ class MobileNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
-        x = self.layers(torch.relu(self.bn1(self.conv1(x))))
+        x = self.layers(torch.relu_(self.bn1(self.conv1(x))))
         return self.fc(x.mean((2, 3)))
 
 

@@ -29,8 +29,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, in_channels, h, w)` to `(batch, channels, h / stride, w / stride)`."""
-        out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = torch.relu_(self.bn1(self.conv1(x)))
+        return torch.relu_(self.bn2(self.conv2(out)).add_(self.shortcut(x)))
 
 
 class ResNet(nn.Module):
@@ -50,7 +50,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, in_channels, height, width)` to `(batch, num_classes)`."""
-        x = self.stages(torch.relu(self.bn1(self.conv1(x))))
+        x = self.stages(torch.relu_(self.bn1(self.conv1(x))))
         return self.fc(x.mean((2, 3)))
 
 

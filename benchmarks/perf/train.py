@@ -31,7 +31,8 @@ PLAIN_EACH, ENGINE_EACH = "plain, a run per core", "engine, a run per core"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 NOTE = (
     "Images per second of one epoch with augmentation, on random images of CIFAR's shape. `plain` is a DataLoader over "
-    "PIL images with torchvision's transforms, float32; `engine` is the suite's training, with OICSR-GL and without. "
+    "PIL images with torchvision's transforms, float32, on a CPU in a process of its own; `engine` is the suite's "
+    "training, with OICSR-GL and without. "
     "`a run per core` is as many epochs at a time as there are threads, in processes of one thread each, as `--jobs` "
     "does runs: all their images count. "
     "The roofline is of one step without the penalty: arithmetic (convolutions and products, forward and backward) and "
@@ -162,10 +163,13 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     }
     if on_gpu:
         own["eager"] = engine(models[3], data, settings, precision, graphs=False)
-    candidates: dict[str, Candidate] = {"plain": plain_epoch(models[0], data, settings)}
-    candidates |= {key: training._train_epoch for key, training in own.items()}
     cores = 1 if on_gpu else torch.get_num_threads()
     with ExitStack() as stack:
+        if on_gpu:
+            plain: Candidate = plain_epoch(models[0], data, settings)
+        else:  # what training sets for its process must not speed up the plain loop
+            plain = stack.enter_context(Workers(1, partial(_plain, name, total, settings), cores))
+        candidates = {"plain": plain} | {key: training._train_epoch for key, training in own.items()}
         if cores > 1:
             makers = {
                 PLAIN_EACH: partial(_plain, name, total, settings),

@@ -1,4 +1,4 @@
-"""The same work in several processes at a time, one thread each, as `run --jobs` does runs."""
+"""The same work in several processes at a time, as `run --jobs` does runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ class Workers:
     Args:
         count: How many.
         make: Makes the candidate, in the process; can be pickled.
+        threads: Of each process.
     """
 
-    def __init__(self, count: int, make: Callable[[], Candidate]) -> None:
+    def __init__(self, count: int, make: Callable[[], Candidate], threads: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends: list[Connection] = []
         self._processes = []
         for _ in range(count):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, make, threads), daemon=True)
             process.start()
             theirs.close()
             self._ends.append(mine)
@@ -66,8 +67,8 @@ class Workers:
             process.terminate()
 
 
-def _serve(end: Connection, make: Callable[[], Candidate]) -> None:
-    torch.set_num_threads(1)
+def _serve(end: Connection, make: Callable[[], Candidate], threads: int) -> None:
+    torch.set_num_threads(threads)
     candidate = make()
     end.send(True)
     while True:
