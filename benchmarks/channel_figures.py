@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from benchmarks.catalogue import find_entry
 from benchmarks.details import Details
-from benchmarks.figures import Files, legend_below, look_of, main_methods, plain_log_axis, render, seeds_text, style
+from benchmarks.figures import (
+    Files,
+    headline,
+    legend_below,
+    look_of,
+    main_methods,
+    plain_log_axis,
+    render,
+    seeds_text,
+    style,
+)
 from benchmarks.records import Record
 from benchmarks.rows import CURVE_POINTS
 from benchmarks.statistics import summarize
@@ -43,7 +53,7 @@ def channel_energy_curves(comparison: Comparison, title: str, details: Details) 
             right.text(0.5, 0.5, "not run", ha="center", transform=right.transAxes)
         legend_below(figure, left)
         text = f"{title} · energy of out-in-channels before pruning to {100 * target:.0f} %\n{seeds_text(comparison)}"
-        figure.suptitle(text, fontsize=10)
+        headline(figure, text)
         return render(figure)
 
 
@@ -147,7 +157,7 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
             axes.set_xlabel("out-energy (layer's mean = 1)", fontsize=8)
         legend_below(figure, drawn[0])
         text = f"{title} · both sides of every channel before pruning to {100 * target:.0f} % of the MACs, one seed"
-        figure.suptitle(text, fontsize=10)
+        headline(figure, text)
         return render(figure)
 
 
@@ -211,5 +221,5 @@ def kept_channels(comparison: Comparison, title: str) -> Files | None:
         axes.set_ylabel("channels kept (%)")
         legend_below(figure, axes)
         text = f"{title} · channels kept at {100 * target:.0f} % of the MACs\n{seeds_text(comparison)}"
-        figure.suptitle(text, fontsize=10)
+        headline(figure, text)
         return render(figure)

@@ -82,6 +82,11 @@ def style() -> Iterator[None]:
         yield
 
 
+def headline(figure: Figure, text: str) -> None:
+    """Write the title above a figure, in more lines where it is wider than the figure."""
+    figure.suptitle(text, fontsize=10, wrap=True)
+
+
 def render(figure: Figure) -> Files:
     """Return a figure as SVG and PNG, without dates and versions in them.
 
@@ -141,7 +146,7 @@ def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
             axes.invert_xaxis()
         panels[0].set_ylabel("test top-1 (%)")
         legend_below(figure, panels[0])
-        figure.suptitle(f"{title} · {seeds_text(comparison)}", fontsize=10)
+        headline(figure, f"{title} · {seeds_text(comparison)}")
         return render(figure)
 
 
@@ -215,7 +220,7 @@ def all_methods(comparison: Comparison, title: str) -> Files:
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         for axes in panels:
             axes.set_xlabel("test top-1 (%)\ndashed: dense" if axes is panels[0] else "test top-1 (%)", fontsize=8)
-        figure.suptitle(_single_target_title(comparison, title), fontsize=10)
+        headline(figure, _single_target_title(comparison, title))
         return render(figure)
 
 
@@ -277,7 +282,7 @@ def finetuning_curves(comparison: Comparison, title: str, details: Details) -> F
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel("validation top-1 (%)")
         legend_below(figure, panels[0])
-        figure.suptitle(f"{title} · fine-tuning\n{seeds_text(comparison)}", fontsize=10)
+        headline(figure, f"{title} · fine-tuning\n{seeds_text(comparison)}")
         return render(figure)
 
 
@@ -318,8 +323,8 @@ def iterations(comparison: Comparison, title: str) -> Files | None:
         axes.set_xlabel("MACs kept (% of the dense network's)")
         axes.set_ylabel("validation top-1 (%)")
         legend_below(figure, axes)
-        figure.suptitle(
-            f"{title} · each removal: a drop, then training with the regulariser\n{seeds_text(comparison)}", fontsize=10
+        headline(
+            figure, f"{title}\neach removal: a drop, then training with the regulariser · {seeds_text(comparison)}"
         )
         return render(figure)
 
@@ -361,7 +366,7 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
         legend_below(figure, panels[0])
         seeds = len(tuning["seeds"])
         text = f"{title} · strength search, {seeds} {'seed' if seeds == 1 else 'seeds'}; large marker: chosen"
-        figure.suptitle(text, fontsize=10)
+        headline(figure, text)
         return render(figure)
 
 
@@ -417,5 +422,5 @@ def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | Non
         axes.set_xlabel("speed-up that the MACs promise")
         axes.set_ylabel("measured speed-up")
         legend_below(figure, axes)
-        figure.suptitle(f"{device}\nfilled: widths rounded; large: large batch", fontsize=10)
+        headline(figure, f"{device}\nfilled: widths rounded; large: large batch")
         return render(figure)

@@ -77,6 +77,20 @@ def saved(figure: Figure) -> figures.Files:
     return files
 
 
+@pytest.mark.parametrize("width", [2.5, 9.0])
+def test_no_title_is_wider_than_its_figure(width: float) -> None:
+    with figures.style():
+        figure = Figure(figsize=(width, 2), layout="constrained")
+        axes = figure.subplots()
+        figures.headline(figure, "Digits, small ResNet, at most half of a layer · n = 10 seeds")
+        figures.render(figure)
+        title = figure._suptitle
+        assert title is not None
+        box = title.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert box.y0 >= axes.get_window_extent().y1 and box.y1 <= figure.bbox.y1
+
+
 def test_main_methods_look_different() -> None:
     looks = [figures.look_of(method) for method in MAIN_METHODS]
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(MAIN_METHODS)
