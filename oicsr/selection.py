@@ -157,12 +157,13 @@ def _removal_steps(
     steps: list[tuple[float, int, Tensor]] = []
     start = 0
     for score, coupling, floor in zip(scores, couplings, floors, strict=True):
-        order = torch.sort(score.detach().double().cpu(), stable=True).indices
+        ascending, order = torch.sort(score.detach().double().cpu(), stable=True)
+        values = ascending.tolist()
         width, taken = coupling.num_channels, 0
         while width > floor:
             block = min(width % round_to or round_to, width - floor)
             chosen = order[taken : taken + block]
-            steps.append((float(score[chosen[-1]]), start, start + chosen))
+            steps.append((values[taken + block - 1], start, start + chosen))
             taken, width = taken + block, width - block
         start += coupling.num_channels
     return [positions for _, _, positions in sorted(steps, key=lambda step: step[:2])]

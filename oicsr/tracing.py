@@ -294,19 +294,19 @@ def _number_channels(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) 
     for _, members in axes:
         for root in members[1:]:
             together.join_pair(members[0], root)
-    index = torch.full((2, len(roots)), -1)
+    owner, number = [-1] * len(roots), [-1] * len(roots)
     couplings: dict[int, int] = {}
     names: dict[int, str] = {}
     sizes: dict[int, int] = defaultdict(int)
     for (parameter, _), members in axes:
         for root in dict.fromkeys(members):
-            if int(index[0, root]) >= 0:
+            if owner[root] >= 0:
                 continue
             coupling = couplings.setdefault(together.find(root), len(couplings))
             names.setdefault(coupling, layer_name(parameter))
-            index[0, root], index[1, root] = coupling, sizes[coupling]
+            owner[root], number[root] = coupling, sizes[coupling]
             sizes[coupling] += 1
-    return index, names
+    return torch.tensor([owner, number], dtype=torch.int64), names
 
 
 def _last_channels(slots: Sequence[Slot], roots: Tensor, index: Tensor, couplings: int) -> dict[int, str]:
@@ -357,15 +357,14 @@ def _find_rigid(model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequenc
     but fails once the width has changed. One channel of every coupling is removed and the shapes are run through;
     where that fails, couplings are tried one by one.
     """
-    skeleton = meta_copy(model)
     meta_inputs = tuple(x.to("meta") for x in inputs)
-    if _trial(skeleton, meta_inputs, couplings) is None:
+    if _trial(model, meta_inputs, couplings) is None:
         return {}
-    if _trial(skeleton, meta_inputs, []) is not None:
+    if _trial(model, meta_inputs, []) is not None:
         return {}  # the model does not run on the meta device at all: nothing can be said
     rigid: dict[str, str] = {}
     for coupling in couplings:
-        failure = _trial(skeleton, meta_inputs, [coupling])
+        failure = _trial(model, meta_inputs, [coupling])
         if failure is not None:
             rigid[coupling.name] = f"the width of {coupling.name!r} is a number in the model's code ({failure})"
     return rigid
@@ -394,10 +393,13 @@ class _ShapesOfNorms(TorchFunctionMode):
         return args[0].clone()
 
 
-def _trial(skeleton: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]) -> str | None:
-    """Remove the last channel of each coupling; return what the forward says against it, if anything."""
+def _trial(model: nn.Module, inputs: tuple[Tensor, ...], couplings: Sequence[Coupling]) -> str | None:
+    """Remove the last channel of each coupling; return what the forward says against it, if anything.
+
+    The model stays as it is; what is run is a copy on the meta device, where the inputs are.
+    """
     kept = {c.name: range(c.num_channels - 1) for c in couplings}
-    trial = meta_copy(skeleton)
+    trial = meta_copy(model)
     slice_module(trial, PruningPlan.from_kept(couplings, kept).slices)
     with mode(trial, training=False), torch.no_grad(), _ShapesOfNorms():
         try:
