@@ -14,7 +14,7 @@ CPU = Profile(
     dense=Phase(epochs=10, learning_rate=0.1, warmup_epochs=1),
     regularized=Phase(epochs=5, learning_rate=0.05),
     finetune=Phase(epochs=2, learning_rate=0.01),
-    methods=("oicsr-gl", "gl-out", "gl-separate", "slimming", "l1", "none", "random"),
+    methods=("oicsr-gl", "gl-out", "gl-separate", "slimming", "l1", "none", "random", "depgraph", "oicsr-gl-prox"),
     macs_kept=(0.7, 0.5, 0.3),
     seeds=(0, 1, 2),
     batch_size=64,
