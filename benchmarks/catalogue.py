@@ -7,7 +7,6 @@ anew whenever a source of the registry has changed: there is nothing to commit, 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from benchmarks.files import write_atomically
+from benchmarks.suggest import unknown_name
 
 if TYPE_CHECKING:
     from baselines.method import ImportanceSpec, Method, RegularizerSpec, SelectionSpec
@@ -122,10 +122,7 @@ def resolve(
 def _look_up(kind: str, name: str, entries: Mapping[str, T]) -> T:
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)
-    raise ValueError(
-        f"{kind} {name!r} is unknown; did you mean {near[0]!r}? There are {', '.join(map(repr, sorted(entries)))}"
-    )
+    raise ValueError(unknown_name(kind, name, sorted(entries)))
 
 
 def catalogue() -> Catalogue:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 
+from benchmarks.cores import available_cores
 from benchmarks.figures import Files
 
 Draw = Callable[[], Files | None]
@@ -24,7 +24,7 @@ def draw_all(tasks: Mapping[str, Draw]) -> dict[str, Files | None]:
     The processes are forks of this one, for which they need no second import of everything; where the platform does
     not fork safely (all but Linux), the figures are drawn one after the other.
     """
-    processes = min(_cores(), PROCESSES, len(tasks))
+    processes = min(available_cores(), PROCESSES, len(tasks))
     if sys.platform != "linux" or processes < 2 or len(tasks) <= FEW:
         return {name: draw() for name, draw in tasks.items()}
     global _tasks
@@ -38,7 +38,3 @@ def draw_all(tasks: Mapping[str, Draw]) -> dict[str, Files | None]:
 
 def _draw(name: str) -> Files | None:
     return _tasks[name]()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

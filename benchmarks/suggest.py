@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 60  # names that a message has room for
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the text of an error about an unknown name."""
+    """Return the text of an error about an unknown name: the nearest known one, and all where they are few."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"there is no {kind} {name!r}.{hint} Known: {', '.join(names)}."
+    listed = f"Known: {', '.join(names)}." if len(names) <= LISTED else f"{len(names)} are known."
+    return f"there is no {kind} {name!r}.{hint} {listed}"

@@ -23,6 +23,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.cores import available_cores
 from benchmarks.datasets.cifar import data_folders
 from benchmarks.datasets.splits import DataError, Split
 from benchmarks.distributed import ALONE, Rank
@@ -292,7 +293,7 @@ def default_workers() -> int:
     """
     named = os.environ.get("OICSR_WORKERS")
     if named is None:
-        return min(16, len(os.sched_getaffinity(0)))
+        return min(16, available_cores())
     if not named.isdigit():
         raise ValueError(f"OICSR_WORKERS is {named!r}; it must be a number of processes such as 8, or 0")
     return int(named)

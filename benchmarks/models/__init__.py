@@ -18,6 +18,7 @@ from benchmarks.models import (
     resnet_cifar,
     vgg,
 )
+from benchmarks.suggest import unknown_name
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "digits-resnet": resnet.digits_resnet,
@@ -54,7 +55,7 @@ def find_builder(name: str) -> Callable[[int], nn.Module]:
     if ":" in name:
         return hub.hub_builder(name)
     if name not in MODELS:
-        raise hub.unknown_name(name, MODELS)
+        raise ValueError(unknown_name("model", name, MODELS))
     return MODELS[name]
 
 
@@ -95,5 +96,5 @@ def input_shape(name: str) -> tuple[int, int, int]:
     if ":" in name:
         return hub.hub_input_shape(name)
     if name not in MODELS:
-        raise hub.unknown_name(name, MODELS)
+        raise ValueError(unknown_name("model", name, MODELS))
     return INPUT_SHAPES.get(name.partition("-")[0], CIFAR_SHAPE)

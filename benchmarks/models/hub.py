@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.suggest import unknown_name
+
 PRETRAINED = "pretrained"  # as `weights`: those of the model's own hub
-
-
-def unknown_name(name: str, valid: Iterable[str], kind: str = "model") -> ValueError:
-    """Return the error for a name that is not one of `valid`, with the nearest one that is."""
-    names = list(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    listed = ", ".join(names) if len(names) <= 40 else f"{len(names)} names"
-    return ValueError(f"{kind} is {name!r}; did you mean {near[0]!r}? Known: {listed}")
 
 
 def torchvision_model(name: str, num_classes: int) -> nn.Module:
@@ -55,12 +48,12 @@ def split_name(name: str) -> tuple[str, str]:
 
         known = torchvision.models.list_models(module=torchvision.models)
         if architecture not in known:
-            raise unknown_name(architecture, known, "torchvision model")
+            raise ValueError(unknown_name("torchvision model", architecture, known))
     elif library == "timm":
         import timm
 
         if not timm.is_model(architecture.partition(".")[0]):  # behind the dot stands which weights
-            raise unknown_name(architecture, timm.list_models(), "timm model")
+            raise ValueError(unknown_name("timm model", architecture, timm.list_models()))
     else:
         raise ValueError(f"model is {name!r}; the part before the colon must be 'torchvision' or 'timm'")
     return library, architecture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.config import Phase, Precision
+from benchmarks.cores import available_cores
 from benchmarks.datasets import Augmentation, DataSplits, Images
 from benchmarks.loading import TrainingBatches
 from benchmarks.models import find_builder
@@ -90,7 +90,7 @@ def synthetic(count: int) -> DataSplits:
 def plain_epoch(model: nn.Module, data: DataSplits, settings: Settings) -> Candidate:
     """Return one epoch of the loop that users write."""
     on_gpu = settings.device.type == "cuda"
-    workers = min(4, os.cpu_count() or 1) if on_gpu else 0  # on a CPU the workers would take the model's cores
+    workers = min(4, available_cores()) if on_gpu else 0  # on a CPU the workers would take the model's cores
     loader = DataLoader(
         PlainDataset(data.train),
         settings.batch_size,

@@ -70,11 +70,15 @@ class Workers:
 def _serve(end: Connection, make: Callable[[], Candidate], threads: int) -> None:
     torch.set_num_threads(threads)
     candidate = make()
-    end.send(True)
-    while True:
-        try:
-            end.recv()
-        except EOFError:
-            return
+    while _asked(end):
         candidate()
+
+
+def _asked(end: Connection) -> bool:
+    """Say that all is done, and wait for the next call; return False where the other side has ended."""
+    try:
         end.send(True)
+        end.recv()
+    except (EOFError, ConnectionError):
+        return False
+    return True

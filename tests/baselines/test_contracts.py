@@ -277,10 +277,10 @@ def test_any_combination_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("oicsr-g", "method 'oicsr-g' is unknown; did you mean 'oicsr-gl'"),
-        ("oicsr-gll+out-in", "regularizer 'oicsr-gll' is unknown; did you mean 'oicsr-gl'"),
-        ("none+tailor", "importance 'tailor' is unknown; did you mean 'taylor'"),
-        ("none+l1+gready", "selection 'gready' is unknown; did you mean 'greedy'"),
+        ("oicsr-g", "there is no method 'oicsr-g'. Did you mean 'oicsr-gl'"),
+        ("oicsr-gll+out-in", "there is no regularizer 'oicsr-gll'. Did you mean 'oicsr-gl'"),
+        ("none+tailor", "there is no importance 'tailor'. Did you mean 'taylor'"),
+        ("none+l1+gready", "there is no selection 'gready'. Did you mean 'greedy'"),
         ("none+l1+greedy+l2", "has 4 parts"),
     ],
 )

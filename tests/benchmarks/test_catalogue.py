@@ -87,8 +87,8 @@ def test_titles_need_no_torch() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("oicsr-gk", "method 'oicsr-gk' is unknown; did you mean 'oicsr-gl'"),
-        ("oicsr-gl+ouch", "importance 'ouch' is unknown; did you mean 'out'"),
+        ("oicsr-gk", "there is no method 'oicsr-gk'. Did you mean 'oicsr-gl'"),
+        ("oicsr-gl+ouch", "there is no importance 'ouch'. Did you mean 'out'"),
         ("a+b+c+d", "has 4 parts"),
     ],
 )

@@ -66,7 +66,7 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["rum"], "Did you mean 'run'"),
         (["run", "demmo"], "Did you mean 'demo'"),
         (["run"], "--pending"),
-        (["run", "demo", "--methods", "oicsr-g1"], "did you mean 'oicsr-gl'"),
+        (["run", "demo", "--methods", "oicsr-g1"], "Did you mean 'oicsr-gl'"),
         (["run", "demo", "--profile", "papr"], "no profile 'papr'"),
         (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
         (["run", "demo", "--device", "tpu"], "cannot be used"),

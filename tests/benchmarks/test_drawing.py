@@ -38,9 +38,9 @@ def nothing() -> None:
 def test_figures_drawn_side_by_side_are_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: dict[str, drawing.Draw] = {f"curve-{power}": lambda power=power: curve(power) for power in (1, 2, 3)}
     tasks |= {"nothing": nothing, "process": process}
-    monkeypatch.setattr(drawing, "_cores", lambda: 1)
+    monkeypatch.setattr(drawing, "available_cores", lambda: 1)
     one_by_one = drawing.draw_all(tasks)
-    monkeypatch.setattr(drawing, "_cores", lambda: 2)
+    monkeypatch.setattr(drawing, "available_cores", lambda: 2)
     side_by_side = drawing.draw_all(tasks)
     here = {"png": str(os.getpid()).encode()}
     assert one_by_one.pop("process") == here and side_by_side.pop("process") != here
@@ -50,7 +50,7 @@ def test_figures_drawn_side_by_side_are_the_same_bytes(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_error_of_a_figure_comes_through(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    monkeypatch.setattr(drawing, "_cores", lambda: cores)
+    monkeypatch.setattr(drawing, "available_cores", lambda: cores)
     with pytest.raises(ValueError, match="no such column: 'top2'"):
         drawing.draw_all({"a": nothing, "b": refuse, "c": nothing})
     assert not drawing._tasks

@@ -119,11 +119,11 @@ def test_initialisation_keeps_the_scale_of_activations() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet65", "'resnet65'; did you mean 'resnet56'"),
-        ("mobilenet_v2", "'mobilenet_v2'; did you mean 'mobilenetv2'"),
-        ("", "model is ''"),
-        ("torchvision:resnet5", "'resnet5'; did you mean 'resnet50'"),
-        ("timm:resnet50dd", "'resnet50dd'; did you mean 'resnet50d'"),
+        ("resnet65", "model 'resnet65'. Did you mean 'resnet56'"),
+        ("mobilenet_v2", "model 'mobilenet_v2'. Did you mean 'mobilenetv2'"),
+        ("", "no model ''"),
+        ("torchvision:resnet5", "model 'resnet5'. Did you mean 'resnet50'"),
+        ("timm:resnet50dd", "model 'resnet50dd'. Did you mean 'resnet50d'"),
         ("keras:resnet50", "must be 'torchvision' or 'timm'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_workers_run_at_once_in_processes_of_one_thread(tmp_path: Path) -> None:
         assert len(noted) == 2 and str(os.getpid()) not in noted and set(noted.values()) == {"1"}
         both()
     assert len(list(tmp_path.iterdir())) == 2 and not any(process.is_alive() for process in both._processes)
+
+
+def test_workers_end_quietly_with_the_process_that_started_them() -> None:
+    mine, theirs = multiprocessing.Pipe()
+    mine.close()
+    workers._serve(theirs, lambda: pytest.fail, torch.get_num_threads())  # comes back, and raises nothing
 
 
 def test_worker_that_ends_says_so() -> None:
