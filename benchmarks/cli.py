@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return USAGE
+    except BrokenPipeError:  # whoever read the output (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return FAILURE
     except OSError as error:
         print(f"python -m benchmarks: {error}; what was done before is safe", file=sys.stderr)
         return USAGE if isinstance(error, FileNotFoundError) else FAILURE

@@ -20,4 +20,5 @@ EXPERIMENT = Experiment(
         "quick": replace(CIFAR_QUICK, train_images=320),
         "paper": replace(CIFAR_PAPER, macs_kept=(0.5, 0.25, 1 / 8.84), max_removed=0.95),
     },
+    priority=15,
 )

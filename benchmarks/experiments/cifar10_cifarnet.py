@@ -20,4 +20,5 @@ EXPERIMENT = Experiment(
         "quick": replace(CIFAR_QUICK, dense=Phase(epochs=3, learning_rate=0.02, warmup_epochs=1)),
         "paper": replace(CIFAR_PAPER, dense=Phase(epochs=200, learning_rate=0.03, warmup_epochs=1)),
     },
+    priority=16,
 )

@@ -28,4 +28,5 @@ EXPERIMENT = Experiment(
             batch_size=64,
         ),
     },
+    priority=17,
 )

@@ -20,4 +20,5 @@ EXPERIMENT = Experiment(
         "quick": replace(CIFAR_QUICK, train_images=320),
         "paper": replace(CIFAR_PAPER, macs_kept=(1 / 1.36, 0.5)),
     },
+    priority=12,
 )

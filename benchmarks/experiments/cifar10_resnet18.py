@@ -20,4 +20,5 @@ EXPERIMENT = Experiment(
         "quick": replace(CIFAR_QUICK, train_images=320),
         "paper": CIFAR_PAPER,
     },
+    priority=14,
 )

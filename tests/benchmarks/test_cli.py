@@ -6,6 +6,8 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +26,20 @@ from tests.benchmarks import thousand
 from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
 from tests.benchmarks.small import small_cell, small_experiment
 
+ROOT = str(Path(cli.__file__).parents[1])
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_reader_that_has_had_enough_is_no_error_to_speak_of(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m benchmarks list; echo $? >{tmp_path}/code"
+    done = subprocess.run(f"({command}) 2>{tmp_path}/said | true", shell=True, env=os.environ | {"PYTHONPATH": ROOT})
+    assert done.returncode == 0
+    assert (tmp_path / "said").read_text() == "" and (tmp_path / "code").read_text().strip() == "1"
 
 
 def run(*arguments: str) -> int:
