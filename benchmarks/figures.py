@@ -34,6 +34,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", "-", "--", ":", (0, (1, 1)), (0, (5, 1, 1, 1)))
 OTHERS, BEST_OTHER = "#C4C4C4", "#7A5C3E"
+NAMED_OTHERS = 4
 STYLE: Any = {
     "svg.hashsalt": "oicsr",
     "font.size": 9,
@@ -359,7 +360,7 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
             axes.set_xscale("log")
             plain_log_axis(axes.xaxis)
             axes.set_xlabel("strength λ")
-            _strength_lines(axes, scores, target, tuning["chosen"])
+            _strength_lines(axes, scores, target, tuning["chosen"], named=target == targets[-1])
             low, high = axes.get_xlim()
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 200 * low else (1,)))
         panels[0].set_ylabel("validation top-1 (%), before fine-tuning")
@@ -371,8 +372,9 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
 
 
 def _strength_lines(
-    axes: Axes, scores: Mapping[str, Any], target: str, chosen: Mapping[str, Mapping[str, float]]
+    axes: Axes, scores: Mapping[str, Any], target: str, chosen: Mapping[str, Mapping[str, float]], *, named: bool
 ) -> None:
+    """Draw a panel; `named`: with the names of the grey curves where these are highest, unless there are too many."""
     others = sorted(name for name in scores if name not in MAIN_METHODS)
     for method in [name for name in MAIN_METHODS if name in scores] + others:
         tries = scores[method].get(target, {})
@@ -392,6 +394,10 @@ def _strength_lines(
         best = chosen.get(method, {}).get(target)
         if main and best is not None and best in x:
             axes.plot([best], [y[x.index(best)]], color=look.colour, marker=look.marker, markersize=9, linestyle="none")
+        if named and not main and len(others) <= NAMED_OTHERS:
+            peak = max(range(len(y)), key=y.__getitem__)
+            name = find_entry(method).title
+            axes.annotate(name, (x[peak], y[peak]), (0, 2), textcoords="offset points", ha="center", fontsize=6)
 
 
 def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | None:
