@@ -33,6 +33,7 @@ from benchmarks.tables import MAIN_METHODS, Comparison
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", "-", "--", ":", (0, (1, 1)), (0, (5, 1, 1, 1)))
+PROMISED: Any = {"marker": "|", "markersize": 12, "markeredgewidth": 1.6, "linestyle": "none"}
 OTHERS, BEST_OTHER = "#C4C4C4", "#7A5C3E"
 NAMED_OTHERS = 4
 STYLE: Any = {
@@ -401,32 +402,29 @@ def _strength_lines(
 
 
 def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | None:
-    """Draw measured speed-up against the one that the MACs promise, from `results/perf`; None without rows."""
+    """Draw the measured speed-ups of each network beside that which the MACs promise; None without rows."""
     rows = [row for row in section.get("rows", []) if row.get("x measured") and row.get("x MACs")]
     if not rows:
         return None
-    names = sorted({row["model"] for row in rows})
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    lines = list(dict.fromkeys((row["model"], row["batch"], row["backend"]) for row in rows))
     with style():
-        figure = Figure(figsize=(6.0, 4.6), layout="constrained")
+        figure = Figure(figsize=(6.4, 1.5 + 0.27 * len(lines)), layout="constrained")
         axes = figure.subplots()
-        for row in rows:
-            position = names.index(row["model"])
-            rounded = row["widths"] != "any"
-            axes.plot(
-                row["x MACs"],
-                row["x measured"],
-                marker=MARKERS[position % len(MARKERS)],
-                color=COLOURS[position % len(COLOURS)],
-                markerfacecolor=COLOURS[position % len(COLOURS)] if rounded else "white",
-                markersize=4 + 3 * (row["batch"] > 1),
-                linestyle="none",
-            )
-        for position, name in enumerate(names):
-            axes.plot([], [], MARKERS[position % len(MARKERS)], color=COLOURS[position % len(COLOURS)], label=name)
-        high = max(max(row["x MACs"], row["x measured"]) for row in rows) * 1.05
-        axes.plot([1, high], [1, high], color="black", linewidth=0.9, linestyle=(0, (4, 3)), label="as promised")
-        axes.set_xlabel("speed-up that the MACs promise")
-        axes.set_ylabel("measured speed-up")
+        for y, line in enumerate(lines):
+            group = [row for row in rows if (row["model"], row["batch"], row["backend"]) == line]
+            colour = COLOURS[names.index(line[0]) % len(COLOURS)]
+            axes.plot([row["x MACs"] for row in group], [y] * len(group), color="black", **PROMISED)
+            for row in group:
+                face = "white" if row["widths"] == "any" else colour
+                axes.plot(row["x measured"], y, "o", color=colour, markerfacecolor=face, markersize=6)
+        axes.plot([], [], color="black", label="as the MACs promise", **PROMISED)
+        axes.plot([], [], "o", color="black", markerfacecolor="white", markersize=6, label="measured, any widths")
+        axes.plot([], [], "o", color="black", markersize=6, label="measured, widths rounded")
+        axes.set_yticks(range(len(lines)), [f"{model}, batch {batch}, {backend}" for model, batch, backend in lines])
+        axes.invert_yaxis()
+        axes.set_xlim(left=min(1.0, *(row["x measured"] for row in rows)) - 0.05)
+        axes.set_xlabel("speed-up over the dense network")
         legend_below(figure, axes)
-        headline(figure, f"{device}\nfilled: widths rounded; large: large batch")
+        headline(figure, f"Latency of pruned networks · {device}")
         return render(figure)

@@ -276,7 +276,9 @@ def _section(study: Study, comparison: Comparison, prefix: str) -> list[str]:
 
 def _latency_section(names: Sequence[str], prefix: str) -> list[str]:
     images = [f"![Measured latency against MACs]({prefix}figures/{name}.png)" for name in names]
-    return ["## Measured latency against MACs", "", *(images or [f"{NOT_RUN.capitalize()}."]), ""]
+    tables = [f"[{slug}]({prefix}perf/{slug}.md)" for slug in (name.removeprefix(LATENCY) for name in names)]
+    more = [f"Numbers, and the speed of training, penalties and pruning: {', '.join(tables)}.", ""] if tables else []
+    return ["## Measured latency against MACs", "", *(images or [f"{NOT_RUN.capitalize()}."]), "", *more]
 
 
 def _failed_and_missing(study: Study) -> list[str]:
