@@ -17,6 +17,7 @@ from oicsr.coupling import Side
 
 def _score(normalize: str, sides: Sequence[Side]) -> Score:
     def score(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+        """Return the energy of each channel, `(channels,)` per coupling."""
         return out_in_energy(model, couplings, normalize, sides=sides)
 
     return score

@@ -305,6 +305,7 @@ def bn_scale(couplings: Sequence[Coupling], strength: float) -> PeerPenalty:
 
 def _score(make: MakePruner) -> Callable[[nn.Module, Sequence[Coupling], Scoring], list[Tensor]]:
     def score(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+        """Return the peer's importance of each channel, `(channels,)` per coupling."""
         return Peer(make, model, couplings, 0.0, None).scores(couplings)
 
     return score

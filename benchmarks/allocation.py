@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees.
 
     A step of training frees all its activations at its end. glibc then hands them back to the system, which clears
-    every page again when the next step asks for it: on two CPU cores 4 to 7 % of a step of ResNet-20 (LOG.md). The
+    every page again when the next step asks for it: on two CPU cores 4 to 5 % of a step of ResNet-20 (LOG.md). The
     process stays as large as it was at its largest; results are the same to the last bit.
 
     Returns:

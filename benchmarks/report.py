@@ -276,7 +276,8 @@ def _section(study: Study, comparison: Comparison, prefix: str) -> list[str]:
 
 def _latency_section(names: Sequence[str], prefix: str) -> list[str]:
     images = [f"![Measured latency against MACs]({prefix}figures/{name}.png)" for name in names]
-    tables = [f"[{slug}]({prefix}perf/{slug}.md)" for slug in (name.removeprefix(LATENCY) for name in names)]
+    devices = [name.removeprefix(LATENCY) for name in names]
+    tables = [f"[{device}]({prefix}perf/{device}.md)" for device in devices]
     more = [f"Numbers, and the speed of training, penalties and pruning: {', '.join(tables)}.", ""] if tables else []
     return ["## Measured latency against MACs", "", *(images or [f"{NOT_RUN.capitalize()}."]), "", *more]
 

@@ -227,16 +227,19 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def forward(layout: Layout, *weights: Tensor) -> Tensor:
+        """Return the energy of every channel, `(channels,)`."""
         return fused.energies(weights, layout.table(weights))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the weights for the backward pass."""
         ctx.layout = inputs[0]
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Map the gradient of the energies, `(channels,)`, to one of each weight's shape."""
         weights = ctx.saved_tensors
         table = ctx.layout.table(weights)
         return (None, *fused.products(weights, ctx.needs_input_grad[1:], table, 2 * grad))

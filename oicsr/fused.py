@@ -130,6 +130,7 @@ def _few_threads(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        """Call the function, with one thread where its table says so."""
         count = torch.get_num_threads()
         if count == 1 or not any(isinstance(argument, Table) and argument.serial for argument in args):
             return function(*args, **options)

@@ -59,6 +59,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for the ATen operators `names` (the in-place variants included)."""
 
     def register(function: Rule) -> Rule:
+        """Put a rule into the table; a name that has one already is an error."""
         for name in names:
             if name in RULES:
                 raise ValueError(f"operator {name!r} already has a rule")

@@ -173,6 +173,7 @@ def _greedy(cost: MacsModel, everything: Tensor, steps: Sequence[Tensor], target
     """Return which channels stay after the shortest run of steps that reaches the target."""
 
     def after(count: int) -> Tensor:
+        """Return which channels stay after the first `count` steps."""
         stays = everything.clone()
         if count:
             stays[torch.cat(list(steps[:count]))] = False

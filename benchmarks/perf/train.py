@@ -144,8 +144,7 @@ def engine(
 def counted_step(name: str, data: DataSplits, settings: Settings, precision: Precision) -> Counted:
     """Return what one step of the engine does, its batch included (an epoch of one batch)."""
     one = data.limited(settings.batch_size)
-    model = find_builder(name)(10).to(settings.device)
-    training = engine(model, one, settings, precision, graphs=False)
+    training = engine(_network(name, settings), one, settings, precision, graphs=False)
     training._train_epoch()  # makes the momentum
     return count(training._train_epoch)
 
@@ -155,27 +154,21 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     batches = 100 if on_gpu else 4
     total = batches * settings.batch_size
     data = synthetic(total)
-    torch.manual_seed(0)
-    models = [find_builder(name)(10).to(settings.device) for _ in range(4)]
     own = {
-        "engine": engine(models[1], data, settings, precision),
-        "penalised": engine(models[2], data, settings, precision, penalised=True),
+        "engine": engine(_network(name, settings), data, settings, precision),
+        "penalised": engine(_network(name, settings), data, settings, precision, penalised=True),
     }
     if on_gpu:
-        own["eager"] = engine(models[3], data, settings, precision, graphs=False)
+        own["eager"] = engine(_network(name, settings), data, settings, precision, graphs=False)
     cores = 1 if on_gpu else torch.get_num_threads()
+    make_plain, make_engine = (partial(make, name, total, settings) for make in (_plain, _engine))
     with ExitStack() as stack:
-        if on_gpu:
-            plain: Candidate = plain_epoch(models[0], data, settings)
-        else:  # what training sets for its process must not speed up the plain loop
-            plain = stack.enter_context(Workers(1, partial(_plain, name, total, settings), cores))
+        # on a CPU in a process of its own: what training sets for its process must not speed up the plain loop
+        plain = make_plain() if on_gpu else stack.enter_context(Workers(1, make_plain, cores))
         candidates = {"plain": plain} | {key: training._train_epoch for key, training in own.items()}
         if cores > 1:
-            makers = {
-                PLAIN_EACH: partial(_plain, name, total, settings),
-                ENGINE_EACH: partial(_engine, name, total, settings),
-            }
-            candidates |= {key: stack.enter_context(Workers(cores, make)) for key, make in makers.items()}
+            for key, make in ((PLAIN_EACH, make_plain), (ENGINE_EACH, make_engine)):
+                candidates[key] = stack.enter_context(Workers(cores, make))
         times = in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
     images = {key: total * (cores if key in (PLAIN_EACH, ENGINE_EACH) else 1) for key in times}
     rates = {key: round(images[key] / median_ms(times, key) * 1e3, 1) for key in times}
@@ -201,14 +194,17 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     return row | against_roofline(counted_step(name, data, settings, precision), step, settings.device, precision)
 
 
-def _plain(name: str, total: int, settings: Settings) -> Candidate:
+def _network(name: str, settings: Settings) -> nn.Module:
     torch.manual_seed(0)
-    return plain_epoch(find_builder(name)(10), synthetic(total), settings)
+    return find_builder(name)(10).to(settings.device)
+
+
+def _plain(name: str, total: int, settings: Settings) -> Candidate:
+    return plain_epoch(_network(name, settings), synthetic(total), settings)
 
 
 def _engine(name: str, total: int, settings: Settings) -> Candidate:
-    torch.manual_seed(0)
-    return engine(find_builder(name)(10), synthetic(total), settings, "float32")._train_epoch
+    return engine(_network(name, settings), synthetic(total), settings, "float32")._train_epoch
 
 
 def against_roofline(counted: Counted, seconds: float, device: torch.device, precision: Precision) -> dict[str, Any]:
