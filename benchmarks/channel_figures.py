@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from benchmarks.catalogue import find_entry
 from benchmarks.details import Details
 from benchmarks.figures import (
     Files,
@@ -24,6 +23,7 @@ from benchmarks.figures import (
     seeds_text,
     style,
 )
+from benchmarks.methods import find_method
 from benchmarks.records import Record
 from benchmarks.rows import CURVE_POINTS
 from benchmarks.statistics import summarize
@@ -151,7 +151,7 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
         figure = Figure(figsize=(2.55 * len(panels) + 0.6, 3.9), layout="constrained")
         drawn = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         for axes, (method, layers) in zip(drawn, panels.items(), strict=True):
-            _joint(axes, layers, find_entry(method).title)
+            _joint(axes, layers, find_method(method).title)
         drawn[0].set_ylabel("in-energy (layer's mean = 1)")
         for axes in drawn:
             axes.set_xlabel("out-energy (layer's mean = 1)", fontsize=8)

@@ -23,8 +23,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from benchmarks.catalogue import find_entry
 from benchmarks.details import Details
+from benchmarks.methods import find_method
 from benchmarks.records import Record
 from benchmarks.statistics import summarize
 from benchmarks.tables import MAIN_METHODS, Comparison
@@ -70,7 +70,7 @@ class Look:
 
 def look_of(method: str) -> Look:
     """Return how a method is drawn; methods outside the paper's comparison in grey."""
-    title = find_entry(method).title
+    title = find_method(method).title
     if method not in MAIN_METHODS:
         return Look(OTHERS, "", "-", title)
     position = MAIN_METHODS.index(method)
@@ -158,7 +158,7 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
         _method_line(axes, comparison.table, state, method, look_of(method))
     others = comparison.others
     if others:  # the best of them by name: a rival that wins must not drown in grey
-        best = Look(BEST_OTHER, "p", (0, (7, 1)), f"{find_entry(others[0]).title} (best of the others)")
+        best = Look(BEST_OTHER, "p", (0, (7, 1)), f"{find_method(others[0]).title} (best of the others)")
         _method_line(axes, comparison.table, state, others[0], best)
     low, high = axes.get_ylim()
     table = comparison.table
@@ -172,7 +172,7 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
 
 
 def _others_label(others: Sequence[str]) -> str:
-    return find_entry(others[0]).title if len(others) == 1 else f"{len(others)} other methods"
+    return find_method(others[0]).title if len(others) == 1 else f"{len(others)} other methods"
 
 
 def _kept(rows: pd.DataFrame) -> pd.Series:
@@ -218,7 +218,7 @@ def all_methods(comparison: Comparison, title: str) -> Files:
             for axes, target in zip(panels, targets, strict=True):
                 _dots(axes, comparison, target, methods, ("pruned", "finetuned"), f"{100 * target:.0f} % of the MACs")
             legend_below(figure, panels[0])
-        panels[0].set_yticks(range(len(methods)), [find_entry(name).title for name in methods], fontsize=8)
+        panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=8)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         for axes in panels:
             axes.set_xlabel("test top-1 (%)\ndashed: dense" if axes is panels[0] else "test top-1 (%)", fontsize=8)
@@ -397,7 +397,7 @@ def _strength_lines(
             axes.plot([best], [y[x.index(best)]], color=look.colour, marker=look.marker, markersize=9, linestyle="none")
         if named and not main and len(others) <= NAMED_OTHERS:
             peak = max(range(len(y)), key=y.__getitem__)
-            name = find_entry(method).title
+            name = find_method(method).title
             axes.annotate(name, (x[peak], y[peak]), (0, 2), textcoords="offset points", ha="center", fontsize=6)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import find_entry
 from benchmarks.claims import Verdict
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.figures import COLOURS
+from benchmarks.methods import find_method
 from benchmarks.paper_tables import PROFILE_ORDER
 from benchmarks.published import RESNET50, RESNET56, read_published
 from benchmarks.records import STATES, Record
@@ -57,7 +57,7 @@ def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> d
     return {
         "states": list(STATES),
         "main": list(MAIN_METHODS),
-        "titles": {method: find_entry(method).title for method in methods},
+        "titles": {method: find_method(method).title for method in methods},
         "looks": _looks(methods),
         "studies": [_study(comparison) for comparison in sorted(comparisons, key=_importance)],
         "runs": [_run(record) for record in complete],

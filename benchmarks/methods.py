@@ -20,7 +20,7 @@ from baselines.method import (
 )
 from baselines.registry import by_name
 from baselines.uniform_selection import UNIFORM
-from benchmarks.catalogue import resolve
+from benchmarks.combination import resolve
 from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 from oicsr.growl import GrOWL, ProximalGrOWL
 
@@ -154,4 +154,4 @@ def find_method(text: str) -> Method:
     Raises:
         ValueError: A name is unknown (says the nearest one), or the combination has too many parts.
     """
-    return resolve(text, METHODS, REGULARIZERS, IMPORTANCES, SELECTIONS, Method)
+    return resolve(text, METHODS, REGULARIZERS, IMPORTANCES, SELECTIONS)

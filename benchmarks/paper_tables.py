@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.catalogue import find_entry
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods import find_method
 from benchmarks.published import RESNET50, RESNET56, read_published
 from benchmarks.records import Record
 from benchmarks.sheets import NOT_RUN, Sheet
@@ -181,7 +181,7 @@ def ablation_sheet(comparisons: Sequence[Comparison]) -> Sheet:
 
 def replaced_part(name: str) -> str | None:
     """Return the one part in which a method differs from OICSR-GL; None where it is another number of parts."""
-    base, method = find_entry(BASE), find_entry(name)
+    base, method = find_method(BASE), find_method(name)
     parts = ("regularizer", "importance", "selection")
     differing = [part for part in parts if getattr(base, part).name != getattr(method, part).name]
     return differing[0] if len(differing) == 1 else None
@@ -194,7 +194,7 @@ def _ablate(
     seeds = sorted(base.keys() & other.keys())
     if not seeds:
         return
-    title = getattr(find_entry(method), part).title
+    title = getattr(find_method(method), part).title
     head = [f"{comparison.experiment} ({comparison.profile})", part, title, f"{100 * target:.1f} %", str(len(seeds))]
     changes = {
         state: [other[s].states[state]["top1"] - base[s].states[state]["top1"] for s in seeds]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from benchmarks.claims import NOT_RUN, Verdict, judge, to_plain
 from benchmarks.coverage_table import read_rows, sentence, summary, to_markdown
 from benchmarks.details import Details
 from benchmarks.diagram import method_diagram
-from benchmarks.drawing import Draw, draw_all
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.files import write_atomically
 from benchmarks.html_report import html_report
@@ -38,6 +37,7 @@ LATENCY = "latency-"  # how names of figures begin
 LONG_TABLE = 30  # rows; longer ones are folded up in RESULTS.md
 
 Artefacts = dict[Path, bytes]
+Draw = Callable[[], "figures.Files | None"]
 
 FIGURES: dict[str, str] = {
     "": "Accuracy against MACs",
@@ -90,7 +90,7 @@ def build(results: Path, root: Path | None = None) -> Artefacts:
     artefacts: Artefacts = {}
     for sheet in [*itertools.chain(*tables), *sheets]:
         artefacts |= _sheet_files(sheet, results)
-    drawn = draw_all(_drawings(study))
+    drawn = {name: draw() for name, draw in _drawings(study).items()}
     for name, files in drawn.items():
         artefacts |= _figure_files(results, name, files)
     for comparison in study.comparisons:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.catalogue import find_entry
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods import find_method
 from benchmarks.protocol import check_comparable, level_name
 from benchmarks.records import STATES, Record
 from benchmarks.sheets import NOT_RUN, Sheet, sheet_csv, sheet_latex, sheet_markdown
@@ -237,7 +237,7 @@ def missing_rows(comparison: Comparison) -> list[list[str]]:
     for target in profile.macs_kept:
         for method in profile.methods:
             if (method, f"{target:g}") not in done:
-                head = [find_entry(method).title, "0", NOT_RUN, f"{100 * target:.1f} %"]
+                head = [find_method(method).title, "0", NOT_RUN, f"{100 * target:.1f} %"]
                 rows.append([*head, *[NOT_RUN] * (len(HEADER) - len(head))])
     return rows
 

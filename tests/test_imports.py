@@ -57,7 +57,7 @@ HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"
         ("benchmarks.commands.status", f"{HEAVY} matplotlib pandas scipy"),
         ("benchmarks.commands.merge", f"{HEAVY} matplotlib pandas scipy"),
         ("benchmarks.commands.list", f"{HEAVY} matplotlib pandas scipy"),
-        ("benchmarks.commands.report", f"{HEAVY} torch scipy.stats"),
+        ("benchmarks.commands.report", f"{HEAVY} scipy.stats"),
         ("benchmarks.commands.run", f"{HEAVY} scipy.stats"),
     ],
 )

@@ -1,0 +1,30 @@
+"""How names of methods are read."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.methods import METHODS, find_method
+
+
+def test_registered_names_give_the_registered_methods() -> None:
+    assert all(find_method(name) is method for name, method in METHODS.items())
+
+
+def test_combinations_name_their_parts() -> None:
+    assert find_method("oicsr-gl+out").title == "OICSR-GL + out energy"
+    method = find_method("oicsr-gl+taylor+uniform")
+    assert (method.regularizer.name, method.importance.name, method.selection.name) == ("oicsr-gl", "taylor", "uniform")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oicsr-gk", "there is no method 'oicsr-gk'. Did you mean 'oicsr-gl'"),
+        ("oicsr-gl+ouch", "there is no importance 'ouch'. Did you mean 'out'"),
+        ("a+b+c+d", "has 4 parts"),
+    ],
+)
+def test_unknown_names(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        find_method(text)
