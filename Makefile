@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) \
   $(if $(MACS_KEPT),--macs-kept $(MACS_KEPT)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) \
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
-EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/recipes.py,$(wildcard benchmarks/experiments/*.py)))))
+EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
 
 .PHONY: help setup test lint types report check faults perf paper test-web clean $(EXPERIMENTS)
 
@@ -57,7 +57,7 @@ report: setup ## make tables, plots, RESULTS.md and the README's block from the 
 paper: report ## the same: every table, figure and verdict of the paper's comparison, offline
 
 test-web: setup ## test the HTML report in headless Chromium (CHROMIUM=path, where it is not found)
-	@OICSR_TEST_WEB=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_html.py
+	@OICSR_TEST_WEB=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_html_report.py
 
 check: setup ## compare every generated file with its records
 	@$(BIN)/python -m benchmarks report --check

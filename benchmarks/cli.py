@@ -62,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         print(f"python -m benchmarks: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
         return USAGE
-    if argv[:1] == ["perf"]:  # has a command line of its own
-        return int(importlib.import_module("benchmarks.perf").main(argv[1:]))
     options = build_parser(argv[0] if argv else None).parse_args(argv)
     try:
         return int(options.module.command(options))

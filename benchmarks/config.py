@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 # oicsr's own, said again: its import brings PyTorch, which experiments do without (mypy holds the two together)
 PruningSchedule = Literal["linear", "geometric"]
+
 Scope = Literal["inner", "all"]
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -77,7 +79,7 @@ class Profile:
         dense: Training of the dense network, once per seed, for all methods.
         regularized: Training with the regulariser, before each removal, from the dense network on.
         finetune: Training without regulariser after the last removal.
-        methods: Names as `benchmarks.methods.find_method` takes them.
+        methods: Names as `benchmarks.methods.registry.find_method` takes them.
         macs_kept: Targets, shares of the dense MACs.
         seeds: One dense network, data order and run of each method per seed.
         batch_size: Images per optimisation step.

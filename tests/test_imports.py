@@ -46,6 +46,88 @@ def test_walk_finds_nested_and_dynamic_imports() -> None:
     assert imported(source, "oicsr") == {"benchmarks", "baselines"}
 
 
+# The floors of `benchmarks/`, from the ground up. A package may import those of lower floors and its own, no others:
+# what a person types; how results are shown and how runs are run; what they say and what one training is; what a run
+# is made of; the machine. Loose modules (`config`, `suggest`) are on the ground.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("suggest", "config"),
+    ("machine",),
+    ("datasets", "models", "methods", "records", "experiments"),
+    ("coverage", "analysis", "training"),
+    ("perf", "running", "reporting"),
+    ("faults",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+
+
+def packages_imported(path: Path) -> set[str]:
+    """Return the packages and loose modules of `benchmarks` that a file imports, at any depth of nesting."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "benchmarks":
+            found |= {f"benchmarks.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute, so that this test sees them"
+            found.add(str(node.module))
+    return {name.split(".")[1] for name in found if name.startswith("benchmarks.")}
+
+
+def benchmark_files() -> list[Path]:
+    files = sorted((ROOT / "benchmarks").rglob("*.py"))
+    assert len(files) > 100
+    return files
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(ROOT / "benchmarks").parts[0].removesuffix(".py")
+
+
+def test_packages_of_the_suite_import_downwards_only() -> None:
+    wrong = []
+    for path in benchmark_files():
+        own = package_of(path)
+        if own == "__init__":
+            assert not packages_imported(path)
+            continue
+        upwards = {name for name in packages_imported(path) if name != own and FLOOR[name] >= FLOOR[own]}
+        wrong += [f"{path.relative_to(ROOT)} -> {name}" for name in upwards]
+    assert not wrong
+
+
+def modules_imported(path: Path, known: set[str]) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found & known
+
+
+def test_no_two_modules_of_the_suite_import_each_other_in_a_circle() -> None:
+    files = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in benchmark_files()
+    }
+    left = {name: modules_imported(path, set(files)) - {name} for name, path in files.items()}
+    while True:  # take away what imports nothing that is left, again and again: a circle stays
+        leaves = {name for name, needed in left.items() if not needed & left.keys()}
+        if not leaves:
+            break
+        left = {name: needed for name, needed in left.items() if name not in leaves}
+    assert not left
+
+
+def test_every_package_is_on_a_floor_and_says_what_it_holds() -> None:
+    packages = {path.parent for path in benchmark_files() if path.parent.name != "benchmarks"}
+    names = {path.relative_to(ROOT / "benchmarks").parts[0] for path in packages}
+    assert names <= FLOOR.keys()
+    for package in packages:
+        assert ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))), f"{package} has no docstring"
+
+
 HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"
 
 

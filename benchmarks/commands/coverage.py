@@ -1,7 +1,74 @@
-"""`coverage`: which networks of torchvision and timm can be pruned."""
+"""`coverage`: try which networks of torchvision and timm can be pruned."""
 
 from __future__ import annotations
 
-from benchmarks.coverage import add_options, command
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.coverage.examine import cover, cover_peer
+from benchmarks.coverage.table import (
+    LIMIT_SECONDS,
+    Row,
+    listed,
+    read_rows,
+    to_csv,
+    to_markdown,
+)
+from benchmarks.machine.atomic_write import write_atomically
+from oicsr import trace_couplings
 
 __all__ = ["add_options", "command"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--networks", metavar="A,B", help="only these (default: all of the list that have no row)")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="default: 60")
+    parser.add_argument("--again", action="store_true", help="run networks that have a row once more")
+    parser.add_argument("--no-peer", action="store_true", help="leave torch-pruning out")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Run what is missing, the networks first, torch-pruning after; write `coverage.csv` and `coverage.md`."""
+    path: Path = options.results / "coverage.csv"
+    rows = read_rows(path)
+    names = options.networks.split(",") if options.networks else listed()
+    options.results.mkdir(parents=True, exist_ok=True)
+    _warm_up()
+    for name in names:
+        if name not in rows or options.again:
+            rows[name] = cover(name, options.limit)
+            _write(path, rows)
+            _tell(name, rows[name]["passed"], rows[name]["reason"])
+    for name in names:
+        if not options.no_peer and not rows[name]["torch_pruning"]:
+            rows[name] |= cover_peer(name, options.limit)
+            _write(path, rows)
+            _tell(f"{name}, torch-pruning", rows[name]["torch_pruning"], rows[name]["torch_pruning_reason"])
+    _write(path, rows)
+    return 0
+
+
+def _write(path: Path, rows: Mapping[str, Row]) -> None:
+    write_atomically(path, to_csv(rows).encode())
+    write_atomically(path.with_suffix(".md"), to_markdown(rows).encode())
+
+
+def _tell(what: str, passed: str, reason: str) -> None:
+    print(f"{what}: {'passed' if passed == 'yes' else reason}", flush=True)
+
+
+def _warm_up() -> None:
+    """Import what the networks need and trace once, so that each process starts with it."""
+    torch.set_num_threads(1)
+    trace_couplings(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 8, 8))
+    import timm
+    import torch_pruning
+    import torchvision
+
+    assert timm and torch_pruning and torchvision

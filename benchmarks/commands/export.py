@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from benchmarks.commands.options import add_folders
-from benchmarks.export import FORMATS, export
+from benchmarks.running.export import FORMATS, export
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.commands.options import add_results, positive
-from benchmarks.faults import DEMO, TINY, Arena, campaign, to_json
-from benchmarks.files import write_atomically
-from benchmarks.provenance import device_name, git_state, versions
-from benchmarks.reliability import FILE
+from benchmarks.faults.arena import DEMO, TINY, Arena
+from benchmarks.faults.injections import campaign, to_json
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.provenance import device_name, git_state, versions
+from benchmarks.reporting.reliability import FILE
 
 SWEEPS = {"demo": DEMO, "tiny": TINY}
 

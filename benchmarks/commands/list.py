@@ -6,7 +6,7 @@ import argparse
 
 from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.methods import METHODS
+from benchmarks.methods.registry import METHODS
 from benchmarks.models import MODELS
 
 

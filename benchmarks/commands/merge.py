@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.adhoc import find_any, known_experiments, load_experiment, save_experiment
-from benchmarks.checkpoints import CheckpointStore
-from benchmarks.commands.options import ROOT, add_results
-from benchmarks.merge import merge
-from benchmarks.runner import Bench
+from benchmarks.commands.options import add_results
+from benchmarks.machine.paths import ROOT
+from benchmarks.running.adhoc import find_any, known_experiments, load_experiment, save_experiment
+from benchmarks.running.bench import Bench
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.merge import merge
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+
 T = TypeVar("T")
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.commands.options import add_results
-from benchmarks.publish import publish
-from benchmarks.records import RecordError
-from benchmarks.sinks import PROJECT, Place, wandb_errors
+from benchmarks.records.record import RecordError
+from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
+from benchmarks.running.wandb_replay import publish
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 
-from benchmarks import report
-from benchmarks.commands.options import ROOT, add_results
+from benchmarks.commands.options import add_results
+from benchmarks.machine.paths import ROOT
+from benchmarks.reporting import build as report
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.adhoc import find_any, known_experiments
 from benchmarks.commands.options import add_choice
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.methods import METHODS
-from benchmarks.sweep import by_priority, cells_of, default_profile
+from benchmarks.methods.registry import METHODS
+from benchmarks.running.adhoc import find_any, known_experiments
+from benchmarks.running.cells import by_priority, cells_of, default_profile
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

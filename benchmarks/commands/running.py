@@ -11,23 +11,27 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import report
-from benchmarks.checkpoints import CheckpointStore
-from benchmarks.commands.options import ROOT, add_device, add_folders, choose_device, positive
+from benchmarks.analysis.comparison import compare
+from benchmarks.commands.options import add_device, add_folders, choose_device, positive
 from benchmarks.config import Cell
-from benchmarks.console import ConsoleObserver, duration
-from benchmarks.distributed import current_rank, local_device, process_group
-from benchmarks.engines import Engine
-from benchmarks.engines.driver import Driver, Outcome
-from benchmarks.engines.local import InProcess, Processes
-from benchmarks.engines.together import Together, dismiss, follow
-from benchmarks.locking import process_age
-from benchmarks.records import Record, read_records
-from benchmarks.runner import Bench
-from benchmarks.sinks import WandbSink
-from benchmarks.stopping import INTERRUPT, Control, budget_seconds, on_signals
-from benchmarks.sweep import Estimate, Survey, estimate, survey
-from benchmarks.tables import compare, notes, to_text
+from benchmarks.machine.leases import process_age
+from benchmarks.machine.paths import ROOT
+from benchmarks.machine.processes import current_rank, local_device, process_group
+from benchmarks.records.record import Record, read_records
+from benchmarks.reporting import build as report
+from benchmarks.reporting.comparison_table import notes, to_text
+from benchmarks.reporting.study import title_of
+from benchmarks.running.bench import Bench
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.console import ConsoleObserver, duration
+from benchmarks.running.engines.contract import Engine
+from benchmarks.running.engines.driver import Driver, SweepOutcome
+from benchmarks.running.engines.local import InProcess, Processes
+from benchmarks.running.engines.torchrun import TorchrunEngine, dismiss, follow
+from benchmarks.running.estimate import Estimate, estimate
+from benchmarks.running.stopping import INTERRUPT, Control, budget_seconds, on_signals
+from benchmarks.running.survey import Survey, survey
+from benchmarks.running.wandb_mirror import WandbSink
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
 
@@ -94,7 +98,7 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
         console.print(f"{damaged}; kept beside as record.json.damaged, the run is done again", markup=False)
     if options.plan:
         return _show_plan(bench, cells, found, console)
-    outcome = _do(bench, found.todo, options, console) if found.todo else Outcome()
+    outcome = _do(bench, found.todo, options, console) if found.todo else SweepOutcome()
     if not found.todo:
         line = f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run"
         console.print(line, highlight=False, soft_wrap=True)
@@ -121,7 +125,7 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
     return OK
 
 
-def _do(bench: Bench, todo: Sequence[Cell], options: argparse.Namespace, console: Console) -> Outcome:
+def _do(bench: Bench, todo: Sequence[Cell], options: argparse.Namespace, console: Console) -> SweepOutcome:
     expected = estimate(bench, todo)
     profiles = ", ".join(dict.fromkeys(f"{cell.experiment.name} ({cell.profile_name})" for cell in todo))
     console.print(
@@ -149,9 +153,9 @@ def _engine(bench: Bench, control: Control, options: argparse.Namespace, expecte
     if current_rank().count > 1:
         if options.engine != "local" or options.jobs > 1:
             raise ValueError("under torchrun all processes do one run together; leave --engine and --jobs away")
-        return Together(bench, control, expected.epochs)
+        return TorchrunEngine(bench, control, expected.epochs)
     if options.engine == "ray":
-        from benchmarks.engines.ray import RayTasks
+        from benchmarks.running.engines.ray import RayTasks
 
         threads = max(1, (options.threads or 1) // options.jobs)
         return RayTasks(
@@ -168,7 +172,7 @@ def _engine(bench: Bench, control: Control, options: argparse.Namespace, expecte
     return InProcess(bench, control)
 
 
-def _conclude(console: Console, outcome: Outcome, records: Sequence[Record]) -> int:
+def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]) -> int:
     """Say what failed and what is left; return the exit code."""
     failed = [record for record in records if not record.complete]
     for record in failed:
@@ -200,7 +204,7 @@ def show(console: Console, results: Path, cells: Sequence[Cell]) -> None:
     for comparison in comparisons:
         files = report.files_of(comparison, results)
         report.write(files)
-        console.print(f"\n{report.title_of(comparison.experiment)}, profile {comparison.profile}", style="bold")
+        console.print(f"\n{title_of(comparison.experiment)}, profile {comparison.profile}", style="bold")
         console.print(to_text(comparison), markup=False, highlight=False, soft_wrap=True)
         console.print(notes(comparison), markup=False, highlight=False, style="dim")
         for kind, folder, suffix in (("table", "tables", "md"), ("plot", "figures", "png")):

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.adhoc import find_any, known_experiments
-from benchmarks.checkpoints import CheckpointStore
-from benchmarks.commands.options import ROOT, add_choice, add_device, add_folders, choose_device
+from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device
 from benchmarks.config import Cell, Experiment
-from benchmarks.console import duration
-from benchmarks.methods import METHODS
-from benchmarks.records import runs_folder
-from benchmarks.runner import Bench
-from benchmarks.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
-from benchmarks.sweep import by_priority, cells_of, default_profile
+from benchmarks.machine.paths import ROOT
+from benchmarks.methods.registry import METHODS
+from benchmarks.records.record import runs_folder
+from benchmarks.running.adhoc import find_any, known_experiments
+from benchmarks.running.bench import Bench
+from benchmarks.running.cells import by_priority, cells_of, default_profile
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.console import duration
+from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
 
 LISTED = 20  # runs that are named one by one, per state
 

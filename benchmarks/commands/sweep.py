@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.adhoc import experiment_source, make_experiments, save_experiment, source_name
 from benchmarks.commands.options import add_list, names, numbers, positive, seeds, shares
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.sweep import cells_of
+from benchmarks.running.adhoc import experiment_source, make_experiments, save_experiment, source_name
+from benchmarks.running.cells import cells_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

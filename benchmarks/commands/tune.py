@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 
-from benchmarks.checkpoints import CheckpointStore
 from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device
 from benchmarks.config import Cell
 from benchmarks.experiments import find_experiment
-from benchmarks.runner import Bench
-from benchmarks.stopping import Control, Stopped, on_signals
-from benchmarks.strengths import read_tuning
-from benchmarks.sweep import cells_of, default_profile
-from benchmarks.tuning import TUNING_SEEDS, tune
+from benchmarks.records.strengths import read_tuning
+from benchmarks.running.bench import Bench
+from benchmarks.running.cells import cells_of, default_profile
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.stopping import Control, Stopped, on_signals
+from benchmarks.running.tuning import TUNING_SEEDS, tune
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

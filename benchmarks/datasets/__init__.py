@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.datasets.cifar import load_cifar10, load_cifar100
+from benchmarks.datasets.contract import Data, Split
 from benchmarks.datasets.digits import load_digits
 from benchmarks.datasets.image_folder import PREFIX, load_image_folder, load_imagenet
-from benchmarks.datasets.splits import Augmentation, Data, DataSplits, Images, Split
+from benchmarks.datasets.in_memory import Augmentation, DataSplits, Images
 from benchmarks.suggest import unknown_name
 
 DATASETS: dict[str, Callable[[], Data]] = {

@@ -16,12 +16,15 @@ from urllib.error import URLError
 
 import torch
 
-from benchmarks.datasets.splits import Augmentation, DataError, DataSplits, Images, MissingDataError, split_validation
+from benchmarks.datasets.contract import DataError, MissingDataError
+from benchmarks.datasets.in_memory import Augmentation, DataSplits, Images, split_validation
 
 if TYPE_CHECKING:  # torchvision takes seconds to import: where images are read, not where records are
     from torchvision.datasets import CIFAR10
 
+
 VALIDATION_IMAGES = 5_000
+
 AUGMENTATION = Augmentation(padding=4, flip=True)
 
 

@@ -6,9 +6,10 @@ import hashlib
 
 import torch
 
-from benchmarks.datasets.splits import Augmentation, DataSplits, Images, split_validation
+from benchmarks.datasets.in_memory import Augmentation, DataSplits, Images, split_validation
 
 TEST_IMAGES = 397
+
 VALIDATION_IMAGES = 200
 
 

@@ -23,23 +23,32 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.cores import available_cores
 from benchmarks.datasets.cifar import data_folders
-from benchmarks.datasets.splits import DataError, Split
-from benchmarks.distributed import ALONE, Rank
-from benchmarks.loading import Batch, Normalize
+from benchmarks.datasets.contract import Batch, DataError, Split
+from benchmarks.datasets.in_memory import Normalize
+from benchmarks.machine.cores import available_cores
+from benchmarks.machine.processes import ALONE, Rank
 
 if TYPE_CHECKING:  # torchvision takes seconds to import: where images are read, not where records are
     from torchvision.transforms import v2
 
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks take them
+
 IMAGE_SIZE, RESIZED = 224, 256
+
 IMAGENET_CLASSES = 1_000
+
 VALIDATION_SHARE, MOST_VALIDATION = 0.1, 10_000
+
 TEST_SHARE = 0.2  # of a folder that has no test images of its own
+
 PREFETCH = 4  # batches per worker
+
 PREFIX = "imagefolder:"
+
 LAYOUT = "train/CLASS/*.JPEG and val/CLASS/*.JPEG (torchvision's ImageFolder layout)"
+
 Item = tuple[int, int]  # index of the image, seed of its augmentation
 
 
@@ -60,7 +69,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class FolderSplits:
-    """A data set of images on disk (see `benchmarks.datasets.splits.Data`).
+    """A data set of images on disk (see `benchmarks.datasets.contract.Data`).
 
     Attributes:
         train: Training images, without the validation split.
@@ -221,11 +230,6 @@ def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             tensor.record_stream(torch.cuda.current_stream(device))
         following = copy(next(batches, None))
         yield current
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# finding the files
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def load_imagenet() -> FolderSplits:

@@ -1,14 +1,14 @@
 """CIFAR-10, CifarNet: the paper's smallest network, whose convolution meets a linear layer.
 
 Command: `make cifar10-cifarnet`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
-data. Profile `paper` takes the field's standard recipe for CIFAR (recipes.py), as the paper's own is not known
+data. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not known
 (PAPER.md), with a lower learning rate, since the linear layers have no BatchNorm.
 """
 
 from dataclasses import replace
 
 from benchmarks.config import Experiment, Phase
-from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK
 
 EXPERIMENT = Experiment(
     name="cifar10-cifarnet",

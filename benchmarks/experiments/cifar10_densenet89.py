@@ -10,7 +10,7 @@ weight decay afterwards.
 from dataclasses import replace
 
 from benchmarks.config import Experiment, Phase
-from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK
 
 EXPERIMENT = Experiment(
     name="cifar10-densenet89",

@@ -1,14 +1,14 @@
 """CIFAR-10, MobileNetV2: depthwise convolutions, whose filters belong to the out-in-channels of the expansion.
 
 Command: `make cifar10-mobilenetv2`. Profile `quick` is a few hundred images: it shows that the pipeline works on the
-real data. Profile `paper` takes the field's standard recipe for CIFAR (recipes.py), as the paper's own is not known
-(PAPER.md). The weaker target there is the 1.36 times fewer MACs of DCP's published comparison.
+real data. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not
+known (PAPER.md). The weaker target there is the 1.36 times fewer MACs of DCP's published comparison.
 """
 
 from dataclasses import replace
 
 from benchmarks.config import Experiment
-from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK
 
 EXPERIMENT = Experiment(
     name="cifar10-mobilenetv2",

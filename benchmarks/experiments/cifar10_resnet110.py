@@ -1,7 +1,7 @@
 """CIFAR-10, ResNet-110: the deepest of the field's usual comparisons.
 
 Command: `make cifar10-resnet110`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
-data. Profile `paper` takes the field's standard recipe for CIFAR (recipes.py), as the paper's own is not known
+data. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not known
 (PAPER.md). Targets there: 1.63 and 2.1 times fewer MACs, near where others' numbers lie (38.6 and 52.3 % of the MACs
 removed).
 """
@@ -9,7 +9,7 @@ removed).
 from dataclasses import replace
 
 from benchmarks.config import Experiment
-from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK
 
 EXPERIMENT = Experiment(
     name="cifar10-resnet110",

@@ -3,12 +3,12 @@
 Command: `make cifar10-resnet20`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
 data. Profile `cpu` is a study for two CPU cores (an hour or two in all, minutes per method and seed): 4,000 images and
 few epochs, so that its accuracies lie far below those of full training; what it compares, it compares fairly. Profile
-`paper` takes the field's standard recipe for CIFAR (recipes.py), as the paper's own is not known
+`paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not known
 (PAPER.md).
 """
 
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK
 
 CPU = Profile(
     dense=Phase(epochs=10, learning_rate=0.1, warmup_epochs=1),

@@ -9,6 +9,7 @@ that torch-pruning's published comparison uses; the paper's own recipe is not kn
 from benchmarks.config import Experiment, Phase, Profile
 
 QUICK_METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1", "none", "random")
+
 # both of the paper's regularisers with their separated forms, and rivals whose numbers at these targets are published
 PAPER_METHODS = (*QUICK_METHODS, "oicsr-growl", "growl", "slimming", "depgraph")
 

@@ -1,14 +1,14 @@
 """CIFAR-10, VGG-16 with BatchNorm: a plain chain, in which every layer's groups overlap with the next one's.
 
 Command: `make cifar10-vgg16`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
-data. Profile `paper` takes the field's standard recipe for CIFAR (recipes.py), as the paper's own is not known
+data. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not known
 (PAPER.md).
 """
 
 from dataclasses import replace
 
 from benchmarks.config import Experiment
-from benchmarks.experiments.recipes import CIFAR_PAPER, CIFAR_QUICK
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK
 
 EXPERIMENT = Experiment(
     name="cifar10-vgg16",

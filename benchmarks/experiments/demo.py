@@ -9,6 +9,7 @@ from benchmarks.config import Experiment, Phase, Profile
 
 # a penalty that grows at every step needs more in proportion to the square of the number of steps
 GROWING = (0.0025, 0.005, 0.01, 0.02, 0.04)
+
 METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1", "none", "random")
 
 EXPERIMENT = Experiment(

@@ -10,7 +10,7 @@ paper's are not known (PAPER.md). Network Slimming is left out: there is no Batc
 from dataclasses import replace
 
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.experiments.recipes import IMAGENET_QUICK, METHODS
+from benchmarks.experiments.shared_profiles import IMAGENET_QUICK, METHODS
 
 METHODS_WITHOUT_NORM = tuple(name for name in METHODS if name != "slimming")
 

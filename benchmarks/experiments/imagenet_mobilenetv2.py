@@ -7,7 +7,7 @@ use (150 epochs on a cosine from 0.05, batch 256, weight decay 4e-5); regularise
 """
 
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.experiments.recipes import IMAGENET_QUICK, METHODS
+from benchmarks.experiments.shared_profiles import IMAGENET_QUICK, METHODS
 
 EXPERIMENT = Experiment(
     name="imagenet-mobilenetv2",

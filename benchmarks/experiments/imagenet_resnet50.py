@@ -10,7 +10,7 @@ paper's are not known. Pruned are the two inner widths of each bottleneck, at mo
 from dataclasses import replace
 
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.experiments.recipes import IMAGENET_QUICK, METHODS
+from benchmarks.experiments.shared_profiles import IMAGENET_QUICK, METHODS
 
 EXPERIMENT = Experiment(
     name="imagenet-resnet50",

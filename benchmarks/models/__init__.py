@@ -43,6 +43,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 # by the first part of a name; any other network is for CIFAR
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "imagenet": (3, 224, 224)}
+
 CIFAR_SHAPE = (3, 32, 32)
 
 

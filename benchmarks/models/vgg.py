@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from benchmarks.models.initialization import initialize
 
 POOL = 0  # in a list of widths
+
 VGG16 = (64, 64, POOL, 128, 128, POOL, *(256,) * 3, POOL, *(512,) * 3, POOL, *(512,) * 3, POOL)
+
 VGG19 = (64, 64, POOL, 128, 128, POOL, *(256,) * 4, POOL, *(512,) * 4, POOL, *(512,) * 4, POOL)
 
 

@@ -18,11 +18,17 @@ from oicsr import (
 )
 
 MODELS = ("resnet56", "vgg16", "mobilenetv2")
+
 MACS_KEPT = 0.5
+
 ROUNDINGS = (1, 8)
+
 BATCHES = (1, 128)
+
 COMPILED_ON_CPU = ("resnet56",)  # of MODELS: six compilations of half a minute each are what a first look can wait for
+
 SECONDS = 8.0  # of rounds per network, backend and batch size; the large batches of a CPU get fewer rounds
+
 NOTE = (
     f"Inference of networks with about {MACS_KEPT:.0%} of the MACs (random weights, paper's scope) against the dense "
     "one: milliseconds per batch, measured speed-up, the speed-up that the MACs promise, and the share of "

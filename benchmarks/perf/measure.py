@@ -16,7 +16,9 @@ from oicsr import Coupling, UnprunedChannelsWarning, find_couplings
 from oicsr.tracing import Scope
 
 Candidate = Callable[[], object]
+
 Times = dict[str, list[float]]
+
 LEAST_ROUNDS = 3  # of any measurement that is cut short
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.allocation import keep_freed_memory
+from benchmarks.machine.memory import keep_freed_memory
 from benchmarks.models import find_builder, input_shape
 from benchmarks.perf.measure import (
     Candidate,
@@ -26,8 +26,11 @@ from oicsr.energy import Layout
 from oicsr.tracing import Scope
 
 MODELS = ("resnet56", "vgg16", "mobilenetv2", "imagenet-resnet50")
+
 SCOPES: tuple[Scope, ...] = ("inner", "all")
+
 STRENGTH = 1e-6
+
 NOTE = (
     "Value and gradient of the penalty, in milliseconds. `direct` adds the gradient to `.grad`; `autograd` is value "
     "and backward pass; `proximal` is the proximal step. `share` is the direct form's share of a training step "

@@ -21,9 +21,13 @@ from oicsr import (
 )
 
 FAMILY = ("resnet20", "resnet32", "resnet56", "resnet110")
+
 MODELS = (*FAMILY, "imagenet-resnet50")
+
 MACS_KEPT = 0.6
+
 STAGES = ("tracing", "selection", "surgery")
+
 NOTE = (
     f"Processor seconds (one thread), median, to find the couplings, to select channels down to {MACS_KEPT:.0%} of the "
     "MACs, and to build the smaller network; on an idle machine they are seconds, and another program on the same core "

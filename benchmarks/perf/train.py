@@ -15,20 +15,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.config import Phase, Precision
-from benchmarks.cores import available_cores
 from benchmarks.datasets import Augmentation, DataSplits, Images
-from benchmarks.loading import TrainingBatches
+from benchmarks.datasets.in_memory import TrainingBatches
+from benchmarks.machine.cores import available_cores
 from benchmarks.models import find_builder
 from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings
 from benchmarks.perf.roofline import Counted, count, peaks
 from benchmarks.perf.workers import Workers
-from benchmarks.training import Training
+from benchmarks.training.loop import Training
 from oicsr import GroupLasso
 
 MODELS = ("resnet20", "resnet56")
+
 SHAPE = (3, 32, 32)
+
 PLAIN_EACH, ENGINE_EACH = "plain, a run per core", "engine, a run per core"
+
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
 NOTE = (
     "Images per second of one epoch with augmentation, on random images of CIFAR's shape. `plain` is a DataLoader over "
     "PIL images with torchvision's transforms, float32, on a CPU in a process of its own; `engine` is the suite's "

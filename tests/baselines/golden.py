@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import oicsr
-from benchmarks.methods import IMPORTANCES, REGULARIZERS
+from benchmarks.methods.registry import IMPORTANCES, REGULARIZERS
 from tests.baselines.networks import PEERS, built, gradient, prepared, scoring
 
 FILE = Path(__file__).with_name("golden.json")

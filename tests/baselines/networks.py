@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import oicsr
 from baselines import Scoring
-from benchmarks.methods import REGULARIZERS
+from benchmarks.methods.registry import REGULARIZERS
 from tests.oicsr.networks import Basic, Chain, Mixed
 
 IMAGES = torch.linspace(-1, 1, 4 * 3 * 8 * 8, dtype=torch.float64).reshape(4, 3, 8, 8).sin()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import cards
-from benchmarks.methods import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
+from benchmarks.machine.paths import METHOD_CARDS
+from benchmarks.methods import cards
+from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
 
 
 def test_the_committed_page_is_up_to_date() -> None:
-    assert cards.PATH.read_text(encoding="utf-8") == cards.render(), "run python -m benchmarks.cards"
+    assert METHOD_CARDS.read_text(encoding="utf-8") == cards.render(), "run make report"
 
 
 def test_every_entry_has_a_card_with_every_field() -> None:

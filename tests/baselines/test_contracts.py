@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import oicsr
-from benchmarks.methods import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS, find_method
+from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS, find_method
 from tests.baselines.networks import IMAGES, NETWORKS, PEERS, built, gradient, owned, permute, prepared, scoring
 
 PENALTIES = [name for name, spec in REGULARIZERS.items() if spec.has_strength]

@@ -14,7 +14,7 @@ from baselines.cges import Cges
 from baselines.depgraph import GroupNormPenalty
 from baselines.elementwise import ElementwisePenalty
 from baselines.growing_reg import GrowingPenalty
-from benchmarks.methods import IMPORTANCES, REGULARIZERS
+from benchmarks.methods.registry import IMPORTANCES, REGULARIZERS
 from oicsr.growl import SLOPE
 from tests.baselines.networks import gradient
 

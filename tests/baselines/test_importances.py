@@ -13,7 +13,7 @@ from baselines import Scoring
 from baselines.channels import channel_sums, channel_vectors
 from baselines.taylor import gate_gradients
 from baselines.uniform_selection import select_uniformly, share_gone
-from benchmarks.methods import IMPORTANCES
+from benchmarks.methods.registry import IMPORTANCES
 from tests.baselines.networks import IMAGES, LABELS, loss, prepared, scoring
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import oicsr
 from baselines import Scoring
-from benchmarks.methods import METHODS
+from benchmarks.methods.registry import METHODS
 from benchmarks.models import MODELS
 
 IMAGES = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import oicsr
 from baselines.torch_pruning_rival import GrowingPeerPenalty, PeerPenalty, _group_norm, example_inputs_for
-from benchmarks.methods import IMPORTANCES, REGULARIZERS
+from benchmarks.methods.registry import IMPORTANCES, REGULARIZERS
 from tests.baselines.networks import IMAGES, PEERS, built, by_formula, gradient, prepared, scoring
 
 tp = pytest.importorskip("torch_pruning")

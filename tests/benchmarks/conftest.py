@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks.reporting import build as report
 from tests.benchmarks.golden import build, fixture_results
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import oicsr
 from benchmarks import cli
 from benchmarks.config import Phase
-from benchmarks.distributed import ALONE, Rank, agreed, current_rank, process_group
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.machine.processes import ALONE, Rank, agreed, current_rank, process_group
 from benchmarks.models.initialization import initialize
-from benchmarks.training import Score, Training
+from benchmarks.training.loop import Score, Training
 from oicsr import PruningPlan
 from tests.benchmarks.small import small_experiment
 

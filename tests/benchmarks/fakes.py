@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adhoc import SCHEMA
 from benchmarks.config import Cell, Experiment
-from benchmarks.methods import find_method
-from benchmarks.records import FAILED, Record, write_record
-from benchmarks.rows import EpochRow
-from benchmarks.runner import resolved_config
-from benchmarks.strengths import choose_strength
+from benchmarks.methods.registry import find_method
+from benchmarks.records.record import FAILED, Record, write_record
+from benchmarks.records.rows import EpochRow
+from benchmarks.records.strengths import choose_strength
+from benchmarks.running.adhoc import SCHEMA
+from benchmarks.running.outcome import resolved_config
 from tests.benchmarks.small import small_cell
 
 NOWHERE = Path("there is no such folder")

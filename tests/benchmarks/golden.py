@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 import matplotlib as mpl
 
-from benchmarks import report
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.records import write_record
+from benchmarks.records.record import write_record
+from benchmarks.reporting import build as report
 from tests.benchmarks.synthetic import experiment, records_of, write_records, write_tuning
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoints import CheckpointStore
 from benchmarks.config import Cell, Experiment, Phase, Profile
-from benchmarks.runner import Bench
+from benchmarks.running.bench import Bench
+from benchmarks.running.checkpoints import CheckpointStore
 
 PROFILE = Profile(
     dense=Phase(epochs=1, learning_rate=0.05),

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.config import Cell, Experiment, Phase, Profile
-from benchmarks.methods import find_method
-from benchmarks.records import Record, write_record
-from benchmarks.rows import CURVE_POINTS, ChannelRow, EpochRow
-from benchmarks.runner import resolved_config
+from benchmarks.methods.registry import find_method
+from benchmarks.records.record import Record, write_record
+from benchmarks.records.rows import CURVE_POINTS, ChannelRow, EpochRow
+from benchmarks.running.outcome import resolved_config
 
 DENSE_MACS, DENSE_PARAMS = 125_485_696, 855_770
 LAYERS = 27

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.checkpoints import CheckpointStore, CheckpointWarning
-from benchmarks.files import write_atomically
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
 
 
 def test_newest_generation_is_read_and_two_are_kept(tmp_path: Path) -> None:

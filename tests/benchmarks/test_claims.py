@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.claims import CLAIMS, Claim, judge, to_plain
-from benchmarks.details import Details
-from benchmarks.methods import find_method
-from benchmarks.records import Record
-from benchmarks.verdict_text import headline, ledger_lines
+from benchmarks.analysis.claims import CLAIMS, Claim
+from benchmarks.analysis.verdicts import judge, to_plain
+from benchmarks.methods.registry import find_method
+from benchmarks.records.histories import Details
+from benchmarks.records.record import Record
+from benchmarks.reporting.ledger import headline, ledger_lines
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 
 NOTHING = Details(Path("nowhere"))

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, stopping
-from benchmarks.adhoc import experiment_source, find_any, known_experiments, parse_experiment
+from benchmarks import cli
 from benchmarks.commands import options
 from benchmarks.config import Cell, Experiment
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.records import read_records, record_path, runs_folder, write_record
-from benchmarks.runner import Bench
-from benchmarks.stopping import budget_seconds, on_signals
-from benchmarks.sweep import by_priority, cells_of
+from benchmarks.records.record import read_records, record_path, runs_folder, write_record
+from benchmarks.running import stopping
+from benchmarks.running.adhoc import experiment_source, find_any, known_experiments, parse_experiment
+from benchmarks.running.bench import Bench
+from benchmarks.running.cells import by_priority, cells_of
+from benchmarks.running.stopping import budget_seconds, on_signals
 from tests.benchmarks import thousand
 from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
 from tests.benchmarks.small import small_cell, small_experiment
@@ -46,7 +47,7 @@ def run(*arguments: str) -> int:
     return cli.main([*arguments, "--results", "r", "--checkpoints", "c", "--wandb", "disabled"])
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "perf"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_option_says_its_default_or_that_it_is_a_switch(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,10 +171,10 @@ def test_status_shows_progress_and_damage(capsys: pytest.CaptureFixture[str]) ->
     write_record(Path("r"), fake_record(small_cell("none")), fake_history())
     path = record_path(Path("r"), small_cell("none"))
     path.write_text(path.read_text()[:-9])
-    from benchmarks.checkpoints import CheckpointStore
-    from benchmarks.methods import find_method
-    from benchmarks.stages import stages_of
-    from benchmarks.strengths import choose_strength
+    from benchmarks.methods.registry import find_method
+    from benchmarks.records.strengths import choose_strength
+    from benchmarks.running.checkpoints import CheckpointStore
+    from benchmarks.running.stages import stages_of
 
     cell = small_cell("oicsr-gl")
     strength = choose_strength(Path("nowhere"), cell, find_method(cell.method)).value
@@ -232,8 +233,8 @@ def test_every_experiment_survives_its_text_and_its_source(name: str, tmp_path: 
 
 def test_sweep_takes_values_from_a_template_and_options() -> None:
     parser = cli.build_parser("sweep")
-    from benchmarks.adhoc import make_experiments
     from benchmarks.commands.options import choose_device
+    from benchmarks.running.adhoc import make_experiments
 
     options = parser.parse_args(
         "sweep --models resnet20,vgg16 --datasets cifar10,cifar100 --methods all --macs-kept 0.7,0.5,0.3 --seeds 0-2 "
@@ -277,7 +278,7 @@ def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], mo
         measured.append(cell.experiment.name)
         return 60.0 * len(measured)
 
-    monkeypatch.setattr("benchmarks.sweep._calibrated", seconds)
+    monkeypatch.setattr("benchmarks.running.estimate._calibrated", seconds)
     other = small_experiment(train_images=64)
     monkeypatch.setitem(EXPERIMENTS, "other", replace(other, name="other"))
     monkeypatch.setitem(EXPERIMENTS, "twin", replace(small_experiment(), name="twin"))  # shares every stage with small

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.methods import METHODS, find_method
+from benchmarks.methods.registry import METHODS, find_method
 
 
 def test_registered_names_give_the_registered_methods() -> None:

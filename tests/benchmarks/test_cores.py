@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from benchmarks.cores import available_cores
+from benchmarks.machine.cores import available_cores
 
 
 def test_cores_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks import cli, coverage
-from benchmarks.coverage import Row
-from benchmarks.coverage_lists import OUT_OF_SCOPE, TIMM, TORCHVISION
+from benchmarks import cli
+from benchmarks.commands import coverage as command
+from benchmarks.coverage import examine as coverage
+from benchmarks.coverage.networks import OUT_OF_SCOPE, TIMM, TORCHVISION
+from benchmarks.coverage.table import COLUMNS, Row, read_rows
 from oicsr import trace_couplings
 from tests.oicsr.test_surgery import check_invariance
 
@@ -109,15 +111,15 @@ def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
         tried.append(name)
         passed = "yes" if name.endswith("18") else "no"
         row = {"network": name, "passed": passed, "reason": "" if passed == "yes" else "a | b"}
-        return {column: row.get(column, "") for column in coverage.COLUMNS}
+        return {column: row.get(column, "") for column in COLUMNS}
 
     def cover_peer(name: str, limit: float) -> Row:
         tried.append(f"peer {name}")
         return {"torch_pruning": "no", "torch_pruning_reason": "slow"}
 
-    monkeypatch.setattr(coverage, "cover", cover)
-    monkeypatch.setattr(coverage, "cover_peer", cover_peer)
-    monkeypatch.setattr(coverage, "_warm_up", lambda: None)
+    monkeypatch.setattr("benchmarks.commands.coverage.cover", cover)
+    monkeypatch.setattr("benchmarks.commands.coverage.cover_peer", cover_peer)
+    monkeypatch.setattr("benchmarks.commands.coverage._warm_up", lambda: None)
     for names, peer in (("timm:resnet18", ["--no-peer"]), ("torchvision:vgg11,timm:resnet18", [])):
         assert cli.main(["coverage", "--results", str(tmp_path), "--networks", names, *peer]) == 0
     assert tried == ["timm:resnet18", "torchvision:vgg11", "peer torchvision:vgg11", "peer timm:resnet18"]
@@ -125,11 +127,11 @@ def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
     assert f"| timm | {len(TIMM)} | 1 | 1 | 100.0% of 1 | 0 | 0.0% of 1 |" in text
     assert f"| torchvision | {len(TORCHVISION)} | 1 | 0 | 0.0% of 1 | 0 | 0.0% of 1 |" in text
     assert "| torchvision:vgg13 | not run |" in text and r"a \| b" in text
-    assert list(coverage.read_rows(tmp_path / "coverage.csv")) == ["torchvision:vgg11", "timm:resnet18"]
+    assert list(read_rows(tmp_path / "coverage.csv")) == ["torchvision:vgg11", "timm:resnet18"]
     widths = {line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| torchvision:")}
     assert len(widths) == 1
     (tmp_path / "coverage.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no coverage table"):
-        coverage.command(
+        command.command(
             argparse.Namespace(results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True)
         )

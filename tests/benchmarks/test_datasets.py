@@ -11,7 +11,8 @@ from torchvision.datasets import CIFAR10
 
 from benchmarks.datasets import load_dataset
 from benchmarks.datasets.cifar import SOURCES, data_folders, find_root
-from benchmarks.datasets.splits import DataError, Images, split_validation
+from benchmarks.datasets.contract import DataError
+from benchmarks.datasets.in_memory import Images, split_validation
 
 HAVE_CIFAR10 = any((folder / SOURCES["cifar10"].folder).is_dir() for folder in data_folders())
 needs_cifar10 = pytest.mark.skipif(not HAVE_CIFAR10, reason="CIFAR-10 is neither in OICSR_DATA nor in ./data")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.distributed import ALONE, Rank, current_rank, from_first, summed
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.records import read_records
+from benchmarks.machine.processes import ALONE, Rank, current_rank, from_first, summed
+from benchmarks.records.record import read_records
 from tests.benchmarks.ddp_worker import run_small_experiment, train_and_prune
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.config import Cell
-from benchmarks.engines import Died, Ended, Engine, Event, Started, Task, Tell, perform
-from benchmarks.engines.driver import ATTEMPTS, Driver, MachineTroubleError, Outcome
-from benchmarks.engines.local import InProcess
-from benchmarks.locking import lease_path, read_owner, try_lease
-from benchmarks.records import read_record, record_path, write_record
-from benchmarks.runner import Bench, Left
-from benchmarks.stopping import Control
-from benchmarks.sweep import cells_of
+from benchmarks.machine.leases import lease_path, read_owner, try_lease
+from benchmarks.records.record import read_record, record_path, write_record
+from benchmarks.running.bench import Bench
+from benchmarks.running.cells import cells_of
+from benchmarks.running.engines.contract import Died, Ended, Engine, Event, Started, Task, Tell, perform
+from benchmarks.running.engines.driver import ATTEMPTS, Driver, MachineTroubleError, SweepOutcome
+from benchmarks.running.engines.local import InProcess
+from benchmarks.running.outcome import Outcome
+from benchmarks.running.stopping import Control
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
@@ -51,10 +52,10 @@ class FakeEngine:
 
 
 def finished(cell: Cell) -> Ended:
-    return Ended(cell, Left(fake_record(cell), fake_history(), ()))
+    return Ended(cell, Outcome(fake_record(cell), fake_history(), ()))
 
 
-def drive(bench: Bench, engine: Engine, cells: Sequence[Cell], control: Control | None = None) -> Outcome:
+def drive(bench: Bench, engine: Engine, cells: Sequence[Cell], control: Control | None = None) -> SweepOutcome:
     return Driver(bench, engine, control or Control(), []).drive(cells)
 
 
@@ -158,8 +159,8 @@ def test_task_reports_trouble_of_the_machine_apart_from_failures_of_the_run(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("benchmarks.checkpoints.write_atomically", full)
-    from benchmarks.runner import strength_of
+    monkeypatch.setattr("benchmarks.running.checkpoints.write_atomically", full)
+    from benchmarks.running.run import strength_of
 
     engine.start(Task(cell, strength_of(bench, cell)))
     engine.wait(events.append)
@@ -173,10 +174,10 @@ def test_what_a_run_raises_becomes_its_record(
     def fail(*arguments: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr("benchmarks.runner.prune_iteratively", fail)
+    monkeypatch.setattr("benchmarks.running.run.prune_iteratively", fail)
     bench, cell = small_bench(tmp_path), small_cell()
     events: list[Event] = []
-    from benchmarks.runner import strength_of
+    from benchmarks.running.run import strength_of
 
     perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
     ended = events[-1]
@@ -187,16 +188,16 @@ def test_what_a_run_raises_becomes_its_record(
 
 
 def test_damaged_data_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import runner
-    from benchmarks.datasets.splits import DataError
-    from benchmarks.sweep import estimate
+    from benchmarks.datasets.contract import DataError
+    from benchmarks.running import run as runner
+    from benchmarks.running.estimate import estimate
 
     def damaged(name: str) -> None:
         raise DataError("CIFAR-10 is damaged: data_batch_1 has MD5 0, expected 1")
 
     cell = small_cell()
     cell = replace(cell, experiment=replace(cell.experiment, dataset="cifar10"))
-    monkeypatch.setattr(runner, "load_dataset", damaged)
+    monkeypatch.setattr("benchmarks.running.bench.load_dataset", damaged)
     bench = small_bench(tmp_path)
     assert estimate(bench, [cell]).total == 0
     record = runner.run_cell(bench, cell)

@@ -12,8 +12,9 @@ import torch
 
 import oicsr
 from benchmarks.datasets import DATASETS
-from benchmarks.experiments import EXPERIMENTS, recipes
-from benchmarks.methods import find_method
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import shared_profiles as recipes
+from benchmarks.methods.registry import find_method
 from benchmarks.models import MODELS, build_model, input_shape
 
 ROOT = Path(__file__).parent.parent.parent

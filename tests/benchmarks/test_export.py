@@ -15,13 +15,13 @@ from torch import Tensor
 
 import oicsr
 from benchmarks import cli
-from benchmarks.checkpoints import CheckpointStore, CheckpointWarning
-from benchmarks.export import ExportError, FinetunedNetwork, cell_of, export, find_record
-from benchmarks.methods import find_method
+from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
-from benchmarks.records import Record
-from benchmarks.runner import run_cell
-from benchmarks.stages import stages_of
+from benchmarks.records.record import Record
+from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
+from benchmarks.running.export import ExportError, FinetunedNetwork, cell_of, export, find_record
+from benchmarks.running.run import run_cell
+from benchmarks.running.stages import stages_of
 from tests.benchmarks.small import small_bench, small_cell
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(4))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
-from benchmarks.faults import TINY, Arena, Tally, damage, to_json
-from benchmarks.reliability import reliability_section
+from benchmarks.faults import injections as faults
+from benchmarks.faults.arena import TINY, Arena, Tally
+from benchmarks.faults.injections import damage, to_json
+from benchmarks.reporting.reliability import reliability_section
 
 pytestmark = pytest.mark.xdist_group("processes")
 SHORTEST = tuple("1,1,1" if value == "2,2,1" else value.replace("oicsr-gl,none,l1", "oicsr-gl,none") for value in TINY)

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks import channel_figures, figures, report
-from benchmarks.details import Details
-from benchmarks.tables import MAIN_METHODS, compare
+from benchmarks.analysis.comparison import MAIN_METHODS, compare
+from benchmarks.records.histories import Details
+from benchmarks.reporting import build as report
+from benchmarks.reporting.figures import accuracy, channels, latency, style, training_curves
 from tests.benchmarks.golden import FIGURES, GOLDEN, digests
 from tests.benchmarks.synthetic import experiment, records_of
 
@@ -49,24 +50,24 @@ def test_every_kind_is_drawn_as_svg_and_png(artefacts: report.Artefacts) -> None
 
 def test_drawing_twice_gives_the_same_bytes() -> None:
     [comparison] = compare(records_of(experiment(macs_kept=(0.5,))))
-    first, second = (figures.accuracy_against_macs(comparison, "t") for _ in range(2))
+    first, second = (accuracy.accuracy_against_macs(comparison, "t") for _ in range(2))
     assert first == second
 
 
 def test_a_figure_is_drawn_as_savefig_draws_it() -> None:
     drawn = []
     for once in (True, False):
-        with figures.style():
+        with style.style():
             figure = Figure(figsize=(3, 2), layout="constrained")
             axes = figure.subplots(1, 2)
             axes[0].scatter([0, 1], [0, 2], rasterized=True)
             axes[1].set_xlabel("label")
-            drawn.append(figures.render(figure) if once else saved(figure))
+            drawn.append(style.render(figure) if once else saved(figure))
     assert drawn[0] == drawn[1]
     assert struct.unpack(">II", drawn[0]["png"][16:24]) == (450, 300)  # at 150 dots per inch
 
 
-def saved(figure: Figure) -> figures.Files:
+def saved(figure: Figure) -> style.Files:
     figure.draw_without_rendering()  # the layout is solved at the screen's resolution
     figure.set_layout_engine("none")
     files = {}
@@ -79,11 +80,11 @@ def saved(figure: Figure) -> figures.Files:
 
 @pytest.mark.parametrize("width", [2.5, 9.0])
 def test_no_title_is_wider_than_its_figure(width: float) -> None:
-    with figures.style():
+    with style.style():
         figure = Figure(figsize=(width, 2), layout="constrained")
         axes = figure.subplots()
-        figures.headline(figure, "Digits, small ResNet, at most half of a layer · n = 10 seeds")
-        figures.render(figure)
+        style.headline(figure, "Digits, small ResNet, at most half of a layer · n = 10 seeds")
+        style.render(figure)
         title = figure._suptitle
         assert title is not None
         box = title.get_window_extent()
@@ -92,27 +93,27 @@ def test_no_title_is_wider_than_its_figure(width: float) -> None:
 
 
 def test_main_methods_look_different() -> None:
-    looks = [figures.look_of(method) for method in MAIN_METHODS]
+    looks = [style.look_of(method) for method in MAIN_METHODS]
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(MAIN_METHODS)
-    assert figures.look_of("fpgm").colour == figures.OTHERS and looks[0].ours
+    assert style.look_of("fpgm").colour == style.OTHERS and looks[0].ours
 
 
 def test_without_data_nothing_is_drawn() -> None:
     [comparison] = compare(records_of(experiment()))
-    assert figures.finetuning_curves(comparison, "t", NOTHING) is None
-    assert channel_figures.joint_energies(comparison, "t", NOTHING) is None
-    assert figures.iterations(comparison, "t") is None
-    assert figures.latency_against_macs("device", {"rows": []}) is None
-    assert figures.strength_curves({"scores": {}, "chosen": {}, "seeds": []}, "t") is None
+    assert training_curves.finetuning_curves(comparison, "t", NOTHING) is None
+    assert channels.joint_energies(comparison, "t", NOTHING) is None
+    assert training_curves.iterations(comparison, "t") is None
+    assert latency.latency_against_macs("device", {"rows": []}) is None
+    assert training_curves.strength_curves({"scores": {}, "chosen": {}, "seeds": []}, "t") is None
 
 
 def test_channels_for_a_share_of_the_energy() -> None:
-    assert channel_figures.channels_for(np.array([9.0, 1.0, 0.0, 0.0])) == 0.25
-    assert channel_figures.channels_for(np.array([8.0, 1.0, 1.0, 0.0])) == 0.5
-    assert channel_figures.channels_for(np.zeros(4)) == 1.0
+    assert channels.channels_for(np.array([9.0, 1.0, 0.0, 0.0])) == 0.25
+    assert channels.channels_for(np.array([8.0, 1.0, 1.0, 0.0])) == 0.5
+    assert channels.channels_for(np.zeros(4)) == 1.0
 
 
 def test_rank_correlation() -> None:
     values = np.array([1.0, 5.0, 2.0, 9.0])
-    assert channel_figures.rank_correlation(values, values**3) == pytest.approx(1)
-    assert channel_figures.rank_correlation(values, -values) == pytest.approx(-1)
+    assert channels.rank_correlation(values, values**3) == pytest.approx(1)
+    assert channels.rank_correlation(values, -values) == pytest.approx(-1)

@@ -18,12 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.adhoc import ExperimentError, parse_experiment
-from benchmarks.checkpoints import MAGIC, CheckpointStore, CheckpointWarning, read_checkpoint
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.records import RecordError, parse_record
-from benchmarks.reliability import ReliabilityError, reliability_section
-from benchmarks.strengths import TuningError, read_tuning
+from benchmarks.records.record import RecordError, parse_record
+from benchmarks.records.strengths import TuningError, read_tuning
+from benchmarks.reporting.reliability import ReliabilityError, reliability_section
+from benchmarks.running.adhoc import ExperimentError, parse_experiment
+from benchmarks.running.checkpoints import MAGIC, CheckpointStore, CheckpointWarning, read_checkpoint
 from oicsr import PruningPlan
 from tests.benchmarks.fakes import experiment_text, fake_record
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from benchmarks.config import Cell, Experiment
 from benchmarks.datasets import load_dataset
+from benchmarks.datasets.contract import DataError
 from benchmarks.datasets.image_folder import FolderSplits, evaluation_transform, read_folder
-from benchmarks.datasets.splits import DataError
-from benchmarks.distributed import Rank
-from benchmarks.export import export
+from benchmarks.machine.processes import Rank
 from benchmarks.models import build_model
-from benchmarks.runner import run_cell
+from benchmarks.running.export import export
+from benchmarks.running.run import run_cell
 from oicsr import count_macs, load_pruned
 from tests.benchmarks.small import PROFILE, small_bench
 

@@ -11,8 +11,8 @@ import pytest
 from benchmarks import cli
 from benchmarks.config import Phase
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.merge import Merged, merge
-from benchmarks.records import Record, read_record, record_path, write_record
+from benchmarks.records.record import Record, read_record, record_path, write_record
+from benchmarks.running.merge import Merged, merge
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.cli import main
 from benchmarks.models import find_builder
-from benchmarks.perf import command, main, measure, peers, prune, roofline, train, workers
+from benchmarks.perf import measure, peers, prune, roofline, sections, train, workers
 from benchmarks.perf.measure import Settings, in_turns, median_ms, median_ratio, quiet_couplings
 from oicsr import GroupLasso, count_macs
 from tests.oicsr.networks import Chain
@@ -22,17 +23,17 @@ CPU = torch.device("cpu")
 TINY = ["--models", "resnet20", "--repeats", "1", "--batch-size", "4", "--backends", "eager", "--device", "cpu"]
 
 
-def sections(folder: Path) -> dict[str, Any]:
+def read_sections(folder: Path) -> dict[str, Any]:
     (path,) = (folder / "perf").glob("*.json")
-    assert path.name == f"{command.slug(CPU)}.json"
+    assert path.name == f"{sections.slug(CPU)}.json"
     found: dict[str, Any] = json.loads(path.read_text())["sections"]
     return found
 
 
 def test_penalty_latency_and_training_write_their_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["penalty", "latency", *TINY, "--results", str(tmp_path)]) == 0
-    assert main(["train", *TINY, "--results", str(tmp_path)]) == 0  # keeps the sections that are there
-    found = sections(tmp_path)
+    assert main(["perf", "penalty", "latency", *TINY, "--results", str(tmp_path)]) == 0
+    assert main(["perf", "train", *TINY, "--results", str(tmp_path)]) == 0  # keeps the sections that are there
+    found = read_sections(tmp_path)
     assert list(found) == ["penalty", "latency", "train"]
     inner, everything = found["penalty"]["rows"]
     assert (inner["scope"], everything["scope"]) == ("inner", "all")
@@ -201,11 +202,16 @@ def test_a_step_is_three_times_the_forward_arithmetic() -> None:
     assert counted.bytes > 3 * 4 * 269_722
 
 
-@pytest.mark.parametrize("arguments", [["speed"], ["penalty", "--repeats", "0"], ["penalty", "--batch-size", "x"]])
+@pytest.mark.parametrize("arguments", [["penalty", "--repeats", "0"], ["penalty", "--batch-size", "x"]])
 def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(arguments)
+        main(["perf", *arguments])
     assert arguments[-1] in capsys.readouterr().err
+
+
+def test_unknown_benchmark_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["perf", "penality"]) == 2
+    assert "Did you mean 'penalty'?" in capsys.readouterr().err
 
 
 def test_unknown_backend_is_quoted() -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coverage_table, report
-from benchmarks.coverage_lists import TIMM
-from benchmarks.methods import METHODS
-from benchmarks.records import history_csv
+from benchmarks.coverage import table as coverage_table
+from benchmarks.coverage.networks import TIMM
+from benchmarks.methods.registry import METHODS
+from benchmarks.records.record import history_csv
+from benchmarks.reporting import build as report
+from benchmarks.reporting import pages
 from tests.benchmarks.synthetic import experiment, history_of, records_of
 
 pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
@@ -46,14 +48,14 @@ def test_results_page_labels_quick_runs_failures_and_what_is_not_run(
 
 def test_published_results_write_the_readme(fixture_folder: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Name\n\n{report.BEGIN}\n{report.END}\n\nMore.\n")
+    readme.write_text(f"# Name\n\n{pages.BEGIN}\n{pages.END}\n\nMore.\n")
     records = records_of(experiment("demo", macs_kept=(0.5, 0.3), seeds=(0,)), "quick")
     results = tmp_path / "results"
     for record in records:
         write_plainly(results, record)
     artefacts = report.build(results, tmp_path)
     text = artefacts[readme].decode()
-    block = text.split(report.BEGIN)[1].split(report.END)[0]
+    block = text.split(pages.BEGIN)[1].split(pages.END)[0]
     assert text.startswith("# Name\n") and text.endswith("\n\nMore.\n")
     assert "**Verdicts on" in block and "Profile quick says nothing about the claim" in block
     assert block.count("![") == 1 and len(block.strip().splitlines()) < 25
@@ -65,14 +67,14 @@ def test_coverage_is_stated_as_its_rows_say(tmp_path: Path) -> None:
     for name, passed, peer in (("torchvision:vgg11", "yes", ""), ("timm:vgg11", "yes", "no"), ("timm:dla34", "no", "")):
         row = dict.fromkeys(coverage_table.COLUMNS, "")
         rows[name] = {**row, "network": name, "passed": passed, "torch_pruning": peer}
-    results, pages = tmp_path / "results", (tmp_path / "README.md", tmp_path / "docs" / "any_network.md")
+    results, written = tmp_path / "results", (tmp_path / "README.md", tmp_path / "docs" / "any_network.md")
     for folder in (results, tmp_path / "docs"):
         folder.mkdir()
-    for page in pages:
-        page.write_text(f"# Name\n\n{report.BEGIN}\n{report.END}\n")
+    for page in written:
+        page.write_text(f"# Name\n\n{pages.BEGIN}\n{pages.END}\n")
     (results / "coverage.csv").write_text(coverage_table.to_csv(rows))
     artefacts = report.build(results, tmp_path)
-    readme, docs = (artefacts[page].decode() for page in pages)
+    readme, docs = (artefacts[page].decode() for page in written)
     assert "1 of 1 networks of torchvision and 1 of 2 networks of timm ([results/coverage.md]" in readme
     assert f"| timm | {len(TIMM)} | 2 | 1 | 50.0% of 2 | 0 | 0.0% of 1 |\n" in docs
     assert "| 1 | 1 | 100.0% of 1 | not run | not run |" in docs
@@ -86,7 +88,7 @@ def test_coverage_is_stated_as_its_rows_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/any_network.md"])
 def test_pages_without_markers_are_refused(page: str) -> None:
     with pytest.raises(ValueError, match=f"{page} needs the markers"):
-        report.with_block("# Name", "block", page)
+        pages.with_block("# Name", "block", page)
 
 
 def test_an_empty_folder_gives_a_page_that_says_not_run(tmp_path: Path) -> None:

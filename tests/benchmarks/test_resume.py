@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.checkpoints import CheckpointStore, CheckpointWarning
 from benchmarks.config import Cell, Phase
-from benchmarks.faults import results_of
-from benchmarks.methods import find_method
-from benchmarks.records import record_path
-from benchmarks.runner import run_cell, strength_of
-from benchmarks.stages import stages_of
-from benchmarks.stopping import Control, Stopped
+from benchmarks.faults.arena import results_of
+from benchmarks.methods.registry import find_method
+from benchmarks.records.record import record_path
+from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
+from benchmarks.running.run import run_cell, strength_of
+from benchmarks.running.stages import stages_of
+from benchmarks.running.stopping import Control, Stopped
 from tests.benchmarks.small import small_bench, small_cell
 
 GENTLE = {"dense": Phase(2, 0.05), "steps": 2}
@@ -138,7 +138,7 @@ def test_checkpoint_that_begins_at_another_network_is_passed_over(tmp_path: Path
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr("benchmarks.stopping.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("benchmarks.running.stopping.time.monotonic", lambda: self.now)
 
 
 def test_control_stops_before_an_epoch_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_control_leaves_room_for_what_lies_between_epochs(monkeypatch: pytest.Mo
 
 
 def test_lost_lease_stops_the_run_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.locking import Lease, LeaseLostError
+    from benchmarks.machine.leases import Lease, LeaseLostError
 
     def lost(self: Lease) -> None:
         raise LeaseLostError("taken over")

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from benchmarks.config import Cell, Phase
-from benchmarks.records import Record, RecordError, read_record, read_records, record_path
-from benchmarks.rows import EpochRow
-from benchmarks.runner import run_cell
-from benchmarks.stages import Stage, stages_of
-from benchmarks.sweep import cells_of, survey
-from benchmarks.tuning import best_strength, tune
+from benchmarks.records.record import Record, RecordError, read_record, read_records, record_path
+from benchmarks.records.rows import EpochRow
+from benchmarks.running.cells import cells_of
+from benchmarks.running.run import run_cell
+from benchmarks.running.stages import Stage, stages_of
+from benchmarks.running.survey import survey
+from benchmarks.running.tuning import best_strength, tune
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 
@@ -95,7 +96,7 @@ def test_all_methods_share_dense_state_and_data_order(tmp_path: Path) -> None:
 
 
 def _method(name: str) -> Any:
-    from benchmarks.methods import find_method
+    from benchmarks.methods.registry import find_method
 
     return find_method(name)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.claims import CLAIMS, Claim, judge
-from benchmarks.details import Details
-from benchmarks.records import Record
-from benchmarks.statistics import bootstrap_interval, holm, paired_effect, summarize, tied_with_best
+from benchmarks.analysis.claims import CLAIMS, Claim
+from benchmarks.analysis.statistics import bootstrap_interval, holm, paired_effect, summarize, tied_with_best
+from benchmarks.analysis.verdicts import judge
+from benchmarks.records.histories import Details
+from benchmarks.records.record import Record
 from tests.benchmarks.synthetic import experiment, records_of
 
 SIMULATIONS = 500

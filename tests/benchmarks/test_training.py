@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.config import Phase
-from benchmarks.training import DivergedError, Score, Training, evaluate
+from benchmarks.training.loop import DivergedError, Score, Training, evaluate
 
 
 class Points:

@@ -16,11 +16,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.adhoc import save_experiment
 from benchmarks.config import Cell, Experiment
-from benchmarks.methods import find_method
-from benchmarks.records import Record
-from benchmarks.strengths import choose_strength
+from benchmarks.methods.registry import find_method
+from benchmarks.records.record import Record
+from benchmarks.records.strengths import choose_strength
+from benchmarks.running.adhoc import save_experiment
 from tests.benchmarks.fakes import NOWHERE
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 

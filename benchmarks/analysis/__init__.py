@@ -1,0 +1,1 @@
+"""What records say: comparisons, statistics, claims and verdicts. No drawing, no training."""

@@ -1,0 +1,90 @@
+"""Is a comparison fair? The setup levels of Wang et al., "Why is the State of Neural Network Pruning so Confusing?".
+
+S1: any base network; S2: the same base; S3.1: and the same number of fine-tuning epochs; S3.2: and the same learning
+rates there; S4.1: and the same number of epochs before pruning; S4.2: and the same learning rates there. The level is
+computed from the configurations in the records, never declared. A letter says which budget is equal over the rows of
+one target: A the total epochs, B the total training compute (within 1 %), AB both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.records.record import Record
+
+LEVELS = ("S1", "S2", "S3.1", "S3.2", "S4.1", "S4.2")
+
+LOWEST_FAIR = "S3.2"
+
+COMPUTE_TOLERANCE = 0.01
+
+MAY_DIFFER = {"regularizer_weight_decay"}  # part of a method's own definition
+
+
+class UnfairComparisonError(ValueError):
+    """Records of different protocols would stand in one table."""
+
+
+def setup_level(records: Sequence[Record]) -> str:
+    """Return the setup level that the records of one table reach together."""
+
+    def same(*path: str) -> bool:
+        return len({str(_at(record.config, path)) for record in records}) == 1
+
+    rates = ("learning_rate", "schedule", "milestones", "decay", "warmup_epochs")
+    steps = [
+        same("dense") and same("model") and same("train_images"),
+        same("finetune", "epochs"),
+        all(same("finetune", name) for name in rates),
+        same("regularized", "epochs") and same("steps"),
+        all(same("regularized", name) for name in rates),
+    ]
+    reached = next((position for position, holds in enumerate(steps) if not holds), len(steps))
+    return LEVELS[reached]
+
+
+def budget(records: Sequence[Record]) -> str:
+    """Return which total budgets are equal over records at the same target: `"A"`, `"B"`, `"AB"` or `""`."""
+    targets: dict[float, list[Record]] = {}
+    for record in records:
+        targets.setdefault(record.macs_kept, []).append(record)
+    epochs = all(len({sum(r.epochs.values()) for r in group}) == 1 for group in targets.values())
+    totals = [[r.compute["total"] for r in group] for group in targets.values()]
+    compute = all(max(group) <= (1 + COMPUTE_TOLERANCE) * min(group) for group in totals)
+    return "A" * epochs + "B" * compute
+
+
+def level_name(records: Sequence[Record]) -> str:
+    """Return setup level and budget, such as `S4.2-AB`."""
+    return "-".join(part for part in (setup_level(records), budget(records)) if part)
+
+
+def check_comparable(records: Sequence[Record]) -> str:
+    """Return the setup level of records that may stand in one table.
+
+    Raises:
+        UnfairComparisonError: They differ in profile, device or in anything but what a method may bring along, or
+            their level is below S3.2.
+    """
+    for name in ("experiment", "profile"):
+        _refuse_mixed(name, {getattr(record, name) for record in records})
+    _refuse_mixed("device type", {record.provenance.get("device_type") for record in records})
+    level = setup_level(records)
+    if LEVELS.index(level) < LEVELS.index(LOWEST_FAIR):
+        raise UnfairComparisonError(f"the records of {records[0].experiment!r} reach setup level {level} only")
+    for key in sorted({key for record in records for key in record.config} - MAY_DIFFER):
+        _refuse_mixed(f"configuration value {key!r}", {str(record.config.get(key)) for record in records})
+    return level
+
+
+def _refuse_mixed(what: str, values: set[Any]) -> None:
+    if len(values) > 1:
+        listed = ", ".join(sorted(map(str, values)))
+        raise UnfairComparisonError(f"one table would mix records of different {what}: {listed}")
+
+
+def _at(values: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values

@@ -1,0 +1,150 @@
+"""Means over seeds with intervals, differences paired by seed, and the correction for many comparisons.
+
+With 3 to 10 seeds the percentile bootstrap of a mean covers far too rarely (about 75 % at n = 3 where 95 % is said)
+and the bootstrap-t has resamples without any spread; Student's t on the paired differences covers as it says. So t
+decides, and the bootstrap interval is reported beside. Both facts are tested by simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr, stdtrit  # scipy.stats takes seconds to import
+
+CONFIDENCE = 0.95
+
+ENOUGH_SEEDS = 3
+
+RESAMPLES = 4_000
+
+SMALLEST_SD = 1e-3  # accuracies are counts over a test set: equal differences in a few seeds are no certainty
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over seeds.
+
+    Attributes:
+        mean: Arithmetic mean.
+        sd: Sample standard deviation (n - 1); NaN for one value.
+        n: Number of values.
+        half_width: Of the 95 % interval of the mean by Student's t; NaN for one value.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    half_width: float
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Summarise values of independent seeds.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not len(values):
+        raise ValueError("there are no values to summarise")
+    array = np.asarray(values, dtype=np.float64)
+    n = len(array)
+    if n == 1:
+        return Summary(float(array[0]), math.nan, 1, math.nan)
+    sd = float(array.std(ddof=1))
+    half_width = _t_quantile(n - 1) * sd / math.sqrt(n)
+    return Summary(float(array.mean()), sd, n, half_width)
+
+
+def _t_quantile(df: float) -> float:
+    return float(stdtrit(df, (1 + CONFIDENCE) / 2))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean of paired differences over independent strata (experiments), each with its own seeds.
+
+    Attributes:
+        mean: Mean of the strata's means: every experiment has the same say.
+        se: Its standard error.
+        df: Degrees of freedom (Welch and Satterthwaite where there are several strata).
+        seeds: Number of seeds of each stratum.
+    """
+
+    mean: float
+    se: float
+    df: float
+    seeds: tuple[int, ...]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval by Student's t."""
+        half = _t_quantile(self.df) * self.se
+        return self.mean - half, self.mean + half
+
+    def p_above(self, bound: float) -> float:
+        """Return the one-sided p value against "the true effect is at most `bound`"."""
+        return float(stdtr(self.df, (bound - self.mean) / self.se))
+
+    def p_below(self, bound: float) -> float:
+        """Return the one-sided p value against "the true effect is at least `bound`"."""
+        return float(stdtr(self.df, (self.mean - bound) / self.se))
+
+
+def paired_effect(strata: Sequence[Sequence[float]]) -> Effect:
+    """Return the effect that paired differences show, one sequence of differences (a value a seed) per stratum.
+
+    Raises:
+        ValueError: There is no stratum, or one with fewer than two seeds.
+    """
+    sizes = [len(stratum) for stratum in strata]
+    if not strata or min(sizes) < 2:
+        raise ValueError(f"strata have {sizes} seeds; at least one stratum of two or more is needed")
+    means = [float(np.mean(stratum)) for stratum in strata]
+    spreads = [max(float(np.std(stratum, ddof=1)), SMALLEST_SD) for stratum in strata]
+    variances = [sd**2 / n for sd, n in zip(spreads, sizes, strict=True)]
+    total = sum(variances)
+    df = total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
+    return Effect(float(np.mean(means)), math.sqrt(total) / len(strata), df, tuple(sizes))
+
+
+def bootstrap_interval(strata: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the effect, seeds drawn with replacement within each stratum."""
+    generator = np.random.default_rng(seed)
+    means = np.zeros(RESAMPLES)
+    for stratum in strata:
+        values = np.asarray(stratum, dtype=np.float64)
+        drawn = generator.integers(0, len(values), (RESAMPLES, len(values)))
+        means += values[drawn].mean(1) / len(strata)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values adjusted by Holm's step-down method: the chance of any false decision stays at the level."""
+    order = sorted(range(len(p_values)), key=lambda position: p_values[position])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, position in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = highest
+    return adjusted
+
+
+def tied_with_best(columns: Sequence[dict[int, float]]) -> list[str]:
+    """Mark each row of values by seed: `"best"` by mean, `"tied"` where the paired interval holds zero, else `""`.
+
+    Rows that share fewer than three seeds with the best cannot be told from it: they are neither, unless equal.
+    """
+    means = [sum(values.values()) / len(values) for values in columns]
+    best = max(range(len(columns)), key=lambda position: means[position])
+    return ["best" if means[i] == means[best] else _tie(columns[best], columns[i]) for i in range(len(columns))]
+
+
+def _tie(best: dict[int, float], other: dict[int, float]) -> str:
+    shared = sorted(best.keys() & other.keys())
+    if len(shared) < ENOUGH_SEEDS:
+        return ""
+    low, high = paired_effect([[best[seed] - other[seed] for seed in shared]]).interval
+    return "tied" if low <= 0 <= high else ""

@@ -1,0 +1,55 @@
+"""`perf`: measure speed and memory against peers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands.options import add_device, add_results, choose_device, positive
+from benchmarks.machine.provenance import device_name
+from benchmarks.perf.measure import Settings
+from benchmarks.perf.sections import BENCHMARKS, conditions, slug, table, write
+from benchmarks.suggest import unknown_name
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("benchmark", nargs="*", metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--models", metavar="A,B", help="networks (default: each benchmark's own)")
+    parser.add_argument("--repeats", type=positive, default=20, metavar="N", help="rounds (default: 20)")
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per step (default: 128)")
+    parser.add_argument(
+        "--backends", default="eager,compiled", metavar="A,B", help="of the latencies (default: eager,compiled)"
+    )
+    add_results(parser)
+    add_device(parser)
+
+
+def command(options: argparse.Namespace) -> int:
+    """Run the benchmarks; each row is written as it comes, so that a run that is cut off keeps what it has.
+
+    Raises:
+        ValueError: There is no benchmark of such a name.
+    """
+    for name in options.benchmark:
+        if name not in BENCHMARKS:
+            raise ValueError(unknown_name("benchmark", name, BENCHMARKS))
+    device = choose_device(options)
+    settings = Settings(
+        device=device,
+        repeats=options.repeats,
+        batch_size=options.batch_size,
+        models=tuple(options.models.split(",")) if options.models else (),
+        backends=tuple(options.backends.split(",")),
+    )
+    path: Path = options.results / "perf" / f"{slug(device)}.json"
+    for name in options.benchmark or list(BENCHMARKS):
+        run, note = BENCHMARKS[name]
+        rows: list[dict[str, Any]] = []
+        section = {**conditions(settings), "note": note, "rows": rows}
+        for row in run(settings):
+            rows.append(row)
+            write(path, device_name(device), name, section)
+        print(table(name, section))
+    return 0

@@ -1,0 +1,287 @@
+"""Coverage: which networks of torchvision and timm can be pruned, and torch-pruning on the same ones beside.
+
+Command: `python -m benchmarks coverage`. Every network goes through the same steps in a process of its own: trace, find
+the couplings, remove channels at random down to half of the MACs, compare the outputs in float64 with those of the
+unpruned network whose removed channels are empty, and take one step of training. A row of `coverage.csv` is written
+after each network, and a network with a row is not run again, so that an interrupted table goes on.
+
+The limit is 60 s of processor time on one thread per network and tool (not of the clock: the machine may be shared).
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import resource
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.coverage.table import (
+    CLASSES,
+    COLUMNS,
+    LIMIT_SECONDS,
+    MACS_KEPT,
+    PEER_RATIO,
+    PEER_REACHED,
+    TOLERANCE,
+    Row,
+)
+from benchmarks.models import build_model, input_shape
+from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
+from oicsr.tracing import MODEL_ERRORS, Scope, mode
+
+MAX_REMOVED = 0.95
+
+IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
+
+WALL_SECONDS = 3600  # for a process that hangs without working; on a busy machine a minute of work takes many
+
+MEMORY_BYTES = 14 << 30
+
+PACKAGES = ("torch", "torchvision", "timm", "torch-pruning")
+
+FAILURES = (*MODEL_ERRORS, MemoryError, RecursionError)
+
+
+def example_images(model: nn.Module, name: str) -> Tensor:
+    """Return two images of the smallest size that a network runs on, in evaluation and in training.
+
+    Raises:
+        ValueError: It runs on none, not even on its own.
+    """
+    channels, own, _ = input_shape(name)
+    failure = ""
+    for size in [*(s for s in IMAGE_SIZES if s < own), own]:
+        images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            for training in (False, True):
+                with mode(model, training=training), torch.no_grad():
+                    first_output(model(images))
+        except MODEL_ERRORS as error:
+            failure = str(error)
+            continue
+        return images
+    raise ValueError(f"does not run on its own image size {own}: {failure}")
+
+
+def first_output(output: Any) -> Tensor:
+    """Return the logits of the main classifier."""
+    result = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(result, Tensor)
+    return result
+
+
+@torch.no_grad()
+def disturb(model: nn.Module) -> None:
+    """Move what is initialised to a constant (scales of zero hide whole blocks), as training would."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if bool((parameter == parameter.flatten()[0]).all()):
+            parameter.add_(torch.empty_like(parameter).uniform_(0.1, 0.5, generator=generator))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.2, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)
+
+
+def random_plan(
+    model: nn.Module, images: Tensor, couplings: Sequence[Coupling], macs_kept: float = MACS_KEPT
+) -> PruningPlan:
+    """Return a plan that removes channels at random, over all layers, down to a share of the MACs.
+
+    Raises:
+        ValueError: The share is out of reach.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(coupling.num_channels, generator=generator) for coupling in couplings]
+    return select_channels(scores, couplings, model, images, macs_kept=macs_kept, max_removed=MAX_REMOVED)
+
+
+@torch.no_grad()
+def invariance_error(model: nn.Module, images: Tensor, couplings: Sequence[Coupling], plan: PruningPlan) -> float:
+    """Empty the channels that go, remove them, and return the largest change of an output, relative, in float64.
+
+    `model` is changed: to float64, and to the emptied channels.
+    """
+    model.double()
+    for coupling in couplings:
+        stays = torch.zeros(coupling.num_channels + 1, dtype=torch.bool)
+        stays[[*plan.kept[coupling.name], -1]] = True  # the last one is for the id -1
+        for member in coupling.members:
+            if member.side in ("out", "in"):
+                gone = (~stays[member.channels]).nonzero().flatten()
+                model.get_parameter(member.parameter).index_fill_(member.dim, gone, 0)
+    before = first_output(model(images.double()))
+    after = first_output(remove_channels(model, plan)(images.double()))
+    return float((before - after).abs().max() / before.abs().max())
+
+
+def takes_training_step(model: nn.Module, images: Tensor) -> bool:
+    """Take one step of SGD; return whether loss and weights are finite afterwards."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    labels = torch.arange(len(images)) % CLASSES
+    loss = functional.cross_entropy(first_output(model(images)), labels)
+    loss.backward()
+    optimizer.step()
+    return math.isfinite(float(loss.detach())) and all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def examine(name: str) -> Row:
+    """Put a network through all steps; the row says how far it came, and why not further."""
+    row: Row = {"traced": "no", "passed": "no"}
+    try:
+        model, images = _prepare(name)
+        row["image_size"] = str(images.shape[-1])
+        row["macs_before"] = str(count_macs(model, images[:1]))
+        couplings, plan = _choose_scope(model, images, row)
+        small = remove_channels(model, plan)
+        row["macs_after"] = str(count_macs(small, images[:1]))
+        row["train_step"] = "finite" if takes_training_step(small, images) else "not finite"
+        del small
+        disturb(model)
+        error = invariance_error(model, images, couplings, plan)
+        row["invariance_error"] = f"{error:.1e}"
+        if not error < TOLERANCE:
+            row["reason"] = "outputs change although only empty channels were removed"
+        elif row["train_step"] != "finite":
+            row["reason"] = "the training step is not finite"
+        row["passed"] = "no" if "reason" in row else "yes"
+    except FAILURES as error:
+        row["reason"] = _describe(error)
+    return row
+
+
+def _prepare(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = build_model(name, CLASSES).eval()
+    return model, example_images(model, name)
+
+
+def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coupling], PruningPlan]:
+    """Return couplings and a plan to half of the MACs, in the paper's scope where it reaches as far, else in all."""
+    scope: Scope
+    for scope in ("inner", "all"):
+        trace = trace_couplings(model, images, scope=scope)
+        row.update(traced="yes", scope=scope, couplings=str(len(trace.couplings)))
+        couplings, inexact = without_layer_norm(model, trace.couplings)
+        try:
+            return couplings, random_plan(model, images, couplings)
+        except ValueError as error:
+            if scope == "all":
+                raise ValueError("; ".join([str(error), *inexact[:1], *trace.unruled[:2]])) from error
+    raise AssertionError  # not reached
+
+
+def without_layer_norm(model: nn.Module, couplings: Sequence[Coupling]) -> tuple[list[Coupling], list[str]]:
+    """Return the couplings that no LayerNorm reads, and why the others are left out.
+
+    The statistics of a LayerNorm run over all channels, so that no channel can go without a change to the others.
+    """
+    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    exact, reasons = [], []
+    for coupling in couplings:
+        found = next((m.parameter for m in coupling.members if m.parameter in norms), None)
+        if found is None:
+            exact.append(coupling)
+        else:
+            reasons.append(f"a LayerNorm ({found}) runs over the channels of {coupling.name}, which therefore stay")
+    return exact, reasons
+
+
+def examine_peer(name: str) -> Row:
+    """Let torch-pruning remove a share of every layer by its defaults, and take one step of training."""
+    row: Row = {"torch_pruning": "no"}
+    try:
+        import torch_pruning
+
+        model, images = _prepare(name)
+        dense = count_macs(model, images[:1])
+        last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == CLASSES]
+        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        pruner = torch_pruning.pruner.BasePruner(
+            model, images, importance=importance, pruning_ratio=PEER_RATIO, ignored_layers=last
+        )
+        pruner.step()
+        kept = count_macs(model.eval(), images[:1])
+        row["torch_pruning_macs_after"] = str(kept)
+        if kept > PEER_REACHED * dense:
+            row["torch_pruning_reason"] = f"leaves {kept / dense:.0%} of the MACs"
+        elif not takes_training_step(model, images):
+            row["torch_pruning_reason"] = "the training step is not finite"
+        else:
+            row["torch_pruning"] = "yes"
+    except FAILURES as error:
+        row["torch_pruning_reason"] = _describe(error)
+    return row
+
+
+def _describe(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line}"[:300]
+
+
+def in_own_process(function: Callable[[str], Row], name: str, limit: float) -> tuple[Row, float, str]:
+    """Run a step in a process with limits; return its row, its seconds of processor time, and why it was stopped."""
+    context = multiprocessing.get_context("fork")  # libraries are imported already
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(function, name, limit, sender))
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; the child uses none of them
+        process.start()
+    sender.close()
+    row, seconds, stopped = {}, limit, f"took more than {limit:g} s"
+    if receiver.poll(WALL_SECONDS):
+        try:
+            row, seconds = receiver.recv()
+            stopped = ""
+        except EOFError:
+            pass
+    else:
+        stopped = f"hung for {time.perf_counter() - start:.0f} s"
+    process.kill()
+    process.join()
+    if stopped and process.exitcode not in (-signal.SIGXCPU, -signal.SIGKILL):
+        stopped = f"ended the process with exit code {process.exitcode}"
+    return row, seconds, stopped
+
+
+def _work(function: Callable[[str], Row], name: str, limit: float, sender: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        row = function(name)
+    except Exception as error:  # whatever a foreign library raises is the row's reason
+        traceback.print_exc()
+        row = {"reason": _describe(error), "torch_pruning_reason": _describe(error)}
+    sender.send((row, time.process_time()))
+
+
+def cover(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the row of a network, without what torch-pruning does with it."""
+    row, seconds, stopped = in_own_process(examine, name, limit)
+    found = {"network": name, "traced": "no", "passed": "no", **row, "seconds": f"{seconds:.1f}"}
+    if stopped:
+        found |= {"passed": "no", "reason": stopped}
+    found["versions"] = " ".join(f"{package}-{version(package)}" for package in PACKAGES)
+    return {column: found.get(column, "") for column in COLUMNS}
+
+
+def cover_peer(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the columns that tell of torch-pruning."""
+    row, seconds, stopped = in_own_process(examine_peer, name, limit)
+    found = {"torch_pruning": "no", "torch_pruning_reason": stopped, **row, "torch_pruning_seconds": f"{seconds:.1f}"}
+    return {column: found.get(column, "") for column in COLUMNS if column.startswith("torch_pruning")}

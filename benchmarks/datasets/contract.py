@@ -1,0 +1,92 @@
+"""What a run needs of a data set, wherever its images are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine.processes import ALONE, Rank
+
+if TYPE_CHECKING:  # data sets are built on this module
+    pass
+
+
+Split = Literal["train", "validation", "test"]
+
+
+class DataError(RuntimeError):
+    """A data set is missing or damaged."""
+
+
+class MissingDataError(DataError):
+    """A data set is nowhere to be found: nothing can be run on it, and nothing is wrong with it."""
+
+
+class EpochBatches(Protocol):
+    """Training batches, epoch by epoch (see `benchmarks.training.loop.Batches`)."""
+
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield images and labels in the order, and augmented as the generator says."""
+        ...
+
+
+class Data(Protocol):
+    """What runs need of a data set, wherever its images lie."""
+
+    @property
+    def train(self) -> Sized:
+        """Training images, without the validation split."""
+        ...
+
+    @property
+    def validation(self) -> Sized:
+        """Fixed images of the training set that choose strengths."""
+        ...
+
+    @property
+    def test(self) -> Sized:
+        """Touched once per state, after the last epoch."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Labels run from 0 to this, less one."""
+        ...
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 that tells one data set from another."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, as networks see it."""
+        ...
+
+    def limited(
+        self, train_images: int | None = None, validation_images: int | None = None, test_images: int | None = None
+    ) -> Self:
+        """Return the same data set with fewer images."""
+        ...
+
+    def training_batches(self, batch_size: int, device: torch.device, rank: Rank = ALONE) -> EpochBatches:
+        """Return the training images, shuffled and augmented, in global batches of `batch_size`."""
+        ...
+
+    def evaluation_batches(
+        self, split: Split, batch_size: int, device: torch.device, rank: Rank = ALONE
+    ) -> Iterator[Batch]:
+        """Yield the images of a split as they are, in order; each process its share of the batches."""
+        ...
+
+
+Batch = tuple[Tensor, Tensor]

@@ -1,0 +1,1 @@
+"""Sweeps that are killed on purpose, and what was lost."""

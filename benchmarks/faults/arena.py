@@ -1,0 +1,216 @@
+"""A place in which a sweep is run, killed, resumed and compared with one that was left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import runpy
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine.leases import read_owner
+from benchmarks.records.record import RecordError, check_beside, read_record, runs_folder
+from benchmarks.running.engines.local import LAZY
+
+PRELOAD = ["benchmarks.faults.injections", "benchmarks.commands.run", "benchmarks.commands.sweep", *LAZY]
+
+PATIENCE = 900.0  # seconds after which a command counts as hanging
+
+DEMO = ("run", "demo", "--wandb", "disabled")
+
+TINY = (
+    *("sweep", "--models", "digits-resnet", "--datasets", "digits", "--template", "demo", "--wandb", "disabled"),
+    *("--methods", "oicsr-gl,none,l1", "--macs-kept", "0.5", "--seeds", "0"),
+    *("--epochs", "2,2,1", "--train-images", "128", "--test-images", "100"),
+)
+
+YEARS = 10 * 365 * 86_400.0  # seconds
+
+
+class FaultError(AssertionError):
+    """A fault was not survived; says what was lost."""
+
+
+@dataclass
+class Tally:
+    """How often a fault was tried, and survived.
+
+    Attributes:
+        what: The fault, in words.
+        tried: How often.
+        survived: How often without a loss.
+        losses: What went wrong.
+    """
+
+    what: str
+    tried: int = 0
+    survived: int = 0
+    losses: list[str] = field(default_factory=list)
+
+    def note(self, loss: str | None) -> None:
+        """Count one try; `loss` is None where nothing was lost."""
+        self.tried += 1
+        if loss is None:
+            self.survived += 1
+        else:
+            self.losses.append(loss)
+
+
+@dataclass
+class Life:
+    """A command at work in a process of its own."""
+
+    process: Any
+    log: Path
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code.
+
+        Raises:
+            FaultError: It hangs.
+        """
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise FaultError(f"the command did not end in {PATIENCE:g} s: {self.text()[-500:]}")
+        return int(self.process.exitcode)
+
+    def text(self) -> str:
+        """Return what it printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+
+    def trains(self) -> bool:
+        """Return whether it began its work, or has none."""
+        return "expected to take" in self.text() or "nothing to run" in self.text()
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Wait until something is so; False where the command ended first."""
+        while not condition():
+            if not self.process.is_alive():
+                return condition()
+            time.sleep(0.01)
+        return True
+
+
+class Arena:
+    """A sweep, a folder to run it in, and what it leaves when nothing disturbs it.
+
+    Args:
+        folder: Everything lies here.
+        command: The sweep, without folders.
+        seed: Of the faults.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str] = TINY, seed: int = 0) -> None:
+        self.folder, self.command = folder, tuple(command)
+        self.random = random.Random(seed)
+        kinds = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+        if "forkserver" in kinds:  # imports the suite once: a command is at work at once, and killed at work
+            self._context.set_forkserver_preload(PRELOAD)
+        self._lives = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.reference = self._undisturbed()
+
+    @property
+    def results(self) -> Path:
+        """Where the records lie."""
+        return self.folder / "results"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    def _undisturbed(self) -> dict[str, Any]:
+        life = self.live()
+        life.wait_for(life.trains)
+        start = time.monotonic()
+        if life.wait() != 0:
+            raise FaultError(f"the undisturbed sweep failed: {life.text()[-2000:]}")
+        self.seconds = time.monotonic() - start
+        return self.left()
+
+    def live(self, *more: str, file_limit: int | None = None, clock: bool = False) -> Life:
+        """Start the sweep."""
+        self._lives += 1
+        log = self.folder / f"life-{self._lives}.log"
+        argv = [*self.command, "--results", str(self.results), "--checkpoints", str(self.checkpoints), *more]
+        process = self._context.Process(target=_live, args=(argv, str(log), file_limit, clock), daemon=False)
+        process.start()
+        return Life(process, log)
+
+    def clear(self) -> None:
+        """Remove all that sweeps left."""
+        for folder in (self.results, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def record_paths(self) -> list[Path]:
+        """Return the records that are there."""
+        return sorted(runs_folder(self.results).glob("*/*/record.json"))
+
+    def stage_owners(self) -> list[int]:
+        """Return the processes that train a stage just now."""
+        owners = [read_owner(path) for path in (self.checkpoints / ".locks").glob("*.owner")]
+        return [owner.pid for owner in owners if owner is not None]
+
+    def left(self) -> dict[str, Any]:
+        """Return the results of all records and histories: everything but times and provenance.
+
+        Raises:
+            RecordError: One cannot be read, or its history was changed.
+        """
+        return {f"{path.parent.parent.name}/{path.parent.name}": results_of(path) for path in self.record_paths()}
+
+    def loss(self) -> str | None:
+        """Return how what is there differs from the undisturbed sweep, or None."""
+        try:
+            left = self.left()
+        except RecordError as error:
+            return f"a record cannot be read: {error}"
+        if left.keys() != self.reference.keys():
+            return f"runs missing {sorted(self.reference.keys() - left.keys())}"
+        different = [label for label, values in self.reference.items() if left[label] != values]
+        return f"other results in {different}" if different else None
+
+    def recover(self, *more: str) -> str | None:
+        """Run the sweep to its end; return what was lost, or None."""
+        life = self.live(*more)
+        code = life.wait()
+        return f"exit code {code}: {life.text()[-1500:]}" if code else self.loss()
+
+
+def results_of(path: Path) -> tuple[Any, str]:
+    """Return what a record and its history say, without times and provenance."""
+    record = read_record(path)
+    check_beside(path, record)
+    values = asdict(record)
+    del values["timing"], values["provenance"]
+    rows = [line.rpartition(",")[0] for line in path.with_name("history.csv").read_text().splitlines()]
+    return values, "\n".join(rows)
+
+
+def _live(argv: list[str], log: str, file_limit: int | None, clock: bool) -> None:
+    """Be a command: the body of its process."""
+    number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(number, 1)
+    os.dup2(number, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if file_limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if clock:
+        true_time, jumps = time.time, random.Random(os.getpid())
+        time.time = lambda: true_time() + jumps.uniform(-YEARS, YEARS)
+    sys.argv = ["benchmarks", *argv]
+    runpy.run_module("benchmarks", run_name="__main__")  # as `python -m benchmarks` does

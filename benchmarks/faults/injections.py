@@ -1,0 +1,216 @@
+"""Faults on purpose: sweeps are killed, their files damaged, their disk filled; what is left must be as if never.
+
+Every sweep is a real command in a process of its own. What it leaves is compared, bit for bit but for times and
+provenance, with what the same command leaves undisturbed. `make faults` runs all of it over the demo and writes
+`results/reliability.json`; the tests run a short form over an even smaller sweep.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.arena import YEARS, Arena, Tally
+from benchmarks.records.record import Record, RecordError, check_beside, read_record
+from benchmarks.running.checkpoints import CheckpointWarning, read_checkpoint
+
+SCHEMA = "oicsr-reliability-1"
+
+
+def kills(arena: Arena, count: int) -> Tally:
+    """Kill the sweep at random moments until it was killed often enough, each sweep to its end."""
+    tally = Tally("SIGKILL of the command at a random moment")
+    while tally.tried < count:
+        arena.clear()
+        losses: list[str | None] = []
+        while tally.tried + len(losses) < count:
+            before = {path: path.read_bytes() for path in arena.record_paths()}
+            life = arena.live()
+            life.wait_for(life.trains)
+            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 12)))
+            if not life.process.is_alive():
+                break
+            os.kill(life.process.pid, signal.SIGKILL)
+            life.wait()
+            changed = [str(path) for path, content in before.items() if path.read_bytes() != content]
+            losses.append(f"runs done twice: {changed}" if changed else _unreadable(arena))
+        end = arena.recover()
+        for loss in losses:
+            tally.note(loss or end)
+    return tally
+
+
+def _unreadable(arena: Arena) -> str | None:
+    try:
+        arena.left()
+    except RecordError as error:
+        return f"a record cannot be read after a kill: {error}"
+    return None
+
+
+def damaged_checkpoints(arena: Arena, count: int, kind: str) -> Tally:
+    """Tear or flip a bit of a checkpoint's newest generation, or of both, and train again from there."""
+    what = "torn checkpoint" if kind == "torn" else "checkpoint with a flipped bit"
+    tally = Tally(f"{what}, newest or both generations, then the command again")
+    for _ in range(count):
+        loss = arena.loss()  # start from a complete sweep
+        stages = sorted(path for path in arena.checkpoints.iterdir() if not path.name.startswith("."))
+        for stage in stages:
+            generations = sorted(stage.glob("*.ckpt"))
+            for path in arena.random.choice([generations[-1:], generations]):
+                damage(path, kind, arena.random)
+                loss = loss or _accepted_checkpoint(path)
+        for path in arena.record_paths():
+            path.unlink()
+        tally.note(loss or arena.recover())
+    return tally
+
+
+def _accepted_checkpoint(path: Path) -> str | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        return None if read_checkpoint(path) is None else f"damaged checkpoint {path} was accepted"
+
+
+def damage(path: Path, kind: str, generator: random.Random) -> None:
+    """Tear a file, or flip one bit of it."""
+    content = bytearray(path.read_bytes())
+    if kind == "torn":
+        path.write_bytes(content[: generator.randrange(len(content))])
+        return
+    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(content)
+
+
+def damaged_records(arena: Arena, count: int, kind: str) -> Tally:
+    """Damage a record or its history: it must be noticed, and the command must do the run again."""
+    tally = Tally(f"{'torn' if kind == 'torn' else 'bit-flipped'} record or history, noticed when read")
+    for position in range(count):
+        path = arena.random.choice(arena.record_paths())
+        target = arena.random.choice([path, *sorted(path.parent.glob("*.csv"))])
+        whole, before = target.read_bytes(), read_record(path)
+        damage(target, kind, arena.random)
+        noticed = _is_noticed(path, before)
+        if position == 0 and target == path:  # once, all the way
+            tally.note(None if noticed and arena.recover() is None else f"{target} was not restored")
+            continue
+        target.write_bytes(whole)
+        tally.note(None if noticed else f"damaged {target} was accepted")
+    return tally
+
+
+def _is_noticed(path: Path, before: Record) -> bool:
+    """Return whether damage is noticed, or changed nothing: 1e-05 and 1E-05 are one number, and one bit apart."""
+    try:
+        record = read_record(path)
+        check_beside(path, record)
+    except RecordError:
+        return True
+    return record == before
+
+
+def full_disk(arena: Arena, count: int) -> Tally:
+    """Let no file grow beyond a random size; then let it, and go on."""
+    tally = Tally("full disk (RLIMIT_FSIZE), then room again")
+    largest = max(path.stat().st_size for path in arena.checkpoints.glob("*/*.ckpt"))
+    for _ in range(count):
+        arena.clear()
+        limit = arena.random.randrange(2_000, largest - 1)
+        life = arena.live(file_limit=limit)
+        code = life.wait()
+        loss = None if code == 1 else f"exit code {code} on a full disk: {life.text()[-1500:]}"
+        loss = loss or _unreadable(arena)
+        tally.note(loss or arena.recover())
+    return tally
+
+
+def two_commands(arena: Arena, count: int) -> Tally:
+    """Start the same sweep twice at the same time."""
+    tally = Tally("two commands over the same results at the same time")
+    for _ in range(count):
+        arena.clear()
+        lives = [arena.live(), arena.live()]
+        codes = [life.wait() for life in lives]
+        done = [re.findall(r"^\[\d+/\d+\] (\S+):", life.text(), re.MULTILINE) for life in lives]
+        twice = sorted(set(done[0]) & set(done[1]))
+        loss = f"exit codes {codes}: {lives[0].text()[-800:]} {lives[1].text()[-800:]}" if any(codes) else None
+        loss = loss or (f"runs done twice: {twice}" if twice else None)
+        loss = loss or (None if len(done[0]) + len(done[1]) == len(arena.reference) else f"not every run once: {done}")
+        tally.note(loss or arena.loss())
+    return tally
+
+
+def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
+    """Kill a worker that trains a stage; the command itself must end complete."""
+    tally = Tally(f"a worker of --engine {engine} --jobs 2 killed at work")
+    for _ in range(count):
+        arena.clear()
+        life = arena.live("--engine", engine, "--jobs", "2")
+        life.wait_for(lambda: bool(arena.stage_owners()))
+        time.sleep(arena.random.uniform(0, 0.1))
+        victims = arena.stage_owners()
+        if victims:
+            os.kill(victims[0], signal.SIGKILL)
+        code = life.wait()
+        loss = f"exit code {code}: {life.text()[-1500:]}" if code else None
+        loss = loss or (None if victims else "no worker was at work")
+        tally.note(loss or arena.loss())
+    return tally
+
+
+def jumping_clock(arena: Arena, count: int) -> Tally:
+    """Kill the sweep, move all times of its files by years, and go on with a clock that jumps at every look."""
+    tally = Tally("a clock that jumps by years, and files from the past and the future")
+    for _ in range(count):
+        arena.clear()
+        life = arena.live(clock=True)
+        life.wait_for(lambda: bool(arena.stage_owners()))
+        life.process.kill()
+        life.wait()
+        for path in arena.folder.rglob("*"):
+            if path.is_file():
+                moment = time.time() + arena.random.uniform(-YEARS, YEARS)
+                os.utime(path, (moment, moment))
+        life = arena.live(clock=True)
+        code = life.wait()
+        tally.note(f"exit code {code}: {life.text()[-1500:]}" if code else arena.loss())
+    return tally
+
+
+def campaign(large: Arena, arena: Arena, size: int, tell: Callable[[str], None]) -> dict[str, Tally]:
+    """Try every fault: `size` kills of the large sweep, and in proportion of the others on the small one."""
+    some = max(1, size // 10)
+    plan: dict[str, Callable[[], Tally]] = {
+        "torn-checkpoint": lambda: damaged_checkpoints(arena, some, "torn"),
+        "flipped-checkpoint": lambda: damaged_checkpoints(arena, some, "flipped"),
+        "torn-record": lambda: damaged_records(arena, 10 * some, "torn"),
+        "flipped-record": lambda: damaged_records(arena, 20 * some, "flipped"),
+        "full-disk": lambda: full_disk(arena, some),
+        "two-commands": lambda: two_commands(arena, some),
+        "killed-worker": lambda: killed_workers(arena, some, "local"),
+        "jumping-clock": lambda: jumping_clock(arena, some),
+        "kill": lambda: kills(large, size),
+    }
+    if importlib.util.find_spec("ray") is not None:
+        plan["killed-ray-worker"] = lambda: killed_workers(arena, max(1, some // 2), "ray")
+    tallies = {}
+    for name, action in plan.items():
+        tallies[name] = action()
+        tell(f"{name}: {tallies[name].survived} of {tallies[name].tried} survived")
+    return tallies
+
+
+def to_json(tallies: dict[str, Tally], **origin: Any) -> str:
+    """Return the text of `reliability.json`."""
+    kinds = {name: asdict(tally) for name, tally in tallies.items()}
+    return json.dumps({"schema": SCHEMA, **origin, "kinds": kinds}, indent=1, ensure_ascii=False) + "\n"

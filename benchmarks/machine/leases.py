@@ -1,0 +1,199 @@
+"""Leases: at most one process does a piece of work, and a dead owner holds nobody up.
+
+A lease is a small file that names its owner. An owner on this machine is dead when its process is gone (or its number
+belongs to a process that started at another time); an owner on another machine when its file was not touched for
+`STALE_AFTER` seconds *of the observer's own monotonic clock*: no two clocks are ever compared, and a clock that jumps
+changes nothing. The file is read and changed under a kernel lock that is held for an instant only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock
+
+HEARTBEAT = 5.0  # seconds between two touches of an owner's file
+
+STALE_AFTER = 60.0  # seconds without a touch after which an owner on another machine counts as dead
+
+PAUSE = 0.2  # seconds between two looks at a lease that is taken
+
+
+class LeaseLostError(OSError):
+    """Another process took over: this one was silent for too long."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease.
+
+    Attributes:
+        machine: Host name, boot and process namespace: where its process number means something.
+        pid: Process number.
+        started: When that process started, in clock ticks since boot ("" where that is not known).
+        token: Of this one lease.
+    """
+
+    machine: str
+    pid: int
+    started: str
+    token: str
+
+
+@cache
+def this_machine() -> str:
+    """Return what tells this machine, since its boot, and this container from any other."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    parts = [boot.read_text().strip() if boot.is_file() else "", str(namespace.stat().st_ino) if boot.is_file() else ""]
+    return "/".join([socket.gethostname(), *parts])
+
+
+def process_started(pid: int) -> str | None:
+    """Return when a process of this machine started, or None where there is none (a zombie is none)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "" if not Path("/proc/self/stat").is_file() and _is_alive(pid) else None
+    fields = text.rpartition(")")[2].split()  # after the name, which may hold anything: state is field 3, start 22
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def process_age() -> float:
+    """Return the seconds since this process started (0 where that is not known)."""
+    uptime = Path("/proc/uptime")
+    started = process_started(os.getpid())
+    if not uptime.is_file() or not started:
+        return 0.0
+    return max(0.0, float(uptime.read_text().split()[0]) - int(started) / os.sysconf("SC_CLK_TCK"))
+
+
+def new_owner() -> Owner:
+    """Return this process as an owner."""
+    pid = os.getpid()
+    return Owner(this_machine(), pid, process_started(pid) or "", uuid.uuid4().hex)
+
+
+def read_owner(path: Path) -> Owner | None:
+    """Return who holds the lease at `path`; None where nobody does, or the file is torn."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        owner = Owner(**data)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return owner if isinstance(owner.pid, int) and isinstance(owner.token, str) else None
+
+
+@dataclass
+class Watch:
+    """What an observer saw of the owner of one lease, to tell a silent one from a living one."""
+
+    seen: tuple[str, int] | None = None
+    since: float = 0.0
+
+    def is_dead(self, owner: Owner, path: Path) -> bool:
+        """Return whether the owner is dead, as far as can be told by now."""
+        if owner.machine == this_machine():
+            return process_started(owner.pid) != owner.started
+        try:
+            sign = owner.token, path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False  # released just now: the next look finds it free
+        if sign != self.seen:
+            self.seen, self.since = sign, time.monotonic()
+        return time.monotonic() - self.since > STALE_AFTER
+
+
+@dataclass
+class Lease:
+    """A lease that this process holds; a context manager that gives it back."""
+
+    path: Path
+    owner: Owner
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        """Begin to touch the file now and then."""
+        threading.Thread(target=self._beat, daemon=True, name=f"lease {self.path.name}").start()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            if read_owner(self.path) != self.owner:
+                return
+            try:
+                os.utime(self.path)
+            except OSError:  # a disk in trouble: silence is all that is left to do
+                continue
+
+    def check(self) -> None:
+        """Make sure that the lease is still held.
+
+        Raises:
+            LeaseLostError: Another process took over.
+        """
+        holder = read_owner(self.path)
+        if holder != self.owner:
+            raise LeaseLostError(f"lease {self.path} was taken over by {holder}: this process was silent for too long")
+
+    def release(self) -> None:
+        """Give the lease back; nothing happens where it was lost."""
+        self._over.set()
+        with _guard(self.path):
+            if read_owner(self.path) == self.owner:
+                self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+
+def _guard(path: Path) -> FileLock:
+    return FileLock(path.with_suffix(".lock"))
+
+
+def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
+    """Take the lease at `path` where it is free or its owner is dead; None where it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _guard(path):
+        holder = read_owner(path)
+        if holder is not None and not (watch or Watch()).is_dead(holder, path):
+            return None
+        owner = new_owner()
+        path.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+    return Lease(path, owner)
+
+
+def wait_for_lease(path: Path, pause: Callable[[], None]) -> Lease:
+    """Take the lease at `path`, waiting for its owner to end; `pause` is called between looks, and may raise."""
+    watch = Watch()
+    while (lease := try_lease(path, watch)) is None:
+        pause()
+    return lease
+
+
+def lease_path(folder: Path, *names: str) -> Path:
+    """Return where the lease of a piece of work lies, in a folder of results or checkpoints."""
+    return folder / ".locks" / ("--".join(names) + ".owner")

@@ -1,0 +1,95 @@
+"""Which of several processes this is, and what they agree on (torchrun)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which of the processes of a run this is."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.index == 0
+
+    def check(self, batch_size: int) -> None:
+        """Refuse batches that cannot be shared out equally.
+
+        Raises:
+            ValueError: The processes do not divide the batch size.
+        """
+        if batch_size % self.count:
+            raise ValueError(f"batches of {batch_size} images cannot be shared equally by {self.count} processes")
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return this process's part of a global batch."""
+        return batch if self.count == 1 else batch.chunk(self.count)[self.index]
+
+
+ALONE = Rank()
+
+
+def current_rank() -> Rank:
+    """Return which process this is; alone, unless a process group was set up."""
+    return Rank(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Return this process's own GPU under `torchrun`, else the device itself."""
+    local = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", int(local)) if local and device.type == "cuda" and device.index is None else device
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Rank]:
+    """Join the processes that `torchrun` started (gloo on CPUs, NCCL on GPUs); alone where it started none."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        yield current_rank()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield current_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return on every process what `make` returns on the first one; it is called there alone.
+
+    Errors stay on the process that raises them: the others end with it, by `torchrun`.
+    """
+    rank = current_rank()
+    if rank.count == 1:
+        return make()
+    box: list[Any] = [make() if rank.first else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def agreed(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first process's scores of channels on every process: no rounding may let plans differ."""
+    return from_first(lambda: [score.cpu() for score in scores]) if current_rank().count > 1 else list(scores)
+
+
+def summed(totals: Tensor) -> Tensor:
+    """Add totals up over the processes, in place."""
+    if current_rank().count > 1:
+        dist.all_reduce(totals)
+    return totals

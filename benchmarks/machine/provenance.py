@@ -1,0 +1,88 @@
+"""Where a record comes from: commit, versions, device, command."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.machine.paths import BENCHMARKS
+from benchmarks.machine.processes import current_rank
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "torch-pruning")
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Return the commit and whether files that it holds were changed (generated results aside)."""
+    root = BENCHMARKS
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can move a number."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """Return what a person calls the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def this_command() -> str:
+    """Return the command that is at work, as it would be typed."""
+    return " ".join(["python -m benchmarks", *sys.argv[1:]])
+
+
+def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any]:
+    """Return what a record says of its origin."""
+    return {
+        **git_state(),
+        "versions": versions(),
+        "device": device_name(device),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": current_rank().count,
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        "data_sha256": data_checksum,
+        "command": this_command(),
+    }
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over all names and values of a model's state."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()

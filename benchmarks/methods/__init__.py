@@ -1,0 +1,1 @@
+"""Methods: a regulariser, an importance and a selection, by name (`registry`)."""

@@ -1,0 +1,81 @@
+"""Method cards: what every method is, by the registry. `make report` writes docs/methods.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from baselines.method import ImportanceSpec, Method, RegularizerSpec, SelectionSpec
+from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
+
+INTRODUCTION = """\
+# Method cards
+
+Written by `make report` from the registries in `benchmarks/methods/registry.py` and `baselines/`; `make check` keeps
+this page and the code the same. A method is a regulariser, an importance and a selection. Besides the named methods,
+any combination can be run: `--methods oicsr-gl+taylor+uniform` trains with `oicsr-gl`, scores by `taylor` and selects
+by `uniform` (`greedy` where the third part is left out).
+
+Symbols: W^l_{i,:} are the weights that produce channel i (row i of layer l; the filters of a depthwise or grouped
+convolution that belong to the channel are part of it), W^{l+1}_{:,i} those that read it (column i of the next layer),
+⊕ joins two groups of weights into one, λ is the strength, η the learning rate. Sums run over prunable channels only.
+No method penalises biases or the shifts of normalisation layers.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    parts = [
+        INTRODUCTION,
+        "## Methods\n",
+        _table(METHODS.values()),
+        "## Regularisers\n",
+        *(_regularizer_card(spec) for spec in REGULARIZERS.values()),
+        "## Importances\n\nThe lower the score of a channel, the sooner it goes.\n",
+        *(_importance_card(spec) for spec in IMPORTANCES.values()),
+        "## Selections\n\nThe target of MACs is met within 1 %; no layer loses more than its cap allows.\n",
+        *(_selection_card(spec) for spec in SELECTIONS.values()),
+    ]
+    return "\n".join(parts)
+
+
+def _table(methods: Iterable[Method]) -> str:
+    rows = ["| name | method | regulariser | importance | selection | source |", "|---|---|---|---|---|---|"]
+    for method in methods:
+        parts = [f"`{part.name}`" for part in (method.regularizer, method.importance, method.selection)]
+        rows.append(f"| `{method.name}` | {method.title} | {' | '.join(parts)} | {method.source} |")
+    return "\n".join(rows) + "\n"
+
+
+def _regularizer_card(spec: RegularizerSpec) -> str:
+    return _card(
+        spec.name,
+        spec.title,
+        {
+            "formula": spec.formula,
+            "penalised": spec.penalised,
+            "normalisation": spec.normalisation,
+            "weight decay": spec.weight_decay_note,
+            "strength": _strength(spec),
+            "source": spec.source,
+        },
+    )
+
+
+def _strength(spec: RegularizerSpec) -> str:
+    if not spec.has_strength:
+        return "none"
+    return f"chosen on the validation split among {', '.join(f'{value:g}' for value in spec.grid)}"
+
+
+def _importance_card(spec: ImportanceSpec) -> str:
+    fields = {"formula": spec.formula, "normalisation": spec.normalisation, "source": spec.source}
+    return _card(spec.name, spec.title, fields)
+
+
+def _selection_card(spec: SelectionSpec) -> str:
+    return _card(spec.name, spec.title, {"rule": spec.formula, "source": spec.source})
+
+
+def _card(name: str, title: str, fields: dict[str, str]) -> str:
+    lines = [f"- **{field}:** {text}" for field, text in fields.items()]
+    return "\n".join([f"### `{name}`: {title}\n", *lines, ""])

@@ -1,0 +1,72 @@
+"""The sections of `results/perf/<device>.json`: which benchmarks there are, their conditions, and their tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine.provenance import device_name, git_state, versions
+from benchmarks.perf import latency, penalty, prune, train
+from benchmarks.perf.measure import Settings
+
+BENCHMARKS: dict[str, tuple[Callable[[Settings], Iterable[dict[str, Any]]], str]] = {
+    "penalty": (penalty.run, penalty.NOTE),
+    "prune": (prune.run, prune.NOTE),
+    "latency": (latency.run, latency.NOTE),
+    "train": (train.run, train.NOTE),
+}
+
+
+def slug(device: torch.device) -> str:
+    """Return the device's name as a file name, with the threads of a CPU."""
+    name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return f"{name}-{torch.get_num_threads()}-threads" if device.type == "cpu" else name
+
+
+def conditions(settings: Settings) -> dict[str, Any]:
+    """Return under what conditions a section is measured."""
+    return {
+        **git_state(),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "repeats": settings.repeats,
+        "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def write(path: Path, device: str, name: str, section: Mapping[str, Any]) -> None:
+    """Put one section into the device's file, beside those that are there, and draw the tables anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = json.loads(path.read_text()) if path.is_file() else {"sections": {}}
+    sections = {**found["sections"], name: dict(section)}
+    ordered = {key: sections[key] for key in BENCHMARKS if key in sections}
+    path.write_text(json.dumps({"device": device, "sections": ordered}, indent=1, ensure_ascii=False) + "\n")
+    tables = "\n".join(table(key, value) for key, value in ordered.items())
+    path.with_suffix(".md").write_text(f"# Speed on {device}\n\n{tables}")
+
+
+def table(name: str, section: Mapping[str, Any]) -> str:
+    """Return a section as Markdown: a heading, the conditions, one line per row."""
+    columns = list(dict.fromkeys(key for row in section["rows"] for key in row))
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join(" --- " for _ in columns) + "|",
+        *("| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in section["rows"]),
+    ]
+    how = f"{section['threads']} threads, {section['repeats']} rounds, medians; {section['measured']}."
+    return f"## {name}\n\n{section['note']}\n\n{how}\n\n" + "\n".join(lines) + "\n"
+
+
+def cell(value: object) -> str:
+    """Return a value as a table shows it."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,299 @@
+"""Records: what a run leaves. `record.json` is written last and atomically: where it is, the run is over.
+
+A record carries its own checksum and that of its history (in `provenance`, for a history holds times): a bit that was
+flipped, or a number that was edited, is found whenever the record is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.config import Cell, canonical
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.records.rows import ChannelRow, EpochRow
+
+SCHEMA = "oicsr-record-1"
+
+STATES = ("dense", "regularized", "pruned", "finetuned")
+
+COMPLETE, FAILED = "complete", "failed"
+
+CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
+
+CHANNEL_COLUMNS = ("coupling", "channel", "out_energy", "in_energy", "kept")
+
+BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
+
+
+class RecordError(ValueError):
+    """A record cannot be read, or does not belong where it lies."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: one method, seed and target.
+
+    Attributes:
+        run_id: Name of its folder.
+        experiment: Name of the experiment.
+        profile: Name of the profile.
+        method: As on the command line.
+        title: Of the method, for tables.
+        regularizer: What was added while training.
+        importance: What scored the channels.
+        selection: What chose them.
+        strength: λ.
+        strength_source: Where λ comes from.
+        seed: Of the run.
+        macs_kept: The target.
+        status: `"complete"` or `"failed"`.
+        config: The experiment's and the profile's values, resolved.
+        states: By name (`dense`, `regularized`, `pruned`, `finetuned`): test top-1 and loss, validation top-1, MACs
+            (and with BatchNorm and pooling, as fvcore counts) and parameters.
+        widths: Coupling name to channels before and after.
+        structure: How the energy lies over the channels, of the dense network and before the first removal.
+        removals: One per step: MACs left, and validation top-1 just before and just after the removal.
+        epochs: By phase, those of all steps together.
+        compute: By phase and in total: multiply-accumulates of training, three times those of a forward pass
+            (forward, gradient of inputs, gradient of weights) for each image; regularisers are not counted.
+        timing: Seconds; the only part besides `provenance` in which two equal runs differ.
+        provenance: Commit, versions, device, data, command.
+        failure: Why it failed, where it did.
+    """
+
+    run_id: str
+    experiment: str
+    profile: str
+    method: str
+    title: str
+    regularizer: str
+    importance: str
+    selection: str
+    strength: float
+    strength_source: str
+    seed: int
+    macs_kept: float
+    status: str
+    config: dict[str, Any]
+    states: dict[str, dict[str, Any]]
+    widths: dict[str, list[int]]
+    structure: dict[str, Any]
+    removals: list[dict[str, Any]]
+    epochs: dict[str, int]
+    compute: dict[str, int]
+    timing: dict[str, float]
+    provenance: dict[str, Any]
+    failure: dict[str, Any] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == COMPLETE
+
+    def to_json(self) -> str:
+        """Return the text of `record.json`, its checksum in it."""
+        values = {"schema": SCHEMA, **vars(self)}
+        values["provenance"] = {**self.provenance, CHECKSUM: checksum(values)}
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def checksum(values: dict[str, Any]) -> str:
+    """Return the SHA-256 over all values of a record but the checksum itself."""
+    provenance = {name: value for name, value in values["provenance"].items() if name != CHECKSUM}
+    # (shallow copies: a thousand records are read in a second or two)
+    return hashlib.sha256(canonical({**values, "provenance": provenance, "schema": SCHEMA}).encode()).hexdigest()
+
+
+FIELDS = {field.name: field for field in fields(Record)}
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "compute", "timing", "provenance"), dict),
+    "removals": list,
+    **dict.fromkeys(("strength", "macs_kept"), (int, float)),
+    "seed": int,
+    "failure": (dict, type(None)),
+}
+
+
+def parse_record(text: str, where: str, *, unchecked: bool = False) -> Record:
+    """Read the text of a record; nothing in it is executed.
+
+    Args:
+        text: Of the file.
+        where: Named in errors.
+        unchecked: Accept a record without checksum (a wrong one is refused all the same).
+
+    Raises:
+        RecordError: It is none of this schema, or was changed; says where and why.
+    """
+    record = _parse(text, where)
+    _verify(record, where, unchecked)
+    return record
+
+
+def _verify(record: Record, where: str, unchecked: bool) -> None:
+    found = record.provenance.get(CHECKSUM)
+    if found != checksum(vars(record)) and not (unchecked and found is None):
+        raise RecordError(f"{where} has checksum {str(found)[:12]!r}, which is not that of its values: it was changed")
+
+
+def _parse(text: str, where: str) -> Record:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where} is no readable record: {error}") from error
+    if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+        raise RecordError(f"{where} is no record of schema {SCHEMA!r}")
+    missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
+    if missing - {"failure"} or extra:
+        raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
+    for name, value in data.items():
+        expected = TYPES.get(name, str)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise RecordError(f"{where}: {name!r} is {str(value)[:40]!r}, which is no {expected}")
+    if data["status"] not in (COMPLETE, FAILED):
+        raise RecordError(f"{where}: status is {data['status']!r}; it must be {COMPLETE!r} or {FAILED!r}")
+    record = Record(**data)
+    _check_states(record, where)
+    return record
+
+
+def _check_states(record: Record, where: str) -> None:
+    """Refuse accuracies and sizes that are none, and complete runs without all four states."""
+    missing = [state for state in STATES if state not in record.states]
+    if record.complete and missing:
+        raise RecordError(f"{where}: the run is complete, but states {missing} are missing")
+    for name, state in record.states.items():
+        top1 = state.get("top1") if isinstance(state, dict) else None
+        if name not in STATES or not isinstance(top1, float | int) or not 0 <= top1 <= 1:
+            raise RecordError(f"{where}: state {name!r} has top1 {top1!r}; a share in [0, 1] is needed")
+        for size in ("macs", "macs_with_norm_pool", "params"):
+            if not isinstance(state.get(size), int) or state[size] < 1:
+                raise RecordError(f"{where}: state {name!r} has {size} {state.get(size)!r}; a count is needed")
+
+
+def runs_folder(results: Path) -> Path:
+    """Return the folder of the runs in a results folder."""
+    return results / "runs"
+
+
+def record_path(results: Path, cell: Cell) -> Path:
+    """Return where the record of a cell lies."""
+    return runs_folder(results) / cell.experiment.name / cell.run_id / "record.json"
+
+
+def read_record(path: Path, *, unchecked: bool = False) -> Record:
+    """Read a record from its file.
+
+    Args:
+        path: `.../<experiment>/<run_id>/record.json`.
+        unchecked: Accept a record without checksum.
+
+    Raises:
+        RecordError: It cannot be read, or lies in the folder of another run.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is no readable record: {error}") from error
+    record = _parse(text, str(path))
+    if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
+        raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
+    _verify(record, str(path), unchecked)
+    return record
+
+
+def read_records(results: Path, experiments: Sequence[str] | None = None) -> list[Record]:
+    """Read all records in a results folder, sorted by path.
+
+    Raises:
+        RecordError: One cannot be read; names all that cannot.
+    """
+    records, broken = [], []
+    for path in sorted(runs_folder(results).glob("*/*/record.json")):
+        if experiments is not None and path.parent.parent.name not in experiments:
+            continue
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            broken.append(str(error))
+    if broken:
+        advice = "Restore each file or move its folder away; the other records are untouched."
+        raise RecordError("\n".join([f"{len(broken)} unreadable:", *broken, advice]))
+    return records
+
+
+def write_record(
+    results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
+) -> Path:
+    """Write the history and, where there are any, the channels, then the record; return the record's path."""
+    history, channels = list(history), list(channels)
+    folder = runs_folder(results) / record.experiment / record.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "history.csv", history_csv(history).encode())
+    if channels:
+        write_atomically(folder / "channels.csv", channels_csv(channels).encode())
+    path = folder / "record.json"
+    write_atomically(path, stamped(record, history, channels).to_json().encode())
+    return path
+
+
+def with_provenance(record: Record, **values: Any) -> Record:
+    """Return a record that says more, or something else, of its origin."""
+    return replace(record, provenance={**record.provenance, **values})
+
+
+def stamped(record: Record, history: Sequence[EpochRow], channels: Sequence[ChannelRow]) -> Record:
+    """Return a record with the checksums of the files that will lie beside it."""
+    sums = {HISTORY_CHECKSUM: _sha256(history_csv(history))}
+    if channels:
+        sums[CHANNELS_CHECKSUM] = _sha256(channels_csv(channels))
+    return with_provenance(record, **sums)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_beside(path: Path, record: Record) -> None:
+    """Make sure that history and channels beside the record at `path` are those that were written with it.
+
+    Raises:
+        RecordError: One is missing, or was changed.
+    """
+    for name, key in BESIDE.items():
+        expected = record.provenance.get(key)
+        if expected is None and key != HISTORY_CHECKSUM:
+            continue
+        try:
+            found = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
+        if expected is not None and found != expected:
+            raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+
+
+def channels_csv(channels: Iterable[ChannelRow]) -> str:
+    """Return the text of `channels.csv`: the energies of every channel before any removal, and which ones stay."""
+    lines = [",".join(CHANNEL_COLUMNS)]
+    lines += [f"{row.coupling},{row.channel},{row.out:.5g},{row.inward:.5g},{row.kept:d}" for row in channels]
+    return "\n".join(lines) + "\n"
+
+
+def history_csv(history: Iterable[EpochRow]) -> str:
+    """Return the text of `history.csv`: one row per epoch; numbers only, accuracies in [0, 1]."""
+    buffer = io.StringIO()
+    names = [field.name for field in fields(EpochRow)]
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in history:
+        values = asdict(row)
+        writer.writerow([f"{values[n]:.6g}" if isinstance(values[n], float) else values[n] for n in names])
+    return buffer.getvalue()

@@ -1,0 +1,102 @@
+"""Which strength a regulariser gets: from the committed tuning record, never from a literal in an experiment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.config import Cell
+
+if TYPE_CHECKING:
+    from baselines.method import Method
+
+
+SCHEMA = "oicsr-tuning-1"
+
+
+class TuningError(ValueError):
+    """A tuning record cannot be read."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A strength and where it comes from."""
+
+    value: float
+    source: str
+
+
+def tuning_path(folder: Path, experiment: str, profile: str) -> Path:
+    """Return where the tuning record of an experiment lies."""
+    return folder / f"{experiment}-{profile}.json"
+
+
+def read_tuning(path: Path) -> dict[str, Any]:
+    """Read a tuning record.
+
+    Raises:
+        TuningError: It cannot be read, or is none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("chosen"), dict):
+        raise TuningError(f"{path} is no tuning record of schema {SCHEMA!r}. Restore it, or tune again.")
+    for method, chosen in data["chosen"].items():
+        if not isinstance(chosen, dict) or not all(isinstance(value, int | float) for value in chosen.values()):
+            raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
+    return data
+
+
+def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:
+    """Return the strengths that are tried for a method's regulariser."""
+    if not method.has_strength:
+        return (0.0,)
+    own = method.regularizer
+    scaled = tuple(float(f"{cell.profile.grid_scale * strength:.6g}") for strength in own.grid)
+    return cell.profile.grids.get(own.name, scaled)
+
+
+def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
+    """Return the strength of a run: the one tuned for its method and target, else the middle of the grid.
+
+    A combination such as `oicsr-gl+taylor` that was not tuned takes the strength that was tuned for the method of its
+    regulariser's name: another importance for the same weights.
+
+    Raises:
+        TuningError: There is a tuning record, but it cannot be read.
+    """
+    if not method.has_strength:
+        return Strength(0.0, "none needed")
+    path = tuning_path(folder, cell.experiment.name, cell.profile_name)
+    tuned = _tuned(path)
+    if tuned is not None:
+        for name in (method.strength_of or cell.method, method.regularizer.name):
+            chosen = tuned.get(name, {}).get(f"{cell.macs_kept:g}")
+            if chosen is not None:
+                return Strength(float(chosen), f"tuned on validation{_for(name, cell.method)} ({path.name})")
+    grid = grid_of(cell, method)
+    return Strength(grid[len(grid) // 2], "middle of the grid, not tuned")
+
+
+def _tuned(path: Path) -> dict[str, dict[str, float]] | None:
+    """Return the strengths of a tuning record by method and target, or None where there is no record."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return _chosen(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _chosen(path: Path, modified: int, size: int) -> dict[str, dict[str, float]]:
+    chosen: dict[str, dict[str, float]] = read_tuning(path)["chosen"]
+    return chosen
+
+
+def _for(name: str, method: str) -> str:
+    return "" if name == method else f" for {name}"

@@ -1,0 +1,185 @@
+"""Everything that is made from records: tables, figures, verdicts, RESULTS.md, the HTML report, the README's block.
+
+Offline, and the same bytes every time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.analysis.comparison import MAIN_METHODS, Comparison, compare
+from benchmarks.analysis.verdicts import Verdict, judge, to_plain
+from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.paths import METHOD_CARDS, ROOT
+from benchmarks.methods.cards import render
+from benchmarks.records.histories import Details
+from benchmarks.records.record import RecordError, read_records
+from benchmarks.records.strengths import read_tuning
+from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
+from benchmarks.reporting.figures import accuracy, channels, latency, training_curves
+from benchmarks.reporting.figures.method_diagram import method_diagram
+from benchmarks.reporting.figures.style import Files
+from benchmarks.reporting.html_report import html_report
+from benchmarks.reporting.pages import readme_block, results_page, with_block
+from benchmarks.reporting.paper_tables import all_sheets
+from benchmarks.reporting.study import FIGURES, LATENCY, Study, title_of
+from benchmarks.reporting.table_files import Sheet, files_of_sheet
+
+CLAIMS_SCHEMA = "oicsr-claims-1"
+
+Artefacts = dict[Path, bytes]
+
+Draw = Callable[[], Files | None]
+
+
+def build(results: Path, root: Path | None = None) -> Artefacts:
+    """Return all generated files of a results folder by path, without writing any.
+
+    Args:
+        results: Holds `runs/`; tables and figures go beside.
+        root: The project's root, where the results are those that it publishes: RESULTS.md and README.md are its own.
+
+    Raises:
+        RecordError: A record cannot be read.
+        UnfairComparisonError: Records of one table were made under different protocols.
+    """
+    records, details = read_records(results), Details(results)
+    study = Study(results, records, details, compare(records), judge(records, details))
+    sheets = all_sheets(study.comparisons)
+    tables = [_tables(comparison) for comparison in study.comparisons]
+    artefacts: Artefacts = {}
+    for sheet in [*itertools.chain(*tables), *sheets]:
+        artefacts |= _sheet_files(sheet, results)
+    drawn = {name: draw() for name, draw in _drawings(study).items()}
+    for name, files in drawn.items():
+        artefacts |= _figure_files(results, name, files)
+    for comparison in study.comparisons:
+        study.drawn[comparison.name] = [kind for kind in FIGURES if drawn.get(_stem(comparison, kind))]
+    artefacts[results / "claims.json"] = claims_json(study.verdicts).encode()
+    names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
+    artefacts[results / "report.html"] = html_report(records, study.comparisons, study.verdicts).encode()
+    artefacts[(root or results) / "RESULTS.md"] = results_page(study, sheets, names, _prefix(results, root)).encode()
+    coverage = read_rows(results / "coverage.csv")
+    if coverage:
+        artefacts[results / "coverage.md"] = to_markdown(coverage).encode()
+    if root is not None:
+        artefacts[root / METHOD_CARDS.relative_to(ROOT)] = render().encode()
+        blocks = {"README.md": readme_block(study)}
+        if coverage:
+            blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
+            blocks["docs/any_network.md"] = summary(coverage).rstrip()
+        artefacts |= {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
+    return artefacts
+
+
+def _page_with_block(root: Path, page: str, block: str) -> bytes:
+    return with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
+
+
+def _prefix(results: Path, root: Path | None) -> str:
+    """Return what links of RESULTS.md begin with: it lies in the root, or among the results."""
+    return f"{results.name}/" if root is not None else ""
+
+
+def files_of(comparison: Comparison, results: Path) -> Artefacts:
+    """Return the tables and the plot of one comparison, by path."""
+    title = title_of(comparison.experiment)
+    artefacts = _figure_files(results, comparison.name, accuracy.accuracy_against_macs(comparison, title))
+    for sheet in _tables(comparison):
+        artefacts |= _sheet_files(sheet, results)
+    return artefacts
+
+
+def _tables(comparison: Comparison) -> tuple[Sheet, Sheet]:
+    title = title_of(comparison.experiment)
+    return comparison_sheet(comparison, title), fairness_sheet(comparison, title)
+
+
+def _sheet_files(sheet: Sheet, results: Path) -> Artefacts:
+    return {results / "tables" / f"{sheet.name}.{suffix}": text for suffix, text in files_of_sheet(sheet).items()}
+
+
+def _figure_files(results: Path, name: str, files: Files | None) -> Artefacts:
+    return {results / "figures" / f"{name}.{suffix}": content for suffix, content in (files or {}).items()}
+
+
+def _drawings(study: Study) -> dict[str, Draw]:
+    """Return how each figure is drawn, by name."""
+    tasks: dict[str, Draw] = {"method": method_diagram}
+    for comparison in study.comparisons:
+        tasks |= {_stem(comparison, kind): draw for kind, draw in _drawings_of(study, comparison).items()}
+    return tasks | _latency_drawings(study.results)
+
+
+def _drawings_of(study: Study, comparison: Comparison) -> dict[str, Draw]:
+    title, details = title_of(comparison.experiment), study.details
+    drawings: dict[str, Draw] = {
+        "": partial(accuracy.accuracy_against_macs, comparison, title),
+        "energy": partial(channels.channel_energy_curves, comparison, title, details),
+        "joint": partial(channels.joint_energies, comparison, title, details),
+        "kept": partial(channels.kept_channels, comparison, title),
+        "iterations": partial(training_curves.iterations, comparison, title),
+        "finetuning": partial(training_curves.finetuning_curves, comparison, title, details),
+        "strengths": partial(_strengths, study.results, comparison, title),
+    }
+    if comparison.table["method"].nunique() > len(MAIN_METHODS) and len(comparison.targets) > 1:
+        drawings["methods"] = partial(accuracy.all_methods, comparison, title)
+    return drawings
+
+
+def _stem(comparison: Comparison, kind: str) -> str:
+    return f"{comparison.name}-{kind}" if kind else comparison.name
+
+
+def _strengths(results: Path, comparison: Comparison, title: str) -> Files | None:
+    path = results / "tuning" / f"{comparison.name}.json"
+    return training_curves.strength_curves(read_tuning(path), title) if path.is_file() else None
+
+
+def _latency_drawings(results: Path) -> dict[str, Draw]:
+    drawings: dict[str, Draw] = {}
+    for path in sorted((results / "perf").glob("*.json")):
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            section = found.get("sections", {}).get("latency", {})
+        except (ValueError, AttributeError) as error:
+            raise RecordError(f"{path} is no readable measurement of speed: {error}") from error
+        device = str(found.get("device", path.stem))
+        drawings[f"{LATENCY}{path.stem}"] = partial(latency.latency_against_macs, device, section)
+    return drawings
+
+
+def claims_json(verdicts: Sequence[Verdict]) -> str:
+    """Return the text of `claims.json`."""
+    ledger = {
+        "schema": CLAIMS_SCHEMA,
+        "correction": "Holm, over all tested claims",
+        "claims": list(map(to_plain, verdicts)),
+    }
+    return json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
+    """Write the files that are not there yet with that content; return their paths."""
+    changed = [path for path, content in artefacts.items() if not _holds(path, content)]
+    for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, artefacts[path], durable=False)  # can be made again
+    return changed
+
+
+def differing(artefacts: Mapping[Path, bytes], results: Path) -> list[str]:
+    """Return what is wrong with the files on disk: missing, changed, or made from records that are gone."""
+    wrong = [f"{path} differs from its records" for path, content in artefacts.items() if not _holds(path, content)]
+    on_disk = [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
+    return wrong + [f"{path} has no records" for path in on_disk if path not in artefacts]
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

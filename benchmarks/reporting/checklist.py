@@ -1,0 +1,86 @@
+"""The checklist of Blalock et al. 2020 ("What is the State of Neural Network Pruning?"), answered from records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.analysis.comparison import Comparison
+from benchmarks.records.record import Record
+
+ENOUGH_PAIRS, ENOUGH_TARGETS = 3, 5
+
+YES, NO = "yes", "no"
+
+
+def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> list[tuple[str, str, str]]:
+    """Return item, yes or no, and what the records say; runs of profile `quick` do not count."""
+    full = [record for record in records if record.complete and record.profile != "quick"]
+    tables = [comparison for comparison in comparisons if comparison.profile != "quick"]
+    pairs = sorted({f"{r.config.get('dataset')} with {r.config.get('model')}" for r in full})
+    targets = {c.name: len(c.targets) for c in tables}
+    seeds = {c.name: int(c.table["n"].min()) for c in tables}
+    sizes = {record.states["finetuned"]["params"] for record in full}
+    return [
+        _item(
+            f"At least {ENOUGH_PAIRS} pairs of data set and architecture",
+            len(pairs) >= ENOUGH_PAIRS,
+            f"{len(pairs)}: {', '.join(pairs) or 'none'}",
+        ),
+        _item(
+            f"At least {ENOUGH_TARGETS} operating points for each",
+            bool(targets) and min(targets.values()) >= ENOUGH_TARGETS,
+            _counts(targets, "targets"),
+        ),
+        _item(
+            "Means and deviations over several seeds", bool(seeds) and min(seeds.values()) > 1, _counts(seeds, "seeds")
+        ),
+        _item(
+            "Compression and theoretical speed-up both reported",
+            bool(sizes),
+            "parameters and MACs before and after in every record; MACs under three conventions in every table",
+        ),
+        _item(
+            "The same metrics for the unpruned network",
+            bool(full),
+            f"the dense network of each seed is measured like the others ({len({r.seed for r in full})} seeds)",
+        ),
+        _item("Random pruning as a baseline", _has(full, "random"), _where(full, "random")),
+        _item("Magnitude pruning as a baseline", _has(full, "l1"), _where(full, "l1")),
+        _item("A layer-uniform baseline", any("uniform" in r.selection for r in full), _uniform(full)),
+        _item(
+            "Everything needed to repeat it", bool(full), "configuration, commit, versions and command in every record"
+        ),
+        _item("Claims limited to what was run", True, "cells and verdicts without a record say `not run`"),
+        _item("Top-5 beside top-1 on ImageNet", False, "ImageNet is not run; ten classes need no top-5"),
+    ]
+
+
+def _item(text: str, holds: bool, answer: str) -> tuple[str, str, str]:
+    return text, YES if holds else NO, answer
+
+
+def _counts(found: dict[str, int], what: str) -> str:
+    return ", ".join(f"{name}: {count} {what}" for name, count in found.items()) or "not run"
+
+
+def _has(records: Sequence[Record], method: str) -> bool:
+    return any(record.method == method for record in records)
+
+
+def _where(records: Sequence[Record], method: str) -> str:
+    places = sorted({f"{r.experiment} ({r.profile})" for r in records if r.method == method})
+    return f"method `{method}` in {', '.join(places)}" if places else "not run"
+
+
+def _uniform(records: Sequence[Record]) -> str:
+    methods = sorted({record.method for record in records if record.selection == "uniform"})
+    return ", ".join(f"method `{name}`" for name in methods) or "not run"
+
+
+def checklist_markdown(items: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Return the lines of a table."""
+    return [
+        "| Item | | Answer |",
+        "|---|---|---|",
+        *(f"| {text} | {holds} | {answer} |" for text, holds, answer in items),
+    ]

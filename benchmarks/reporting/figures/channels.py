@@ -1,0 +1,228 @@
+"""Figures of single channels: where the energy lies, how the two sides go together, and which channels stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from numpy.typing import NDArray
+
+from benchmarks.analysis.comparison import Comparison
+from benchmarks.analysis.statistics import summarize
+from benchmarks.methods.registry import find_method
+from benchmarks.records.histories import Details
+from benchmarks.records.record import Record
+from benchmarks.records.rows import CURVE_POINTS
+from benchmarks.reporting.figures.style import (
+    Files,
+    headline,
+    legend_below,
+    look_of,
+    main_methods,
+    plain_log_axis,
+    render,
+    seeds_text,
+    style,
+)
+
+ENERGY_METHODS = ("oicsr-gl", "gl-out", "gl-separate", "none")
+
+SHARE = 0.9  # of a layer's energy
+
+FLOOR = 1e-8  # of a layer's mean energy: below, a channel is drawn at the border
+
+REMOVED = "#9A9A9A"
+
+Array = NDArray[np.float64]
+
+
+def channel_energy_curves(comparison: Comparison, title: str, details: Details) -> Files | None:
+    """Draw the sorted cumulative energy, and how many channels hold 90 % of it in each layer; None without data."""
+    target = comparison.targets[-1]
+    groups = {m: _group(comparison, m, target) for m in ENERGY_METHODS}
+    groups = {method: group for method, group in groups.items() if any(r.structure.get("regularized") for r in group)}
+    if not groups:
+        return None
+    with style():
+        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+        _cumulative(left, groups)
+        drawn = _per_layer(right, groups, details)
+        if not drawn:
+            right.text(0.5, 0.5, "not run", ha="center", transform=right.transAxes)
+        legend_below(figure, left)
+        text = f"{title} · energy of out-in-channels before pruning to {100 * target:.0f} %\n{seeds_text(comparison)}"
+        headline(figure, text)
+        return render(figure)
+
+
+def _group(comparison: Comparison, method: str, target: float) -> list[Record]:
+    return [r for r in comparison.records if (r.method, r.macs_kept) == (method, target)]
+
+
+def _cumulative(axes: Axes, groups: dict[str, list[Record]]) -> None:
+    shares = 100 * np.linspace(0, 1, CURVE_POINTS)
+    dense = [r.structure["dense"]["cumulative"] for group in groups.values() for r in group if "dense" in r.structure]
+    if dense:
+        axes.plot(shares, 100 * np.mean(dense, 0), color="black", linewidth=1.0, linestyle=(0, (4, 3)), label="dense")
+    for method, group in groups.items():
+        look = look_of(method)
+        curve = 100 * np.mean([r.structure["regularized"]["cumulative"] for r in group], 0)
+        axes.plot(
+            shares,
+            curve,
+            color=look.colour,
+            linestyle=look.line,
+            marker=look.marker,
+            markevery=5,
+            markersize=4.5,
+            linewidth=1.8 if look.ours else 1.2,
+            label=look.label,
+        )
+    axes.plot([0, 100], [0, 100], color="#B0B0B0", linewidth=0.7)
+    axes.set_xlabel("strongest channels (% of a layer's)")
+    axes.set_ylabel("share of the energy (%), mean over layers")
+
+
+def _per_layer(axes: Axes, groups: dict[str, list[Record]], details: Details) -> bool:
+    drawn = False
+    for method, group in groups.items():
+        layers = _layers(group, details)
+        if not layers:
+            continue
+        look = look_of(method)
+        needed = [100 * channels_for(out + inward) for out, inward, _ in layers.values()]
+        axes.plot(
+            range(1, len(needed) + 1),
+            needed,
+            color=look.colour,
+            linestyle=look.line,
+            marker=look.marker,
+            markersize=4,
+            linewidth=1.6 if look.ours else 1.0,
+        )
+        drawn = True
+    axes.set_xlabel("layer with prunable channels, in order")
+    axes.set_ylabel(f"channels that hold {100 * SHARE:.0f} % of the energy (%)")
+    axes.set_ylim(0, 100)
+    return drawn
+
+
+def channels_for(energies: Array, share: float = SHARE) -> float:
+    """Return the smallest share of the channels that holds a share of the energy."""
+    ordered = np.sort(energies)[::-1].cumsum()
+    if ordered[-1] <= 0:
+        return 1.0
+    return float(np.searchsorted(ordered, share * ordered[-1] * (1 - 1e-12)) + 1) / len(energies)
+
+
+def _layers(group: Sequence[Record], details: Details) -> dict[str, tuple[Array, Array, NDArray[np.bool_]]]:
+    """Return out-energies, in-energies and what is kept, by coupling, of the one seed whose channels are recorded."""
+    for record in sorted(group, key=lambda r: r.seed):
+        rows = details.channels(record)
+        if rows:
+            return _by_coupling(rows)
+    return {}
+
+
+def _by_coupling(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[Array, Array, NDArray[np.bool_]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["coupling"], []).append(row)
+    return {
+        name: (
+            np.array([row["out"] for row in channels]),
+            np.array([row["in"] for row in channels]),
+            np.array([row["kept"] for row in channels]),
+        )
+        for name, channels in found.items()
+    }
+
+
+def joint_energies(comparison: Comparison, title: str, details: Details) -> Files | None:
+    """Draw out- against in-energy of every channel, one panel per regulariser: the paper's argument in one picture."""
+    target = comparison.targets[-1]
+    panels = {m: _layers(_group(comparison, m, target), details) for m in ENERGY_METHODS}
+    panels = {method: layers for method, layers in panels.items() if layers}
+    if not panels:
+        return None
+    with style():
+        figure = Figure(figsize=(2.55 * len(panels) + 0.6, 3.9), layout="constrained")
+        drawn = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+        for axes, (method, layers) in zip(drawn, panels.items(), strict=True):
+            _joint(axes, layers, find_method(method).title)
+        drawn[0].set_ylabel("in-energy (layer's mean = 1)")
+        for axes in drawn:
+            axes.set_xlabel("out-energy (layer's mean = 1)", fontsize=8)
+        legend_below(figure, drawn[0])
+        text = f"{title} · both sides of every channel before pruning to {100 * target:.0f} % of the MACs, one seed"
+        headline(figure, text)
+        return render(figure)
+
+
+def _joint(axes: Axes, layers: dict[str, tuple[Array, Array, NDArray[np.bool_]]], title: str) -> None:
+    out = np.concatenate([_relative(values) for values, _, _ in layers.values()])
+    inward = np.concatenate([_relative(values) for _, values, _ in layers.values()])
+    kept = np.concatenate([values for _, _, values in layers.values()])
+    for chosen, colour, marker, label in ((~kept, REMOVED, "x", "removed"), (kept, "#0072B2", "o", "kept")):
+        axes.scatter(
+            out[chosen], inward[chosen], s=9, c=colour, marker=marker, linewidths=0.6, alpha=0.7, label=label,
+            rasterized=True,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_log_axis(axis)
+        axis.set_minor_locator(NullLocator())  # over eight powers of ten they are a grey edge, and half of the time
+    axes.set_title(f"{title}\nrank correlation {rank_correlation(out, inward):.2f}", fontsize=8.5)
+
+
+def _relative(values: Array) -> Array:
+    mean = values.mean()
+    return np.maximum(values / mean if mean > 0 else np.ones_like(values), FLOOR)
+
+
+def rank_correlation(first: Array, second: Array) -> float:
+    """Return Spearman's coefficient; of equal values each gets its place in order."""
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
+    if len(first) < 2:
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def kept_channels(comparison: Comparison, title: str) -> Files | None:
+    """Draw the share of channels that each layer keeps at the smallest target, mean over seeds."""
+    target = comparison.targets[-1]
+    methods = [method for method in main_methods(comparison) if _group(comparison, method, target)]
+    if not methods:
+        return None
+    names = list(_group(comparison, methods[0], target)[0].widths)
+    with style():
+        figure = Figure(figsize=(max(6.0, 2.2 + 0.24 * len(names)), 4.2), layout="constrained")
+        axes = figure.subplots()
+        for method in methods:
+            look = look_of(method)
+            group = _group(comparison, method, target)
+            shares = [100 * summarize([r.widths[n][1] / r.widths[n][0] for r in group]).mean for n in names]
+            axes.plot(
+                range(1, len(names) + 1),
+                shares,
+                color=look.colour,
+                linestyle=look.line,
+                marker=look.marker,
+                markersize=4.5,
+                linewidth=1.8 if look.ours else 1.1,
+                zorder=4 if look.ours else 3,
+                label=look.label,
+            )
+        axes.set_ylim(0, 103)
+        axes.set_xlabel("layer with prunable channels, in order")
+        axes.set_ylabel("channels kept (%)")
+        legend_below(figure, axes)
+        text = f"{title} · channels kept at {100 * target:.0f} % of the MACs\n{seeds_text(comparison)}"
+        headline(figure, text)
+        return render(figure)

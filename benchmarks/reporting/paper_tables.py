@@ -1,0 +1,235 @@
+"""Tables across experiments: in the paper's shape, beside the field's published rows, and ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.analysis.comparison import Comparison, rank
+from benchmarks.analysis.statistics import ENOUGH_SEEDS, paired_effect, summarize
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods.registry import find_method
+from benchmarks.records.published import RESNET50, RESNET56, read_published
+from benchmarks.records.record import Record
+from benchmarks.reporting.comparison_table import percent
+from benchmarks.reporting.table_files import NOT_RUN, Sheet
+
+PROFILE_ORDER = ("paper", "cpu", "quick")
+
+PAPER_COLUMNS = (
+    ("none", "No regulariser"),
+    ("l1-weights", "L1"),
+    ("l2-weights", "L2"),
+    ("gl-out", "Group Lasso"),
+    ("growl", "GrOWL"),
+    ("gl-separate", "Group Lasso, out and in apart"),
+    ("oicsr-gl", "OICSR-GL"),
+    ("oicsr-growl", "OICSR-GrOWL"),
+)
+
+PAPER_NOTES = (
+    "Top-1 in %, mean ± standard deviation over seeds (n). L1 and L2 are the non-structured, Group Lasso and GrOWL the "
+    "separated regularisers, OICSR the joined ones; out and in apart is a control that the paper lacks. The paper's "
+    "own values for these cells are not known to this project. Profile quick says nothing about the claim."
+)
+
+
+def best_comparisons(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return one comparison per experiment: the most thorough profile that was run."""
+
+    def order(comparison: Comparison) -> int:
+        known = comparison.profile in PROFILE_ORDER
+        return PROFILE_ORDER.index(comparison.profile) if known else len(PROFILE_ORDER)
+
+    best: dict[str, Comparison] = {}
+    for comparison in sorted(comparisons, key=order):
+        best.setdefault(comparison.experiment, comparison)
+    return [best[name] for name in sorted(best)]
+
+
+def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
+    """Return the table in the paper's shape, `pruned` (without fine-tuning) or `finetuned`."""
+    rows: list[list[str]] = []
+    numbers: list[dict[str, Any]] = []
+    for comparison in best_comparisons(comparisons):
+        for target in comparison.targets:
+            rows.append(_paper_row(comparison, target, state, numbers))
+    missing = [name for name in EXPERIMENTS if name not in {c.experiment for c in comparisons}]
+    rows += [[EXPERIMENTS[name].title, *[NOT_RUN] * (len(PAPER_COLUMNS) + 2)] for name in missing]
+    what = "without" if state == "pruned" else "with"
+    header = ("Experiment (profile)", "MACs kept", "Dense", *(title for _, title in PAPER_COLUMNS))
+    columns = ["experiment", "profile", "macs_kept", "method", "n", "top1", "sd"]
+    table = pd.DataFrame(numbers, columns=columns)
+    return Sheet(f"paper-{state}", f"The paper's comparison, {what} fine-tuning", header, rows, PAPER_NOTES, table)
+
+
+def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[dict[str, Any]]) -> list[str]:
+    dense = comparison.dense
+    cells = [f"{comparison.experiment} ({comparison.profile})", f"{100 * target:.1f} %", percent(dense.mean, dense.sd)]
+    found = {str(row["method"]): row for row in _at(comparison, target)}
+    for method, _ in PAPER_COLUMNS:
+        row = found.get(method)
+        if row is None:
+            cells.append(NOT_RUN)
+            continue
+        mean, sd = row[f"{state}_top1"], row[f"{state}_sd"]
+        cells.append(f"{percent(mean, sd)} ({row['n']})")
+        where = {"experiment": comparison.experiment, "profile": comparison.profile, "macs_kept": target}
+        numbers.append({**where, "method": method, "n": row["n"], "top1": mean, "sd": sd})
+    return cells
+
+
+def _at(comparison: Comparison, target: float) -> list[dict[Any, Any]]:
+    table = comparison.table
+    return table[table["macs_kept"] == target].to_dict("records")
+
+
+FIELD_HEADER = ("Method", "n", "Base", "Pruned and fine-tuned", "Change", "Speed-up", "Protocol", "Source")
+
+FIELD_NOTES = (
+    "Above: this suite's own runs, last epoch, never chosen on the test set. Below: quotations, as printed in their "
+    "sources, under protocols of their own; they are no comparison under equal conditions. Speed-up: dense MACs over "
+    "pruned MACs. Change: recomputed from base and pruned."
+)
+
+
+def field_sheet(comparisons: Sequence[Comparison], model: str, dataset: str, published: str, title: str) -> Sheet:
+    """Return own runs of a network above the field's published rows."""
+    own = [c for c in best_comparisons(comparisons) if _is_of(c, model, dataset) and c.profile != "quick"]
+    rows: list[list[str]] = [["This suite's own runs"]]
+    rows += [_own_row(row, c) for c in own for row in c.table.to_dict("records")]
+    if not own:
+        rows.append([title, *[NOT_RUN] * (len(FIELD_HEADER) - 1)])
+    quoted = read_published(published)
+    rows.append(["Quoted from papers and repositories"])
+    rows += [_quoted_row(row) for row in quoted.to_dict("records")]
+    numbers = _field_numbers([row for c in own for row in c.table.to_dict("records")], quoted)
+    return Sheet(f"field-{published}", title, FIELD_HEADER, rows, FIELD_NOTES, numbers)
+
+
+def _is_of(comparison: Comparison, model: str, dataset: str) -> bool:
+    config = comparison.records[0].config
+    return (config.get("model"), config.get("dataset")) == (model, dataset)
+
+
+def _own_row(row: dict[Any, Any], comparison: Comparison) -> list[str]:
+    return [
+        str(row["title"]),
+        str(row["n"]),
+        percent(row["dense_top1"], row["dense_sd"]),
+        percent(row["finetuned_top1"], row["finetuned_sd"]),
+        f"{100 * row['finetuned_delta']:+.2f}",
+        f"{row['dense_macs'] / row['macs']:.2f}×",
+        f"last epoch, {row['epochs']} epochs in all",
+        f"{comparison.experiment}, profile {comparison.profile}",
+    ]
+
+
+def _quoted_row(row: dict[Any, Any]) -> list[str]:
+    sd = row["pruned_sd_percent"]
+    return [
+        str(row["method"]),
+        "as printed",
+        f"{row['base_percent']:.2f}",
+        f"{row['pruned_percent']:.2f}" + ("" if pd.isna(sd) else f" ± {sd:.2f}"),
+        f"{row['pruned_percent'] - row['base_percent']:+.2f}",
+        f"{row['speedup']:.2f}×",
+        str(row["protocol"]),
+        str(row["source"]),
+    ]
+
+
+def _field_numbers(own: Sequence[dict[Any, Any]], quoted: pd.DataFrame) -> pd.DataFrame:
+    ours = [
+        {
+            "origin": "own",
+            "method": row["method"],
+            "n": row["n"],
+            "base_percent": 100 * row["dense_top1"],
+            "pruned_percent": 100 * row["finetuned_top1"],
+            "speedup": row["dense_macs"] / row["macs"],
+        }
+        for row in own
+    ]
+    columns = ["method", "base_percent", "pruned_percent", "speedup"]
+    theirs = [{"origin": "quoted", **{name: row[name] for name in columns}} for row in quoted.to_dict("records")]
+    return pd.DataFrame([*ours, *theirs], columns=["origin", "method", "n", *columns[1:]])
+
+
+ABLATION_HEADER = ("Experiment (profile)", "Part", "In place of it", "MACs kept", "n", "Pruned", "Fine-tuned")
+
+ABLATION_NOTES = (
+    "OICSR-GL is a regulariser, an importance and a selection. Each row replaces one of them and leaves the others: "
+    "top-1 less that of OICSR-GL for the same seeds, in points (± half the paired 95 % interval); below zero, the part "
+    "that was replaced is worth having."
+)
+
+BASE = "oicsr-gl"
+
+
+def ablation_sheet(comparisons: Sequence[Comparison]) -> Sheet:
+    """Return what each part of OICSR-GL is worth: all methods that differ from it in one part."""
+    rows: list[list[str]] = []
+    numbers: list[dict[str, Any]] = []
+    for comparison in best_comparisons(comparisons):
+        for method in sorted({r.method for r in comparison.records} - {BASE}, key=rank):
+            part = replaced_part(method)
+            for target in comparison.targets if part else ():
+                _ablate(comparison, method, str(part), target, rows, numbers)
+    if not rows:
+        rows.append([NOT_RUN] * len(ABLATION_HEADER))
+    columns = ["experiment", "profile", "part", "method", "macs_kept", "n", "pruned", "finetuned"]
+    table = pd.DataFrame(numbers, columns=columns)
+    return Sheet("ablations", "What each part of OICSR-GL is worth", ABLATION_HEADER, rows, ABLATION_NOTES, table)
+
+
+def replaced_part(name: str) -> str | None:
+    """Return the one part in which a method differs from OICSR-GL; None where it is another number of parts."""
+    base, method = find_method(BASE), find_method(name)
+    parts = ("regularizer", "importance", "selection")
+    differing = [part for part in parts if getattr(base, part).name != getattr(method, part).name]
+    return differing[0] if len(differing) == 1 else None
+
+
+def _ablate(
+    comparison: Comparison, method: str, part: str, target: float, rows: list[list[str]], numbers: list[dict[str, Any]]
+) -> None:
+    base, other = (_by_seed(comparison, name, target) for name in (BASE, method))
+    seeds = sorted(base.keys() & other.keys())
+    if not seeds:
+        return
+    title = getattr(find_method(method), part).title
+    head = [f"{comparison.experiment} ({comparison.profile})", part, title, f"{100 * target:.1f} %", str(len(seeds))]
+    changes = {
+        state: [other[s].states[state]["top1"] - base[s].states[state]["top1"] for s in seeds]
+        for state in ("pruned", "finetuned")
+    }
+    rows.append([*head, *(_points(values) for values in changes.values())])
+    means = {state: summarize(values).mean for state, values in changes.items()}
+    where = {"experiment": comparison.experiment, "profile": comparison.profile, "part": part, "method": method}
+    numbers.append({**where, "macs_kept": target, "n": len(seeds), **means})
+
+
+def _by_seed(comparison: Comparison, method: str, target: float) -> dict[int, Record]:
+    return {r.seed: r for r in comparison.records if (r.method, r.macs_kept) == (method, target)}
+
+
+def _points(values: Sequence[float]) -> str:
+    if len(values) < ENOUGH_SEEDS:
+        return f"{100 * summarize(values).mean:+.2f}"
+    effect = paired_effect([values])
+    low, high = effect.interval
+    return f"{100 * effect.mean:+.2f} (±{50 * (high - low):.2f})"
+
+
+def all_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
+    """Return every table across experiments."""
+    return [
+        paper_sheet(comparisons, "pruned"),
+        paper_sheet(comparisons, "finetuned"),
+        ablation_sheet(comparisons),
+        field_sheet(comparisons, "resnet56", "cifar10", RESNET56, "ResNet-56 on CIFAR-10 beside the field"),
+        field_sheet(comparisons, "resnet50", "imagenet", RESNET50, "ResNet-50 on ImageNet beside the field"),
+    ]

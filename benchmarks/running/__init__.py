@@ -1,0 +1,1 @@
+"""How runs are run: cells, stages, checkpoints, strengths, engines."""

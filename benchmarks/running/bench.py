@@ -1,0 +1,81 @@
+"""Where runs happen: device, folders, checkpoints, observers, data and fresh networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from benchmarks.config import Cell
+from benchmarks.datasets import Data, load_dataset
+from benchmarks.models import build_model
+from benchmarks.records.record import Record
+from benchmarks.records.rows import EpochRow
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.stages import Stage
+from benchmarks.running.stopping import Control
+
+
+class Observer(Protocol):
+    """Something that is told how a sweep goes on."""
+
+    def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
+        """A run begins."""
+        ...
+
+    def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
+        """An epoch is over; `cached`: it was trained before, for this or another run."""
+        ...
+
+    def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
+        """A run is over, complete or failed."""
+        ...
+
+
+@dataclass
+class Bench:
+    """Where runs happen.
+
+    Attributes:
+        device: Of all training.
+        results: Folder of the records.
+        store: Checkpoints.
+        observers: Are told of every epoch and run.
+        tuning: Folder of the tuning records that strengths are read from.
+        control: Says between epochs whether to go on.
+        graphs: Whether training steps may be captured in CUDA graphs.
+    """
+
+    device: torch.device
+    results: Path
+    store: CheckpointStore
+    observers: Sequence[Observer] = ()
+    tuning: Path = Path("results/tuning")
+    control: Control = field(default_factory=Control)
+    graphs: bool = True
+
+
+@cache
+def load_splits(dataset: str, *limits: int | None) -> Data:
+    """Return a data set, loaded once per process; limits: training, validation and test images."""
+    return load_dataset(dataset).limited(*limits)
+
+
+def splits_of(cell: Cell) -> Data:
+    """Return the data of a run."""
+    profile = cell.profile
+    limits = profile.train_images, profile.validation_images, profile.test_images
+    return load_splits(cell.experiment.dataset, *limits)
+
+
+def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module:
+    """Build the network with weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.seed)
+        model = build_model(cell.experiment.model, num_classes, cell.experiment.weights)
+    return model.to(device).to(memory_format=torch.channels_last)

@@ -1,0 +1,120 @@
+"""Checkpoints that survive a killed process: written atomically, two generations, each with its checksum.
+
+A checkpoint is read with `weights_only=True`, after its SHA-256 was found right: nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.leases import Lease, lease_path, wait_for_lease
+
+MAGIC = b"oicsr-checkpoint-1\n"
+
+GENERATIONS = 2
+
+PROGRESS = "progress.json"
+
+# what torch.load raises at a file that was made to fool it: beside its own, those of pickle's machine and of tensors
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was damaged; an older one is used, or none."""
+
+
+class CheckpointStore:
+    """Checkpoints of stages of training, by key, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, key: str, state: dict[str, Any], progress: Mapping[str, Any] | None = None) -> None:
+        """Write a new generation of the checkpoint `key`; the one before stays, older ones go.
+
+        Args:
+            key: Names the stage.
+            state: Tensors, numbers, texts, and dictionaries and lists of them.
+            progress: What `progress` tells of it without reading the weights.
+
+        Raises:
+            OSError: It cannot be written; what was there stays.
+        """
+        folder = self.folder / key
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = self._generations(key)
+        number = int(earlier[-1].stem) + 1 if earlier else 0
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        header = MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
+        write_atomically(folder / f"{number:06d}.ckpt", header + content)
+        for old in earlier[: max(0, len(earlier) + 1 - GENERATIONS)]:
+            old.unlink(missing_ok=True)
+        if progress is not None:
+            write_atomically(folder / PROGRESS, json.dumps(progress).encode())
+
+    def progress(self, key: str) -> dict[str, Any] | None:
+        """Return what was said of the newest checkpoint of `key`, for people and estimates; None where nothing was."""
+        try:
+            data = json.loads((self.folder / key / PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return data if isinstance(data, dict) and self._generations(key) else None
+
+    def lease(self, key: str, pause: Callable[[], None]) -> Lease:
+        """Wait until nobody else trains the stage `key`, and keep others from it; `pause` may raise meanwhile."""
+        return wait_for_lease(lease_path(self.folder, key), pause)
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """Return the newest undamaged state of `key`, on the CPU, or None.
+
+        Warns:
+            CheckpointWarning: A generation was damaged and is passed over.
+        """
+        for path in reversed(self._generations(key)):
+            state = read_checkpoint(path)
+            if state is not None:
+                return state
+        return None
+
+    def _generations(self, key: str) -> list[Path]:
+        return sorted((self.folder / key).glob("*.ckpt"))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the state in a checkpoint file, or None, with a warning, where it is damaged."""
+    try:
+        content = path.read_bytes()
+        prefix = len(MAGIC) + 65
+        header, payload = content[:prefix], content[prefix:]
+        if header != MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+            raise ValueError("its checksum is wrong")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the ways of a file that another program made
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+    except READ_ERRORS as error:
+        warnings.warn(f"checkpoint {path} is damaged ({error}) and is passed over", CheckpointWarning, stacklevel=3)
+        return None
+    return state

@@ -1,0 +1,196 @@
+"""Taking a network out of the project: the fine-tuned network of a run as a file that needs nothing of this suite.
+
+`safetensors`: weights and plan, for `oicsr.load_pruned` and the network's own constructor. `onnx`: for ONNX Runtime,
+any batch size. `torch-export`: for `torch.export.load`. Nothing is trusted: the checkpoint's checksum must be right, it
+is read without unpickling code, its weights must have the SHA-256 that the record names, and an exported graph must
+give the network's outputs before its file is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.config import Cell, Experiment, Phase, Profile
+from benchmarks.machine.provenance import weights_sha256
+from benchmarks.methods.registry import find_method
+from benchmarks.models import build_model
+from benchmarks.records.record import Record, read_record
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.stages import stages_of
+from oicsr import PruningPlan, remove_channels, save_pruned
+
+TOLERANCE = 1e-4
+
+EXAMPLE_BATCH = 2  # the exporter takes a batch of one for a constant
+
+CHECKED_BATCHES = (1, 3)
+
+PHASES = ("dense", "regularized", "finetune")
+
+
+class ExportError(ValueError):
+    """A run cannot be exported; says why."""
+
+
+class FinetunedNetwork:
+    """The network that a run ended with.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        plan: From what `build` gives to `model`.
+        build: Builds the network before pruning.
+        example: Images of the shape that it is meant for.
+    """
+
+    def __init__(self, record: Record, store: CheckpointStore) -> None:
+        """Rebuild it from the checkpoint of its last stage.
+
+        Raises:
+            ExportError: There is no such checkpoint, or it holds another network than the record tells of.
+        """
+        key = stages_of(cell_of(record), find_method(record.method), record.strength, device_type(record))[-1].key
+        saved = store.load(key)
+        if saved is None or not saved.get("network"):
+            raise ExportError(
+                f"the weights of {record.experiment}/{record.run_id} are not in {store.folder} (checkpoint {key}). "
+                "Give the folder with --checkpoints, or do the run again with --results elsewhere."
+            )
+        network = saved["network"]
+        self.build: Callable[[], nn.Module] = partial(build_model, record.config["model"], network["num_classes"])
+        self.plan = PruningPlan.from_json(network["plan"])
+        self.model = remove_channels(self.build(), self.plan).eval()
+        self.model.load_state_dict(saved["model"])
+        expected, found = record.states["finetuned"]["weights_sha256"], weights_sha256(self.model)
+        if found != expected:
+            raise ExportError(f"checkpoint {key} holds weights of SHA-256 {found}; the record names {expected}")
+        self.example = torch.randn(EXAMPLE_BATCH, *network["input_shape"], generator=torch.Generator().manual_seed(0))
+
+
+def device_type(record: Record) -> str:
+    """Return the kind of device that a run was trained on."""
+    return str(record.provenance["device_type"])
+
+
+def cell_of(record: Record) -> Cell:
+    """Return the run that a record tells of, from the record's own configuration (experiments may have changed)."""
+    config = record.config
+    values = {field.name: config[field.name] for field in fields(Profile) if field.name in config}
+    values |= {name: Phase(**{**config[name], "milestones": tuple(config[name]["milestones"])}) for name in PHASES}
+    profile = Profile(**values, methods=(record.method,), macs_kept=(record.macs_kept,), seeds=(record.seed,))
+    experiment = Experiment(
+        record.experiment,
+        record.experiment,
+        "",
+        config["model"],
+        config["dataset"],
+        {record.profile: profile},
+        weights=config.get("weights"),
+    )
+    return Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
+
+
+def find_record(run: str, results: Path) -> Record:
+    """Return the record of a run: its folder, or `EXPERIMENT/RUN_ID` under the results.
+
+    Raises:
+        ExportError: There is none, or the run failed.
+        RecordError: It cannot be read.
+    """
+    places = [Path(run) / "record.json", results / "runs" / run / "record.json"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ExportError(f"there is no run {run!r}; looked for {' and '.join(map(str, places))}")
+    record = read_record(path)
+    if not record.complete:
+        raise ExportError(f"run {run!r} failed and left no network: {(record.failure or {}).get('reason')}")
+    return record
+
+
+def write_safetensors(path: Path, network: FinetunedNetwork) -> None:
+    """Write weights and plan, for `oicsr.load_pruned`."""
+    save_pruned(path, network.model, network.plan)
+
+
+def write_onnx(path: Path, network: FinetunedNetwork) -> None:
+    """Write an ONNX graph with its weights inside, for any batch size.
+
+    Raises:
+        ExportError: A package is missing, or ONNX Runtime gives other outputs than the network.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
+    except ImportError as error:
+        raise ExportError(f"{error.name} is not installed; ONNX needs `pip install oicsr[onnx]`") from error
+    torch.onnx.export(
+        network.model,
+        (network.example,),
+        str(path),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim.AUTO},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    _check_outputs(path, network, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]))
+
+
+def write_torch_export(path: Path, network: FinetunedNetwork) -> None:
+    """Write an exported program of PyTorch, for any batch size.
+
+    Raises:
+        ExportError: The program gives other outputs than the network.
+    """
+    program = torch.export.export(network.model, (network.example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.export.save(program, str(path))
+    _check_outputs(path, network, torch.export.load(str(path)).module())
+
+
+@torch.no_grad()
+def _check_outputs(path: Path, network: FinetunedNetwork, run: Callable[[Tensor], Tensor]) -> None:
+    for count in CHECKED_BATCHES:
+        images = network.example.repeat(CHECKED_BATCHES[-1], 1, 1, 1)[:count]
+        worst = float((run(images) - network.model(images)).abs().max())
+        if not worst <= TOLERANCE:
+            path.unlink()
+            raise ExportError(f"the exported network's outputs differ by {worst:.1e}, more than {TOLERANCE:g}")
+
+
+Writer = Callable[[Path, FinetunedNetwork], None]
+
+FORMATS: Mapping[str, tuple[str, Writer]] = {
+    "safetensors": (".safetensors", write_safetensors),
+    "onnx": (".onnx", write_onnx),
+    "torch-export": (".pt2", write_torch_export),
+}
+
+
+def export(run: str, format_name: str, results: Path, checkpoints: Path, output: Path | None = None) -> Path:
+    """Write the fine-tuned network of a run to a file, and return where it is.
+
+    Args:
+        run: Folder of the run, or `EXPERIMENT/RUN_ID`.
+        format_name: A key of `FORMATS`.
+        results: Folder of the records.
+        checkpoints: Folder of the checkpoints.
+        output: The file; without it, named after the run, in the current folder.
+
+    Raises:
+        ExportError: There is nothing that can be exported, or the export went wrong.
+    """
+    if format_name not in FORMATS:
+        raise ExportError(f"format is {format_name!r}; it must be one of {', '.join(map(repr, FORMATS))}")
+    record = find_record(run, results)
+    suffix, write = FORMATS[format_name]
+    path = output or Path(f"{record.experiment}-{record.run_id}{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, FinetunedNetwork(record, CheckpointStore(checkpoints)))
+    return path

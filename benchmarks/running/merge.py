@@ -1,0 +1,134 @@
+"""Bringing in records that were made elsewhere: each is verified, and none replaces another unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.config import Cell, Experiment, canonical
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.records.record import BESIDE, CHECKSUM, Record, RecordError, check_beside, read_record, runs_folder
+from benchmarks.running.bench import Bench
+from benchmarks.running.survey import check_same_configuration
+
+
+@dataclass
+class Merged:
+    """What came of it, by run.
+
+    Attributes:
+        added: Brought in.
+        replaced: Brought in where a failed run was, or another one that was to be replaced.
+        present: There already, with the same results.
+        refused: Left out; with the reason.
+    """
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def merge(
+    bench: Bench,
+    source: Path,
+    experiments: Mapping[str, Experiment],
+    *,
+    replace: bool = False,
+    unchecked: bool = False,
+) -> Merged:
+    """Bring the records under a results folder into that of `bench`.
+
+    Args:
+        bench: Its results folder takes the records.
+        source: Another results folder.
+        experiments: By name: a record of one of these must have been made with its values.
+        replace: Let a complete record replace another complete one of the same run; the old one is kept beside.
+        unchecked: Accept records without checksum, and give them one.
+
+    Raises:
+        ValueError: There are no records under `source`.
+    """
+    paths = sorted(runs_folder(source).glob("*/*/record.json"))
+    if not paths:
+        raise ValueError(f"there are no records under {runs_folder(source)}")
+    merged = Merged()
+    for path in paths:
+        label = f"{path.parent.parent.name}/{path.parent.name}"
+        try:
+            record = read_record(path, unchecked=unchecked)
+            check_beside(path, record)
+            _check_configuration(bench, record, experiments, str(path))
+            _bring_in(bench.results, path, record, merged, replace=replace)
+        except RecordError as error:
+            merged.refused[label] = str(error)
+    return merged
+
+
+def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str, Experiment], where: str) -> None:
+    experiment = experiments.get(record.experiment)
+    if experiment is None:
+        return  # of a sweep that is not known here: its records are held against one another when tables are made
+    if record.profile not in experiment.profiles:
+        raise RecordError(f"{where} is of profile {record.profile!r}, which {record.experiment!r} does not have")
+    cell = Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
+    if cell.run_id != record.run_id:
+        raise RecordError(f"{where} holds a run that is called {cell.run_id!r}, not {record.run_id!r}")
+    try:
+        check_same_configuration(cell, record, where, bench)
+    except RecordError:
+        raise
+    except ValueError as error:  # a method that is not known here
+        raise RecordError(f"{where}: {error}") from error
+
+
+def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, replace: bool) -> None:
+    label = f"{record.experiment}/{record.run_id}"
+    target = runs_folder(results) / record.experiment / record.run_id / "record.json"
+    existing = _existing(target)
+    if existing is not None and _results(existing) == _results(record):
+        merged.present.append(label)
+        return
+    if existing is not None and existing.complete:
+        if not record.complete:
+            merged.present.append(label)
+            return
+        if not replace:
+            raise RecordError(
+                f"{path} differs from the complete record {target} ({_first_difference(existing, record)}): one is "
+                "wrong. Look at both; --replace takes the new one and keeps the old one beside"
+            )
+    if target.is_file():
+        target.replace(target.with_name("record.json.replaced"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for name in BESIDE:
+        if path.with_name(name).is_file():
+            write_atomically(target.with_name(name), path.with_name(name).read_bytes(), durable=False)
+    # a record that bears its checksum is copied as it is; not durably, for the source is still there
+    content = path.read_bytes() if CHECKSUM in record.provenance else record.to_json().encode()
+    write_atomically(target, content, durable=False)
+    (merged.added if existing is None else merged.replaced).append(label)
+
+
+def _existing(target: Path) -> Record | None:
+    """Return the record that is there; a damaged one counts as none."""
+    try:
+        return read_record(target) if target.is_file() else None
+    except RecordError:
+        return None
+
+
+def _results(record: Record) -> dict[str, Any]:
+    """Return all in which two equal runs are equal."""
+    values = {name: value for name, value in vars(record).items() if name not in ("timing", "provenance")}
+    if record.failure:  # a traceback names files of one machine
+        values["failure"] = {name: value for name, value in record.failure.items() if name != "traceback"}
+    return values
+
+
+def _first_difference(one: Record, other: Record) -> str:
+    first, second = _results(one), _results(other)
+    names = [name for name in first if canonical(first[name]) != canonical(second[name])]
+    return f"in {names[0]!r}" if names else "in nothing"

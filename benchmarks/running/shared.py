@@ -1,0 +1,55 @@
+"""Checkpoints and stopping for a run that several processes share: the first one decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from benchmarks.machine.leases import PAUSE, Lease
+from benchmarks.machine.processes import current_rank, from_first
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.stopping import Control
+
+
+class SharedStore(CheckpointStore):
+    """Checkpoints that the first process reads and writes for all."""
+
+    def save(self, key: str, state: dict[str, Any], progress: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint, on the first process."""
+        if current_rank().first:
+            super().save(key, state, progress)
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """Return the first process's checkpoint, on every process."""
+        return from_first(partial(super().load, key))
+
+    def lease(self, key: str, pause: Callable[[], None]) -> Lease:
+        """Keep others from a stage, as long as the first process holds the lease; all wait until it does."""
+        held: Any = super().lease(key, lambda: time.sleep(PAUSE)) if current_rank().first else _HeldElsewhere()
+        from_first(lambda: None)
+        return held
+
+
+class _HeldElsewhere(AbstractContextManager["_HeldElsewhere"]):
+    """The lease of another process of this run."""
+
+    def check(self) -> None:
+        """Nothing: the first process looks."""
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing: the first process gives it back."""
+
+
+class SharedControl(Control):
+    """Lets the first process decide for all whether to go on."""
+
+    def __init__(self, inner: Control, expected: Mapping[str, float]) -> None:
+        super().__init__(expected=expected)
+        self._inner = inner
+
+    def stop_reason(self, seconds: float = 0.0) -> str | None:
+        """Return the first process's reason to stop."""
+        return from_first(lambda: self._inner.stop_reason(seconds))

@@ -1,0 +1,120 @@
+"""When to stop: Ctrl-C, SIGTERM and a limit of time end work between two epochs, after a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+SAFETY = 1.2  # times the longest epoch of a stage so far is what the next one may take
+
+RESERVE_SHARE, RESERVE_MAX = 0.1, 20.0  # of a limit of time, kept for the tables and plots; seconds at most
+
+
+class Stopped(Exception):
+    """Work ended at a checkpoint, on request."""
+
+
+INTERRUPT, OUT_OF_TIME = "interrupted", "out of time"
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+class Control:
+    """Decides between epochs whether to go on.
+
+    Args:
+        seconds: How long work may go on from now (None: without limit); counted on a monotonic clock.
+        asked: Returns whether somebody asked to stop.
+        expected: Seconds of an epoch by stage key, for stages that were not measured yet.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        asked: Callable[[], bool] = never,
+        expected: Mapping[str, float] | None = None,
+    ) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._asked = asked
+        self._expected = dict(expected or {})
+        self._measured: dict[str, float] = {}
+        self._last: float | None = None
+        self._gap = 0.0  # the longest time between two epochs: pruning, measuring
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long work may still go on; None: without limit."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+    def stop_reason(self, seconds: float = 0.0) -> str | None:
+        """Return why not to begin something that takes `seconds`, or None to go on."""
+        if self._asked():
+            return INTERRUPT
+        left = self.seconds_left
+        return OUT_OF_TIME if left is not None and left < seconds else None
+
+    def check(self, seconds: float = 0.0) -> None:
+        """Go on, or not.
+
+        Raises:
+            Stopped: Somebody asked to stop, or `seconds` is more than what is left.
+        """
+        reason = self.stop_reason(seconds)
+        if reason:
+            raise Stopped(reason)
+
+    def before_epoch(self, key: str) -> None:
+        """Go on with an epoch of stage `key` where it will end in time, and what follows it too.
+
+        Raises:
+            Stopped: See `check`.
+        """
+        if self._last is not None:
+            self._gap = max(self._gap, time.monotonic() - self._last)
+        self.check(SAFETY * self._measured.get(key, self._expected.get(key, 0.0)) + self._gap)
+
+    def after_epoch(self, key: str, seconds: float) -> None:
+        """Note how long an epoch took."""
+        self._measured[key] = max(seconds, self._measured.get(key, 0.0))
+        self._last = time.monotonic()
+
+
+def budget_seconds(minutes: float, age: float) -> float:
+    """Return how long to train within a limit in minutes, `age` seconds after the command began.
+
+    Raises:
+        ValueError: The limit is not positive.
+    """
+    if not minutes > 0:
+        raise ValueError(f"the budget is {minutes!r} minutes; it must be more than 0")
+    return 60 * minutes - min(RESERVE_SHARE * 60 * minutes, RESERVE_MAX) - age
+
+
+@contextmanager
+def on_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a request to stop; a second SIGINT interrupts at once.
+
+    Yields:
+        A function that says whether a signal came.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+        sys.stderr.write("\nending after this epoch's checkpoint; Ctrl-C again ends at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,88 @@
+"""Which runs have a record already, and whether it was made with the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.config import Cell
+from benchmarks.methods.registry import find_method
+from benchmarks.records.record import Record, RecordError, check_beside, read_record, record_path
+from benchmarks.records.strengths import choose_strength
+from benchmarks.running.bench import Bench
+from benchmarks.running.outcome import resolved_config
+
+
+@dataclass
+class Survey:
+    """What of a sweep is there already."""
+
+    todo: list[Cell] = field(default_factory=list)
+    complete: list[Record] = field(default_factory=list)
+    failed: list[Record] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -> Survey:
+    """Look which runs have a record already.
+
+    A damaged record is kept beside as `record.json.damaged`, and its run is done again.
+
+    Raises:
+        RecordError: A record was made with another configuration; says what differs.
+    """
+    found = Survey()
+    for cell in cells:
+        path = record_path(bench.results, cell)
+        if not path.is_file():
+            found.todo.append(cell)
+            continue
+        try:
+            record = read_record(path)
+            check_beside(path, record)
+        except RecordError as error:
+            path.replace(path.with_name("record.json.damaged"))
+            found.damaged.append(str(error))
+            found.todo.append(cell)
+            continue
+        check_same_configuration(cell, record, str(path), bench)
+        if record.complete:
+            found.complete.append(record)
+        elif retry_failed:
+            found.todo.append(cell)
+        else:
+            found.failed.append(record)
+    return found
+
+
+def check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench) -> None:
+    """Make sure that a record was made with the values that its run has now.
+
+    Raises:
+        RecordError: It was not; says what differs.
+    """
+    method = find_method(cell.method)
+    expected = flatten({**resolved_config(cell, method), "strength": choose_strength(bench.tuning, cell, method).value})
+    found = flatten({**record.config, "strength": record.strength})
+    different = [
+        f"{name} is {expected.get(name)!r} now and was {found.get(name)!r}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if different:
+        raise RecordError(
+            f"{where} was made with another configuration: {'; '.join(different)}. Move its folder away, or give "
+            "another folder with --results."
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names; tuples and lists are one thing."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

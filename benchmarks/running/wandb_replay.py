@@ -1,0 +1,147 @@
+"""Replaying records into Weights & Biases: one project, a group per experiment, tables and figures as artifacts.
+
+Idempotent twice over: a ledger beside the W&B files says which record went where, so that nothing unchanged is sent
+again; and the ids of W&B runs are made from the records, so that sending again replaces instead of doubling.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.config import digest
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.records.record import CHECKSUM, Record, check_beside, read_records, runs_folder
+from benchmarks.records.rows import EpochRow
+from benchmarks.running.wandb_mirror import Place, log_epoch, log_overview, log_result, open_run, overview_row, wandb_id
+
+LEDGER = "published.json"
+
+SUFFIXES = {"tables": ("csv", "md", "tex"), "figures": ("svg", "png")}
+
+
+@dataclass
+class Published:
+    """What came of it: names of W&B runs that were written, and of those that were there already."""
+
+    written: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+
+
+def publish(results: Path, place: Place, experiments: Sequence[str] | None = None, *, again: bool = False) -> Published:
+    """Write all records of a results folder into W&B, where they are not there yet.
+
+    Args:
+        results: Holds `runs/`, `tables/` and `figures/`.
+        place: Where to.
+        experiments: Names (None: all).
+        again: Write those too that the ledger knows; W&B replaces them.
+
+    Raises:
+        RecordError: A record cannot be read.
+        wandb.Error, OSError: W&B or its folder is in trouble; what was written is in the ledger.
+    """
+    ledger = Ledger(place, again=again)
+    records = read_records(results, experiments)
+    for record in records:
+        name, stamp = f"{record.experiment}/{record.run_id}", str(record.provenance.get(CHECKSUM))
+        path = runs_folder(results) / record.experiment / record.run_id / "record.json"
+        ledger.once(name, stamp, partial(_replay, record, path, place))
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.complete:
+            groups.setdefault((record.experiment, record.profile), []).append(record)
+    for (experiment, profile), group in groups.items():
+        files = list(_files(results, f"{experiment}-{profile}"))
+        stamp = digest([[r.provenance.get(CHECKSUM) for r in group], [digest(f.read_bytes().hex()) for f in files]])
+        name = f"{experiment}/{profile}-overview"
+        ledger.once(name, stamp, partial(_overview, group, files, place))
+    return ledger.published
+
+
+def _files(results: Path, name: str) -> Iterator[Path]:
+    for folder, suffixes in SUFFIXES.items():
+        for suffix in suffixes:
+            path = results / folder / f"{name}.{suffix}"
+            if path.is_file():
+                yield path
+
+
+class Ledger:
+    """Which record went where, in a file beside W&B's own; one that is damaged counts as empty."""
+
+    def __init__(self, place: Place, *, again: bool) -> None:
+        self._path = place.folder / LEDGER
+        self._target = f"{place.mode}:{place.entity or ''}/{place.project}"
+        self._again = again
+        self._all = self._load()
+        self.published = Published()
+
+    def _load(self) -> dict[str, dict[str, str]]:
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        entries = data.items() if isinstance(data, dict) else ()
+        return {target: entry for target, entry in entries if isinstance(entry, dict)}
+
+    def once(self, name: str, stamp: str, action: Callable[[], None]) -> None:
+        """Do something for a record, unless it was done for the same content before."""
+        known = self._all.setdefault(self._target, {})
+        if known.get(name) == stamp and not self._again:
+            self.published.present.append(name)
+            return
+        action()
+        known[name] = stamp
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, json.dumps(self._all, indent=1, sort_keys=True).encode())
+        self.published.written.append(name)
+
+
+def _replay(record: Record, path: Path, place: Place) -> None:
+    check_beside(path, record)
+    config = {
+        "experiment": record.experiment,
+        "profile": record.profile,
+        "method": record.method,
+        "seed": record.seed,
+        "macs_kept": record.macs_kept,
+        **record.config,
+    }
+    run = open_run(place, record.experiment, record.profile, record.run_id, record.method, config)
+    for number, row in enumerate(read_history(path.with_name("history.csv")), start=1):
+        log_epoch(run, row, number)
+    log_result(run, record)
+    run.finish(exit_code=0 if record.complete else 1)
+
+
+def read_history(path: Path) -> list[EpochRow]:
+    """Read `history.csv`."""
+    types = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(EpochRow)}
+    with path.open(encoding="utf-8", newline="") as file:
+        return [EpochRow(**{n: types[n](v) for n, v in row.items()}) for row in csv.DictReader(file)]
+
+
+def _overview(records: Sequence[Record], files: Sequence[Path], place: Place) -> None:
+    import wandb
+
+    first = records[0]
+    name = f"{first.profile}-overview"
+    run = open_run(place, first.experiment, first.profile, name, "overview", {"experiment": first.experiment})
+    log_overview(run, map(overview_row, records))
+    for kind in SUFFIXES:
+        mine = [path for path in files if path.parent.name == kind]
+        if mine:
+            artifact: Any = wandb.Artifact(f"{first.experiment}-{first.profile}-{kind}", type=kind)
+            for path in mine:
+                artifact.add_file(str(path))
+            run.log_artifact(artifact)
+    run.finish()
+
+
+__all__ = ["Ledger", "Published", "publish", "read_history", "wandb_id"]

@@ -1,0 +1,1 @@
+"""One training: the loop, CUDA graphs, and batches shared by several processes."""

@@ -1,0 +1,244 @@
+"""A whole optimisation step as one CUDA graph, replayed without a word between host and device inside an epoch.
+
+All that a step reads lies in buffers whose addresses never change: the data set, the order, shifts and flips of the
+epoch, the learning rate of each of its steps, and a counter on the device that says which step it is. They are filled
+once per epoch, from the same random numbers of the CPU that a step by itself would use. So a step is a function
+without arguments: it picks its images by index, augments them, goes forward and backward, adds the penalty, updates
+the weights, adds up the totals and moves the counter on; its replay costs the host one call.
+
+The first steps of a training are real ones, done one by one on a side stream: they make gradients and momentum, whose
+memory the graph then uses, let cuDNN and Triton choose and compile their kernels, and fill the tables of the
+regulariser. The last of them is watched for operations in which the host waits for the device. Where there are any,
+or where the capture itself fails, the same function goes on step by step, and `reason` says why. Neither way takes a
+step back or twice, so that nothing has to be saved and restored: weights, momentum, BatchNorm's statistics and random
+numbers are those of training without graphs, to rounding (the kernels are the same; gradients are added to zeros where
+they would be written). That is why graphs are no part of a stage's name.
+
+A graph belongs to the tensors of one network: every training, and so every network after a removal, captures its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from benchmarks.datasets.contract import Batch
+from benchmarks.datasets.in_memory import Draws
+
+Call = Callable[[], None]
+
+WARM_UP = 3  # steps before a capture, as many as PyTorch's documentation takes
+
+
+@runtime_checkable
+class ResidentBatches(Protocol):
+    """Training batches that are put together on the device, from images that lie there."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def draw(self, generator: torch.Generator) -> Draws:
+        """Return an epoch's random numbers, on the CPU."""
+        ...
+
+    def batch(self, draws: Draws, index: Tensor) -> Batch:
+        """Return some images, augmented, and their labels."""
+        ...
+
+
+class Recorder(Protocol):
+    """Makes a function that can be called again and again out of one that works on the same tensors at each call."""
+
+    def warm_up(self, call: Call) -> None:
+        """Call once, for real, before a recording."""
+        ...
+
+    def watched(self, call: Call) -> str:
+        """Call once more; return why the function cannot be recorded, or nothing."""
+        ...
+
+    def record(self, call: Call) -> Call:
+        """Return what stands for `call`, without its effect now.
+
+        Raises:
+            RuntimeError: It cannot be recorded.
+        """
+        ...
+
+
+class GraphRecorder:
+    """Records CUDA graphs.
+
+    Args:
+        device: Where all tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def warm_up(self, call: Call) -> None:
+        """Call on the side stream that the capture will use too."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            call()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def watched(self, call: Call) -> str:
+        """Call, and return the first warning that the host waits for the device."""
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                self.warm_up(call)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        waits = [w for w in caught if "called a synchronizing" in str(w.message)]
+        place = f"{Path(waits[0].filename).name}:{waits[0].lineno}" if waits else ""
+        return f"the host waits for the device in every step ({place})" if waits else ""
+
+    def record(self, call: Call) -> Call:
+        """Capture the function; see `Recorder.record`."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            call()
+        replay: Call = graph.replay
+        return replay
+
+
+class Repeater:
+    """Records nothing and calls the function itself: the static buffers without a graph, on any device."""
+
+    def warm_up(self, call: Call) -> None:
+        """Call."""
+        call()
+
+    def watched(self, call: Call) -> str:
+        """Call; nothing speaks against a repetition."""
+        call()
+        return ""
+
+    def record(self, call: Call) -> Call:
+        """Return the function."""
+        return call
+
+
+class StaticEpochs:
+    """Epochs of steps over buffers that stay where they are.
+
+    Args:
+        batches: Where images come from.
+        step: Takes an optimisation step on `(images, labels, rate, *, keep_gradients)`, the rate a float64 scalar, and
+            returns what is added to the totals, float64 `(3,)`. The first one makes the gradients, the others keep
+            their memory. A method, which is not kept alive: a training that is let go gives the memory of its graph
+            back at once.
+        parameters: Whose gradients those are.
+        recorder: How steps are recorded.
+        device: Where all of it happens.
+
+    Attributes:
+        reason: Why steps are not replayed; empty where they are, or may still be.
+        replayed: Steps that were replayed.
+        images: How many images an epoch has.
+    """
+
+    def __init__(
+        self,
+        batches: ResidentBatches,
+        step: Callable[..., Tensor],
+        parameters: Sequence[Tensor],
+        recorder: Recorder,
+        device: torch.device,
+    ) -> None:
+        self.reason = ""
+        self.replayed = 0
+        self._batches, self._recorder, self._device = batches, recorder, device
+        self._call = weakref.WeakMethod(step)
+        self._parameters = list(parameters)
+        self._gradients: list[Tensor | None] | None = None  # held here, so that their memory stays the graph's
+        self._replay: Call | None = None
+        self._warm = 0
+        self._draws: Draws | None = None
+        self.images = 0
+        self._rates = torch.zeros(len(batches), dtype=torch.float64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._totals = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def run(self, generator: torch.Generator, rates: Sequence[float]) -> Tensor:
+        """Take the steps of one epoch; return their totals, `(3,)`, still on the device.
+
+        Args:
+            generator: Draws the epoch's random numbers.
+            rates: The learning rate of each step.
+        """
+        self._fill(generator, rates)
+        for _ in range(len(self._batches)):
+            self._one()
+        return self._totals
+
+    def _fill(self, generator: torch.Generator, rates: Sequence[float]) -> None:
+        """Put an epoch's numbers into the buffers."""
+        drawn = self._batches.draw(generator)
+        if self._draws is None:
+            self._draws = drawn.like(self._device)
+            self.images = drawn.order.numel()
+        for target, source in zip(self._draws.tensors, drawn.tensors, strict=True):
+            copy_to_device(target, source)
+        copy_to_device(self._rates, torch.tensor(list(rates), dtype=torch.float64))
+        self._position.zero_()
+        self._totals.zero_()
+        if self._gradients is not None:
+            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = gradient
+
+    def _one(self) -> None:
+        """Take one step, in the way that it is time for."""
+        if self.reason:
+            self._step()
+        elif self._replay is not None:
+            self._replay()
+            self.replayed += 1
+        elif self._warm < WARM_UP - 1:
+            self._recorder.warm_up(self._step)
+            self._warm += 1
+        else:
+            self.reason = self._recorder.watched(self._step)
+            if not self.reason:
+                self._record()
+
+    def _record(self) -> None:
+        try:
+            self._replay = self._recorder.record(self._step)
+        except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__context__ is not None:  # the end of a failed capture fails too, and says less
+                cause = cause.__context__
+            lines = str(cause).splitlines()
+            self.reason = f"the capture failed: {lines[0] if lines else type(cause).__name__}"
+
+    def _step(self) -> None:
+        """Take the step that the counter points at; reads and writes the buffers alone."""
+        call = self._call()
+        assert call is not None and self._draws is not None
+        index = self._draws.order.index_select(0, self._position)[0]  # (batch,)
+        rate = self._rates.index_select(0, self._position)[0]
+        images, labels = self._batches.batch(self._draws, index)
+        self._totals += call(images, labels, rate, keep_gradients=self._gradients is not None)
+        self._position += 1
+        if self._gradients is None:
+            self._gradients = [parameter.grad for parameter in self._parameters]
+
+
+def copy_to_device(target: Tensor, source: Tensor) -> None:
+    """Copy from the CPU into a tensor on a device without waiting for it."""
+    if target.device.type == "cuda":
+        source = source.pin_memory()
+    target.copy_(source, non_blocking=True)

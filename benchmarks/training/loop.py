@@ -1,0 +1,321 @@
+"""The one training loop of the suite: every method of every experiment goes through it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.config import Phase, Precision
+from benchmarks.machine.memory import keep_freed_memory
+from benchmarks.machine.processes import current_rank, summed
+from benchmarks.records.rows import EpochRow
+from benchmarks.training.cuda_graphs import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
+from benchmarks.training.data_parallel import parallel
+from oicsr import GradientRegularizer, ProximalRegularizer, Regularizer, ScheduledRegularizer
+
+logger = logging.getLogger(__name__)
+
+Snapshot = dict[str, Any]
+
+EVALUATION_BATCH = 500
+
+
+class Batches(Protocol):
+    """Where training batches come from."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels, on the model's device."""
+        ...
+
+
+class DivergedError(RuntimeError):
+    """The loss is not a finite number."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation gives: mean cross-entropy, and top-1 accuracy in [0, 1]."""
+
+    loss: float
+    top1: float
+
+
+@dataclass
+class Training:
+    """A stretch of training that can stop after any epoch and go on later.
+
+    Attributes:
+        model: Trained in place; on its device already.
+        phase: Epochs, learning rate and so on.
+        batches: The training images.
+        generator: Draws order and augmentation, on the CPU.
+        regularizer: Acts by what it offers (see `oicsr.Regularizer`).
+        precision: Of forward and backward; weights and updates are float32.
+        name: Of the phase, for the history.
+        step: Number of removals before.
+        epoch: Epochs done.
+        rows: A row of history for each of them.
+        graphs: Whether steps may be captured in a CUDA graph, where that can be done (see `cuda_graphs`).
+        recorder: Captures steps; None for CUDA's own on a CUDA device, and none elsewhere.
+        eager_reason: Why the last epoch was not replayed from a graph; empty where it was, or before the first.
+    """
+
+    model: nn.Module
+    phase: Phase
+    batches: Batches
+    generator: torch.Generator
+    regularizer: Regularizer | None = None
+    precision: Precision = "float32"
+    name: str = "dense"
+    step: int = 0
+    epoch: int = 0
+    rows: list[EpochRow] = field(default_factory=list)
+    graphs: bool = True
+    recorder: Recorder | None = None
+    eager_reason: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """Build the optimiser over the model as it is now."""
+        self._device = next(self.model.parameters()).device
+        if self._device.type == "cpu":
+            keep_freed_memory()
+        self._static: StaticEpochs | None = None
+        self._fused = True if self._device.type == "cuda" else None  # no faster on a CPU, where most is convolution
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=self.phase.learning_rate,
+            momentum=self.phase.momentum,
+            weight_decay=self.phase.weight_decay,
+            nesterov=self.phase.momentum > 0,
+            fused=self._fused,
+        )
+
+    @property
+    def way(self) -> str:
+        """How steps were taken in the last epoch that was trained here."""
+        if self._static is not None and not self.eager_reason:
+            return "CUDA graph" if self.recorder is None else "recorded"
+        return f"one by one: {self.eager_reason}" if self.eager_reason else "none here: from a checkpoint"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.phase.epochs
+
+    def run_epoch(self, evaluate: Callable[[], Score]) -> EpochRow:
+        """Train for one epoch and evaluate on the validation split.
+
+        Raises:
+            DivergedError: The loss or the penalty is no longer finite.
+        """
+        start = time.perf_counter()
+        loss, penalty, top1 = self._train_epoch()
+        if not math.isfinite(loss + penalty):
+            raise DivergedError(
+                f"training diverged in epoch {self.epoch + 1} of phase {self.name!r}: loss {loss}, penalty {penalty}. "
+                f"Lower the learning rate ({self.phase.learning_rate:g}) or the strength."
+            )
+        self.epoch += 1
+        score = evaluate()
+        seconds = time.perf_counter() - start
+        rate = self.phase.rate_at(self.epoch - 1)
+        row = EpochRow(
+            self.name, self.step, self.epoch, rate, loss, penalty, top1, score.loss, score.top1, round(seconds, 3)
+        )
+        self.rows.append(row)
+        return row
+
+    def _train_epoch(self) -> tuple[float, float, float]:
+        """Return mean loss, mean penalty and accuracy on the augmented images."""
+        self.model.train()
+        reason = self._obstacle()
+        with tuned(self._device):
+            totals, seen = self._eager_epoch() if reason else self._static_epoch()
+        reason = reason or (self._static.reason if self._static else "")
+        if reason != self.eager_reason and self._device.type == "cuda":
+            logger.warning("phase %r is trained step by step, not from a CUDA graph: %s", self.name, reason)
+        self.eager_reason = reason
+        loss_sum, penalty_sum, correct_sum, count = summed(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+        return loss_sum / count, penalty_sum / count, correct_sum / count
+
+    def _obstacle(self) -> str:
+        """Return why steps are not to be captured; empty where nothing speaks against it."""
+        if not self.graphs:
+            return "switched off"
+        if self._static is not None and self._static.reason:
+            return self._static.reason
+        if self.recorder is None and self._device.type != "cuda":
+            return "no CUDA device"
+        if current_rank().count > 1:
+            return "several processes share each batch"
+        if not isinstance(self.batches, ResidentBatches):
+            return "the images do not lie on the device"
+        if self.recorder is None and isinstance(self.regularizer, ScheduledRegularizer):
+            return f"the schedule of {type(self.regularizer).__name__} is kept on the host"
+        return ""
+
+    def _rates(self) -> list[float]:
+        """Return the learning rate of each step of the present epoch."""
+        steps = len(self.batches)
+        return [self.phase.rate_at(self.epoch + position / steps) for position in range(steps)]
+
+    def _eager_epoch(self) -> tuple[Tensor, int]:
+        """Take the steps of an epoch one by one; return the totals and the number of images."""
+        totals = torch.zeros(3, device=self._device, dtype=torch.float64)  # on the device: no wait inside an epoch
+        seen = 0
+        with parallel(self.model) as network:
+            for rate, (images, labels) in zip(self._rates(), self.batches.epoch(self.generator), strict=True):
+                self._set_rate(rate)
+                totals += self._train_step(network, images, labels, rate)
+                seen += len(labels)
+        return totals, seen
+
+    def _static_epoch(self) -> tuple[Tensor, int]:
+        """Take the steps of an epoch over static buffers, from a graph as soon as there is one."""
+        assert isinstance(self.batches, ResidentBatches)
+        if self._static is None:
+            recorder = self.recorder or GraphRecorder(self._device)
+            parameters = list(self.model.parameters())
+            self._static = StaticEpochs(self.batches, self._static_step, parameters, recorder, self._device)
+        rates = self._rates()
+        totals = self._static.run(self.generator, rates)
+        self._set_rate(rates[-1])  # a number again, as checkpoints hold it
+        return totals, self._static.images
+
+    def _static_step(self, images: Tensor, labels: Tensor, rate: Tensor, *, keep_gradients: bool) -> Tensor:
+        self._set_rate(rate.float())  # the type that fused optimisers read
+        return self._train_step(self.model, images, labels, rate, static=True, keep_gradients=keep_gradients)
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _train_step(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rate: float | Tensor,
+        *,
+        static: bool = False,
+        keep_gradients: bool = False,
+    ) -> Tensor:
+        """Take one optimisation step; return sums over its images: loss, penalty and right answers, float64 `(3,)`.
+
+        `network` is the model, or what stands for it where several processes share a batch; the penalty is of the
+        model's own weights, which are the same on all. With `static`, nothing may be remembered from one call to the
+        next outside of the tensors themselves; with `keep_gradients`, gradients stay in the memory that they have.
+        """
+        regularizer = self.regularizer
+        if isinstance(regularizer, ScheduledRegularizer):
+            regularizer.advance(self.model)
+        with autocast(images.device, self.precision, cache=not static):
+            logits = network(images)
+            loss = functional.cross_entropy(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=not keep_gradients)
+        penalty = torch.zeros((), device=images.device)
+        if isinstance(regularizer, ProximalRegularizer):
+            penalty = self._value(regularizer)
+            loss.backward()
+            self.optimizer.step()
+            regularizer.proximal_step(self.model, rate)
+        elif isinstance(regularizer, GradientRegularizer):
+            loss.backward()
+            regularizer.add_gradient(self.model)
+            known = getattr(regularizer, "last_value", None)  # of the same weights, from the same pass
+            penalty = self._value(regularizer) if known is None else known
+            self.optimizer.step()
+        else:
+            penalty = penalty if regularizer is None else regularizer(self.model)
+            (loss + penalty).backward()
+            self.optimizer.step()
+        correct = (logits.detach().argmax(1) == labels).sum()
+        count = len(labels)
+        return torch.stack([loss.detach().double() * count, penalty.detach().double() * count, correct.double()])
+
+    @torch.no_grad()
+    def _value(self, regularizer: Regularizer) -> Tensor:
+        """Return the penalty, for the history alone."""
+        return regularizer(self.model)
+
+    def snapshot(self) -> Snapshot:
+        """Return everything that is needed to go on after the last epoch."""
+        scheduled = self.regularizer if isinstance(self.regularizer, ScheduledRegularizer) else None
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "regularizer": dict(scheduled.state_dict()) if scheduled else {},
+            "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self._device)
+            if self._device.type == "cuda"
+            else torch.empty(0),
+            "history": [asdict(row) for row in self.rows],
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a state that `snapshot` returned."""
+        self.epoch = snapshot["epoch"]
+        self.model.load_state_dict(snapshot["model"])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._fused  # of this device, not of the one that the checkpoint is from
+        self._static = None  # a graph would go on with the momentum from before
+        if isinstance(self.regularizer, ScheduledRegularizer):
+            self.regularizer.load_state_dict(snapshot["regularizer"])
+        self.generator.set_state(snapshot["generator"].cpu())
+        torch.set_rng_state(snapshot["torch_generator"].cpu())
+        if snapshot["device_generator"].numel():
+            torch.cuda.set_rng_state(snapshot["device_generator"].cpu(), self._device)
+        self.rows = [EpochRow(**row) for row in snapshot["history"]]
+
+
+def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> AbstractContextManager[Any]:
+    """Return the context in which the forward pass runs; `cache`: whether converted weights may be kept in it."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
+    return nullcontext()
+
+
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its kernels at the first step: all batches of a training have one shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision = "float32") -> Score:
+    """Return mean loss and accuracy of a model over batches of images and labels (of all processes together)."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    totals = torch.zeros(2, device=device, dtype=torch.float64)
+    seen = 0
+    for images, labels in batches:
+        with autocast(device, precision):
+            logits = model(images)
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        totals += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
+        seen += len(labels)
+    model.train(was_training)
+    loss_sum, correct, count = summed(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+    return Score(loss_sum / count, correct / count)

@@ -1,0 +1,125 @@
+"""Tables from fixture records: every byte as in the golden files, and what the bytes say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.analysis.comparison import compare
+from benchmarks.records.published import RESNET50, RESNET56, read_published
+from benchmarks.reporting import build as report
+from benchmarks.reporting.comparison_table import DENSE_ROW, comparison_sheet, display_rows, fairness_sheet, to_text
+from benchmarks.reporting.paper_tables import field_sheet, paper_sheet, replaced_part
+from benchmarks.reporting.table_files import Sheet, sheet_csv, sheet_latex, sheet_markdown
+from tests.benchmarks.golden import FIGURES, GOLDEN, texts
+from tests.benchmarks.synthetic import experiment, records_of
+
+pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
+
+GOLDEN_TEXTS = sorted(path.name for path in GOLDEN.glob("*") if path.name != FIGURES)
+RECORDS = records_of(experiment())
+[COMPARISON] = compare(RECORDS)
+
+
+def test_golden_files_are_those_that_are_made(artefacts: report.Artefacts) -> None:
+    assert sorted(texts(artefacts)) == GOLDEN_TEXTS
+
+
+@pytest.mark.parametrize("name", GOLDEN_TEXTS)
+def test_table_is_as_in_its_golden_file(artefacts: report.Artefacts, name: str) -> None:
+    assert texts(artefacts)[name] == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+def test_means_are_those_of_the_records() -> None:
+    row = COMPARISON.table[(COMPARISON.table["method"] == "gl-out") & (COMPARISON.table["macs_kept"] == 0.5)].iloc[0]
+    values = [r.states["pruned"]["top1"] for r in RECORDS if (r.method, r.macs_kept) == ("gl-out", 0.5)]
+    assert row["pruned_top1"] == pytest.approx(sum(values) / 3) and row["n"] == 3
+    assert row["flops_2_per_mac"] == 2 * row["macs"] < 2 * row["macs_with_norm_pool"]
+    assert row["pruned_delta"] == pytest.approx(row["pruned_top1"] - row["dense_top1"])
+
+
+def test_noise_floor_is_the_dense_networks_of_other_seeds() -> None:
+    dense = {r.seed: r.states["dense"]["top1"] for r in RECORDS}
+    first = display_rows(COMPARISON)[0]
+    assert first[0] == DENSE_ROW and first[1] == "3"
+    assert first[5].startswith(f"{100 * sum(dense.values()) / 3:.2f} ± ")
+
+
+def test_best_is_bold_and_the_tied_marked_but_never_in_quick_tables() -> None:
+    cells = [row[7] for row in display_rows(COMPARISON)]
+    assert sum(cell.startswith("**") for cell in cells) == 3  # one per target
+    [quick] = compare(records_of(experiment(), "quick"))
+    assert not any("**" in cell or "≈" in cell for row in display_rows(quick) for cell in row)
+
+
+def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
+    [part] = compare(records_of(experiment(methods=("oicsr-gl",), macs_kept=(0.5,)), "paper"))
+    rows = comparison_sheet(part, "t").rows
+    assert all(cell for row in rows for cell in row)
+    missing = [row for row in rows if "not run" in row]
+    assert missing and all(row[1] == "0" for row in missing)
+    paper = paper_sheet([part], "pruned")
+    assert sum(cell == "not run" for cell in paper.rows[0]) == 7
+    assert all(row[-1] == "not run" for row in paper.rows[1:]) and len(paper.rows) > 1
+
+
+def test_own_runs_and_quotations_stand_apart() -> None:
+    sheet = field_sheet([COMPARISON], "resnet56", "cifar10", RESNET56, "t")
+    headings = [position for position, row in enumerate(sheet.rows) if len(row) == 1]
+    assert len(headings) == 2 and headings[0] == 0
+    quoted = sheet.rows[headings[1] + 1 :]
+    assert len(quoted) == len(read_published(RESNET56)) and all(row[1] == "as printed" for row in quoted)
+    assert any("best test epoch" in row[6] for row in quoted)
+    assert all("last epoch" in row[6] for row in sheet.rows[1 : headings[1]])
+    quick = field_sheet(compare(records_of(experiment(), "quick")), "resnet56", "cifar10", RESNET56, "t")
+    assert quick.rows[1][1] == "not run"
+
+
+def test_published_numbers_have_sources(tmp_path: Path) -> None:
+    for name in (RESNET56, RESNET50):
+        table = read_published(name)
+        assert table["pruned_percent"].between(50, 100).all() and (table["speedup"] > 1).all()
+    (tmp_path / "odd.csv").write_text("method,base_percent\na,1\n")
+    with pytest.raises(ValueError, match="must be"):
+        read_published("odd", tmp_path)
+    table = read_published(RESNET50).assign(source=None)
+    table.to_csv(tmp_path / "silent.csv", index=False)
+    with pytest.raises(ValueError, match="no source"):
+        read_published("silent", tmp_path)
+
+
+def test_ablations_differ_in_one_part() -> None:
+    assert replaced_part("gl-separate") == "regularizer" and replaced_part("oicsr-gl-uniform") == "selection"
+    assert replaced_part("oicsr-gl+taylor") == "importance" and replaced_part("gl-out") is None
+
+
+def test_sheet_formats() -> None:
+    numbers = pd.DataFrame({"a": [0.123456789, float("nan")]})
+    sheet = Sheet("s", "T", ("A", "B_%"), [["Heading"], ["**1 ± 2**", "[x](y) & z"]], "Note.", numbers)
+    assert sheet_csv(sheet) == "a\n0.123457\nnan\n"
+    assert "| *Heading* |  |" in sheet_markdown(sheet)
+    latex = sheet_latex(sheet)
+    assert r"\textbf{1 $\pm$ 2} & x \& z \\" in latex and r"B\_\%" in latex and r"\multicolumn{2}{l}" in latex
+
+
+def test_fairness_shows_untuned_strengths_and_three_conventions() -> None:
+    [untuned] = compare(records_of(experiment(), tuned=False))
+    tuned_cells = [row[2] for row in fairness_sheet(COMPARISON, "t").rows]
+    assert "0.002" in tuned_cells and "0.002 *" in [row[2] for row in fairness_sheet(untuned, "t").rows]
+    macs, with_pool, operations = fairness_sheet(COMPARISON, "t").rows[0][6:9]
+    assert float(macs) < float(with_pool) < float(operations) == pytest.approx(2 * float(macs), abs=0.02)
+
+
+def test_terminal_table_is_aligned() -> None:
+    lines = to_text(COMPARISON).splitlines()
+    assert len({len(line) for line in lines}) == 1 and "**" not in to_text(COMPARISON)
+
+
+def test_ledger_of_claims_is_readable(artefacts: report.Artefacts) -> None:
+    ledger = json.loads(texts(artefacts)["claims.json"])
+    assert ledger["schema"] == "oicsr-claims-1" and len(ledger["claims"]) == 16
+    runs = {run for entry in ledger["claims"] for run in entry["records"]}
+    assert runs and not any("quick" in run for run in runs)
