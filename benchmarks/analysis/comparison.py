@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
-from benchmarks.records.record import STATES, Record
+from benchmarks.records.record import STATES_OF, Record
 
 # The paper's comparison with its controls, in the order and with the looks that every table and figure gives them.
 MAIN_METHODS = ("oicsr-gl", "gl-out", "gl-separate", "oicsr-growl", "growl", "l1-weights", "none", "random")
@@ -130,7 +130,7 @@ def _row(records: Sequence[Record], level: str) -> dict[str, object]:
         "params": _mean(records, lambda r: r.states["finetuned"]["params"]),
     }
     row["flops_2_per_mac"] = 2 * float(row["macs"])  # type: ignore[arg-type]
-    for state in STATES:
+    for state in STATES_OF[first.protocol]:
         summary = summarize([record.states[state]["top1"] for record in records])
         row |= {f"{state}_top1": summary.mean, f"{state}_sd": summary.sd, f"{state}_ci95": summary.half_width}
     for state in BEFORE_AFTER:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from benchmarks.records.rows import ChannelRow, EpochRow
 
 SCHEMA = "oicsr-record-1"
 
-STATES = ("dense", "regularized", "pruned", "finetuned")
+STATES = ("dense", "regularized", "pruned", "recalibrated", "finetuned")
+STATES_OF = {1: tuple(state for state in STATES if state != "recalibrated"), 2: STATES}  # by version of the protocol
 
 COMPLETE, FAILED = "complete", "failed"
 
@@ -55,7 +56,7 @@ class Record:
         macs_kept: The target.
         status: `"complete"` or `"failed"`.
         config: The experiment's and the profile's values, resolved.
-        states: By name (`dense`, `regularized`, `pruned`, `finetuned`): test top-1 and loss, validation top-1, MACs
+        states: By name (see `STATES`; `recalibrated` since protocol 2): test top-1 and loss, validation top-1, MACs
             (and with BatchNorm and pooling, as fvcore counts) and parameters.
         widths: Coupling name to channels before and after.
         structure: How the energy lies over the channels, of the dense network and before the first removal.
@@ -66,6 +67,7 @@ class Record:
         timing: Seconds; the only part besides `provenance` in which two equal runs differ.
         provenance: Commit, versions, device, data, command.
         failure: Why it failed, where it did.
+        protocol: Version of what is measured and how (PAPER.md says what each changed); tables never mix versions.
     """
 
     run_id: str
@@ -91,6 +93,7 @@ class Record:
     timing: dict[str, float]
     provenance: dict[str, Any]
     failure: dict[str, Any] | None = None
+    protocol: int = 1
 
     @property
     def complete(self) -> bool:
@@ -99,7 +102,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return the text of `record.json`, its checksum in it."""
-        values = {"schema": SCHEMA, **vars(self)}
+        values = {"schema": SCHEMA, **without_defaults(vars(self))}
         values["provenance"] = {**self.provenance, CHECKSUM: checksum(values)}
         return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -108,16 +111,25 @@ def checksum(values: dict[str, Any]) -> str:
     """Return the SHA-256 over all values of a record but the checksum itself."""
     provenance = {name: value for name, value in values["provenance"].items() if name != CHECKSUM}
     # (shallow copies: a thousand records are read in a second or two)
-    return hashlib.sha256(canonical({**values, "provenance": provenance, "schema": SCHEMA}).encode()).hexdigest()
+    values = {**without_defaults(values), "provenance": provenance, "schema": SCHEMA}
+    return hashlib.sha256(canonical(values).encode()).hexdigest()
+
+
+def without_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without fields that joined later and hold their default: older records stay what they were."""
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 FIELDS = {field.name: field for field in fields(Record)}
+OPTIONAL = {field.name for field in fields(Record) if field.default is not MISSING}
+# Fields that joined after the first records were published, by default; a new one needs a default, and no more.
+LATER = {name: FIELDS[name].default for name in OPTIONAL - {"failure"}}
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "compute", "timing", "provenance"), dict),
     "removals": list,
     **dict.fromkeys(("strength", "macs_kept"), (int, float)),
-    "seed": int,
+    **dict.fromkeys(("seed", "protocol"), int),
     "failure": (dict, type(None)),
 }
 
@@ -152,7 +164,7 @@ def _parse(text: str, where: str) -> Record:
     if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
         raise RecordError(f"{where} is no record of schema {SCHEMA!r}")
     missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
-    if missing - {"failure"} or extra:
+    if missing - OPTIONAL or extra:
         raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
     for name, value in data.items():
         expected = TYPES.get(name, str)
@@ -166,8 +178,10 @@ def _parse(text: str, where: str) -> Record:
 
 
 def _check_states(record: Record, where: str) -> None:
-    """Refuse accuracies and sizes that are none, and complete runs without all four states."""
-    missing = [state for state in STATES if state not in record.states]
+    """Refuse accuracies and sizes that are none, and complete runs without all states of their protocol."""
+    if record.protocol not in STATES_OF:
+        raise RecordError(f"{where}: protocol is {record.protocol!r}; this version knows {sorted(STATES_OF)}")
+    missing = [state for state in STATES_OF[record.protocol] if state not in record.states]
     if record.complete and missing:
         raise RecordError(f"{where}: the run is complete, but states {missing} are missing")
     for name, state in record.states.items():

@@ -56,7 +56,7 @@ def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> d
     complete = [record for record in records if record.complete]
     methods = sorted({record.method for record in complete}, key=rank)
     return {
-        "states": list(STATES),
+        "states": [state for state in STATES if any(state in record.states for record in records)],
         "main": list(MAIN_METHODS),
         "titles": {method: find_method(method).title for method in methods},
         "looks": _looks(methods),
@@ -109,7 +109,7 @@ def _run(record: Record) -> dict[str, Any]:
         "macs": state["macs"],
         "dense_macs": record.states["dense"]["macs"],
         "params": state["params"],
-        "top1": {name: round(record.states[name]["top1"], 6) for name in STATES},
+        "top1": {name: round(record.states[name]["top1"], 6) for name in STATES if name in record.states},
         "link": _link(f"{record.experiment}/{record.run_id}"),
     }
 

@@ -107,7 +107,7 @@ def run_config(cell: Cell) -> dict[str, Any]:
 def overview_row(record: Record) -> list[Any]:
     """Return the row of a complete record in the table of accuracy against MACs."""
     finetuned = record.states["finetuned"]
-    tops = [record.states[state]["top1"] for state in STATES]
+    tops = [record.states.get(state, {}).get("top1") for state in STATES]
     return [record.method, record.seed, record.macs_kept, finetuned["macs"], finetuned["params"], *tops]
 
 

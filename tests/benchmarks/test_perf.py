@@ -111,7 +111,7 @@ def test_a_run_per_core_counts_the_images_of_all(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(train, "counted_step", lambda *arguments: None)
     monkeypatch.setattr(train, "against_roofline", lambda *arguments: {})
-    (row,) = (row for row in train.run(settings) if row["precision"] == "float32")
+    row = next(row for row in train.run(settings) if row["precision"] == "float32")  # others follow on some CPUs
     assert started == ["1 _plain 2", "2 _plain 1", "2 _engine 1", "ended", "ended", "ended"]
     assert row["plain images/s"] == 4 and row["engine images/s"] == 8  # 16 images an epoch
     assert row["plain, a run per core images/s"] == pytest.approx(32 / 6, abs=0.1)
