@@ -11,7 +11,7 @@ from benchmarks.machine.memory import keep_freed_memory
 
 SCRIPT = """
 import ctypes, resource, sys
-from benchmarks.allocation import keep_freed_memory
+from benchmarks.machine.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
