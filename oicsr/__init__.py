@@ -16,6 +16,8 @@ from oicsr.penalties import (
 )
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.proximal import ProximalGroupLasso
+from oicsr.recalibration import recalibrate
+from oicsr.rescaling import Rescaling, rescale, row_norms
 from oicsr.selection import select_channels
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
@@ -34,6 +36,7 @@ __all__ = [
     "PruningPlan",
     "PruningResult",
     "Regularizer",
+    "Rescaling",
     "ScheduledRegularizer",
     "Trace",
     "UnprunedChannelsWarning",
@@ -46,7 +49,10 @@ __all__ = [
     "load_pruned",
     "out_in_energy",
     "prune_iteratively",
+    "recalibrate",
     "remove_channels",
+    "rescale",
+    "row_norms",
     "save_pruned",
     "select_channels",
     "shrink_couplings",

@@ -1,0 +1,117 @@
+"""Which layers stand in front of a BatchNorm that reads nothing else: their rows have no scale of their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from oicsr.operators import argument, operator_name, shape_of
+from oicsr.tracing import _export, _first_names, as_inputs
+
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+
+
+@dataclass(frozen=True)
+class NormalizedLayer:
+    """A convolution or linear layer whose output is read by one BatchNorm and by nothing else.
+
+    Attributes:
+        weight: Qualified name of the weight.
+        row_dim: The axis of the weight that holds the output channels.
+        bias: Name of the bias, if there is one.
+        scale: Name of the scale of the BatchNorm, if there is one.
+        mean: Name of its running mean.
+        variance: Name of its running variance.
+        eps: What it adds to the variance.
+    """
+
+    weight: str
+    row_dim: int
+    bias: str | None
+    scale: str | None
+    mean: str
+    variance: str
+    eps: float
+
+    @property
+    def name(self) -> str:
+        """Name of the layer: that of its weight without `.weight`."""
+        return row_name(self.weight)
+
+
+def row_name(weight: str) -> str:
+    """Return how a layer is called by the name of its weight."""
+    return weight.removesuffix(".weight")
+
+
+def normalized_layers(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
+) -> tuple[list[NormalizedLayer], dict[str, str]]:
+    """Find the layers whose output one BatchNorm alone reads, in evaluation mode.
+
+    Args:
+        model: Any network that `torch.export` can trace; left as it is.
+        example_inputs: The input tensor, or the sequence of them, of one forward call.
+
+    Returns:
+        These layers, and for every other convolution or linear layer its name and why it is not one of them.
+
+    Raises:
+        ValueError: The model cannot be traced.
+    """
+    exported = _export(model, as_inputs(example_inputs), training=False)
+    first_names = _first_names(model)
+    names = {
+        spec.arg.name: first_names[str(spec.target)]
+        for spec in exported.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+    }
+    places = {node: names[node.name] for node in exported.graph.nodes if node.name in names}
+    uses = Counter[str]()
+    for node, name in places.items():
+        uses[name] += len(node.users)
+    found: list[NormalizedLayer] = []
+    others: dict[str, str] = {}
+    for node in exported.graph.nodes:
+        if operator_name(node) in CONVOLUTIONS | TRANSPOSED | {"linear"}:
+            layer = _normalized(node, places, uses)
+            if isinstance(layer, NormalizedLayer):
+                found.append(layer)
+            else:
+                others[row_name(places.get(argument(node, 1, "weight"), node.name))] = layer
+    return found, others
+
+
+def _normalized(node: fx.Node, names: Mapping[fx.Node, str], uses: Mapping[str, int]) -> NormalizedLayer | str:
+    """Return the layer that `node` is, or why it is none that one BatchNorm alone reads."""
+    kind = operator_name(node)
+    weight, bias = names.get(argument(node, 1, "weight")), argument(node, 2, "bias")
+    if weight is None:
+        return "its weight is computed"
+    readers = list(node.users)
+    if len(readers) != 1 or operator_name(readers[0]) != "batch_norm":
+        return "its output is not read by one BatchNorm alone"
+    norm = readers[0]
+    axis = 1 if kind == "linear" else len(shape_of(node)) - (len(shape_of(argument(node, 1, "weight"))) - 2) - 1
+    if axis != 1 or (kind == "linear" and len(shape_of(node)) != 2):
+        return "BatchNorm normalises another axis than that of its output channels"
+    if kind in TRANSPOSED and argument(node, 6, "groups", 1) != 1:
+        return "it is a grouped transposed convolution"
+    scale, shift, mean, variance = (argument(norm, position, "") for position in range(1, 5))
+    tensors = [tensor for tensor in (scale, shift, mean, variance, bias) if tensor is not None]
+    if mean is None or variance is None:
+        return "the BatchNorm that reads it keeps no running statistics"
+    if any(tensor not in names for tensor in tensors):
+        return "its bias, or a tensor of its BatchNorm, is computed"
+    shared = [name for name in [weight, *(names[tensor] for tensor in tensors)] if uses[name] > 1]
+    if shared:
+        return f"{shared[0]!r} is used more than once"
+    return NormalizedLayer(
+        weight, int(kind in TRANSPOSED), names.get(bias), names.get(scale), names[mean], names[variance],
+        float(argument(norm, 7, "eps")),
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Recalibration: fresh normalisation statistics for a pruned network, without changing any weight."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from oicsr.tracing import mode
+
+_BUILT_IN = inspect.Signature(
+    [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in "input weight bias running_mean running_var training momentum eps cudnn_enabled".split()
+    ]
+)
+# Every function that keeps running statistics: its signature, and which argument makes it use those of the batch.
+_NORMALIZATIONS: dict[Callable[..., Any], tuple[inspect.Signature, str]] = {
+    functional.batch_norm: (inspect.signature(functional.batch_norm), "training"),
+    functional.instance_norm: (inspect.signature(functional.instance_norm), "use_input_stats"),
+    torch.batch_norm: (_BUILT_IN, "training"),
+    torch.instance_norm: (_BUILT_IN, "training"),
+}
+
+
+def recalibrate(
+    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[nn.Module, Any], object] | None = None
+) -> nn.Module:
+    """Estimate the running statistics of all normalisation layers from `batches`; change nothing else.
+
+    After surgery, BatchNorm still holds the means and variances of the larger network. They no longer fit wherever a
+    removed channel contributed, and that alone can cost most of the accuracy. One pass over training images restores
+    them. It needs no labels.
+
+    The new statistics are the mean, over all batches, of what PyTorch computes from each batch in training mode: the
+    batch mean and the unbiased batch variance (`momentum=None` in PyTorch's terms). Every batch has the same weight,
+    whatever its size. All other layers run in evaluation mode, so dropout is off. PyTorch's random generators (on the
+    CPU and on the model's devices), all other buffers and the mode of every module are restored.
+    `num_batches_tracked` is set to the number of batches. Layers that run in training only, such as auxiliary heads,
+    keep their statistics. A network without running statistics is returned as it is.
+
+    Args:
+        model: The network; changed in place.
+        batches: The batches; all of them are used. A batch is a tensor, a mapping of keyword arguments, or a tuple or
+            list whose first entry is the input, as in `(images, labels)`. That entry may itself be a tuple or list of
+            positional arguments, or a mapping. Tensors are moved to the model's device. Augment the batches as in
+            training: these are the statistics that fine-tuning starts from.
+        forward: For batches of any other form: called as `forward(model, batch)`. It moves the tensors itself.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: There are no batches, `batches` is a single tensor, or no layer with running statistics ran. After
+            this or any other error the statistics are as they were.
+
+    Note:
+        With several processes each one sees its own batches only, `SyncBatchNorm` included. Give all of them the same
+        batches, or recalibrate in one process and broadcast the buffers.
+
+    Example:
+        >>> import torch, oicsr
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> network = oicsr.recalibrate(network, [torch.randn(16, 3, 8, 8) for _ in range(4)])
+    """
+    if isinstance(batches, Tensor):
+        raise ValueError(f"batches is a tensor of shape {tuple(batches.shape)}; pass a list of batches, [batches]")
+    estimate = _Estimate()
+    run = forward or _run
+    with _generators_kept(model), _buffers_kept(model, but=estimate.calls), mode(model, training=False):
+        for batch in batches:
+            with torch.no_grad(), estimate:
+                run(model, batch)
+        if not estimate.calls and any(name.endswith("running_mean") for name, _ in model.named_buffers()):
+            raise ValueError("batches is empty, or no layer with running statistics ran: there is nothing to estimate")
+    for module in model.modules():
+        mean, counter = module._buffers.get("running_mean"), module._buffers.get("num_batches_tracked")
+        if counter is not None and id(mean) in estimate.calls:
+            counter.fill_(estimate.calls[id(mean)])
+    return model
+
+
+class _Estimate(TorchFunctionMode):
+    """Let every normalisation use its batch, and make its running statistics the mean over all calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[int, int] = {}  # id of a running mean or variance -> calls so far
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func not in _NORMALIZATIONS:
+            return func(*args, **(kwargs or {}))
+        signature, use_batch = _NORMALIZATIONS[func]
+        call = signature.bind(*args, **(kwargs or {}))
+        call.apply_defaults()
+        mean, variance = call.arguments["running_mean"], call.arguments["running_var"]
+        if mean is not None and variance is not None:
+            count = self.calls.get(id(mean), 0) + 1
+            self.calls[id(mean)] = self.calls[id(variance)] = count
+            if count == 1:  # the old values get no weight, not even where they are not finite
+                mean.zero_()
+                variance.fill_(1)
+            call.arguments.update({use_batch: True, "momentum": 1 / count})
+        return func(*call.args, **call.kwargs)
+
+
+def _run(model: nn.Module, batch: Any) -> None:
+    """Run the model on a batch of one of the usual forms, on the model's device."""
+    inputs = batch[0] if isinstance(batch, Sequence) else batch
+    devices = _devices(model)
+    if len(devices) == 1:  # a model spread over several devices places its inputs itself
+        inputs = tree_map_only(Tensor, lambda x: x.to(devices[0], non_blocking=True), inputs)
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, Sequence):
+        model(*inputs)
+    else:
+        model(inputs)
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    return list({tensor.device: None for tensor in [*model.parameters(), *model.buffers()]})
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module, *, but: Mapping[int, object]) -> Iterator[None]:
+    """Restore all buffers on leaving but those with an id in `but`; after an error, those as well."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    kept: Mapping[int, object] = {}
+    try:
+        yield
+        kept = but
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                if id(buffer) not in kept:
+                    buffer.copy_(values)
+
+
+@contextmanager
+def _generators_kept(model: nn.Module) -> Iterator[None]:
+    """Restore PyTorch's generators on leaving: shuffled batches draw from them."""
+    devices = [device for device in _devices(model) if device.type not in ("cpu", "meta")]
+    kind = devices[0].type if devices else "cuda"
+    with torch.random.fork_rng(devices, device_type=kind):
+        yield

@@ -1,0 +1,126 @@
+"""Recalibration: the statistics of given batches, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import oicsr
+from tests.oicsr.networks import Chain, randomize_norms
+
+
+def test_two_channels_by_hand() -> None:
+    """Batches (0, 2), (4, 6, 8) and their tenfold: means 1 and 6, unbiased variances 2 and 4."""
+    norm = nn.BatchNorm1d(2).double()
+    batches = [torch.tensor([[0.0, 0.0], [2.0, 20.0]]), torch.tensor([[4.0, 40.0], [6.0, 60.0], [8.0, 80.0]])]
+    returned = oicsr.recalibrate(norm, [batch.double() for batch in batches])
+    assert returned is norm
+    assert torch.allclose(norm.running_mean, torch.tensor([3.5, 35.0]).double(), rtol=1e-12)
+    assert torch.allclose(norm.running_var, torch.tensor([3.0, 300.0]).double(), rtol=1e-12)
+    assert int(norm.num_batches_tracked) == 2
+
+
+def test_agrees_with_pytorchs_cumulative_average() -> None:
+    model = randomize_norms(Chain()).double().eval()
+    batches = [torch.randn(n, 3, 8, 8).double() for n in (2, 5, 3)]
+    expected = copy.deepcopy(model)
+    for module in expected.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+            module.train()
+    with torch.no_grad():
+        for batch in batches:
+            expected(batch)
+    oicsr.recalibrate(model, batches)
+    for (name, ours), theirs in zip(model.named_buffers(), expected.buffers(), strict=True):
+        assert torch.allclose(ours.double(), theirs.double(), rtol=1e-12), name
+
+
+class _Everything(nn.Module):
+    """Dropout, a counter, a functional normalisation, one that is used twice, one only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.norm, self.twice, self.head = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.register_buffer("mean", torch.full((4,), 9.0))
+        self.register_buffer("var", torch.full((4,), 9.0))
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        x = functional.dropout(self.norm(self.linear(x)), 0.5, self.training)
+        x = self.twice(self.twice(x) + 1)
+        x = functional.batch_norm(x, running_mean=self.mean, running_var=self.var, training=self.training)
+        return self.head(x) if self.training else x
+
+
+def test_changes_statistics_only() -> None:
+    model = _Everything()
+    model.norm.eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    loader = DataLoader(TensorDataset(torch.randn(12, 3), torch.zeros(12)), batch_size=4, shuffle=True)
+    generator = torch.get_rng_state()
+    oicsr.recalibrate(model, loader)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, state[name])}
+    statistics = {f"{layer}.running_{kind}" for layer in ("norm", "twice") for kind in ("mean", "var")}
+    counts = {"norm.num_batches_tracked", "twice.num_batches_tracked"}
+    assert changed == {*statistics, *counts, "mean", "var"}
+    assert (int(model.norm.num_batches_tracked), int(model.twice.num_batches_tracked)) == (3, 6)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_instance_norm_and_broken_statistics() -> None:
+    model = nn.InstanceNorm2d(2, track_running_stats=True).double()
+    model.running_mean.fill_(float("nan"))
+    x = torch.randn(3, 2, 4, 4).double()
+    oicsr.recalibrate(model, [x, 3 * x])
+    assert torch.allclose(model.running_mean, 2 * x.mean((0, 2, 3)))
+    assert torch.allclose(model.running_var, 5 * x.var((2, 3)).mean(0))
+
+
+class _TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, momentum=0.5)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.norm(a - b)
+
+
+@pytest.mark.parametrize("form", ["tuple", "mapping", "pair", "forward"])
+def test_forms_of_batches(form: str) -> None:
+    a, b = torch.randn(5, 2), torch.randn(5, 2)
+    batch = {"tuple": ((a, b),), "mapping": {"a": a, "b": b}, "pair": ([a, b], torch.zeros(5)), "forward": (a, b)}
+    call = (lambda model, pair: model(*pair)) if form == "forward" else None
+    model = oicsr.recalibrate(_TwoInputs(), [batch[form]], forward=call)
+    assert torch.allclose(model.norm.running_mean, (a - b).mean(0), atol=1e-6)
+
+
+def test_without_running_statistics_nothing_happens() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, track_running_stats=False))
+    before = copy.deepcopy(model.state_dict())
+    assert oicsr.recalibrate(model, iter([])) is model
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_errors_leave_the_statistics() -> None:
+    model = randomize_norms(Chain())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"batches is a tensor of shape \(2, 3, 8, 8\); pass a list"):
+        oicsr.recalibrate(model, torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="batches is empty"):
+        oicsr.recalibrate(model, [])
+    with pytest.raises(RuntimeError):
+        oicsr.recalibrate(model, [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
