@@ -1,5 +1,6 @@
 """OICSR: out-in-channel sparsity regularisation (Li et al., CVPR 2019) for any network and any training loop."""
 
+from oicsr.absorption import Absorption, AbsorptionWarning, plan_absorption
 from oicsr.algorithm import PruningResult, prune_iteratively
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
@@ -25,6 +26,8 @@ from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_
 __version__ = "0.1.0"
 
 __all__ = [
+    "Absorption",
+    "AbsorptionWarning",
     "Coupling",
     "GrOWL",
     "GradientRegularizer",
@@ -48,6 +51,7 @@ __all__ = [
     "group_lasso",
     "load_pruned",
     "out_in_energy",
+    "plan_absorption",
     "prune_iteratively",
     "recalibrate",
     "remove_channels",

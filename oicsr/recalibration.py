@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from oicsr.state import buffers_kept, devices_of, generators_kept
 from oicsr.tracing import mode
 
 _BUILT_IN = inspect.Signature(
@@ -74,7 +74,7 @@ def recalibrate(
         raise ValueError(f"batches is a tensor of shape {tuple(batches.shape)}; pass a list of batches, [batches]")
     estimate = _Estimate()
     run = forward or _run
-    with _generators_kept(model), _buffers_kept(model, but=estimate.calls), mode(model, training=False):
+    with generators_kept(model), buffers_kept(model, but=estimate.calls), mode(model, training=False):
         for batch in batches:
             with torch.no_grad(), estimate:
                 run(model, batch)
@@ -120,7 +120,7 @@ class _Estimate(TorchFunctionMode):
 def _run(model: nn.Module, batch: Any) -> None:
     """Run the model on a batch of one of the usual forms, on the model's device."""
     inputs = batch[0] if isinstance(batch, Sequence) else batch
-    devices = _devices(model)
+    devices = devices_of(model)
     if len(devices) == 1:  # a model spread over several devices places its inputs itself
         inputs = tree_map_only(Tensor, lambda x: x.to(devices[0], non_blocking=True), inputs)
     if isinstance(inputs, Mapping):
@@ -129,31 +129,3 @@ def _run(model: nn.Module, batch: Any) -> None:
         model(*inputs)
     else:
         model(inputs)
-
-
-def _devices(model: nn.Module) -> list[torch.device]:
-    return list({tensor.device: None for tensor in [*model.parameters(), *model.buffers()]})
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module, *, but: Mapping[int, object]) -> Iterator[None]:
-    """Restore all buffers on leaving but those with an id in `but`; after an error, those as well."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    kept: Mapping[int, object] = {}
-    try:
-        yield
-        kept = but
-    finally:
-        with torch.no_grad():
-            for buffer, values in before:
-                if id(buffer) not in kept:
-                    buffer.copy_(values)
-
-
-@contextmanager
-def _generators_kept(model: nn.Module) -> Iterator[None]:
-    """Restore PyTorch's generators on leaving: shuffled batches draw from them."""
-    devices = [device for device in _devices(model) if device.type not in ("cpu", "meta")]
-    kind = devices[0].type if devices else "cuda"
-    with torch.random.fork_rng(devices, device_type=kind):
-        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,12 @@ FILE_FORMAT = "oicsr-pruned-1"
 
 
 def remove_channels(
-    model: nn.Module, plan: PruningPlan, *, optimizer: torch.optim.Optimizer | None = None
+    model: nn.Module,
+    plan: PruningPlan,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    absorb: bool = False,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
 ) -> nn.Module:
     """Return a smaller network of the same class; `model` is left as it is.
 
@@ -32,9 +37,15 @@ def remove_channels(
         plan: Which channels stay.
         optimizer: An optimiser over the parameters of `model`: from now on it holds those of the smaller network,
             and state of a parameter's shape (momentum, Adam's moments) is sliced as the parameter was.
+        absorb: Add what removed channels contribute as constants, their scale taken as zero, to the bias or the
+            running mean of the layers that read them (see `plan_absorption`).
+        example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
-        ValueError: The plan does not fit the model; the message names the parameter.
+        ValueError: The plan does not fit the model; the message names the parameter. Or `absorb` lacks inputs.
+
+    Warns:
+        AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
     """
     _check_fits(model, plan)
     small = copy.deepcopy(model)
@@ -42,6 +53,10 @@ def remove_channels(
     for name, parameter in small.named_parameters():  # a deep copy leaves gradients behind
         grad = before[name].grad
         parameter.grad = None if grad is None else grad.clone()
+    if absorb:
+        from oicsr.absorption import absorb_constants  # it needs the tracer, which imports this module
+
+        absorb_constants(small, plan, example_inputs)
     slice_module(small, plan.slices)
     if optimizer is not None:
         _rebind(optimizer, before, dict(small.named_parameters()), plan)

@@ -1,0 +1,273 @@
+"""Absorption: what a removed channel adds to the layers that read it, where that is a constant."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from oicsr.complexity import CONVOLUTIONS, TRANSPOSED
+from oicsr.normalized import normalized_layers, row_name
+from oicsr.plan import PruningPlan
+from oicsr.state import buffers_kept, generators_kept
+from oicsr.tracing import as_inputs, mode
+
+# Normalisations, and at which position they take their scale.
+_SCALES: dict[Callable[..., Any], int] = {
+    functional.batch_norm: 3,
+    functional.instance_norm: 3,
+    functional.group_norm: 2,
+    functional.layer_norm: 2,
+    functional.rms_norm: 2,
+}
+
+
+class AbsorptionWarning(UserWarning):
+    """The constants of some removed channels could not be absorbed, or not exactly."""
+
+
+@dataclass(frozen=True)
+class Absorption:
+    """Where the constants of removed channels go.
+
+    Attributes:
+        shifts: Name of a bias or running mean to what is added to it, `(rows,)`, before channels are removed.
+        approximate: Layer name to why its outputs change although all constants are absorbed.
+        left: Layer name to why some constants that it reads are not absorbed.
+    """
+
+    shifts: Mapping[str, Tensor] = field(repr=False)
+    approximate: Mapping[str, str]
+    left: Mapping[str, str]
+
+    def __str__(self) -> str:
+        parts = [f"constants absorbed by {len(self.shifts)} biases or running means"]
+        parts += [f"{name!r}: {reason}" for name, reason in [*self.approximate.items(), *self.left.items()]]
+        return "; ".join(parts)
+
+
+@torch.no_grad()
+def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Tensor | Sequence[Tensor]) -> Absorption:
+    r"""Find what the channels that a plan removes add to the layers that read them, in evaluation mode.
+
+    A channel whose normalisation has scale zero is constant: its shift, passed through the activation. Network
+    Slimming drives scales there. Removing such a channel takes the constant :math:`a_c` away from every layer that
+    reads it, unless its sum over the kernel goes into the layer's bias,
+
+    .. math:: b_o \mathrel{+}= \sum_{c\ \text{removed}} a_c \sum_k W_{o,c,k},
+
+    or is taken off the running mean of the BatchNorm that alone reads the layer. That is exact where the scale is zero
+    and the layer does not pad with zeros. With zero padding it is exact away from the borders. Where the scale is not
+    zero, the channel is replaced by its value at scale zero, which is closer to the original than removing it.
+
+    The constants are observed, not derived: the model runs twice, on the example inputs and on a permutation of them
+    with noise, with the scales of the removed channels set to zero, and the input of each layer is compared. So any
+    activation, pooling or reshaping in between is covered, and whatever turns out not to be constant is reported.
+
+    Args:
+        model: The network that the plan was made for; left as it is.
+        plan: Which channels stay.
+        example_inputs: The input tensor, or the sequence of them, of one forward call.
+
+    Returns:
+        The shifts, and where they are approximate or missing. `remove_channels(..., absorb=True)` applies them.
+    """
+    removed = {
+        (entry.parameter, entry.dim): torch.tensor(sorted(set(range(entry.size)).difference(entry.kept)))
+        for entry in plan.slices
+    }
+    watch = _Watch(model, removed)
+    inputs = as_inputs(example_inputs)
+    with generators_kept(model), buffers_kept(model), mode(model, training=False), watch:
+        model(*inputs)
+        model(*(_disturbed(x) for x in inputs))
+    homes = _homes(model, inputs, watch.readings)
+    shifts: dict[str, Tensor] = {}
+    approximate: dict[str, str] = {}
+    left = _unwatched(model, removed, watch)
+    for name, reading in watch.readings.items():
+        layer, changing = row_name(name), int((~reading.is_constant()).sum())
+        shift = reading.shift(model.get_parameter(name).detach())
+        if changing:
+            left[layer] = f"reads {changing} removed channels that are not constant"
+        if not bool(shift.any()):
+            continue
+        if name not in homes:
+            left[layer] = "has neither a bias nor a BatchNorm of its own that could absorb constants"
+            continue
+        target, sign = homes[name]
+        shifts[target] = sign * shift
+        if reading.padded:
+            approximate[layer] = "pads with zeros, so the constants are still missing at the borders"
+    return Absorption(shifts, approximate, left)
+
+
+def absorb_constants(model: nn.Module, plan: PruningPlan, example_inputs: Tensor | Sequence[Tensor] | None) -> None:
+    """Do in place what `plan_absorption` finds, and warn of what is left. The channels are removed afterwards."""
+    if example_inputs is None:
+        raise ValueError("absorb=True needs example_inputs: the constants are observed in a forward pass")
+    absorption = plan_absorption(model, plan, example_inputs)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, shift in absorption.shifts.items():
+        tensors[name].data.add_(shift)
+    if absorption.approximate or absorption.left:
+        warnings.warn(str(absorption), AbsorptionWarning, stacklevel=3)
+
+
+def _disturbed(x: Tensor) -> Tensor:
+    """Return the same values at other places; larger and with noise unless they are integers."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(x.numel(), generator=generator).to(x.device)
+    moved = x.flatten()[order].reshape(x.shape)
+    if not x.is_floating_point():
+        return moved
+    return 2 * moved + torch.randn(x.shape, generator=generator).to(x)
+
+
+@dataclass
+class _Reading:
+    """What a layer was seen to read from the channels that are removed.
+
+    Attributes:
+        columns: The columns of its weight that are removed.
+        groups: Groups of the convolution (1 for a linear layer); every group has these columns.
+        low: The smallest value seen of each removed channel, `(groups, columns)`.
+        high: The largest.
+        precision: The relative precision of the values.
+        padded: Whether zeros were added around the input.
+        biases: Names of the biases that it was called with; None stands for none, or for one that is computed.
+    """
+
+    columns: Tensor
+    groups: int
+    low: Tensor
+    high: Tensor
+    precision: float
+    padded: bool
+    biases: set[str | None]
+
+    @staticmethod
+    def of(values: Tensor, columns: Tensor, groups: int, padded: bool, bias: str | None) -> _Reading:
+        """Read the input of one call, `(channels, positions)`."""
+        grouped = values.detach().double().unflatten(0, (groups, -1))[:, columns]
+        return _Reading(
+            columns, groups, grouped.amin(2), grouped.amax(2), torch.finfo(values.dtype).eps, padded, {bias}
+        )
+
+    def join(self, other: _Reading) -> _Reading:
+        """Return what this call and another one of the same layer read."""
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        padded, biases = self.padded or other.padded, self.biases | other.biases
+        return replace(self, low=low, high=high, padded=padded, biases=biases)
+
+    def is_constant(self) -> Tensor:
+        """Return which removed channels always had the same value, bool `(groups, columns)`."""
+        return self.high - self.low <= 100 * self.precision * (1 + self.high.abs())
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """Return what the constant channels add to each output channel, `(rows,)`."""
+        constants = torch.where(self.is_constant(), (self.low + self.high) / 2, 0.0)
+        rows = weight.detach().double()[:, self.columns].reshape(len(weight), len(self.columns), -1).sum(2)
+        per_group = rows.unflatten(0, (self.groups, -1))  # (groups, rows / groups, columns)
+        return torch.einsum("grc,gc->gr", per_group, constants).flatten()
+
+
+class _Watch(TorchFunctionMode):
+    """Run a network as if the scales of removed channels were zero, and note what its layers read from them."""
+
+    def __init__(self, model: nn.Module, removed: Mapping[tuple[str, int], Tensor]) -> None:
+        super().__init__()
+        self.readings: dict[str, _Reading] = {}
+        self.transposed: set[str] = set()
+        self._removed = removed
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SCALES:
+            args, kwargs = self._without_scales(_SCALES[func], args, kwargs)
+        elif func in CONVOLUTIONS or func is functional.linear:
+            self._read(func is functional.linear, args, kwargs)
+        elif func in TRANSPOSED:
+            self.transposed.add(self._name(_argument(args, kwargs, 1, "weight")) or "")
+        return func(*args, **kwargs)
+
+    def _name(self, tensor: Tensor | None) -> str | None:
+        return self._names.get(id(tensor))
+
+    def _without_scales(self, position: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the arguments of a normalisation with the scales of removed channels set to zero."""
+        scale = _argument(args, kwargs, position, "weight")
+        gone = self._removed.get((self._name(scale) or "", 0))
+        if gone is None:
+            return args, kwargs
+        scale = scale.detach().index_fill(0, gone.to(scale.device), 0)
+        if len(args) > position:
+            return (*args[:position], scale, *args[position + 1 :]), kwargs
+        return args, {**kwargs, "weight": scale}
+
+    def _read(self, linear: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Note the input of a layer that reads removed channels."""
+        source, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")
+        name = self._name(weight)
+        columns = self._removed.get((name or "", 1))
+        if name is None or columns is None:
+            return
+        axis = -1 if linear else 1 - weight.ndim
+        padding = 0 if linear else _argument(args, kwargs, 4, "padding", 0)
+        padded = padding == "same" or (padding != "valid" and bool(torch.tensor(padding).any()))
+        reading = _Reading.of(
+            source.movedim(axis, 0).flatten(1),
+            columns.to(source.device),
+            1 if linear else _argument(args, kwargs, 6, "groups", 1),
+            padded,
+            self._name(_argument(args, kwargs, 2, "bias")),
+        )
+        before = self.readings.get(name)
+        self.readings[name] = reading if before is None else before.join(reading)
+
+
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _homes(model: nn.Module, inputs: Sequence[Tensor], readings: Mapping[str, _Reading]) -> dict[str, tuple[str, int]]:
+    """Return for each layer the bias that can take its constants, or the running mean, and the sign there."""
+    homes: dict[str, tuple[str, int]] = {}
+    users = Counter(bias for reading in readings.values() for bias in reading.biases)
+    without = set()
+    for name, reading in readings.items():
+        (bias, *others) = reading.biases
+        if bias is not None and not others and users[bias] == 1:
+            homes[name] = bias, 1
+        elif reading.biases == {None}:
+            without.add(name)
+    if without:
+        layers, _ = normalized_layers(model, inputs)
+        homes |= {layer.weight: (layer.mean, -1) for layer in layers if layer.weight in without}
+    return homes
+
+
+def _unwatched(model: nn.Module, removed: Mapping[tuple[str, int], Tensor], watch: _Watch) -> dict[str, str]:
+    """Return the layers that lose columns but were not seen to read them."""
+    left: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        if name in watch.transposed and (name, 0) in removed:
+            left[row_name(name)] = "is a transposed convolution, whose output need not be constant"
+        seen = name in watch.transposed or name in watch.readings
+        if (name, 1) in removed and not seen and len(parameter) > 1:  # (1, channels, ...) is an embedding
+            left[row_name(name)] = "does not run as a convolution or linear layer in evaluation mode"
+    return left

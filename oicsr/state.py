@@ -1,0 +1,38 @@
+"""State that running a model may change, and that every function here restores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """Return the devices of the parameters and buffers of a model, each once."""
+    return list({tensor.device: None for tensor in [*model.parameters(), *model.buffers()]})
+
+
+@contextmanager
+def buffers_kept(model: nn.Module, *, but: Mapping[int, object] | None = None) -> Iterator[None]:
+    """Restore all buffers on leaving but those with an id in `but`; after an error, those as well."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    kept: Mapping[int, object] = {}
+    try:
+        yield
+        kept = but or {}
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                if id(buffer) not in kept:
+                    buffer.copy_(values)
+
+
+@contextmanager
+def generators_kept(model: nn.Module) -> Iterator[None]:
+    """Restore PyTorch's generators on leaving: shuffled batches draw from them."""
+    devices = [device for device in devices_of(model) if device.type not in ("cpu", "meta")]
+    kind = devices[0].type if devices else "cuda"
+    with torch.random.fork_rng(devices, device_type=kind):
+        yield
