@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.coupling import Axis, Coupling, Member
-from oicsr.labels import ChannelSets
-from oicsr.operators import Slot, Tracer, Value, varying
+from oicsr.collect import SINGLE, Root, Streams, collect
+from oicsr.coupling import Axis, Coupling
 from oicsr.plan import PruningPlan, shrink_couplings
+from oicsr.rules import Tracer
 from oicsr.surgery import slice_module
 
 Scope = Literal["inner", "all"]
-SINGLE = "has a single channel"
 MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
     RuntimeError,
     TypeError,
@@ -107,7 +105,7 @@ def _trace_once(
     unused = _follow(tracer, streams, model, inputs, training=False)
     if unused:  # heads that only run in training (auxiliary classifiers) read channels too
         _follow(tracer, streams, model, inputs, training=True)
-    return tracer, *_collect(tracer, streams.roots() if scope == "inner" else set())
+    return tracer, *collect(tracer, streams.roots() if scope == "inner" else set[Root]())
 
 
 def as_inputs(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -182,167 +180,6 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> 
                 f"{type(model).__name__} cannot be traced by torch.export: {type(error).__name__}: {first_line} "
                 "(check that model(*example_inputs) runs and does not branch on the values of tensors)"
             ) from error
-
-
-class Streams:
-    """Residual streams: the channels that additions of two activations join, and those that such a sum forks from."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._summed: list[Tensor] = []
-        self._forks: list[tuple[Tensor, Tensor]] = []  # (ids of the fork, ids of the sum)
-        self._read = 0
-
-    def read(self, graph: fx.Graph) -> None:
-        """Take note of the additions of a graph that the tracer has just run through."""
-        ancestors = self._ancestors(graph)
-        nodes = list(graph.nodes)
-        for node, joined, ids in self._tracer.added[self._read :]:
-            if joined:
-                self._summed.append(ids)
-            first, second = node.all_input_nodes[:2] if len(node.all_input_nodes) > 1 else (node, node)
-            common = ancestors[first] & ancestors[second]
-            if common:
-                fork = self._tracer.values[nodes[common.bit_length() - 1]]
-                if isinstance(fork, Value) and fork.ids is not None:
-                    self._forks.append((fork.ids, ids))
-        self._read = len(self._tracer.added)
-
-    def _ancestors(self, graph: fx.Graph) -> dict[fx.Node, int]:
-        """Return for each node the set of activations that it depends on (itself included), as bits by position."""
-        found: dict[fx.Node, int] = {}
-        for position, node in enumerate(graph.nodes):
-            bits = 0
-            for source in node.all_input_nodes:
-                bits |= found[source]
-            if node in self._tracer.values and self._tracer.depends_on_input(node):
-                bits |= 1 << position
-            found[node] = bits
-        return found
-
-    def roots(self) -> set[int]:
-        """Return the channel sets that belong to residual streams."""
-        find = self._tracer.sets.find
-        streams = {find(label) for ids in self._summed for label in ids.flatten().tolist()}
-        for fork, total in self._forks:
-            fork_roots = {find(label) for label in fork.flatten().tolist()}
-            # a sum over one and the same axis (x + depthwise(x)) starts no stream
-            if fork_roots.isdisjoint({find(label) for label in total.flatten().tolist()}):
-                streams |= fork_roots
-        return streams
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# couplings
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def _collect(tracer: Tracer, excluded: set[int]) -> tuple[list[Coupling], dict[str, str]]:
-    """Build the couplings from the channel sets, and say which layers' channels stay."""
-    slots = _all_slots(tracer)
-    roots = tracer.sets.roots()
-    reasons = {root: reason for root in set(roots.tolist()) if (reason := tracer.sets.reason_fixed(root))}
-    for root in excluded:
-        reasons.setdefault(root, "is part of a residual stream (scope 'all' prunes it)")
-    index, names = _number_channels(tracer, roots, reasons)
-    last = _last_channels(slots, roots, index, len(names))
-    if last:
-        reasons |= last
-        index, names = _number_channels(tracer, roots, reasons)
-    members: dict[int, list[Member]] = defaultdict(list)
-    for slot in slots:
-        owner, channel = index[:, roots[slot.ids]]
-        for coupling in owner.unique().tolist():
-            if coupling >= 0:
-                channels = torch.where(owner == coupling, channel, -1)
-                members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
-    counts = torch.bincount(index[0][index[0] >= 0], minlength=len(names)).tolist() if names else []
-    unpruned = _explain(tracer, roots, reasons)
-    found = []
-    for coupling, name in names.items():
-        if counts[coupling] < 2:
-            unpruned[name] = SINGLE
-        else:
-            found.append(Coupling(name, counts[coupling], tuple(members[coupling])))
-    return found, unpruned
-
-
-def _all_slots(tracer: Tracer) -> list[Slot]:
-    """Return the slots of layers and those of parameters and buffers that are added or multiplied elementwise."""
-    slots = list(tracer.slots.values())
-    for name, ids in tracer.elementwise.items():
-        roots = torch.tensor([tracer.sets.find(label) for label in ids.flatten().tolist()]).reshape(ids.shape)
-        axes = [axis for axis in varying(roots) if bool((roots != roots.narrow(axis, 0, 1)).any())]
-        if len(axes) == 1:
-            vector = roots.movedim(axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
-            slots.append(Slot(name, axes[0], vector, "norm", counts=False))
-        elif axes:
-            tracer.sets.fix(ids, f"is read by {name!r} along several axes at once")
-    return slots
-
-
-def _number_channels(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) -> tuple[Tensor, dict[int, str]]:
-    """Give every removable channel set a coupling and a number in it.
-
-    Returns:
-        An int64 tensor `(2, labels)` of coupling index and channel id by root label (-1: stays), and the coupling
-        names by index.
-    """
-    axes = [(key, [r for r in roots[tracer.slots[key].ids].tolist() if r not in reasons]) for key in tracer.producers]
-    together = ChannelSets()
-    together.new(len(roots))
-    for _, members in axes:
-        for root in members[1:]:
-            together.join_pair(members[0], root)
-    owner, number = [-1] * len(roots), [-1] * len(roots)
-    couplings: dict[int, int] = {}
-    names: dict[int, str] = {}
-    sizes: dict[int, int] = defaultdict(int)
-    for (parameter, _), members in axes:
-        for root in dict.fromkeys(members):
-            if owner[root] >= 0:
-                continue
-            coupling = couplings.setdefault(together.find(root), len(couplings))
-            names.setdefault(coupling, layer_name(parameter))
-            owner[root], number[root] = coupling, sizes[coupling]
-            sizes[coupling] += 1
-    return torch.tensor([owner, number], dtype=torch.int64), names
-
-
-def _last_channels(slots: Sequence[Slot], roots: Tensor, index: Tensor, couplings: int) -> dict[int, str]:
-    """Return one channel for each axis that could lose all its slices, and why it stays.
-
-    A coupling keeps one channel at least, but not every axis need have slices of that one: a normalisation group over
-    a concatenation can hold a whole layer.
-    """
-    sizes = torch.zeros(couplings + 1, dtype=torch.int64)
-    numbered = index[:, index[0] >= 0].unique(dim=1)
-    sizes.index_add_(0, numbered[0], torch.ones_like(numbered[0]))
-    last: dict[int, str] = {}
-    for slot in slots:
-        labels = roots[slot.ids]
-        owner, channel = index[:, labels]
-        complete = any(
-            len(channel[owner == coupling].unique()) == int(sizes[coupling]) for coupling in owner.unique().tolist()
-        )
-        if not complete and bool((owner >= 0).all()) and last.keys().isdisjoint(labels.tolist()):
-            last[int(labels[0])] = f"is what {slot.parameter!r} needs to keep a channel"
-    return last
-
-
-def layer_name(parameter: str) -> str:
-    """Return the name of the layer that a parameter belongs to."""
-    return parameter.rpartition(".")[0] or parameter
-
-
-def _explain(tracer: Tracer, roots: Tensor, reasons: Mapping[int, str]) -> dict[str, str]:
-    """Return for each layer some of whose output channels stay, why."""
-    unpruned: dict[str, str] = {}
-    for parameter, dim in tracer.producers:
-        for root in roots[tracer.slots[parameter, dim].ids].unique().tolist():
-            if root in reasons:
-                unpruned.setdefault(layer_name(parameter), reasons[root])
-    return unpruned
 
 
 # ----------------------------------------------------------------------------------------------------------------
