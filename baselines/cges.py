@@ -80,5 +80,7 @@ CGES = RegularizerSpec(
     penalised="the columns of the convolutions and linear layers that read prunable channels",
     normalisation=NORMALISATION,
     weight_decay_note=DECAY,
+    sides=("in",),
+    degree=None,  # a sum of degrees 1 and 2
     grid=grid_around(6e-6),  # the exclusive part alone then pulls on a weight about as l1-weights does
 )

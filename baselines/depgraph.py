@@ -15,13 +15,15 @@ As γ is held fixed while the gradient is taken, the rule follows no potential; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling, out_in_energy
-from oicsr.coupling import SIDES
+from oicsr.coupling import SIDES, Side
 from oicsr.energy import Layout, add_energy_gradient, energy_vector
 from oicsr.penalties import check_strength
 
@@ -31,14 +33,19 @@ OCTAVES = 4.0  # γ lies between 1 and 2^4
 class GroupNormPenalty:
     """Weight decay per channel, from `strength` for the most important of a coupling to 16 times that for the least.
 
+    Args:
+        couplings: The couplings of the model.
+        strength: λ, not negative.
+        sides: Which weights of a channel are in its group: all, as in the source.
+
     Raises:
-        ValueError: `strength` is negative or not finite.
+        ValueError: `strength` is negative or not finite, or a side is unknown.
     """
 
-    def __init__(self, couplings: Sequence[Coupling], strength: float) -> None:
+    def __init__(self, couplings: Sequence[Coupling], strength: float, sides: Sequence[Side] = SIDES) -> None:
         self.strength = check_strength(strength)
         self.last_value: Tensor | None = None
-        self._layout = Layout.of(couplings, SIDES)
+        self._layout = Layout.of(couplings, sides)
         sizes = torch.tensor(self._layout.sizes, dtype=torch.int64)
         self._owner = torch.arange(len(sizes)).repeat_interleave(sizes)
 
@@ -85,6 +92,20 @@ DEPGRAPH = RegularizerSpec(
     weight_decay_note="0 while it is on, as its authors train",
     weight_decay=0.0,
     grid=grid_around(5e-4),  # the authors' for CIFAR
+    sides=SIDES,
+    degree=2,
+    potential=False,
+)
+
+DEPGRAPH_NOSCALE = replace(
+    DEPGRAPH,
+    name="depgraph-noscale",
+    title="DepGraph group norm without scale",
+    make=partial(GroupNormPenalty, sides=("out", "in")),
+    formula="grad += λ γ_k w; γ_k = 2^(4 (I_max − I_k)/(I_max − I_min)), I_k = √(‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖²)",
+    source=f"control of {FANG}: its group less the BatchNorm scale",
+    penalised="filters and columns of prunable channels, depthwise filters too; no scales",
+    sides=("out", "in"),
 )
 
 GROUP_NORM = ImportanceSpec(
@@ -94,4 +115,5 @@ GROUP_NORM = ImportanceSpec(
     formula="‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²",
     source=f"{FANG}, with the normalisation of its CIFAR sparse learning",
     normalisation="over the largest of the layer's channels",
+    sides=SIDES,
 )

@@ -66,6 +66,7 @@ L1_WEIGHTS = RegularizerSpec(
     source=COMPARED,
     penalised=PENALISED,
     normalisation="none: every weight alike",
+    reach="whole tensors",
     grid=grid_around(1e-4),  # the gradient of a weight, as large as a usual weight decay makes it at |w| = 0.2
 )
 
@@ -74,9 +75,11 @@ L2_WEIGHTS = RegularizerSpec(
     title="L2 (non-structured)",
     make=l2,
     formula="(λ/2) Σ w²",
+    degree=2,
     source=COMPARED,
     penalised=PENALISED,
     normalisation="none: every weight alike",
+    reach="whole tensors",
     weight_decay_note="the experiment's own, to which λ is added for these weights",
     grid=grid_around(1e-3),  # from half a usual weight decay to eight times that
 )

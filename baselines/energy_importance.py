@@ -1,4 +1,4 @@
-"""Channel energy as importance: what the paper scores by (Eq. 8), over both sides or over one.
+"""Channel energy as importance: what the paper scores by (Eq. 8), over any sides of a channel.
 
 Whether the paper normalises energies before its global sort is not known, so every normalisation of
 `oicsr.out_in_energy` is an entry of its own; the suite's default is the layer's mean.
@@ -12,7 +12,44 @@ from torch import Tensor, nn
 
 from baselines.method import ImportanceSpec, Score, Scoring
 from oicsr import Coupling, out_in_energy
-from oicsr.coupling import Side
+from oicsr.coupling import SIDES, Side
+
+ENERGY: dict[Side, str] = {"out": "‖W^l_{i,:}‖₂²", "in": "‖W^{l+1}_{:,i}‖₂²", "norm": "γ_i²"}
+OICSR = "Li et al. 2019 (OICSR), Eq. 8"
+FITS = "the importance that fits a penalty on"
+SOURCES = {
+    "out": f"{FITS} filters",
+    "in": f"{FITS} columns",
+    "norm": f"{FITS} normalisation scales; the fallback is this suite's",
+    "out-in": f"{OICSR}, normalised as this suite does",
+}
+
+
+def of(sides: Sequence[Side]) -> ImportanceSpec:
+    """Return the energy over some sides of a channel, divided by the mean of its layer.
+
+    A layer without a normalisation layer has no scale; where the scale alone would count, its filters do.
+    """
+    chosen = tuple(side for side in SIDES if side in sides)
+    name = "-".join(chosen)
+    formula = " + ".join(ENERGY[side] for side in chosen)
+    return ImportanceSpec(
+        name=name,
+        title=f"{name} energy",
+        score=_score("layer_mean", chosen) if chosen != ("norm",) else scale_energy,
+        formula=formula if chosen != ("norm",) else f"{formula}; without a normalisation layer {ENERGY['out']}",
+        source=SOURCES.get(name, f"{FITS} a group of these sides"),
+        normalisation="over the mean of the layer's channels",
+        sides=chosen,
+    )
+
+
+def scale_energy(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+    """Return γ² of each channel over the layer's mean; the filters' energy where a layer has no scale."""
+    scales = out_in_energy(model, couplings, "layer_mean", sides=("norm",))
+    filters = out_in_energy(model, couplings, "layer_mean", sides=("out",))
+    scaled = [any(m.counts and m.side == "norm" for m in coupling.members) for coupling in couplings]
+    return [scale if known else other for scale, other, known in zip(scales, filters, scaled, strict=True)]
 
 
 def _score(normalize: str, sides: Sequence[Side]) -> Score:
@@ -23,59 +60,34 @@ def _score(normalize: str, sides: Sequence[Side]) -> Score:
     return score
 
 
-BOTH = "‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂²"
-OICSR = "Li et al. 2019 (OICSR), Eq. 8"
+def _out_in(name: str, title: str, normalize: str, source: str, normalisation: str, degree: int) -> ImportanceSpec:
+    sides: tuple[Side, ...] = ("out", "in")
+    formula = " + ".join(ENERGY[side] for side in sides)
+    return ImportanceSpec(name, title, _score(normalize, sides), formula, source, normalisation, sides, degree)
 
-OUT_IN = ImportanceSpec(
-    name="out-in",
-    title="out-in energy",
-    score=_score("layer_mean", ("out", "in")),
-    formula=BOTH,
-    source=f"{OICSR}, normalised as this suite does",
-    normalisation="over the mean of the layer's channels",
+
+OUT_IN = of(("out", "in"))
+OUT_IN_RAW = _out_in("out-in-raw", "out-in energy, raw", "none", OICSR, "none", 2)
+OUT_IN_SIZE = _out_in(
+    "out-in-size",
+    "out-in energy per weight",
+    "size",
+    f"{OICSR}, normalised",
+    "over the number of weights of the channel",
+    2,
+)
+OUT_IN_MAX = _out_in(
+    "out-in-max",
+    "out-in energy over maximum",
+    "layer_max",
+    f"{OICSR}, normalised",
+    "over the largest of the layer's channels",
+    0,
 )
 
-OUT_IN_RAW = ImportanceSpec(
-    name="out-in-raw",
-    title="out-in energy, raw",
-    score=_score("none", ("out", "in")),
-    formula=BOTH,
-    source=OICSR,
-    normalisation="none",
-)
-
-OUT_IN_SIZE = ImportanceSpec(
-    name="out-in-size",
-    title="out-in energy per weight",
-    score=_score("size", ("out", "in")),
-    formula=BOTH,
-    source=f"{OICSR}, normalised",
-    normalisation="over the number of weights of the channel",
-)
-
-OUT_IN_MAX = ImportanceSpec(
-    name="out-in-max",
-    title="out-in energy over maximum",
-    score=_score("layer_max", ("out", "in")),
-    formula=BOTH,
-    source=f"{OICSR}, normalised",
-    normalisation="over the largest of the layer's channels",
-)
-
-OUT = ImportanceSpec(
-    name="out",
-    title="out energy",
-    score=_score("layer_mean", ("out",)),
-    formula="‖W^l_{i,:}‖₂²",
-    source="the importance that fits a penalty on filters",
-    normalisation="over the mean of the layer's channels",
-)
-
-IN = ImportanceSpec(
-    name="in",
-    title="in energy",
-    score=_score("layer_mean", ("in",)),
-    formula="‖W^{l+1}_{:,i}‖₂²",
-    source="the importance that fits a penalty on columns",
-    normalisation="over the mean of the layer's channels",
-)
+OUT = of(("out",))
+IN = of(("in",))
+NORM = of(("norm",))
+OUT_NORM = of(("out", "norm"))
+IN_NORM = of(("in", "norm"))
+OUT_IN_NORM = of(SIDES)

@@ -36,6 +36,7 @@ L1_NORM = ImportanceSpec(
     formula="‖W^l_{i,:}‖₁",
     source="Li et al. 2017 (PFEC)",
     normalisation="over the mean of the layer's channels",
+    sides=("out",),
 )
 
 L2_NORM = ImportanceSpec(
@@ -45,4 +46,5 @@ L2_NORM = ImportanceSpec(
     formula="‖W^l_{i,:}‖₂",
     source="He et al. 2018 (SFP), with hard removal",
     normalisation="over the mean of the layer's channels",
+    sides=("out",),
 )

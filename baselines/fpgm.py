@@ -34,4 +34,5 @@ FPGM = ImportanceSpec(
     formula="Σ_j ‖W^l_{i,:} − W^l_{j,:}‖₂",
     source="He et al. 2019 (FPGM)",
     normalisation="over the mean of the layer's channels",
+    sides=("out",),
 )

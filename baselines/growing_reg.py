@@ -108,6 +108,9 @@ GREG1 = RegularizerSpec(
     source="Wang et al. 2021 (GReg-1), λ growing by its strength at each of the shared steps",
     penalised="the chosen filters of prunable layers: convolutions (depthwise and grouped too) and linear layers",
     normalisation="the same share of every layer",
+    sides=("out",),
+    reach="some channels",
+    degree=2,
     weight_decay_note="the experiment's own, on all weights (the authors': 5e-4)",
     grid=grid_around(1e-5),  # the authors': 1e-4 every 10 steps
 )

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from oicsr import Coupling, PruningPlan, Regularizer, select_channels
+from oicsr.coupling import Side
 
 Ending = Literal["finetune", "scratch-epochs", "scratch-compute"]
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+Reach = Literal["channels", "some channels", "whole tensors"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ Select = Callable[..., PruningPlan]
 # A proximal step is not multiplied by momentum, as a gradient is (by 10 at a momentum of 0.9), so it takes a larger λ.
 # GrOWL's authors, who step once per epoch, come to 0.007 to 0.028 per step.
 PROXIMAL_STRENGTH = 2e-2
+USUAL_GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of sums of norms that act by their sub-gradient
 
 
 def grid_around(middle: float) -> tuple[float, ...]:
@@ -65,6 +68,12 @@ class RegularizerSpec:
         has_strength: Whether there is a strength to choose.
         grid: The strengths to choose from, for training of the usual length; five, in steps of two, around what the
             source uses where that is known.
+        sides: The sides of a channel whose weights it acts on.
+        reach: Whether it acts on the weights of all channels of these sides, of some only, or on the whole tensors
+            that a channel has a part in.
+        degree: What power of a factor on all weights its value is multiplied by; None where there is no single one.
+        potential: Whether what it adds to the gradient is the gradient of its value. Not so where factors are held
+            fixed while the gradient is taken.
     """
 
     name: str
@@ -77,7 +86,11 @@ class RegularizerSpec:
     weight_decay_note: str = "the experiment's own"
     weight_decay: float | None = None
     has_strength: bool = True
-    grid: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+    grid: tuple[float, ...] = USUAL_GRID
+    sides: tuple[Side, ...] = ("out", "in")
+    reach: Reach = "channels"
+    degree: int | None = 1
+    potential: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,9 @@ class ImportanceSpec:
         formula: The score of a channel, in symbols.
         source: Where the definition comes from.
         normalisation: What makes the scores of different layers comparable.
+        sides: The sides of a channel that the score looks at.
+        degree: What power of a factor on all weights (with those of normalisation layers) the score is multiplied by;
+            None where there is no single one.
     """
 
     name: str
@@ -99,6 +115,8 @@ class ImportanceSpec:
     formula: str
     source: str
     normalisation: str
+    sides: tuple[Side, ...]
+    degree: int | None = 0
 
 
 @dataclass(frozen=True)

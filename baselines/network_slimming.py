@@ -66,6 +66,7 @@ SLIMMING = RegularizerSpec(
     source="Liu et al. 2017",
     penalised="the scales of the normalisation layers (BatchNorm, GroupNorm) of prunable channels; no weights",
     normalisation="none",
+    sides=("norm",),
     weight_decay_note="the experiment's own (the authors': 1e-4)",
     grid=grid_around(1e-4),  # the authors': 1e-4 for VGG, 1e-5 for deep ResNets
 )
@@ -77,4 +78,6 @@ BATCHNORM_SCALE = ImportanceSpec(
     formula="|γ_i|; without a normalisation layer ‖W^l_{i,:}‖₂ over its layer's mean, times the network's mean |γ|",
     source="Liu et al. 2017; the fallback is this suite's",
     normalisation="none",
+    sides=("norm",),
+    degree=1,
 )

@@ -23,4 +23,5 @@ RANDOM = ImportanceSpec(
     formula="drawn uniformly from [0, 1)",
     source="control",
     normalisation="none",
+    sides=(),
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from baselines import anatomy
 from baselines import energy_importance as energy
 from baselines import torch_pruning_rival as peer
 from baselines.cges import CGES
-from baselines.depgraph import DEPGRAPH, GROUP_NORM
+from baselines.depgraph import DEPGRAPH, DEPGRAPH_NOSCALE, GROUP_NORM
 from baselines.elementwise import L1_WEIGHTS, L2_WEIGHTS
 from baselines.filter_norm import L1_NORM, L2_NORM
 from baselines.fpgm import FPGM
-from baselines.group_lasso import GL_IN, GL_OUT, GL_OUT_PROX, GL_SEPARATE
 from baselines.growing_reg import GREG1
 from baselines.growl import GROWL, GROWL_OSCAR, GROWL_PROX
 from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, SelectionSpec
@@ -54,16 +54,14 @@ REGULARIZERS: dict[str, RegularizerSpec] = by_name(
         NO_REGULARIZER,
         L1_WEIGHTS,
         L2_WEIGHTS,
-        GL_OUT,
-        GL_OUT_PROX,
-        GL_IN,
-        GL_SEPARATE,
+        *anatomy.regularizers(),
         GROWL,
         GROWL_OSCAR,
         GROWL_PROX,
         CGES,
         SLIMMING,
         DEPGRAPH,
+        DEPGRAPH_NOSCALE,
         GREG1,
         peer.TP_GROUP_NORM,
         peer.TP_BN_SCALE,
@@ -79,6 +77,10 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         energy.OUT_IN_MAX,
         energy.OUT,
         energy.IN,
+        energy.NORM,
+        energy.OUT_NORM,
+        energy.IN_NORM,
+        energy.OUT_IN_NORM,
         L1_NORM,
         L2_NORM,
         FPGM,
@@ -94,7 +96,6 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
 
 SELECTIONS: dict[str, SelectionSpec] = by_name([GREEDY, UNIFORM])
 
-SSL = "Wen et al. 2016 (SSL)"
 PEER = "torch-pruning 1.6, with the shared selection and surgery"
 COMPARED = "Li et al. 2019 (OICSR), a rival of its comparison"
 
@@ -108,17 +109,27 @@ METHODS: dict[str, Method] = by_name(
         Method("taylor", "Taylor, first order", NO_REGULARIZER, TAYLOR, source="Molchanov et al. 2019"),
         Method("l1-weights", "L1 (non-structured)", L1_WEIGHTS, energy.OUT_IN, source=COMPARED),
         Method("l2-weights", "L2 (non-structured)", L2_WEIGHTS, energy.OUT_IN, source=COMPARED),
-        Method("gl-out", "Group Lasso (out)", GL_OUT, energy.OUT, source=SSL),
-        Method("gl-out-oi", "Group Lasso (out), out-in importance", GL_OUT, energy.OUT_IN, source="control"),
-        Method("gl-out-prox", "Group Lasso (out), proximal", GL_OUT_PROX, energy.OUT, source=SSL),
-        Method("gl-in", "Group Lasso (in)", GL_IN, energy.IN, source=SSL),
-        Method("gl-separate", "Group Lasso (out and in apart)", GL_SEPARATE, energy.OUT_IN, source="control"),
+        *anatomy.methods(),
+        Method(
+            "gl-out-oi",
+            "Group Lasso (out), out-in importance",
+            REGULARIZERS["gl-out"],
+            energy.OUT_IN,
+            source="control",
+        ),
         Method("growl", "GrOWL (in)", GROWL, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
         Method("growl-oscar", "GrOWL (in), OSCAR", GROWL_OSCAR, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
         Method("growl-prox", "GrOWL (in), proximal", GROWL_PROX, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
         Method("cges", "CGES (in)", CGES, energy.IN, source="Yoon and Hwang 2017 (CGES)"),
         Method("slimming", "Network Slimming", SLIMMING, BATCHNORM_SCALE, source="Liu et al. 2017"),
         Method("depgraph", "DepGraph group norm", DEPGRAPH, GROUP_NORM, source="Fang et al. 2023 (DepGraph)"),
+        Method(
+            "depgraph-noscale",
+            "DepGraph group norm without scale",
+            DEPGRAPH_NOSCALE,
+            energy.OUT_IN_MAX,
+            source="control",
+        ),
         Method("greg1", "GReg-1", GREG1, L1_NORM, source="Wang et al. 2021 (GReg-1)"),
         Method(
             "tp-group-norm",

@@ -61,4 +61,6 @@ TAYLOR = ImportanceSpec(
     formula="mean over batches of (Σ_{w in W^{l+1}_{:,i}} w ∂L/∂w)²",
     source="Molchanov et al. 2019, gate after each prunable channel",
     normalisation="none",
+    sides=("out", "in", "norm"),  # by way of the gradient
+    degree=None,  # the loss is not homogeneous in the weights
 )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling
+from oicsr.coupling import SIDES
 from oicsr.penalties import check_strength
 from oicsr.tracing import mode
 
@@ -322,6 +323,9 @@ TP_GROUP_NORM = RegularizerSpec(
     formula="grad += λ γ_k w; γ_k = 16^((I_max − I_k)/(I_max − I_min))",
     source=f"{LIBRARY}, GroupNormPruner.regularize (Fang et al. 2023)",
     penalised=f"filters, columns and BatchNorm scales; {NO_DEPTHWISE}",
+    sides=SIDES,
+    degree=2,
+    potential=False,
     normalisation=ITS_OWN,
     weight_decay_note="0 while it is on, as its authors train",
     weight_decay=0.0,
@@ -335,6 +339,8 @@ TP_BN_SCALE = RegularizerSpec(
     formula="grad += λ γ/‖γ_group‖ (root of the mean of squares over the BatchNorm layers of a group)",
     source=f"{LIBRARY}, BNScalePruner.regularize with group_lasso (Liu et al. 2017)",
     penalised="BatchNorm scales of prunable channels; fails where a coupling has none",
+    sides=("norm",),
+    potential=False,
     normalisation=ITS_OWN,
     grid=grid_around(1e-4),  # as Network Slimming, which it equals for one BatchNorm per coupling
 )
@@ -346,6 +352,8 @@ TP_GROWING_REG = RegularizerSpec(
     formula="grad += λ_k w; λ_k from λ on, growing by λ (I_max − I_k)/(I_max − I_min) over every 390 steps",
     source=f"{LIBRARY}, GrowingRegPruner (Wang et al. 2021), growing every 10 steps in place of once per epoch",
     penalised=f"filters and columns; {NO_DEPTHWISE}; no BatchNorm scales, as its addition to them is lost on a copy",
+    degree=2,
+    potential=False,
     normalisation=ITS_OWN,
     grid=grid_around(1e-4),  # its authors log 1e-5 to 1e-4
 )
@@ -357,6 +365,7 @@ TP_GROUP_NORM_IMPORTANCE = ImportanceSpec(
     formula="mean over the layers of a group of ‖w_k‖², BatchNorm scales included",
     source=f"{LIBRARY}, GroupMagnitudeImportance(p=2, normalizer='max')",
     normalisation="over the largest of the group's channels",
+    sides=SIDES,
 )
 
 TP_BN_SCALE_IMPORTANCE = ImportanceSpec(
@@ -366,6 +375,7 @@ TP_BN_SCALE_IMPORTANCE = ImportanceSpec(
     formula="mean over the BatchNorm layers of a group of |γ_k|; fails where there is none",
     source=f"{LIBRARY}, BNScaleImportance",
     normalisation="over the mean of the group's channels",
+    sides=("norm",),
 )
 
 TP_MAGNITUDE_IMPORTANCE = ImportanceSpec(
@@ -375,4 +385,5 @@ TP_MAGNITUDE_IMPORTANCE = ImportanceSpec(
     formula="mean over the layers of a group of ‖w_k‖², BatchNorm scales included",
     source=f"{LIBRARY}, GroupMagnitudeImportance(p=2)",
     normalisation="over the mean of the group's channels",
+    sides=SIDES,
 )

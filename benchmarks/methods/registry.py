@@ -121,6 +121,7 @@ OICSR_CGES = replace(
     source=f"{LI}: the general form, applied to {cges.YOON} by this suite",
     normalisation=cges.NORMALISATION,
     grid=cges.CGES.grid,
+    degree=None,  # a sum of degrees 1 and 2
 )
 
 OURS = [OICSR_GL, OICSR_GL_PROX, OICSR_GROWL, OICSR_GROWL_OSCAR, OICSR_GROWL_PROX, OICSR_CGES]

@@ -16,45 +16,24 @@ PENALTIES = [name for name, spec in REGULARIZERS.items() if spec.has_strength]
 # torch-pruning fails on these networks, as test_torch_pruning_rival.py shows
 PEERS_RUN_ON = ("chain", "basic", "depthwise")
 CASES = [(name, net) for name in PENALTIES for net in NETWORKS if name not in PEERS or net in PEERS_RUN_ON]
-# γ is held fixed while the gradient is taken, so the rule follows no potential: closed forms are tested instead
-NO_POTENTIAL = ["depgraph", *PEERS]
 OWN_PENALTIES = [name for name in PENALTIES if name not in PEERS]
-# which sides of a channel each acts on; an entry that is not here fails
-REACH = {
-    "out": ["gl-out", "gl-out-prox"],
-    "in": ["gl-in", "growl", "growl-oscar", "growl-prox", "cges"],
-    "out in": [
-        *("oicsr-gl", "oicsr-gl-prox", "oicsr-growl", "oicsr-growl-oscar", "oicsr-growl-prox", "oicsr-cges"),
-        *("gl-separate", "l1-weights", "l2-weights", "tp-growing-reg"),
-    ],
-    "norm": ["slimming", "tp-bn-scale"],
-    "out in norm": ["depgraph", "tp-group-norm"],
-    "some out": ["greg1"],
-}
-SIDES = {name: sides.split() for sides, names in REACH.items() for name in names}
-DEGREES = {
-    **dict.fromkeys(PENALTIES, 1),
-    **dict.fromkeys(["l2-weights", "depgraph", "greg1", "tp-group-norm", "tp-growing-reg"], 2),
-    **dict.fromkeys(["cges", "oicsr-cges"], None),  # a sum of degrees 1 and 2, tested by itself
-}
-SCORE_DEGREES = {
-    **dict.fromkeys(IMPORTANCES, 0),
-    **dict.fromkeys(["out-in-raw", "out-in-size"], 2),
-    "bn-scale": 1,
-    "taylor": None,  # the loss is not homogeneous in the weights
-}
+
+
+def scales_alone(name: str) -> bool:
+    """Say whether a penalty acts on nothing where there is no normalisation layer."""
+    return REGULARIZERS[name].sides == ("norm",)
 
 
 @pytest.mark.parametrize(("name", "net"), CASES)
 def test_value_is_finite_and_not_negative_and_repeats(name: str, net: str) -> None:
-    model, couplings = prepared(net)
+    model, _ = prepared(net)
     values = [built(name, *prepared(net))(model).detach() for _ in range(2)]
     assert values[0].shape == () and bool(values[0].isfinite())
-    assert float(values[0]) > 0 or (name == "slimming" and not couplings)
+    assert float(values[0]) > 0
     assert torch.equal(values[0], values[1])
 
 
-@pytest.mark.parametrize(("name", "net"), [case for case in CASES if case[0] not in NO_POTENTIAL])
+@pytest.mark.parametrize(("name", "net"), [case for case in CASES if REGULARIZERS[case[0]].potential])
 def test_gradient_is_that_of_the_value(name: str, net: str) -> None:
     model, couplings = prepared(net)
     regularizer = built(name, model, couplings)
@@ -93,17 +72,17 @@ def test_a_regularizer_that_adds_its_gradient_agrees_with_autograd(name: str, ne
 @pytest.mark.parametrize(("name", "net"), CASES)
 def test_gradient_reaches_the_right_weights_and_no_others(name: str, net: str) -> None:
     model, couplings = prepared(net)
-    sides = SIDES[name]
-    own = owned(model, couplings, sides)
+    spec = REGULARIZERS[name]
+    own = owned(model, couplings, spec.sides)
     for parameter, added in gradient(built(name, model, couplings), model).items():
         touched = added != 0
         if name in PEERS and net == "depthwise" and parameter == "depthwise.weight":
             assert not bool(touched.any())  # what the cards say
-        elif "some" in sides:
+        elif spec.reach == "some channels":
             assert not bool((touched & ~own[parameter]).any())
             assert bool(touched.any()) == bool(own[parameter].any())
-        elif name in ("l1-weights", "l2-weights"):
-            assert torch.equal(touched, own[parameter].any().expand_as(touched))  # whole tensors
+        elif spec.reach == "whole tensors":
+            assert torch.equal(touched, own[parameter].any().expand_as(touched))
         else:
             assert torch.equal(touched, own[parameter]), parameter
         assert not (parameter.endswith("bias") and bool(touched.any()))
@@ -112,13 +91,14 @@ def test_gradient_reaches_the_right_weights_and_no_others(name: str, net: str) -
 @pytest.mark.parametrize("name", OWN_PENALTIES)
 def test_frozen_weights_are_left_alone(name: str) -> None:
     model, couplings = prepared("chain")
-    model.conv2.weight.requires_grad_(False)
+    frozen = model.bn1.weight if scales_alone(name) else model.conv2.weight
+    frozen.requires_grad_(False)
     regularizer = built(name, model, couplings)
     if isinstance(regularizer, oicsr.GradientRegularizer):
         regularizer.add_gradient(model)
     else:
         regularizer(model).backward()
-    assert model.conv2.weight.grad is None
+    assert frozen.grad is None
     assert any(p.grad is not None for p in model.parameters())
 
 
@@ -126,11 +106,11 @@ def test_frozen_weights_are_left_alone(name: str) -> None:
 def test_depthwise_and_grouped_filters_are_penalised(name: str) -> None:
     model, couplings = prepared("mixed")
     found = gradient(built(name, model, couplings), model)
-    if "out" in SIDES[name]:
+    if "out" in REGULARIZERS[name].sides:
         assert bool(found["depthwise.weight"].any()) and bool(found["grouped.weight"].any())
-    if "in" in SIDES[name]:  # the columns of the layers that read depthwise and grouped filters
+    if "in" in REGULARIZERS[name].sides:  # the columns of the layers that read depthwise and grouped filters
         assert bool(found["left.weight"].any()) and bool(found["fc.weight"].any())
-    if SIDES[name] == ["norm"]:
+    if scales_alone(name):
         assert bool(found["norm.weight"].all())
 
 
@@ -158,7 +138,7 @@ def test_value_scales_as_its_formula_says(name: str, net: str) -> None:
         values.append(float(regularizer(model).detach()))
         for parameter in model.parameters():
             parameter.data.mul_(2)
-    degree = DEGREES[name]
+    degree = REGULARIZERS[name].degree
     if degree is None:  # a + b, 2a + 4b, 4a + 16b
         linear, square = (4 * values[0] - values[1]) / 2, (values[1] - 2 * values[0]) / 2
         assert linear > 0 and square > 0
@@ -217,21 +197,18 @@ def test_random_scores_follow_the_seed() -> None:
     assert not torch.equal(first[0], second[0])
 
 
-@pytest.mark.parametrize("name", [name for name, degree in SCORE_DEGREES.items() if degree is not None])
+@pytest.mark.parametrize("name", [name for name, spec in IMPORTANCES.items() if spec.degree is not None])
 def test_scores_scale_as_their_formula_says(name: str) -> None:
     model, couplings = prepared("chain")
     before = IMPORTANCES[name].score(model, couplings, scoring())
     for parameter in model.parameters():
         parameter.data.mul_(2)
-    factor = 2 ** SCORE_DEGREES[name]
+    factor = 2 ** IMPORTANCES[name].degree
     for was, now in zip(before, IMPORTANCES[name].score(model, couplings, scoring()), strict=True):
         torch.testing.assert_close(now, factor * was, rtol=1e-5 if name.startswith("tp-") else 1e-12, atol=0)
 
 
-BLIND = ["random", "in", "bn-scale"]  # to filters, by definition
-
-
-@pytest.mark.parametrize("name", [n for n in IMPORTANCES if n not in BLIND and not n.startswith("tp-")])
+@pytest.mark.parametrize("name", [n for n, s in IMPORTANCES.items() if "out" in s.sides and not n.startswith("tp-")])
 def test_depthwise_and_grouped_filters_are_scored(name: str) -> None:
     model, couplings = prepared("mixed")
     owner = {m.parameter: c for c in couplings for m in c.members if m.side == "out"}
@@ -240,7 +217,7 @@ def test_depthwise_and_grouped_filters_are_scored(name: str) -> None:
     model.depthwise.weight.data[0] *= 10
     after = IMPORTANCES[name].score(model, couplings, scoring())
     assert not torch.allclose(before[index], after[index])
-    if name not in ("out", "l1", "l2", "fpgm"):
+    if "in" in IMPORTANCES[name].sides:
         reader = next(i for i, c in enumerate(couplings) if any(m.parameter == "grouped.weight" for m in c.members))
         model.grouped.weight.data[0] *= 10
         assert not torch.allclose(after[reader], IMPORTANCES[name].score(model, couplings, scoring())[reader])

@@ -56,12 +56,14 @@ VALUES = {
     "cges": 0.8 * sum(IN) + 0.1 * (12**2 + 14**2),  # one coupling: μ = 0.2
     "oicsr-cges": 0.8 * sum(BOTH) + 0.1 * (15**2 + 21**2),
     "slimming": 0.0,
+    "gl-norm": 0.0,
     "depgraph": (16 * 79 + 125) / 2,
+    "depgraph-noscale": (16 * 79 + 125) / 2,
     "greg1": 0.0,  # before the first step
 }
 
 
-@pytest.mark.parametrize("name", [n for n, s in REGULARIZERS.items() if s.has_strength and not n.startswith("tp-")])
+@pytest.mark.parametrize("name", list(VALUES))
 def test_penalties(name: str) -> None:
     model, couplings = two_by_two()
     regularizer = REGULARIZERS[name].make(couplings, 0.5)
@@ -71,6 +73,44 @@ def test_penalties(name: str) -> None:
 
 def test_no_regularizer_is_none() -> None:
     assert REGULARIZERS["none"].make(two_by_two()[1], 0.5) is None
+
+
+WITH_SCALES = {  # 2 and -3
+    "gl-norm": 2 + 3,
+    "gl-out-norm": math.sqrt(5 + 4) + math.sqrt(25 + 9),
+    "gl-in-norm": math.sqrt(74 + 4) + math.sqrt(100 + 9),
+    "oicsr-gl-norm": math.sqrt(79 + 4) + math.sqrt(125 + 9),
+    "gl-separate-out-norm": sum(OUT) + 5,
+    "gl-separate-in-norm": sum(IN) + 5,
+    "gl-separate-out-in-norm": sum(OUT) + sum(IN) + 5,
+    "oicsr-gl": sum(BOTH),
+    "depgraph": (16 * 83 + 134) / 2,
+    "depgraph-noscale": (16 * 79 + 125) / 2,
+}
+
+
+@pytest.mark.parametrize("name", list(WITH_SCALES))
+def test_penalties_that_may_hold_scales(name: str) -> None:
+    model, couplings = with_norm()
+    for form in (name, f"{name}-prox"):
+        if form in REGULARIZERS:
+            regularizer = REGULARIZERS[form].make(couplings, 0.5)
+            assert regularizer is not None
+            assert float(regularizer(model).detach()) == pytest.approx(0.5 * WITH_SCALES[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_proximal_step_takes_scale_and_columns(joint: bool) -> None:
+    model, couplings = with_norm()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([4.0, -6.0]))
+        model[2].weight.copy_(torch.tensor([[3.0, 8.0], [0.0, 0.0]]))  # with the scales, groups of norm 5 and 10
+    step = REGULARIZERS["gl-in-norm-prox" if joint else "gl-separate-in-norm-prox"].make(couplings, 7.0)
+    assert isinstance(step, oicsr.ProximalRegularizer)
+    step.proximal_step(model, 0.5)  # threshold 3.5: of 5 remain 1.5, of 10 remain 6.5
+    scales, columns = ([1.2, -3.9], [0.9, 5.2]) if joint else ([0.5, -2.5], [0.0, 4.5])
+    assert model[1].weight.tolist() == pytest.approx(scales)
+    assert model[2].weight[0].tolist() == pytest.approx(columns)
 
 
 SCORES = {
