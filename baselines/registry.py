@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from baselines import anatomy
 from baselines import energy_importance as energy
 from baselines import torch_pruning_rival as peer
+from baselines.activation_importance import FOLDED, SCALE_IN, SEEN
 from baselines.cges import CGES
 from baselines.depgraph import DEPGRAPH, DEPGRAPH_NOSCALE, GROUP_NORM
 from baselines.elementwise import L1_WEIGHTS, L2_WEIGHTS
@@ -81,6 +82,9 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         energy.OUT_NORM,
         energy.IN_NORM,
         energy.OUT_IN_NORM,
+        SEEN,
+        SCALE_IN,
+        FOLDED,
         L1_NORM,
         L2_NORM,
         FPGM,
@@ -105,6 +109,9 @@ METHODS: dict[str, Method] = by_name(
         Method("random", "Random channels", NO_REGULARIZER, RANDOM, source="control"),
         Method("l1", "L1-norm filters", NO_REGULARIZER, L1_NORM, source="Li et al. 2017 (PFEC)"),
         Method("l2", "L2-norm filters", NO_REGULARIZER, L2_NORM, source="He et al. 2018 (SFP), with hard removal"),
+        Method("seen", "What the next layer sees", NO_REGULARIZER, SEEN, source="control"),
+        Method("scale-in", "Scale² times in energy", NO_REGULARIZER, SCALE_IN, source="control"),
+        Method("folded", "Out-in energy, BatchNorm folded", NO_REGULARIZER, FOLDED, source="control"),
         Method("fpgm", "FPGM", NO_REGULARIZER, FPGM, source="He et al. 2019 (FPGM)"),
         Method("taylor", "Taylor, first order", NO_REGULARIZER, TAYLOR, source="Molchanov et al. 2019"),
         Method("l1-weights", "L1 (non-structured)", L1_WEIGHTS, energy.OUT_IN, source=COMPARED),
