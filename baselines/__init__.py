@@ -1,6 +1,6 @@
 """The rivals, one file each."""
 
-from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, Scoring, SelectionSpec
+from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, Scoring, SelectionSpec, Target
 from baselines.registry import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "RegularizerSpec",
     "Scoring",
     "SelectionSpec",
+    "Target",
 ]

@@ -7,23 +7,26 @@ Yoon and Hwang, "Combined Group and Exclusive Sparsity for Deep Neural Networks"
 so that channels are shared near the input and compete for weights near the output. With m = 0.2 the authors' μ goes
 from 0.2 to 0.8. Their groups are the weights that leave one input: columns, and for convolutions each position of the
 kernel by itself; here a column is the whole in-channel. The factors that they set by hand for each layer of one
-network are left out. They train by proximal steps, here it is the sub-gradient of the same penalty. Any `sides` may
-form the group: with both it is the OICSR form.
+network are left out. They train by proximal steps: after each step of the optimiser each group is shrunk by its
+2-norm, then each weight by the 1-norm of its group as it is then. The sub-gradient of the same penalty is there too.
+Any `sides` may form the group: with both it is the OICSR form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from baselines.channels import channel_sums
+from baselines.channels import channel_sums, counted, per_slice
 from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import Layout, energy_vector
 from oicsr.penalties import check_strength, safe_sqrt
+from oicsr.proximal import shrink_groups_
 
 MARGIN = 0.2  # m
 
@@ -36,6 +39,9 @@ class Cges:
         sides: Which weights of a channel are in its group.
         strength: λ, not negative.
         margin: m: the share of the exclusive part in the first coupling, 1 - m in the last; in [0, 0.5].
+
+    Attributes:
+        exclusive_share: μ of every channel, `(channels of all couplings,)`.
 
     Raises:
         ValueError: `strength` is negative or not finite, `margin` is out of range, or a side is unknown.
@@ -51,19 +57,75 @@ class Cges:
         self._couplings = list(couplings)
         self._layout = Layout.of(couplings, self.sides)
         depth = torch.linspace(0, 1, len(self._couplings), dtype=torch.float64)
-        self._exclusive = (margin + (1 - 2 * margin) * depth).repeat_interleave(torch.tensor(self._layout.sizes))
+        self.exclusive_share = (margin + (1 - 2 * margin) * depth).repeat_interleave(torch.tensor(self._layout.sizes))
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
         group = safe_sqrt(energy_vector(model, self._layout))
         absolute = torch.cat(channel_sums(model, self._couplings, self.sides, lambda name, weight: weight.abs()))
-        exclusive = self._exclusive.to(group.device, group.dtype)
+        exclusive = self.exclusive_share.to(group.device, group.dtype)
         return self.strength * ((1 - exclusive) * group + exclusive / 2 * absolute.square()).sum()
+
+
+class ProximalCges:
+    """CGES by the steps of its authors: groups are soft-thresholded, then weights by the 1-norm of their group.
+
+    The first is the proximal operator of the group part. The second is that of the exclusive part to first order in
+    the step: the exact one has the 1-norm after the step in the place of the one before. A weight in two groups takes
+    the factors, and the thresholds, of both. Arguments and errors are those of `Cges`.
+    """
+
+    def __init__(
+        self, couplings: Sequence[Coupling], sides: Sequence[Side], strength: float, margin: float = MARGIN
+    ) -> None:
+        self._penalty = Cges(couplings, sides, strength, margin)
+        self.strength = self._penalty.strength
+        self._couplings = list(couplings)
+        self._layout = Layout.of(couplings, tuple(sides))
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty on the weights of `model`, a scalar."""
+        return self._penalty(model)
+
+    @torch.no_grad()
+    def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
+        """Shrink groups, then weights, in place; frozen weights count and are left as they are.
+
+        Args:
+            model: The network, after the optimiser's step.
+            learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
+
+        Raises:
+            ValueError: `learning_rate` is negative.
+        """
+        if not learning_rate >= 0:
+            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
+        step = learning_rate * self.strength
+        exclusive = self._penalty.exclusive_share
+        shrink_groups_(model, self._layout, step * (1 - exclusive))
+        sides = self._penalty.sides
+        norms = channel_sums(model, self._couplings, sides, lambda name, weight: weight.abs())
+        thresholds: dict[str, Tensor] = {}
+        shares = exclusive.split(self._layout.sizes)
+        for coupling, norm, share in zip(self._couplings, norms, shares, strict=True):
+            for member in counted(coupling, sides):
+                weight = model.get_parameter(member.parameter)
+                threshold = per_slice(member, step * share.to(norm.device, norm.dtype) * norm, weight)
+                thresholds[member.parameter] = thresholds.get(member.parameter, torch.zeros(())) + threshold
+        for name, threshold in thresholds.items():
+            weight = model.get_parameter(name)
+            if weight.requires_grad:
+                weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
 
 
 def in_channels(couplings: Sequence[Coupling], strength: float) -> Cges:
     """Build CGES over in-channels, as its authors group."""
     return Cges(couplings, ("in",), strength)
+
+
+def in_channels_proximal(couplings: Sequence[Coupling], strength: float) -> ProximalCges:
+    """Build CGES over in-channels by its authors' steps."""
+    return ProximalCges(couplings, ("in",), strength)
 
 
 YOON = "Yoon and Hwang 2017 (CGES)"
@@ -83,4 +145,15 @@ CGES = RegularizerSpec(
     sides=("in",),
     degree=None,  # a sum of degrees 1 and 2
     grid=grid_around(6e-6),  # the exclusive part alone then pulls on a weight about as l1-weights does
+)
+
+CGES_PROX = replace(
+    CGES,
+    name="cges-prox",
+    title="CGES (in), proximal",
+    make=in_channels_proximal,
+    formula="after a step of size η: g ← max(0, 1 − ηλ(1 − μ_l)/‖g‖₂) g, then w ← sign(w) max(0, |w| − ηλ μ_l ‖g‖₁); "
+    f"g = W^{{l+1}}_{{:,i}}; {MU}",
+    source=f"{YOON}, its steps, without its hand-set factors per layer",
+    grid=grid_around(6e-5),  # the authors'
 )

@@ -69,6 +69,14 @@ def channel_vectors(model: nn.Module, coupling: Coupling, sides: Sequence[Side])
     return torch.cat(parts, 1)
 
 
+def per_slice(member: Member, values: Tensor, weight: Tensor) -> Tensor:
+    """Return a value per channel as a tensor that broadcasts over a member's parameter; 0 for no channel of its own."""
+    padded = torch.cat([values, values.new_zeros(1)])
+    shape = [1] * weight.ndim
+    shape[member.dim] = len(member.channels)
+    return padded[member.channels.to(values.device)].reshape(shape)  # -1 reads the zero at the end
+
+
 @torch.no_grad()
 def add_to_gradient(weight: Tensor, value: Tensor, factor: float) -> None:
     """Add `factor * value` to the gradient of a weight, in place; a frozen weight is left alone."""

@@ -4,24 +4,27 @@ Wang et al., "Neural Pruning via Growing Regularization", ICLR 2021. Before trai
 norm of each layer are chosen; while training, `grad += λ w` for these alone, and λ grows by δ every 10 iterations up
 to a ceiling of 1, after which a stage of constant λ follows. That schedule is as long as it takes; here every method
 has the same number of steps, so λ grows by `strength` at every step (the authors' δ = 1e-4 every 10 iterations is a
-strength of 1e-5) up to the same ceiling, and there is no stage of its own. The authors set each layer's ratio by hand;
-here the shared selection decides later, and the half of each layer that its cap allows to go is chosen.
+strength of 1e-5) up to the same ceiling, and there is no stage of its own. The authors set each layer's ratio by hand,
+and the filters that are penalised are those that go; here they are the ones that the shared selection would remove at
+the target, by the same L1 norm over its layer's mean. Without a target it is the same share of each layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from baselines.channels import channel_sums
-from baselines.method import RegularizerSpec, grid_around
+from baselines.channels import channel_sums, over_mean
+from baselines.method import RegularizerSpec, Target, grid_around
 from oicsr import Coupling
+from oicsr.coupling import channel_mask
 from oicsr.energy import Layout, add_energy_gradient, energy_vector
 
 CEILING = 1.0
+Choose = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]  # L1 norms of filters to those that must go
 
 
 class GrowingPenalty:
@@ -30,19 +33,24 @@ class GrowingPenalty:
     Args:
         couplings: The couplings of the model.
         growth: What `advance` adds to λ, not negative.
-        share: The share of each coupling's channels that is chosen, rounded down, in [0, 1).
+        share: The share of each coupling's channels that is chosen, rounded down, in [0, 1), where `choose` is None.
+        choose: Says which filters must go, bool `(num_channels,)` per coupling, from the model and the L1 norm of each
+            filter.
 
     Raises:
         ValueError: `growth` is negative or not finite, or `share` is out of range.
     """
 
-    def __init__(self, couplings: Sequence[Coupling], growth: float, share: float = 0.5) -> None:
+    def __init__(
+        self, couplings: Sequence[Coupling], growth: float, share: float = 0.5, choose: Choose | None = None
+    ) -> None:
         if not math.isfinite(growth) or growth < 0:
             raise ValueError(f"growth is {growth!r}; it must be a finite number, 0 or more")
         if not 0 <= share < 1:
             raise ValueError(f"share is {share!r}; it must be in [0, 1)")
         self.growth = growth
         self.share = share
+        self._choose_by = choose or self._smallest
         self._couplings = list(couplings)
         self.last_value: Tensor | None = None
         self._layout = Layout.of(couplings, ("out",))
@@ -78,10 +86,14 @@ class GrowingPenalty:
     @torch.no_grad()
     def _choose(self, model: nn.Module) -> Tensor:
         norms = channel_sums(model, self._couplings, ("out",), lambda name, weight: weight.abs())
+        return torch.cat(self._choose_by(model, norms))
+
+    def _smallest(self, model: nn.Module, norms: Sequence[Tensor]) -> list[Tensor]:
+        """Choose the same share of every coupling."""
         chosen = [torch.zeros_like(norm, dtype=torch.bool) for norm in norms]
         for mask, norm in zip(chosen, norms, strict=True):
             mask[norm.argsort(stable=True)[: math.floor(self.share * len(norm))]] = True
-        return torch.cat(chosen)
+        return chosen
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the steps taken and the filters chosen."""
@@ -99,15 +111,26 @@ class GrowingPenalty:
         self._chosen = state["chosen"].clone()
 
 
+def for_target(couplings: Sequence[Coupling], growth: float, target: Target) -> GrowingPenalty:
+    """Build the penalty on the filters that the method's selection would remove at the target."""
+
+    def choose(model: nn.Module, norms: Sequence[Tensor]) -> list[Tensor]:
+        kept = target.plan(model, over_mean(norms)).kept
+        return [~channel_mask(coupling, kept).to(norm.device) for coupling, norm in zip(couplings, norms, strict=True)]
+
+    return GrowingPenalty(couplings, growth, choose=choose)
+
+
 GREG1 = RegularizerSpec(
     name="greg1",
     title="GReg-1",
     make=GrowingPenalty,
-    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the half of each layer with the smallest ‖W^l_{i,:}‖₁ at the start; "
-    "λ_t = min(λ t, 1) at step t",
+    make_for_target=for_target,
+    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the filters that the selection would remove by their ‖W^l_{i,:}‖₁ at the "
+    "start (over the layer's mean), at the target; λ_t = min(λ t, 1) at step t",
     source="Wang et al. 2021 (GReg-1), λ growing by its strength at each of the shared steps",
     penalised="the chosen filters of prunable layers: convolutions (depthwise and grouped too) and linear layers",
-    normalisation="the same share of every layer",
+    normalisation="as the selection's: the share of each layer follows from the global order",
     sides=("out",),
     reach="some channels",
     degree=2,

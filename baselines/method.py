@@ -35,7 +35,24 @@ class Scoring:
     batches: Batches
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is to be removed after training, for regularisers that prepare it.
+
+    Attributes:
+        macs_kept: Share of the dense MACs that remains after the next removal, in (0, 1].
+        steps: Optimisation steps of the training before it.
+        plan: `plan(model, scores)` gives the plan that the method's selection makes of scores at this target, with the
+            cap and the rounding of the experiment. Scores are one tensor `(num_channels,)` per coupling.
+    """
+
+    macs_kept: float
+    steps: int
+    plan: Callable[[nn.Module, Sequence[Tensor]], PruningPlan]
+
+
 MakeRegularizer = Callable[[Sequence[Coupling], float], Regularizer | None]
+MakeForTarget = Callable[[Sequence[Coupling], float, Target], Regularizer | None]
 Score = Callable[[nn.Module, Sequence[Coupling], Scoring], list[Tensor]]
 Select = Callable[..., PruningPlan]
 
@@ -59,6 +76,8 @@ class RegularizerSpec:
         name: Key on the command line; methods with the same regulariser and strength share that training run.
         title: Name in tables and plots.
         make: Builds the regulariser from the couplings and the strength; None trains without one.
+        make_for_target: Builds it for a target too, where what it does depends on what will be removed; its training
+            is then not shared between targets. None for the others.
         formula: The penalty, or what it does to the weights, in symbols.
         source: Where the definition comes from.
         penalised: Which parameters it acts on: convolutions, linear layers, depthwise, BatchNorm, biases.
@@ -91,6 +110,22 @@ class RegularizerSpec:
     reach: Reach = "channels"
     degree: int | None = 1
     potential: bool = True
+    make_for_target: MakeForTarget | None = None
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether training depends on what will be removed."""
+        return self.make_for_target is not None
+
+    def build(self, couplings: Sequence[Coupling], strength: float, target: Target | None = None) -> Regularizer | None:
+        """Build the regulariser, for a target where it is given and matters.
+
+        Raises:
+            ValueError: `strength` is negative or not finite.
+        """
+        if self.make_for_target is None or target is None:
+            return self.make(couplings, strength)
+        return self.make_for_target(couplings, strength, target)
 
 
 @dataclass(frozen=True)
@@ -163,6 +198,7 @@ class Method:
             compute (`"scratch-compute"`).
         strength_of: Name of the method whose chosen strength this one takes over (a control of that method).
         unpruned: Nothing is removed, whatever the target.
+        absorb: Whether surgery adds what removed channels still give (the shift after BatchNorm) to the next layer.
     """
 
     name: str
@@ -174,6 +210,7 @@ class Method:
     ending: Ending = "finetune"
     strength_of: str | None = None
     unpruned: bool = False
+    absorb: bool = False
 
     @property
     def has_strength(self) -> bool:

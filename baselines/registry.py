@@ -9,7 +9,7 @@ from baselines import anatomy
 from baselines import energy_importance as energy
 from baselines import torch_pruning_rival as peer
 from baselines.activation_importance import FOLDED, SCALE_IN, SEEN
-from baselines.cges import CGES
+from baselines.cges import CGES, CGES_PROX
 from baselines.depgraph import DEPGRAPH, DEPGRAPH_NOSCALE, GROUP_NORM
 from baselines.elementwise import L1_WEIGHTS, L2_WEIGHTS
 from baselines.filter_norm import L1_NORM, L2_NORM
@@ -20,7 +20,7 @@ from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, Se
 from baselines.network_slimming import BATCHNORM_SCALE, SLIMMING
 from baselines.no_regularizer import NO_REGULARIZER
 from baselines.random_channels import RANDOM
-from baselines.taylor import TAYLOR
+from baselines.taylor import TAYLOR, TAYLOR_LAYER
 from baselines.uniform_selection import UNIFORM
 
 
@@ -60,6 +60,7 @@ REGULARIZERS: dict[str, RegularizerSpec] = by_name(
         GROWL_OSCAR,
         GROWL_PROX,
         CGES,
+        CGES_PROX,
         SLIMMING,
         DEPGRAPH,
         DEPGRAPH_NOSCALE,
@@ -90,6 +91,7 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         FPGM,
         BATCHNORM_SCALE,
         TAYLOR,
+        TAYLOR_LAYER,
         GROUP_NORM,
         RANDOM,
         peer.TP_GROUP_NORM_IMPORTANCE,
@@ -112,8 +114,18 @@ METHODS: dict[str, Method] = by_name(
         Method("seen", "What the next layer sees", NO_REGULARIZER, SEEN, source="control"),
         Method("scale-in", "Scale² times in energy", NO_REGULARIZER, SCALE_IN, source="control"),
         Method("folded", "Out-in energy, BatchNorm folded", NO_REGULARIZER, FOLDED, source="control"),
-        Method("fpgm", "FPGM", NO_REGULARIZER, FPGM, source="He et al. 2019 (FPGM)"),
+        Method(
+            "fpgm", "FPGM", NO_REGULARIZER, FPGM, source="He et al. 2019 (FPGM), with the global order of this suite"
+        ),
+        Method("fpgm-uniform", "FPGM, uniform", NO_REGULARIZER, FPGM, UNIFORM, source="He et al. 2019 (FPGM)"),
         Method("taylor", "Taylor, first order", NO_REGULARIZER, TAYLOR, source="Molchanov et al. 2019"),
+        Method(
+            "taylor-layer",
+            "Taylor, first order, by layer",
+            NO_REGULARIZER,
+            TAYLOR_LAYER,
+            source="Molchanov et al. 2017, 2019",
+        ),
         Method("l1-weights", "L1 (non-structured)", L1_WEIGHTS, energy.OUT_IN, source=COMPARED),
         Method("l2-weights", "L2 (non-structured)", L2_WEIGHTS, energy.OUT_IN, source=COMPARED),
         *anatomy.methods(),
@@ -127,8 +139,18 @@ METHODS: dict[str, Method] = by_name(
         Method("growl", "GrOWL (in)", GROWL, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
         Method("growl-oscar", "GrOWL (in), OSCAR", GROWL_OSCAR, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
         Method("growl-prox", "GrOWL (in), proximal", GROWL_PROX, energy.IN, source="Zhang et al. 2018 (GrOWL)"),
+        Method("cges-prox", "CGES (in), proximal", CGES_PROX, energy.IN, source="Yoon and Hwang 2017 (CGES)"),
         Method("cges", "CGES (in)", CGES, energy.IN, source="Yoon and Hwang 2017 (CGES)"),
         Method("slimming", "Network Slimming", SLIMMING, BATCHNORM_SCALE, source="Liu et al. 2017"),
+        Method(
+            "slimming-absorb",
+            "Network Slimming, shifts absorbed",
+            SLIMMING,
+            BATCHNORM_SCALE,
+            source="Liu et al. 2017, with what removed channels still give added to the next layer",
+            strength_of="slimming",
+            absorb=True,
+        ),
         Method("depgraph", "DepGraph group norm", DEPGRAPH, GROUP_NORM, source="Fang et al. 2023 (DepGraph)"),
         Method(
             "depgraph-noscale",

@@ -54,6 +54,19 @@ def gate_gradients(model: nn.Module, couplings: Sequence[Coupling], images: Tens
         return channel_sums(model, couplings, ("in",), lambda name, weight: weight * gradients[name].to(weight.device))
 
 
+def taylor_by_layer(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+    """Return the Taylor scores over the Euclidean norm of those of their layer.
+
+    The normalisation of Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
+    ICLR 2017, section 2.3.
+
+    Raises:
+        ValueError: There is no batch.
+    """
+    scores = taylor(model, couplings, scoring)
+    return [score / torch.where(score.norm() > 0, score.norm(), 1) for score in scores]
+
+
 TAYLOR = ImportanceSpec(
     name="taylor",
     title="Taylor, first order",
@@ -63,4 +76,15 @@ TAYLOR = ImportanceSpec(
     normalisation="none",
     sides=("out", "in", "norm"),  # by way of the gradient
     degree=None,  # the loss is not homogeneous in the weights
+)
+
+TAYLOR_LAYER = ImportanceSpec(
+    name="taylor-layer",
+    title="Taylor, first order, by layer",
+    score=taylor_by_layer,
+    formula="T_i / √(Σ_j T_j²) over the layer, T_i = mean over batches of (Σ_{w in W^{l+1}_{:,i}} w ∂L/∂w)²",
+    source="Molchanov et al. 2019, with the layer normalisation of Molchanov et al. 2017",
+    normalisation="over the Euclidean norm of the layer's scores",
+    sides=("out", "in", "norm"),
+    degree=None,
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from oicsr import fused
 from oicsr.coupling import Coupling, Side
 from oicsr.eager import eager
-from oicsr.energy import energy_vector
+from oicsr.energy import Layout, energy_vector
 from oicsr.penalties import check_strength, group_lasso, group_layout
 
 
@@ -82,11 +82,28 @@ class ProximalGroupLasso:
         """
         if not isinstance(learning_rate, Tensor) and not learning_rate >= 0:
             raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
-        parameters = self._layout.weights(model)
-        if not parameters:
-            return
-        norms = energy_vector(model, self._layout).sqrt()
-        threshold = self.strength * learning_rate
-        factors = torch.where(norms > threshold, 1 - norms.reciprocal() * threshold, 0.0)  # a number or a tensor alike
-        weights = [parameter.detach() for parameter in parameters]
-        fused.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)
+        shrink_groups_(model, self._layout, self.strength * learning_rate)
+
+
+@torch.no_grad()
+@eager
+def shrink_groups_(model: nn.Module, layout: Layout, threshold: float | Tensor) -> None:
+    """Soft-threshold every group in place: a norm of n becomes `max(0, n - threshold)`.
+
+    Args:
+        model: The network; frozen weights count in the norms and are left as they are.
+        layout: Which weights form a group; a weight in two groups takes the factors of both.
+        threshold: One number for all, or one per group, `(channels of the layout,)`.
+
+    Raises:
+        ValueError: The layout is not the model's.
+    """
+    parameters = layout.weights(model)
+    if not parameters:
+        return
+    norms = energy_vector(model, layout).sqrt()
+    if isinstance(threshold, Tensor) and threshold.ndim:
+        threshold = threshold.to(norms.device, norms.dtype)
+    factors = torch.where(norms > threshold, 1 - norms.reciprocal() * threshold, 0.0)  # a number or a tensor alike
+    weights = [parameter.detach() for parameter in parameters]
+    fused.scale_(weights, [p.requires_grad for p in parameters], layout.table(weights), factors)

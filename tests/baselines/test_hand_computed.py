@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import oicsr
-from baselines import Scoring
+from baselines import Scoring, Target
 from baselines.cges import Cges
 from baselines.depgraph import GroupNormPenalty
 from baselines.elementwise import ElementwisePenalty
@@ -54,6 +55,7 @@ VALUES = {
     "oicsr-growl-prox": sum(BOTH),
     "oicsr-growl-oscar": (1 + SLOPE) * BOTH[1] + BOTH[0],
     "cges": 0.8 * sum(IN) + 0.1 * (12**2 + 14**2),  # one coupling: μ = 0.2
+    "cges-prox": 0.8 * sum(IN) + 0.1 * (12**2 + 14**2),
     "oicsr-cges": 0.8 * sum(BOTH) + 0.1 * (15**2 + 21**2),
     "slimming": 0.0,
     "gl-norm": 0.0,
@@ -188,6 +190,28 @@ def test_growing_penalty_chooses_the_small_half_once_and_grows_to_its_ceiling() 
         resumed.load_state_dict({"steps": torch.tensor(1), "chosen": torch.zeros(3, dtype=torch.bool)})
 
 
+def test_growing_penalty_takes_exactly_the_filters_that_go_at_the_target() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 40, 3), nn.ReLU(), nn.Conv2d(40, 2, 3))
+    model.double()
+    images = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
+    couplings = oicsr.find_couplings(model, images)
+
+    def plan(network: nn.Module, scores: Sequence[Tensor]) -> oicsr.PruningPlan:
+        return oicsr.select_channels(scores, couplings, network, images, macs_kept=0.15, max_removed=0.9)
+
+    spec = REGULARIZERS["greg1"]
+    penalty = spec.build(couplings, 0.1, Target(macs_kept=0.15, steps=10, plan=plan))
+    assert isinstance(penalty, GrowingPenalty) and spec.uses_target
+    penalty.advance(model)
+    chosen = penalty.state_dict()["chosen"].split([40, 40])
+    kept = plan(model, IMPORTANCES["l1"].score(model, couplings, SCORING)).kept
+    for coupling, mask in zip(couplings, chosen, strict=True):
+        assert mask.logical_not().nonzero().flatten().tolist() == list(kept[coupling.name])
+    assert int(torch.cat(chosen).sum()) > 40  # more than half, as the cap allows
+    assert type(spec.build(couplings, 0.1)) is GrowingPenalty and not REGULARIZERS["oicsr-gl"].uses_target
+
+
 def test_exclusive_share_grows_with_depth() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(4))).double()
     for layer in model:
@@ -195,6 +219,22 @@ def test_exclusive_share_grows_with_depth() -> None:
     couplings = oicsr.find_couplings(model, torch.zeros(1, 2, dtype=torch.float64))
     value = float(Cges(couplings, ("in",), 1.0)(model).detach())
     assert value == pytest.approx(2 * sum((1 - mu) * math.sqrt(2) + mu / 2 * 4 for mu in (0.2, 0.5, 0.8)))
+
+
+def test_cges_steps_shrink_groups_then_weights() -> None:
+    model, couplings = two_by_two()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[3.0, 6.0], [-4.0, 0.5]]))  # columns of norm 5 and √36.25
+    step = REGULARIZERS["cges-prox"].make(couplings, 2.0)
+    assert isinstance(step, oicsr.ProximalRegularizer)
+    step.proximal_step(model, 0.5)  # one coupling: μ = 0.2, thresholds 0.8 for groups and 0.2 ‖g‖₁ for weights
+    columns = []
+    for column in ([3.0, -4.0], [6.0, 0.5]):
+        factor = 1 - 0.8 / math.hypot(*column)
+        threshold = 0.2 * factor * sum(map(abs, column))
+        columns.append([math.copysign(max(0.0, factor * abs(w) - threshold), w) for w in column])
+    assert model[1].weight.T.tolist() == [pytest.approx(column) for column in columns]
+    assert model[1].weight[1, 1] == 0  # weights of a column compete: the small one goes
 
 
 def test_proximal_group_lasso_shrinks_each_group_by_its_norm() -> None:

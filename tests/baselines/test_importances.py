@@ -55,6 +55,13 @@ def test_taylor_averages_the_squares_of_batches() -> None:
         IMPORTANCES["taylor"].score(model, couplings, Scoring(torch.Generator(), lambda: []))
 
 
+def test_taylor_by_layer_has_norm_one_in_every_layer() -> None:
+    model, couplings = prepared("chain")
+    scores = IMPORTANCES["taylor"].score(model, couplings, scoring())
+    for score, scaled in zip(scores, IMPORTANCES["taylor-layer"].score(model, couplings, scoring()), strict=True):
+        torch.testing.assert_close(scaled, score / score.square().sum().sqrt())
+
+
 def test_taylor_stops_after_30_batches() -> None:
     model, couplings = prepared("chain")
     used = itertools.count()
