@@ -7,14 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from baselines.method import Method, Scoring
+from baselines.method import Method, Scoring, Target
 from benchmarks.config import Cell, digest
 from benchmarks.datasets import Split
 from benchmarks.machine.leases import PAUSE
@@ -42,6 +42,7 @@ from oicsr import (
     prune_iteratively,
     remove_channels,
 )
+from oicsr.algorithm import share_after
 from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
@@ -192,6 +193,7 @@ class _Run:
         """Train with the regulariser and remove channels, as often as the profile says."""
         profile = self.cell.profile
         couplings_seen: list[Sequence[Coupling]] = []
+        dense_macs = count_macs(model, self.inputs)
 
         def train(network: nn.Module, regularizer: Regularizer | None, step: int) -> None:
             first = step == 0 and self.on_test
@@ -208,7 +210,8 @@ class _Run:
 
         def make_regularizer(couplings: Sequence[Coupling]) -> Regularizer | None:
             couplings_seen.append(couplings)
-            return self.method.regularizer.make(couplings, self.strength.value)
+            target = self._target(couplings_seen, dense_macs)
+            return self.method.regularizer.build(couplings, self.strength.value, target)
 
         result = prune_iteratively(
             model,
@@ -229,6 +232,23 @@ class _Run:
         self.progress.widths = widths(couplings_seen[0], result.plan)
         self.progress.channels = mark_kept(self.progress.channels, result.plan)
         return result
+
+    def _target(self, couplings_seen: Sequence[Sequence[Coupling]], dense_macs: int) -> Target:
+        """Return what the next removal will come to, for regularisers that prepare it."""
+        profile, step = self.cell.profile, len(couplings_seen) - 1
+        macs_kept = share_after(step, profile.steps, self.cell.macs_kept, profile.pruning_schedule)
+        widths_before = {c.name: c.num_channels for c in couplings_seen[0]}
+        select = partial(
+            self.method.selection.select,
+            macs_kept=macs_kept,
+            max_removed=profile.max_removed,
+            original_widths=widths_before if profile.cap_of == "original" else None,
+            dense_macs=dense_macs,
+            round_to=profile.round_to,
+        )
+        batches = self.data.training_batches(profile.batch_size, self.bench.device, current_rank())
+        steps = len(batches) * self.stages[1 + step].phase.epochs
+        return Target(macs_kept, steps, lambda model, scores: select(scores, couplings_seen[step], model, self.inputs))
 
     def _note_after_removal(self, model: nn.Module, val_top1: float) -> None:
         self.progress.removals[-1] |= {"macs": count_macs(model, self.inputs), "val_top1_after": val_top1}

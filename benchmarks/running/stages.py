@@ -1,9 +1,9 @@
 """The stretches of training that a run consists of, and which of them runs share.
 
 A stage is named by a hash of everything that decides its outcome: so the dense network of a seed is trained once for
-all methods, methods with the same regulariser and strength share that training, and a stage that was interrupted is
-found again. The random numbers of a stage depend on seed, phase and step only: every method sees the same images in
-the same order.
+all methods, methods with the same regulariser and strength share that training (unless the regulariser depends on what
+will be removed), and a stage that was interrupted is found again. The random numbers of a stage depend on seed, phase
+and step only: every method sees the same images in the same order.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
         phase = replace(phase, weight_decay=regularizer.weight_decay)
     share = 1.0
     for step in range(profile.steps):
-        key = digest([key, "regularized", step, phase.plain, regularizer.name, strength, profile.scope])
+        removal = [profile.max_removed, profile.cap_of, profile.round_to, profile.steps, profile.pruning_schedule]
+        target = [method.selection.name, cell.macs_kept, removal] if regularizer.uses_target else []
+        key = digest([key, "regularized", step, phase.plain, regularizer.name, strength, profile.scope, *target])
         stages.append(Stage(key, "regularized", step, phase, _seed(cell, "regularized", step), share))
         share = share_after(step, profile.steps, cell.macs_kept, profile.pruning_schedule)
-        removal = [profile.max_removed, profile.cap_of, profile.round_to, profile.steps, profile.pruning_schedule]
         key = digest([key, "remove", method.importance.name, method.selection.name, cell.macs_kept, removal])
     phase = last_phase(profile, method, cell.macs_kept)
     key = digest([key, method.ending, phase.plain])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import oicsr
 from baselines import Scoring
 from baselines.activation_importance import rectified_moment
-from benchmarks.methods import IMPORTANCES
+from benchmarks.methods.registry import IMPORTANCES
 
 SCORING = Scoring(torch.Generator(), lambda: [])
 

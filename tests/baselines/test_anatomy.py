@@ -12,7 +12,7 @@ from torch import nn
 import oicsr
 from baselines import Scoring
 from baselines.anatomy import GROUPS, Group, regularizers
-from benchmarks.methods import IMPORTANCES, METHODS, REGULARIZERS
+from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS
 from oicsr.coupling import SIDES
 from tests.baselines.networks import NETWORKS, prepared
 

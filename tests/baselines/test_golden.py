@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.methods import IMPORTANCES, REGULARIZERS
+from benchmarks.methods.registry import IMPORTANCES, REGULARIZERS
 from tests.baselines.golden import importance, load, penalty
 
 GOLDEN = load()

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from baselines.method import Target
 from benchmarks.config import Cell, Phase
+from benchmarks.methods.registry import METHODS, REGULARIZERS
+from benchmarks.models import build_model
 from benchmarks.records.record import Record, RecordError, read_record, read_records, record_path
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.cells import cells_of
@@ -19,6 +22,7 @@ from benchmarks.running.run import run_cell
 from benchmarks.running.stages import Stage, stages_of
 from benchmarks.running.survey import survey
 from benchmarks.running.tuning import best_strength, tune
+from oicsr import Coupling, count_macs, find_couplings, out_in_energy, remove_channels
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 
@@ -60,6 +64,34 @@ def test_a_run_leaves_a_record_of_four_states(tmp_path: Path) -> None:
     assert record.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
     history = record_path(bench.results, cell).with_name("history.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in history] == ["phase", "dense", "regularized", "finetune"]
+
+
+def test_training_is_shared_between_targets_unless_it_depends_on_them() -> None:
+    def key(method: str, **changes: Any) -> str:
+        return stages_of(small_cell(method, **changes), _method(method), 0.1, "cpu")[1].key
+
+    assert key("oicsr-gl") == key("oicsr-gl", macs_kept=0.3) == key("oicsr-gl-uniform")
+    assert key("greg1") != key("greg1", macs_kept=0.3) and key("greg1") != key("greg1+l1+uniform")
+
+
+def test_a_regularizer_is_told_what_will_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets: list[Target] = []
+
+    def watched(couplings: Sequence[Coupling], strength: float, target: Target) -> None:
+        targets.append(target)
+
+    spec = dataclasses.replace(REGULARIZERS["none"], make_for_target=watched)
+    method = dataclasses.replace(METHODS["none"], regularizer=spec)
+    monkeypatch.setitem(METHODS, "none", method)
+    record = run_cell(small_bench(tmp_path), small_cell("none", steps=2))
+    assert record.complete and [target.macs_kept for target in targets] == [0.75, 0.5]
+    assert all(target.steps == 2 for target in targets)  # 128 images in batches of 64, one epoch
+    model = build_model("digits-resnet", 10)
+    couplings = find_couplings(model, torch.zeros(1, 1, 8, 8))
+    plan = targets[0].plan(model, out_in_energy(model, couplings))
+    small = remove_channels(model, plan)
+    share = count_macs(small, torch.zeros(1, 1, 8, 8)) / count_macs(model, torch.zeros(1, 1, 8, 8))
+    assert share == pytest.approx(0.75, rel=0.01)
 
 
 def test_two_runs_are_equal_but_for_times(tmp_path: Path) -> None:
