@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from oicsr.operators import argument, operator_name, shape_of
+from oicsr.rules.registry import argument, operator_name, shape_of
 from oicsr.tracing import _export, _first_names, as_inputs
 
-CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}
+TRANSPOSED = {"aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d"}
+LINEAR = "aten::linear"
+NORMALIZATION = "aten::batch_norm"
 
 
 @dataclass(frozen=True)
@@ -78,31 +80,31 @@ def normalized_layers(
     found: list[NormalizedLayer] = []
     others: dict[str, str] = {}
     for node in exported.graph.nodes:
-        if operator_name(node) in CONVOLUTIONS | TRANSPOSED | {"linear"}:
+        if operator_name(node) in CONVOLUTIONS | TRANSPOSED | {LINEAR}:
             layer = _normalized(node, places, uses)
             if isinstance(layer, NormalizedLayer):
                 found.append(layer)
             else:
-                others[row_name(places.get(argument(node, 1, "weight"), node.name))] = layer
+                others[row_name(places.get(argument(node, 1), node.name))] = layer
     return found, others
 
 
 def _normalized(node: fx.Node, names: Mapping[fx.Node, str], uses: Mapping[str, int]) -> NormalizedLayer | str:
     """Return the layer that `node` is, or why it is none that one BatchNorm alone reads."""
     kind = operator_name(node)
-    weight, bias = names.get(argument(node, 1, "weight")), argument(node, 2, "bias")
+    weight, bias = names.get(argument(node, 1)), argument(node, 2)
     if weight is None:
         return "its weight is computed"
     readers = list(node.users)
-    if len(readers) != 1 or operator_name(readers[0]) != "batch_norm":
+    if len(readers) != 1 or operator_name(readers[0]) != NORMALIZATION:
         return "its output is not read by one BatchNorm alone"
     norm = readers[0]
-    axis = 1 if kind == "linear" else len(shape_of(node)) - (len(shape_of(argument(node, 1, "weight"))) - 2) - 1
-    if axis != 1 or (kind == "linear" and len(shape_of(node)) != 2):
+    axis = 1 if kind == LINEAR else len(shape_of(node)) - (len(shape_of(argument(node, 1))) - 2) - 1
+    if axis != 1 or (kind == LINEAR and len(shape_of(node)) != 2):
         return "BatchNorm normalises another axis than that of its output channels"
-    if kind in TRANSPOSED and argument(node, 6, "groups", 1) != 1:
+    if kind in TRANSPOSED and argument(node, 6, 1) != 1:
         return "it is a grouped transposed convolution"
-    scale, shift, mean, variance = (argument(norm, position, "") for position in range(1, 5))
+    scale, shift, mean, variance = (argument(norm, position) for position in range(1, 5))
     tensors = [tensor for tensor in (scale, shift, mean, variance, bias) if tensor is not None]
     if mean is None or variance is None:
         return "the BatchNorm that reads it keeps no running statistics"
@@ -113,5 +115,5 @@ def _normalized(node: fx.Node, names: Mapping[fx.Node, str], uses: Mapping[str, 
         return f"{shared[0]!r} is used more than once"
     return NormalizedLayer(
         weight, int(kind in TRANSPOSED), names.get(bias), names.get(scale), names[mean], names[variance],
-        float(argument(norm, 7, "eps")),
+        float(argument(norm, 7)),
     )  # fmt: skip
