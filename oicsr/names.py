@@ -1,0 +1,94 @@
+"""Naming layers and couplings: by name, by pattern, by module."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from torch import nn
+
+from oicsr.coupling import Coupling
+
+Names = str | nn.Module | Iterable[str | nn.Module]
+T = TypeVar("T")
+
+
+def layer_of(parameter: str) -> str:
+    """Return the name of the layer that a parameter belongs to."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether `name` fits a pattern (`*`, `?`, `[...]`), or lies inside the module that the pattern names.
+
+    So `"layer1"` stands for all layers of `layer1`, and `"*.conv1"` for every layer of that name.
+    """
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
+
+
+def named_layers(model: nn.Module, names: Names) -> set[str]:
+    """Return the layers of a model that are meant by names, patterns or modules; with a module go all layers in it.
+
+    Raises:
+        ValueError: A name or pattern matches nothing, or a module is not part of the model.
+        TypeError: An entry is neither a string nor a module.
+    """
+    known = {name for name, _ in model.named_modules()} | {layer_of(name) for name, _ in model.named_parameters()}
+    found: set[str] = set()
+    for entry in [names] if isinstance(names, str | nn.Module) else names:
+        if isinstance(entry, str):
+            hits = {name for name in known if name and matches(name, entry)}
+        elif isinstance(entry, nn.Module):
+            own = [name for name, module in model.named_modules(remove_duplicate=False) if module is entry]
+            hits = {name for name in known if any(name == top or name.startswith(f"{top}.") or not top for top in own)}
+        else:
+            raise TypeError(f"{entry!r} is neither the name of a layer, a pattern, nor a module")
+        if not hits:
+            what = repr(entry) if isinstance(entry, str) else f"the {type(entry).__name__} that was given"
+            raise ValueError(f"{what} is no layer of this {type(model).__name__}{_nearest(entry, known)}")
+        found |= hits
+    return found
+
+
+def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], default: T, argument: str) -> list[T]:
+    """Return one value per coupling from a value for all, or from a mapping of names and patterns.
+
+    A key fits a coupling by the coupling's name or by that of any layer that produces its channels. The exact name of
+    a coupling goes before all patterns, of which the first that fits holds.
+
+    Args:
+        value: The value, or the mapping.
+        couplings: The couplings.
+        default: What couplings get that no key fits.
+        argument: What messages call the value.
+
+    Raises:
+        ValueError: A key fits no coupling.
+    """
+    if not isinstance(value, Mapping):
+        return [value] * len(couplings)
+    layers = [coupling_layers(coupling) for coupling in couplings]
+    for key in value:
+        if not any(matches(layer, key) for names in layers for layer in names):
+            names = [coupling.name for coupling in couplings]
+            raise ValueError(f"{argument} names {key!r}, which fits no coupling{_nearest(key, names)}")
+    return [
+        value[names[0]]
+        if names[0] in value
+        else next((value[key] for key in value if any(matches(layer, key) for layer in names)), default)
+        for names in layers
+    ]
+
+
+def coupling_layers(coupling: Coupling) -> list[str]:
+    """Return the name of a coupling and those of all layers that produce its channels, each once."""
+    producers = [layer_of(member.parameter) for member in coupling.members if member.side == "out"]
+    return list(dict.fromkeys([coupling.name, *producers]))
+
+
+def _nearest(entry: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(entry, [name for name in known if name], n=1) if isinstance(entry, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""

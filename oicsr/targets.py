@@ -1,0 +1,189 @@
+"""Targets of selection: MACs, parameters or any cost, as functions of the channels that stay."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from oicsr.complexity import weight_positions
+from oicsr.coupling import Coupling
+from oicsr.plan import PruningPlan
+from oicsr.surgery import remove_channels
+
+
+class Channels:
+    """The channels of all couplings as positions in one vector."""
+
+    def __init__(self, couplings: Sequence[Coupling]) -> None:
+        self.couplings = tuple(couplings)
+        self.starts: list[int] = torch.tensor([0, *(c.num_channels for c in couplings)]).cumsum(0).tolist()
+
+    @property
+    def total(self) -> int:
+        """The number of channels of all couplings."""
+        return self.starts[-1]
+
+    def all_stay(self) -> Tensor:
+        """Return that every channel stays, bool `(channels of all couplings,)`."""
+        return torch.ones(self.total, dtype=torch.bool)
+
+    def layer_of(self, position: int) -> int:
+        """Return the number of the coupling that a channel belongs to."""
+        return bisect.bisect_right(self.starts, position) - 1
+
+    def split(self, stays: Tensor) -> dict[str, tuple[int, ...]]:
+        """Return the channel ids that stay, by coupling name."""
+        parts = stays.split([c.num_channels for c in self.couplings])
+        return {c.name: tuple(p.nonzero().flatten().tolist()) for c, p in zip(self.couplings, parts, strict=True)}
+
+    def owners(self) -> dict[tuple[str, int], Tensor]:
+        """Return for each pruned axis the position of each slice's channel; `total` where a slice never goes."""
+        owners: dict[tuple[str, int], Tensor] = {}
+        for start, coupling in zip(self.starts, self.couplings, strict=False):
+            for member in coupling.members:
+                owner = owners.setdefault(member.axis, torch.full_like(member.channels, self.total))
+                owner[member.channels >= 0] = start + member.channels[member.channels >= 0]
+        return owners
+
+
+class WeightCost:
+    """A cost that each element of a weight adds to, a fixed number of times: predicted exactly, without surgery."""
+
+    def __init__(self, channels: Channels, model: nn.Module, times: Mapping[str, int], rest: int = 0) -> None:
+        owners = channels.owners()
+        self._rest = rest
+        self._weights: list[tuple[int, list[Tensor]]] = []
+        for name, count in times.items():
+            weight = model.get_parameter(name)
+            axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
+            others = weight.numel() // math.prod(len(axis) for axis in axes)
+            self._weights.append((count * others, axes))
+
+    def __call__(self, stays: Tensor) -> int:
+        """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
+        padded = torch.cat([stays, stays.new_ones(1)]).long()
+        return self._rest + sum(
+            cost * math.prod(int(padded[axis].sum()) for axis in axes) for cost, axes in self._weights
+        )
+
+
+class MacsModel:
+    """MACs of a network as a function of the channels that stay.
+
+    Each weight costs its positions times the slices that stay on its pruned axes; so the prediction is exact.
+    """
+
+    def __init__(
+        self,
+        couplings: Sequence[Coupling],
+        model: nn.Module,
+        example_inputs: Tensor | Sequence[Tensor],
+    ) -> None:
+        positions, others = weight_positions(model, example_inputs)
+        self._cost = WeightCost(Channels(couplings), model, positions, others)
+
+    def macs(self, stays: Tensor) -> int:
+        """Return the MACs when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
+        return self._cost(stays)
+
+
+class MeasuredCost:
+    """A cost that is measured on the pruned network; every measurement is kept."""
+
+    def __init__(self, channels: Channels, model: nn.Module, cost: Callable[[nn.Module], float]) -> None:
+        self._channels, self._model, self._cost = channels, model, cost
+        self._known: dict[bytes, float] = {}
+
+    def __call__(self, stays: Tensor) -> float:
+        """Prune a copy of the model and return its cost.
+
+        Raises:
+            ValueError: The cost is negative or not finite.
+        """
+        key = stays.numpy().tobytes()
+        if key not in self._known:
+            plan = PruningPlan.from_kept(self._channels.couplings, self._channels.split(stays))
+            value = float(self._cost(remove_channels(self._model, plan)))
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"cost(model) returned {value!r}; it must be finite and not negative")
+            self._known[key] = value
+        return self._known[key]
+
+
+class Cost(Protocol):
+    """A function from the channels that stay to a number."""
+
+    def __call__(self, stays: Tensor) -> float:
+        """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What selection aims at.
+
+    Attributes:
+        cost: The cost of what stays.
+        wanted: The cost that should remain.
+        dense: The cost of the model as it is.
+        share: The share that was asked for.
+        argument: The name of the argument that asked for it.
+        unit: How messages call the cost.
+        measured: Whether each evaluation prunes and measures a network.
+    """
+
+    cost: Cost
+    wanted: float
+    dense: float
+    share: float
+    argument: str
+    unit: str
+    measured: bool = False
+
+    def is_near(self, value: float, tolerance: float) -> bool:
+        """Return whether a cost is within a share of the target."""
+        return abs(value - self.wanted) <= tolerance * self.wanted
+
+
+def make_target(
+    channels: Channels,
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    macs_kept: float | None,
+    params_kept: float | None,
+    cost: Callable[[nn.Module], float] | None,
+    cost_kept: float | None,
+    reference: float | None,
+) -> Target:
+    """Return the target that the arguments of `select_channels` ask for; half of the MACs where they name none.
+
+    Raises:
+        ValueError: More than one share is given, a share is not in (0, 1], or only one of `cost` and `cost_kept` is.
+    """
+    shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
+    given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
+    if len(given) > 1:
+        raise ValueError(f"there can be one target, not several: {', '.join(f'{k}={v!r}' for k, v in given.items())}")
+    if (cost is None) != (cost_kept is None):
+        raise ValueError("cost and cost_kept belong together: a function of the model, and the share that remains")
+    ((argument, share),) = given.items()
+    if not 0 < share <= 1:
+        raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
+    function: Cost
+    if argument == "macs_kept":
+        function, unit = WeightCost(channels, model, *weight_positions(model, example_inputs)), "MACs"
+    elif argument == "params_kept":
+        function, unit = WeightCost(channels, model, {name: 1 for name, _ in model.named_parameters()}), "parameters"
+    else:
+        assert cost is not None
+        function, unit = MeasuredCost(channels, model, cost), "units of cost"
+    dense = function(channels.all_stay())
+    wanted = share * (dense if reference is None else reference)
+    return Target(function, wanted, dense, share, argument, unit, measured=cost is not None)
