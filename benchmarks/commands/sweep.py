@@ -10,7 +10,7 @@ import torch
 from benchmarks.commands.options import add_list, names, numbers, positive, seeds, shares
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.running.adhoc import experiment_source, make_experiments, save_experiment, source_name
+from benchmarks.running.adhoc import make_experiments, save_experiment
 from benchmarks.running.cells import cells_of
 
 
@@ -42,17 +42,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Cross what was asked for, and print the experiment files that would make it permanent."""
+    """Run every combination; each pair of network and data set is kept as an experiment in the results folder."""
     return run_all(options, lambda device: _cells(options, device))
 
 
 def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     cells: list[Cell] = []
     for experiment in make_experiments(options, device):
-        print(f"# benchmarks/experiments/{source_name(experiment)} would make this permanent:")
-        print(experiment_source(experiment))
         if not options.plan:
-            save_experiment(experiment, options.results)
+            path = save_experiment(experiment, options.results)
+            print(f"kept as {path}; `run`, `status` and `report` know it as {experiment.name}")
         for profile in experiment.profiles:
             cells += cells_of(experiment, profile)
     return cells

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 
-from benchmarks.config import Experiment, Phase, Profile
+from benchmarks.config import Experiment, Profile
 from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.machine.atomic_write import write_atomically
@@ -25,13 +25,15 @@ SCHEMA = "oicsr-experiment-1"
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
+SHOWN = 3  # problems that an error names
+
 PRIORITY = 90  # after those that have a file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class ExperimentError(ValueError):
-    """A file of an experiment cannot be read, or a crossing is none."""
+    """The file of an ad-hoc experiment cannot be read."""
 
 
 def make_experiments(options: argparse.Namespace, device: torch.device) -> list[Experiment]:
@@ -116,14 +118,15 @@ def _folder(results: Path) -> Path:
     return results / "sweeps"
 
 
-def save_experiment(experiment: Experiment, results: Path) -> None:
-    """Keep an experiment in a results folder; one that is there already gets further methods, targets and seeds."""
+def save_experiment(experiment: Experiment, results: Path) -> Path:
+    """Keep an experiment in a results folder; one that is already there gets the new methods, targets and seeds."""
     path = _folder(results) / f"{experiment.name}.json"
     if path.is_file():
         experiment = _united(load_experiment(path), experiment)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"schema": SCHEMA, **asdict(experiment)}, indent=1, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
+    return path
 
 
 def _united(kept: Experiment, new: Experiment) -> Experiment:
@@ -144,31 +147,30 @@ def load_experiment(path: Path) -> Experiment:
     """Read a kept experiment; nothing in the file is executed.
 
     Raises:
-        ExperimentError: It cannot be read, or is none; says why.
+        ExperimentError: It cannot be read, or is not an experiment; says why.
     """
     try:
         return parse_experiment(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path} is no readable experiment: {error}") from error
+        raise ExperimentError(f"{path} is not a readable experiment: {error}") from error
 
 
 def parse_experiment(text: str, where: str) -> Experiment:
     """Read the text of an experiment.
 
     Raises:
-        ExperimentError: It is none of this schema.
+        ExperimentError: It does not follow the schema; names the first values that are wrong.
     """
     try:
         data = json.loads(text)
+        json.dumps(data)  # what is nested so deep that it cannot be written is refused here, too
     except (ValueError, RecursionError) as error:
-        raise ExperimentError(f"{where} is no readable experiment: {error}") from error
+        raise ExperimentError(f"{where} is not a readable experiment: {error}") from error
     if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
-        raise ExperimentError(f"{where} is no experiment of schema {SCHEMA!r}")
-    profiles = data.get("profiles")
-    if not isinstance(profiles, dict) or not profiles:
+        raise ExperimentError(f"{where} is not an experiment of schema {SCHEMA!r}")
+    experiment = _validated(data, where)
+    if not experiment.profiles:
         raise ExperimentError(f"{where} has no profiles")
-    data["profiles"] = {name: _read_profile(values, f"{where}, profile {name!r}") for name, values in profiles.items()}
-    experiment: Experiment = _build(Experiment, data, where)
     if not NAME.fullmatch(experiment.name):
         raise ExperimentError(
             f"{where}: the name is {experiment.name!r}; letters, digits, '.', '_' and '-' are allowed"
@@ -176,101 +178,23 @@ def parse_experiment(text: str, where: str) -> Experiment:
     return experiment
 
 
-def _read_profile(values: Any, where: str) -> Profile:
-    if not isinstance(values, dict):
-        raise ExperimentError(f"{where} is {str(values)[:40]!r}, which is no profile")
-    phases = {}
-    for phase in ("dense", "regularized", "finetune"):
-        if not isinstance(values.get(phase), dict):
-            raise ExperimentError(f"{where} has no phase {phase!r}")
-        phases[phase] = _build(Phase, values[phase], f"{where}, phase {phase!r}")
-    profile: Profile = _build(Profile, {**values, **phases}, where)
-    return profile
+def _validated(data: dict[str, Any], where: str) -> Experiment:
+    """Return the experiment that JSON values describe, each value checked against the type of its field."""
+    from pydantic import TypeAdapter, ValidationError  # half a second, and only a kept sweep needs it
 
-
-def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """Build a dataclass from plain values, each checked against the field's type."""
-    hints = get_type_hints(kind)
-    unknown = sorted(values.keys() - hints.keys())
-    missing = sorted(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
-    missing = [name for name in missing if name not in values]
-    if unknown or missing:
-        raise ExperimentError(f"{where}: values missing {missing}, unknown {unknown}")
     try:
-        return kind(**{name: _converted(value, hints[name]) for name, value in values.items()})
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ExperimentError(f"{where}: {error}") from error
+        # as JSON, so that lists become tuples although nothing else is converted
+        experiment: Experiment = TypeAdapter(Experiment).validate_json(json.dumps(data), strict=True, extra="forbid")
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'experiment'}: {_problem(e)}" for e in error.errors()]
+        more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
+        raise ExperimentError(f"{where}: {'; '.join(problems[:SHOWN])}{more}") from error
+    return experiment
 
 
-def _converted(value: Any, hint: Any) -> Any:
-    """Return a JSON value as the type that a field asks for.
-
-    Raises:
-        TypeError: It is of another type.
-    """
-    origin, arguments = getattr(hint, "__origin__", None), get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_converted(item, arguments[0]) for item in value)
-    if origin is not tuple and origin is not None and isinstance(value, dict):  # Mapping
-        return {name: _converted(item, arguments[1]) for name, item in value.items()}
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    plain = (hint, *arguments)  # a type, or one of several: int | None, Literal["cosine", "step"]
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
-        return value
-    if any(value == option and isinstance(option, str) for option in plain):
-        return value
-    if any(isinstance(option, type) and isinstance(value, option) for option in arguments) and value is not True:
-        return value
-    raise TypeError(f"{str(value)[:40]!r} is no {hint}")
-
-
-def source_name(experiment: Experiment) -> str:
-    """Return the name that the file of an experiment should have."""
-    return re.sub("[^a-z0-9]", "_", experiment.name.lower()) + ".py"
-
-
-def experiment_source(experiment: Experiment) -> str:
-    """Return the text of the file that makes an experiment permanent."""
-    command = f"Command: `python -m benchmarks run {experiment.name}`. Claim: {experiment.claim}"
-    header = f'"""{experiment.title}.\n\n{command}\n"""'
-    lines = [header, "", "from benchmarks.config import Experiment, Phase, Profile", "", "EXPERIMENT = Experiment("]
-    for field in fields(Experiment):
-        value = getattr(experiment, field.name)
-        if field.name == "profiles":
-            lines += [
-                "    profiles={",
-                *(line for name in value for line in _profile_lines(name, value[name])),
-                "    },",
-            ]
-        elif value != field.default:
-            lines.append(f"    {field.name}={_literal(value)},")
-    return "\n".join([*lines, ")", ""])
-
-
-def _profile_lines(name: str, profile: Profile) -> list[str]:
-    values = [f"            {text}," for text in _arguments(profile)]
-    return [f"        {_literal(name)}: Profile(", *values, "        ),"]
-
-
-def _arguments(values: Profile | Phase) -> Sequence[str]:
-    """Return the arguments that differ from their defaults."""
-    texts = []
-    for field in fields(values):
-        value = getattr(values, field.name)
-        if value == field.default or (not value and field.name == "grids"):
-            continue
-        inner = f"Phase({', '.join(_arguments(value))})" if isinstance(value, Phase) else _literal(value)
-        texts.append(f"{field.name}={inner}")
-    return texts
-
-
-def _literal(value: Any) -> str:
-    """Return a value as Python source, texts in double quotes."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
-    return repr(value)
+def _problem(error: Mapping[str, Any]) -> str:
+    """Return what is wrong with one value, quoting it where it is short enough to help."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in ("missing", "value_error"):
+        return message
+    return f"{message}, not {str(error['input'])[:40]!r}"
