@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from benchmarks.suggest import unknown_name
 
@@ -37,7 +37,10 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that suggests the nearest option or command."""
+    """An argument parser that takes full option names only and suggests the nearest option or command."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **arguments})
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
@@ -48,7 +51,7 @@ class Parser(argparse.ArgumentParser):
             message += f"; did you mean {near[0]}?" if near else ""
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; a command's own parser reports what it does not know, for it alone can suggest what was meant."""
         parsed, rest = super().parse_known_args(args, namespace)
         if rest and self._defaults.get("module"):
@@ -74,9 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"python -m benchmarks: {error}; what was done before is safe", file=sys.stderr)
         return USAGE if isinstance(error, FileNotFoundError) else FAILURE
+    except RuntimeError as error:
+        if not _is_of_data(error):
+            raise
+        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last epoch", file=sys.stderr)
         return INTERRUPTED
+
+
+def _is_of_data(error: RuntimeError) -> bool:
+    """Return whether an error says that a data set is missing or damaged."""
+    from benchmarks.datasets.contract import DataError  # imports torch, as whatever raised this has done
+
+    return isinstance(error, DataError)
 
 
 def build_parser(chosen: str | None = None) -> Parser:

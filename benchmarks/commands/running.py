@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,14 @@ from rich.console import Console
 
 from benchmarks.analysis.comparison import compare
 from benchmarks.commands.options import add_device, add_folders, choose_device, positive
-from benchmarks.config import Cell
+from benchmarks.config import Cell, Profile
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.leases import process_age
 from benchmarks.machine.paths import ROOT
 from benchmarks.machine.processes import current_rank, local_device, process_group
+from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, read_records
+from benchmarks.records.strengths import UNTUNED, choose_strength
 from benchmarks.reporting import build as report
 from benchmarks.reporting.comparison_table import notes, to_text
 from benchmarks.reporting.study import title_of
@@ -28,12 +32,16 @@ from benchmarks.running.engines.contract import Engine
 from benchmarks.running.engines.driver import Driver, SweepOutcome
 from benchmarks.running.engines.local import InProcess, Processes
 from benchmarks.running.engines.torchrun import TorchrunEngine, dismiss, follow
-from benchmarks.running.estimate import Estimate, estimate
+from benchmarks.running.estimate import Estimate, Sweep, SweepEstimate, estimate, sweep_of
 from benchmarks.running.stopping import INTERRUPT, Control, budget_seconds, on_signals
 from benchmarks.running.survey import Survey, survey
 from benchmarks.running.wandb_mirror import WandbSink
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
+
+LONG = 3600.0  # seconds of training that a person is warned of
+
+ALL_IMAGES = 50_000  # of a data set that a profile uses in full; compares profiles with one another only
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +106,7 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
         console.print(f"{damaged}; kept beside as record.json.damaged, the run is done again", markup=False)
     if options.plan:
         return _show_plan(bench, cells, found, console)
-    outcome = _do(bench, found.todo, options, console) if found.todo else SweepOutcome()
+    outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
     if not found.todo:
         line = f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run"
         console.print(line, highlight=False, soft_wrap=True)
@@ -108,32 +116,69 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
 
 
 def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Console) -> int:
-    expected = estimate(bench, found.todo)
-    for name in dict.fromkeys((cell.experiment.name, cell.profile_name) for cell in cells):
-        mine = [cell for cell in found.todo if (cell.experiment.name, cell.profile_name) == name]
-        part = estimate(bench, mine, expected.whole)
-        line = f"{name[0]} ({name[1]}): {len(mine)} runs, {part.epochs_left} epochs, {part.total / 60:.1f} minutes"
-        console.print(line, highlight=False, soft_wrap=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    expected = estimate(bench, found.todo, found.complete, tell=say)
+    for name in dict.fromkeys(map(sweep_of, cells)):
+        mine = [cell for cell in found.todo if sweep_of(cell) == name]
+        part = expected.sweeps.get(name, SweepEstimate())
+        say(f"{name[0]} ({name[1]}): {len(mine)} runs, {part.epochs} epochs, {duration(part.seconds or 0.0)}")
         for method in dict.fromkeys(cell.method for cell in mine):
-            console.print(f"  {method}: {sum(cell.method == method for cell in mine)} runs", highlight=False)
-    console.print(
+            say(f"  {method}: {sum(cell.method == method for cell in mine)} runs")
+    say(
         f"plan: {len(found.todo)} of {len(cells)} runs to do, {expected.epochs_left} epochs, about "
-        f"{expected.total / 60:.1f} minutes one after the other on {bench.device} (stages that runs share count once)",
-        highlight=False,
-        soft_wrap=True,
+        f"{duration(expected.total)} one after the other on {bench.device} (shared stages count once)"
     )
+    warn_of_untuned(bench, found.todo, say)
     return OK
 
 
-def _do(bench: Bench, todo: Sequence[Cell], options: argparse.Namespace, console: Console) -> SweepOutcome:
-    expected = estimate(bench, todo)
+def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
+    """Name the regularised methods that run at a strength nobody tuned for them."""
+    untuned: dict[Sweep, list[str]] = {}
+    for cell in cells:
+        if choose_strength(bench.tuning, cell, find_method(cell.method)).source == UNTUNED:
+            untuned.setdefault(sweep_of(cell), []).append(cell.method)
+    for (experiment, profile), methods in untuned.items():
+        named = ", ".join(dict.fromkeys(methods))
+        say(f"{experiment} ({profile}): strength not tuned, the middle of the grid is used for {named}")
+        if experiment in EXPERIMENTS:
+            say(f"  to tune: python -m benchmarks tune {experiment} --profile {profile}")
+
+
+def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Callable[[str], None]) -> None:
+    """Before more than an hour of training, say so, and what would be shorter."""
+    if seconds <= LONG:
+        return
+    say(f"warning: this takes about {duration(seconds)} on {bench.device}. Shorter:")
+    first = cells[0]
+    if len({cell.seed for cell in cells}) > 1:
+        some = [cell for cell in cells if cell.seed == first.seed]
+        say(f"  --seeds {first.seed} ({len(some)} of {len(cells)} runs)")
+    if len({cell.method for cell in cells}) > 2:
+        say("  --methods oicsr-gl,none (two methods)")
+    names = dict.fromkeys(cell.experiment.name for cell in cells)
+    others = [name for name, profile in first.experiment.profiles.items() if _images(profile) < _images(first.profile)]
+    for name in others if len(names) == 1 else ():
+        share = _images(first.experiment.profile(name)) / _images(first.profile)
+        say(f"  --profile {name} (each run trains on {100 * share:.2g} % of the images; other results)")
+    say("  --budget-minutes N stops at a checkpoint; the same command continues. --plan shows the plan alone.")
+
+
+def _images(profile: Profile) -> float:
+    """Return how many images a run trains on, in all epochs."""
+    epochs = profile.dense.epochs + profile.steps * profile.regularized.epochs + profile.finetune.epochs
+    return epochs * (profile.train_images or ALL_IMAGES)
+
+
+def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Console) -> SweepOutcome:
+    todo = found.todo
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    expected = estimate(bench, todo, found.complete, tell=say)
+    seconds = expected.total / min(options.jobs, len(todo))
     profiles = ", ".join(dict.fromkeys(f"{cell.experiment.name} ({cell.profile_name})" for cell in todo))
-    console.print(
-        f"{profiles}: {len(todo)} runs on {bench.device}, expected to take about "
-        f"{duration(expected.total / min(options.jobs, len(todo)))} (from measured steps)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{profiles}: {len(todo)} runs on {bench.device}, expected to take about {duration(seconds)}")
+    warn_of_length(bench, todo, seconds, say)
+    warn_of_untuned(bench, todo, say)
     minutes = options.budget_minutes
     limit = None if minutes is None else budget_seconds(minutes, process_age())
     sink = WandbSink(options.wandb, Path("wandb"))
@@ -180,7 +225,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
         line = f"failed: {record.experiment}/{record.run_id}: {reason}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
-        console.print("failed runs are tried again with --retry-failed", highlight=False)
+        console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
     if outcome.left:
         console.print(
             f"{outcome.stopped}: {len(outcome.left)} runs are left, what was trained of them is in the checkpoints; "

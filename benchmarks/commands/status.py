@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from benchmarks.running.cells import by_priority, cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.console import duration
 from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
+
+UNKNOWN = "time left unknown: no epoch measured on this machine yet"
 
 LISTED = 20  # runs that are named one by one, per state
 
@@ -46,8 +49,14 @@ def command(options: argparse.Namespace) -> int:
     for (name, profile), sweep in found.items():
         print("\n".join(describe(f"{name} ({profile})", sweep, None if options.all else LISTED)) + "\n")
     marks = ", ".join(f"{mark} {state}" for state, mark in MARKS.items())
-    print(f"{marks}; one mark per seed. Missing runs: python -m benchmarks run --pending")
+    print(f"{marks}; one mark per seed. Missing runs: python -m benchmarks run --pending{_folders(options)}")
     return 0
+
+
+def _folders(options: argparse.Namespace) -> str:
+    """Return the folder options as they were given, so that a hint can be copied as it is."""
+    given = {"--results": options.results, "--checkpoints": options.checkpoints}
+    return "".join(f" {name} {shlex.quote(str(path))}" for name, path in given.items() if str(path) != name[2:])
 
 
 def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch.device) -> list[str]:
@@ -64,9 +73,7 @@ def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
     """Return the lines of one sweep: counts, the matrix of methods, targets and seeds, and what is not as it should."""
     states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
     counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
-    left = (
-        "time left unknown: no epoch measured yet" if sweep.seconds is None else f"about {duration(sweep.seconds)} left"
-    )
+    left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN
     lines = [f"{title}: {len(sweep.cells)} runs: {counts}; {left}", *_matrix(sweep)]
     for state in (PARTIAL, FAILED, DAMAGED):
         cells = [cell for cell in sweep.cells if cell.state == state]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "oicsr-tuning-1"
 
+UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
+
 
 class TuningError(ValueError):
     """A tuning record cannot be read."""
@@ -80,7 +82,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
             if chosen is not None:
                 return Strength(float(chosen), f"tuned on validation{_for(name, cell.method)} ({path.name})")
     grid = grid_of(cell, method)
-    return Strength(grid[len(grid) // 2], "middle of the grid, not tuned")
+    return Strength(grid[len(grid) // 2], UNTUNED)
 
 
 def _tuned(path: Path) -> dict[str, dict[str, float]] | None:

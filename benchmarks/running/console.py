@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -16,14 +18,59 @@ from benchmarks.records.rows import EpochRow
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.stages import Stage
 
+HEARTBEAT = 30.0  # seconds of silence, at most, off a terminal
+
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it."""
+    """Return a time as a person says it: `45 s`, `12 min`, `5 h 20 min`, `18 days 19 h`.
+
+    Examples:
+        >>> duration(27053.4 * 60)
+        '18 days 19 h'
+        >>> duration(5 * 3600 + 1199)
+        '5 h 20 min'
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} days {hours % 24} h" if hours % 24 else f"{hours // 24} days"
+
+
+class Heartbeat:
+    """Calls a function on a thread of its own, again and again, until it is stopped."""
+
+    def __init__(self, seconds: float, beat: Callable[[], None]) -> None:
+        self._seconds, self._beat = seconds, beat
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; no beat comes after."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            self._beat()
+
+
+@dataclass
+class _Position:
+    """Where a run is: its stages, the one that trains, its last epoch, and when that ended."""
+
+    stages: Sequence[Stage]
+    index: int = 0
+    epoch: int = 0
+    since: float = field(default_factory=lambda: time.monotonic())
 
 
 class ConsoleObserver:
@@ -49,22 +96,29 @@ class ConsoleObserver:
             console=console,
             disable=not console.is_terminal,
         )
+        self._positions: dict[str, _Position] = {}  # by label, of the runs at work
+        self._spoken = time.monotonic()
+        self._heartbeat = Heartbeat(1.0 if console.is_terminal else HEARTBEAT / 4, self.beat)
         self._sweep: TaskID = self._bars.add_task("runs", total=runs, info="")
         self._stage: TaskID = self._bars.add_task("", total=1, info="")
 
     def __enter__(self) -> Self:
         self._bars.start()
+        self._heartbeat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._heartbeat.stop()
         self._bars.stop()
 
     def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
         """Name the run."""
+        self._positions[cell.label] = _Position(stages)
         self._bars.update(self._sweep, description=f"[bold]{cell.label}")
 
     def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
         """Move the bars, and print a line at the end of each stage."""
+        self._move(cell, stage, row.epoch)
         if not cached:
             share = self._estimate.seconds.get(stage.key, 0.0) / max(stage.phase.epochs, 1)
             self._done[stage.key, row.epoch] = share
@@ -81,14 +135,43 @@ class ConsoleObserver:
         self._bars.update(self._sweep, info=f"about {duration(self.seconds_left())} left")
         if not cached and row.epoch == stage.phase.epochs and not self._console.is_terminal:
             left = duration(self.seconds_left())
+            self._spoken = time.monotonic()
             self._console.print(
                 f"  {whose}{stage.name}{step}: {row.epoch} epochs, {info}; about {left} left",
                 highlight=False,
                 soft_wrap=True,
             )
 
+    def _move(self, cell: Cell, stage: Stage, epoch: int) -> None:
+        """Note that an epoch of a stage is over; after the last one the next stage is at work."""
+        position = self._positions.setdefault(cell.label, _Position([stage]))
+        keys = [known.key for known in position.stages]
+        position.index = keys.index(stage.key) if stage.key in keys else position.index
+        position.epoch, position.since = epoch, time.monotonic()
+        if epoch >= stage.phase.epochs and position.index + 1 < len(position.stages):
+            position.index, position.epoch = position.index + 1, 0
+
+    def beat(self) -> None:
+        """On a terminal move the bar inside the epoch; elsewhere print a line after half a minute of silence."""
+        now = time.monotonic()
+        if not self._positions:
+            return
+        label, position = next(iter(self._positions.items()))
+        stage = position.stages[position.index]
+        inside = min((now - position.since) / max(self._estimate.epochs.get(stage.key, 0.0), 1e-9), 0.99)
+        if self._console.is_terminal:
+            self._bars.update(self._stage, completed=position.epoch + inside, total=max(stage.phase.epochs, 1))
+        elif now - self._spoken >= 0.75 * HEARTBEAT:
+            self._spoken = now
+            epoch = min(position.epoch + 1, stage.phase.epochs)
+            since, left = duration(now - position.since), duration(self.seconds_left())
+            line = f"  {label} {stage.name}: epoch {epoch} of {stage.phase.epochs} for {since}; about {left} left"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
-        """Print what came out."""
+        """Print the run's results."""
+        self._positions.pop(cell.label, None)
+        self._spoken = time.monotonic()
         self._finished += 1
         self._bars.update(self._sweep, completed=self._finished)
         counter = f"[{self._finished}/{self._runs}]".replace("[", r"\[")

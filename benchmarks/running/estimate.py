@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from benchmarks.config import Cell
 from benchmarks.datasets.contract import DataError, MissingDataError
 from benchmarks.machine.provenance import device_name
 from benchmarks.methods.registry import find_method
+from benchmarks.records.record import Record
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench, fresh_model, splits_of
 from benchmarks.running.stages import Stage, stages_of, unique_stages
@@ -24,6 +25,21 @@ CALIBRATION_IMAGES = 64
 
 FORWARD_SHARE = 1 / 3  # of the time of a training step, for an image that is only evaluated
 
+Sweep = tuple[str, str]
+
+
+@dataclass
+class SweepEstimate:
+    """What is left of one experiment in one profile; a stage that several sweeps need counts for the first of them.
+
+    Attributes:
+        seconds: One run after the other; None where the time of an epoch is not known.
+        epochs: Not trained yet.
+    """
+
+    seconds: float | None = 0.0
+    epochs: int = 0
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -31,26 +47,81 @@ class Estimate:
 
     Attributes:
         seconds: By stage key, for what is left of the stages that are not finished.
-        measuring: All evaluations of pruned networks.
         epochs: Seconds of one epoch by stage key.
-        epochs_left: Epochs that are not trained yet.
-        whole: Seconds of an epoch of the unpruned network by experiment and profile.
+        sweeps: By experiment and profile.
     """
 
-    seconds: dict[str, float]
-    measuring: float
+    seconds: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, float] = field(default_factory=dict)
-    epochs_left: int = 0
-    whole: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    sweeps: dict[Sweep, SweepEstimate] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
-        """Seconds of everything, one run after the other."""
-        return sum(self.seconds.values()) + self.measuring
+        """Seconds of everything, one run after the other, as far as it is known."""
+        return sum(sweep.seconds or 0.0 for sweep in self.sweeps.values())
+
+    @property
+    def epochs_left(self) -> int:
+        """Epochs that are not trained yet."""
+        return sum(sweep.epochs for sweep in self.sweeps.values())
 
 
-def pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Stage]]:
-    """Return the stages that runs need, each once, with one of the runs that needs it."""
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def estimate(
+    bench: Bench,
+    cells: Sequence[Cell],
+    records: Iterable[Record] = (),
+    *,
+    calibrate: bool = True,
+    tell: Callable[[str], None] = _silent,
+) -> Estimate:
+    """Estimate the time of runs, from epochs that this machine trained (its checkpoints, else records) or steps.
+
+    Args:
+        bench: Whose checkpoints and device are meant.
+        cells: The runs that have no record yet.
+        records: Of finished runs; those of this device say how long an epoch takes.
+        calibrate: Measure a few training steps where no epoch was measured; otherwise that time stays unknown.
+        tell: Is told what is measured, which takes a while with large networks.
+
+    Raises:
+        MissingDataError: A data set is not there (a damaged one makes its runs fail, each by itself).
+    """
+    pending = _pending_stages(bench, cells)
+    known = {stage.key: bench.store.progress(stage.key) or {} for _, stage in pending}
+    measured = {**_from_records(records, bench), **_from_checkpoints(pending, known, bench)}
+    for cell, _ in pending:
+        if calibrate and sweep_of(cell) not in measured:
+            tell(f"measuring a few training steps of {cell.experiment.name} ({cell.profile_name})")
+            measured[sweep_of(cell)] = _calibrated(bench, cell)
+    result = Estimate(sweeps={sweep_of(cell): SweepEstimate() for cell in cells})
+    for cell, stage in pending:
+        sweep, full = result.sweeps[sweep_of(cell)], measured.get(sweep_of(cell))
+        left = 0 if known[stage.key].get("finished") else stage.phase.epochs - epochs_done(known[stage.key])
+        sweep.epochs += left
+        if full is None or sweep.seconds is None:
+            sweep.seconds = None
+            continue
+        result.epochs[stage.key] = full * stage.share
+        result.seconds[stage.key] = full * stage.share * left
+        sweep.seconds += result.seconds[stage.key]
+    _add_evaluations(result, cells, measured)
+    return result
+
+
+def _add_evaluations(result: Estimate, cells: Sequence[Cell], measured: Mapping[Sweep, float]) -> None:
+    """Add the evaluation of each pruned network."""
+    for cell in cells:
+        sweep = result.sweeps[sweep_of(cell)]
+        if sweep.seconds is not None:  # a sweep whose stages are all another's was not measured: little to evaluate
+            sweep.seconds += measured.get(sweep_of(cell), 0.0) * FORWARD_SHARE * cell.macs_kept
+
+
+def _pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Stage]]:
+    """Return the stages that runs need, each once, with the first of the runs that needs it."""
     pairs = []
     for cell in cells:
         method = find_method(cell.method)
@@ -60,38 +131,7 @@ def pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Stag
     return [(owner[stage.key], stage) for stage in unique_stages(stage for _, stage in pairs)]
 
 
-def estimate(bench: Bench, cells: Sequence[Cell], whole: Mapping[tuple[str, str], float] | None = None) -> Estimate:
-    """Estimate the time of runs: from epochs that this machine trained, else from a few measured training steps.
-
-    Args:
-        bench: Whose checkpoints and device are meant.
-        cells: The runs.
-        whole: Of an earlier estimate: what was measured then is not measured again.
-
-    Raises:
-        MissingDataError: A data set is nowhere (one that is damaged makes its runs fail, each by itself).
-    """
-    pending = pending_stages(bench, cells)
-    known = {stage.key: bench.store.progress(stage.key) or {} for _, stage in pending}
-    machine = device_name(bench.device)
-    here = {key: progress for key, progress in known.items() if progress.get("machine") == machine}
-    measured = {**full_epochs(pending, here), **(whole or {})}
-    full: dict[tuple[str, str], float] = {}
-    seconds, epochs, left = {}, {}, 0
-    for cell, stage in pending:
-        sweep = sweep_of(cell)
-        if sweep not in full:
-            full[sweep] = measured.get(sweep) or _calibrated(bench, cell)
-        epochs[stage.key] = full[sweep] * stage.share
-        missing = 0 if known[stage.key].get("finished") else stage.phase.epochs - epochs_done(known[stage.key])
-        left += missing
-        seconds[stage.key] = epochs[stage.key] * missing
-    # (an experiment whose stages are all another one's has no measurement of its own, and little to evaluate)
-    measuring = sum(full.get(sweep_of(cell), 0.0) * FORWARD_SHARE * cell.macs_kept for cell in cells)
-    return Estimate(seconds, measuring, epochs, left, full)
-
-
-def sweep_of(cell: Cell) -> tuple[str, str]:
+def sweep_of(cell: Cell) -> Sweep:
     """Return experiment and profile of a run: what is estimated, and shown, as one."""
     return cell.experiment.name, cell.profile_name
 
@@ -102,16 +142,29 @@ def epochs_done(progress: Mapping[str, Any]) -> int:
     return epoch if isinstance(epoch, int) else 0
 
 
-def full_epochs(
-    stages: Iterable[tuple[Cell, Stage]], known: Mapping[str, Mapping[str, Any]]
-) -> dict[tuple[str, str], float | None]:
-    """Return the seconds of an epoch of the unpruned network by experiment and profile, where some was measured."""
-    measured: dict[tuple[str, str], list[float]] = {}
+def _from_checkpoints(
+    stages: Iterable[tuple[Cell, Stage]], known: Mapping[str, Mapping[str, Any]], bench: Bench
+) -> dict[Sweep, float]:
+    """Return the seconds of an epoch of the unpruned network, where this machine trained some."""
+    machine = device_name(bench.device)
+    measured: dict[Sweep, list[float]] = {}
     for cell, stage in stages:
-        times = known.get(stage.key, {}).get("seconds", ())
-        usable = [time for time in times if isinstance(time, int | float) and time > 0] if times else []
+        progress = known[stage.key]
+        times = (progress.get("seconds") or ()) if progress.get("machine") == machine else ()
+        usable = [time for time in times if isinstance(time, int | float) and time > 0]
         measured.setdefault(sweep_of(cell), []).extend(time / stage.share for time in usable)
-    return {sweep: median(times) if times else None for sweep, times in measured.items()}
+    return {sweep: median(times) for sweep, times in measured.items() if times}
+
+
+def _from_records(records: Iterable[Record], bench: Bench) -> dict[Sweep, float]:
+    """Return the seconds of an epoch of the unpruned network, from the dense phase of records of this device."""
+    machine = device_name(bench.device)
+    measured: dict[Sweep, list[float]] = {}
+    for record in records:
+        seconds, epochs = record.timing.get("dense_seconds"), record.epochs.get("dense")
+        if record.provenance.get("device") == machine and seconds and epochs:
+            measured.setdefault((record.experiment, record.profile), []).append(seconds / epochs)
+    return {sweep: median(times) for sweep, times in measured.items()}
 
 
 def _calibrated(bench: Bench, cell: Cell) -> float:
@@ -122,10 +175,10 @@ def _calibrated(bench: Bench, cell: Cell) -> float:
         raise
     except DataError:
         return 0.0
-    return seconds_per_image(bench, cell) * (len(data.train) + FORWARD_SHARE * len(data.validation))
+    return _seconds_per_image(bench, cell) * (len(data.train) + FORWARD_SHARE * len(data.validation))
 
 
-def seconds_per_image(bench: Bench, cell: Cell) -> float:
+def _seconds_per_image(bench: Bench, cell: Cell) -> float:
     """Measure the seconds that a training step takes per image, on a copy of the network that is thrown away."""
     data = splits_of(cell)
     model = fresh_model(cell, data.num_classes, bench.device).train()

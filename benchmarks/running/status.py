@@ -11,7 +11,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, check_beside, read_record, record_path
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench
-from benchmarks.running.estimate import epochs_done, full_epochs, sweep_of
+from benchmarks.running.estimate import epochs_done, estimate, sweep_of
 from benchmarks.running.stages import Stage, stages_of
 from benchmarks.running.survey import check_same_configuration
 
@@ -43,7 +43,7 @@ class SweepStatus:
 
     Attributes:
         cells: All its runs.
-        seconds: Expected for what is left, one run after the other; None where no epoch was measured yet.
+        seconds: Expected for what is left, one run after the other; None where this machine measured none.
     """
 
     cells: list[CellStatus] = field(default_factory=list)
@@ -58,22 +58,24 @@ def status_of(bench: Bench, cells: Sequence[Cell]) -> dict[tuple[str, str], Swee
     """Return how far runs are, by experiment and profile. Reads records and checkpoints, and changes nothing."""
     known: dict[str, dict[str, Any]] = {}
     found: dict[tuple[str, str], SweepStatus] = {}
-    pending: list[tuple[Cell, Stage]] = []
-    records: dict[tuple[str, str], list[Record]] = {}
+    pending: list[Cell] = []
+    records: list[Record] = []
     for cell in cells:
         sweep = found.setdefault(sweep_of(cell), SweepStatus())
         record, wrong = _record_of(bench, cell)
         if record is not None and record.complete:
-            records.setdefault(sweep_of(cell), []).append(record)
+            records.append(record)
             sweep.cells.append(CellStatus(cell, DONE, 1.0))
             continue
         stages = _stages(bench, cell)
         for stage in stages:
             if stage.key not in known:
                 known[stage.key] = bench.store.progress(stage.key) or {}
-        pending += [(cell, stage) for stage in stages]
+        pending.append(cell)
         sweep.cells.append(_unfinished(cell, stages, known, record, wrong))
-    _estimate(found, pending, known, records)
+    expected = estimate(bench, pending, records, calibrate=False).sweeps
+    for name, sweep in found.items():
+        sweep.seconds = expected[name].seconds if name in expected else 0.0
     return found
 
 
@@ -110,36 +112,3 @@ def _unfinished(
     position = max(index for index, epochs in enumerate(done) if epochs)
     detail = f"{stages[position].name} {done[position]}/{stages[position].phase.epochs}"
     return CellStatus(cell, PARTIAL, progress, detail)
-
-
-def _estimate(
-    found: dict[tuple[str, str], SweepStatus],
-    pending: Sequence[tuple[Cell, Stage]],
-    known: dict[str, dict[str, Any]],
-    records: dict[tuple[str, str], list[Record]],
-) -> None:
-    """Note the expected seconds of every sweep; a stage that runs share counts once."""
-    full = full_epochs(pending, known)
-    counted: set[str] = set()
-    for name, sweep in found.items():
-        if sweep.count(DONE) == len(sweep.cells):
-            sweep.seconds = 0.0
-            continue
-        whole = full.get(name) or _from_records(records.get(name, []))
-        if whole is None:
-            continue
-        sweep.seconds = 0.0
-        for cell, stage in pending:
-            if sweep_of(cell) == name and stage.key not in counted and not known[stage.key].get("finished"):
-                counted.add(stage.key)
-                sweep.seconds += whole * stage.share * (stage.phase.epochs - epochs_done(known[stage.key]))
-
-
-def _from_records(records: Sequence[Record]) -> float | None:
-    """Return the seconds of an epoch of the unpruned network, from what records say of their dense phase."""
-    times = [
-        record.timing["dense_seconds"] / record.epochs["dense"]
-        for record in records
-        if record.epochs.get("dense") and isinstance(record.timing.get("dense_seconds"), int | float)
-    ]
-    return sorted(times)[len(times) // 2] if times else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,20 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks import cli
 from benchmarks.commands import options
-from benchmarks.config import Cell, Experiment
+from benchmarks.config import Cell, Experiment, Phase
+from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods.registry import find_method
 from benchmarks.records.record import read_records, record_path, runs_folder, write_record
 from benchmarks.running import stopping
 from benchmarks.running.adhoc import ExperimentError, find_any, known_experiments, parse_experiment
-from benchmarks.running.bench import Bench
+from benchmarks.running.bench import Bench, load_splits
 from benchmarks.running.cells import by_priority, cells_of
+from benchmarks.running.console import ConsoleObserver, duration
+from benchmarks.running.estimate import Estimate
+from benchmarks.running.stages import stages_of
 from benchmarks.running.stopping import budget_seconds, on_signals
 from tests.benchmarks import thousand
 from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
-from tests.benchmarks.small import small_cell, small_experiment
+from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 ROOT = str(Path(cli.__file__).parents[1])
 
@@ -146,7 +153,7 @@ def test_run_plan_status_and_failures_from_end_to_end(
 ) -> None:
     assert run("run", "small", "--plan") == 0
     text = capsys.readouterr().out
-    assert re.search(r"plan: 3 of 3 runs to do, 7 epochs, about [\d.]+ minutes", text)
+    assert re.search(r"plan: 3 of 3 runs to do, 7 epochs, about \d+ (s|min)\b", text)
     assert not Path("r").exists()
 
     asked = iter([False, False, True, True, True, True])
@@ -173,10 +180,8 @@ def test_status_shows_progress_and_damage(capsys: pytest.CaptureFixture[str]) ->
     write_record(Path("r"), fake_record(small_cell("none")), fake_history())
     path = record_path(Path("r"), small_cell("none"))
     path.write_text(path.read_text()[:-9])
-    from benchmarks.methods.registry import find_method
     from benchmarks.records.strengths import choose_strength
     from benchmarks.running.checkpoints import CheckpointStore
-    from benchmarks.running.stages import stages_of
 
     cell = small_cell("oicsr-gl")
     strength = choose_strength(Path("nowhere"), cell, find_method(cell.method)).value
@@ -293,9 +298,76 @@ def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setitem(EXPERIMENTS, "twin", replace(small_experiment(), name="twin"))  # shares every stage with small
     assert run("run", "small", "other", "twin", "--plan") == 0
     text = capsys.readouterr().out
-    minutes = [float(found) for found in re.findall(r"([\d.]+) minutes", text)]
-    assert measured[:2] == ["small", "other"] and measured.count("small") == measured.count("other") == 1
-    assert len(minutes) == 4 and minutes[-1] == pytest.approx(sum(minutes[:2]), abs=0.1)
+    minutes = [int(found) for found in re.findall(r"(\d+) min", text)]
+    assert measured == ["small", "other"] and text.count("measuring a few training steps") == 2
+    assert re.search(r"twin \(quick\): 3 runs, 0 epochs, 0 s", text)
+    assert len(minutes) == 3 and minutes[-1] == pytest.approx(sum(minutes[:2]), abs=1)
+    assert "strength not tuned, the middle of the grid is used for oicsr-gl, gl-out" in text
+
+
+def test_more_than_an_hour_is_announced_with_what_would_be_shorter(tmp_path: Path) -> None:
+    from benchmarks.commands.running import warn_of_length
+
+    long = replace(small_experiment().profile("quick"), dense=Phase(epochs=300, learning_rate=0.1), seeds=(0, 1))
+    experiment = replace(small_experiment(), profiles={"paper": long, "quick": small_experiment().profile("quick")})
+    cells, lines = cells_of(experiment, "paper"), list[str]()
+    bench = small_bench(tmp_path)
+    warn_of_length(bench, cells, 3600, lines.append)
+    assert not lines
+    warn_of_length(bench, cells, 27053.4 * 60, lines.append)
+    text = "\n".join(lines)
+    assert "about 18 days 19 h on cpu" in text and "--seeds 0 (3 of 6 runs)" in text and "--budget-minutes" in text
+    assert "--profile quick (each run trains on 0.99 % of the images" in text and "--profile paper" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(89.4, "89 s"), (90, "2 min"), (5399, "1 h 30 min"), (7200, "2 h"), (1623204, "18 days 19 h"), (172800, "2 days")],
+)
+def test_durations_are_those_that_people_say(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_silence_off_a_terminal_is_broken_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.running.console.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=200)
+    observer = ConsoleObserver(console, 1, Estimate())
+    cell = small_cell("none")
+    observer.run_started(cell, stages_of(cell, find_method("none"), 0.0, "cpu"))
+    now[0] = 10.0
+    observer.beat()
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    now[0] = 30.0
+    observer.beat()
+    assert "dense: epoch 1 of 1 for 30 s" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_missing_data_set_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OICSR_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("benchmarks.running.bench.load_dataset", load_missing)
+    load_splits.cache_clear()
+    assert run("run", "small", "--plan") == 2
+    error = capsys.readouterr().err
+    load_splits.cache_clear()
+    assert error == "python -m benchmarks: digits are not there; run fetch\n"
+
+
+def load_missing(name: str) -> None:
+    raise MissingDataError(f"{name} are not there; run fetch")
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "demo", "--method", "none"])
+    assert ended.value.code == 2 and "did you mean --methods?" in capsys.readouterr().err
+
+
+def test_hints_keep_the_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "small", "--results", "my results"]) == 0
+    assert "run --pending --results 'my results'\n" in capsys.readouterr().out
 
 
 def test_budget_keeps_time_for_the_tables() -> None:
