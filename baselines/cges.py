@@ -24,7 +24,8 @@ from baselines.channels import channel_sums, counted, per_slice
 from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.coupling import Side
-from oicsr.energy import Layout, energy_vector
+from oicsr.energy import energy_vector
+from oicsr.layout import Layout
 from oicsr.penalties import check_strength, safe_sqrt
 from oicsr.proximal import shrink_groups_
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oicsr import Coupling, Member
 from oicsr.coupling import Side
+from oicsr.layout import check_width
 
 Value = Callable[[str, Tensor], Tensor]  # a parameter's name and the parameter, to a value per element
 
@@ -16,6 +17,17 @@ Value = Callable[[str, Tensor], Tensor]  # a parameter's name and the parameter,
 def counted(coupling: Coupling, sides: Sequence[Side]) -> list[Member]:
     """Return the members of a coupling that carry energy on one of `sides`."""
     return [member for member in coupling.members if member.counts and member.side in sides]
+
+
+def weight_of(model: nn.Module, member: Member) -> Tensor:
+    """Return the parameter of a member.
+
+    Raises:
+        ValueError: It is not as wide as the member says: the coupling is another network's.
+    """
+    weight = model.get_parameter(member.parameter)
+    check_width(member.parameter, member.dim, len(member.channels), weight)
+    return weight
 
 
 def sum_slices(member: Member, values: Tensor, num_channels: int) -> Tensor:
@@ -34,7 +46,7 @@ def channel_sums(model: nn.Module, couplings: Sequence[Coupling], sides: Sequenc
     for coupling in couplings:
         total = zeros(model, coupling)
         for member in counted(coupling, sides):
-            weight = model.get_parameter(member.parameter)
+            weight = weight_of(model, member)
             total = total + sum_slices(member, value(member.parameter, weight), coupling.num_channels)
         sums.append(total)
     return sums
@@ -58,7 +70,7 @@ def channel_vectors(model: nn.Module, coupling: Coupling, sides: Sequence[Side])
     """
     parts = [zeros(model, coupling)[:, None][:, :0]]
     for member in counted(coupling, sides):
-        weight = model.get_parameter(member.parameter)
+        weight = weight_of(model, member)
         slices = weight.movedim(member.dim, 0).reshape(weight.shape[member.dim], -1)
         counts = torch.bincount(member.channels[member.channels >= 0], minlength=coupling.num_channels)
         order = member.channels.argsort(stable=True)[int((member.channels < 0).sum()) :]

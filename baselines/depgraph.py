@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling, out_in_energy
 from oicsr.coupling import SIDES, Side
-from oicsr.energy import Layout, add_energy_gradient, energy_vector
+from oicsr.energy import add_energy_gradient, energy_vector
+from oicsr.layout import Layout
 from oicsr.penalties import check_strength
 
 OCTAVES = 4.0  # γ lies between 1 and 2^4

@@ -21,7 +21,8 @@ from baselines.channels import channel_sums, over_mean
 from baselines.method import RegularizerSpec, Target, grid_around
 from oicsr import Coupling
 from oicsr.coupling import channel_mask
-from oicsr.energy import Layout, add_energy_gradient, energy_vector
+from oicsr.energy import add_energy_gradient, energy_vector
+from oicsr.layout import Layout
 
 CEILING = 1.0
 Choose = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]  # L1 norms of filters to those that must go

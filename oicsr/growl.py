@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from oicsr import fused
 from oicsr.coupling import Coupling, Side
-from oicsr.energy import Layout, add_energy_gradient, energy_vector
+from oicsr.energy import add_energy_gradient, energy_vector
+from oicsr.fast import passes
+from oicsr.layout import Layout
 from oicsr.penalties import check_strength, safe_sqrt
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
@@ -189,7 +190,7 @@ class ProximalGrOWL:
         shrunk = self._ordered.vector(owl_proximal(rows, learning_rate * self.strength * sequence))
         factors = torch.where(norms > 0, shrunk / norms, 0.0)
         weights = [parameter.detach() for parameter in parameters]
-        fused.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)
+        passes.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)
 
 
 class _Ordered:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling, Side
-from oicsr.energy import channel_energy, check_sides
+from oicsr.energy import channel_energy
+from oicsr.layout import check_sides
 
 
 def _per_weight(energy: Tensor, coupling: Coupling, model: nn.Module, sides: Sequence[Side]) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling, Side
-from oicsr.eager import eager
-from oicsr.energy import Layout, add_energy_gradient, check_sides, energy_vector
+from oicsr.energy import add_energy_gradient, energy_vector
+from oicsr.fast.eager import eager
+from oicsr.layout import Layout, check_sides
 
 
 class Regularizer(Protocol):

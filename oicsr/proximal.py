@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from oicsr import fused
 from oicsr.coupling import Coupling, Side
-from oicsr.eager import eager
-from oicsr.energy import Layout, energy_vector
+from oicsr.energy import energy_vector
+from oicsr.fast import passes
+from oicsr.fast.eager import eager
+from oicsr.layout import Layout
 from oicsr.penalties import check_strength, group_lasso, group_layout
 
 
@@ -106,4 +107,4 @@ def shrink_groups_(model: nn.Module, layout: Layout, threshold: float | Tensor) 
         threshold = threshold.to(norms.device, norms.dtype)
     factors = torch.where(norms > threshold, 1 - norms.reciprocal() * threshold, 0.0)  # a number or a tensor alike
     weights = [parameter.detach() for parameter in parameters]
-    fused.scale_(weights, [p.requires_grad for p in parameters], layout.table(weights), factors)
+    passes.scale_(weights, [p.requires_grad for p in parameters], layout.table(weights), factors)

@@ -22,7 +22,7 @@ from benchmarks.perf.measure import (
 )
 from benchmarks.perf.peers import naive_group_lasso, torch_pruning_regularize
 from oicsr import Coupling, GroupLasso, ProximalGroupLasso, count_params
-from oicsr.energy import Layout
+from oicsr.layout import Layout
 from oicsr.tracing import Scope
 
 MODELS = ("resnet56", "vgg16", "mobilenetv2", "imagenet-resnet50")

@@ -6,7 +6,7 @@ import copy
 import functools
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oicsr
 from benchmarks.models import INPUT_SHAPES, MODELS
-from oicsr import fused
-from oicsr.energy import Layout, add_energy_gradient, energy_vector
+from oicsr import reference
+from oicsr.energy import add_energy_gradient, energy_vector
+from oicsr.fast import blocks, passes, table
+from oicsr.layout import Layout
 from tests.oicsr.networks import Basic, Chain, Mixed, drop_third
 
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -44,22 +46,6 @@ def quiet_couplings(model: nn.Module, images: Tensor, scope: Any = "all") -> lis
         return oicsr.find_couplings(model, images, scope=scope)
 
 
-def reference_energy(weights: Sequence[Tensor], layout: Layout) -> Tensor:
-    energies = weights[0].new_zeros(layout.channels + 1)
-    for term in layout.terms:
-        energies = energies.index_add(0, term.channels, fused.reference_energies(weights[term.weight], term.dim))
-    return energies[:-1]
-
-
-def reference_gradient(weights: Sequence[Tensor], layout: Layout, factors: Tensor) -> list[Tensor]:
-    padded = torch.cat([factors, factors.new_zeros(1)])
-    scales = [torch.zeros_like(w) for w in weights]
-    for term in layout.terms:
-        w = weights[term.weight]
-        scales[term.weight] = scales[term.weight] + fused.reference_scale(w, term.dim, padded[term.channels])
-    return [w * scale for w, scale in zip(weights, scales, strict=True)]
-
-
 def relative_error(got: Tensor, want: Tensor) -> float:
     return float((got - want).detach().abs().max() / want.detach().abs().max().clamp(min=1e-30))
 
@@ -73,9 +59,9 @@ def couplings_of(network: type[nn.Module]) -> list[oicsr.Coupling]:
     return quiet_couplings(network(), IMAGES)
 
 
-@pytest.fixture(params=[16, fused.CACHE_BLOCK], ids=["blocks of 16", "whole"])
+@pytest.fixture(params=[16, table.CACHE_BLOCK], ids=["blocks of 16", "whole"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(fused, "CACHE_BLOCK", request.param)
+    monkeypatch.setattr(table, "CACHE_BLOCK", request.param)
     return int(request.param)
 
 
@@ -90,13 +76,16 @@ def test_passes_equal_the_reference(
     model = network().to(dtype=dtype, memory_format=memory_format)
     layout = Layout.of(couplings_of(network), sides)
     weights = [w.detach() for w in layout.weights(model)]
-    table, factors = layout.table(weights), torch.rand(layout.channels, dtype=dtype)
+    plan, factors = layout.table(weights), torch.rand(layout.channels, dtype=dtype)
     tolerance = TOLERANCE[dtype]
-    assert relative_error(fused.energies(weights, table), reference_energy(weights, layout)) < tolerance
-    wanted = reference_gradient(weights, layout, factors)
-    produced = fused.products(weights, [True] * len(weights), table, factors)
+    assert (
+        relative_error(passes.energies(weights, plan), reference.energies(weights, layout.terms, layout.channels))
+        < tolerance
+    )
+    wanted = reference.products(weights, layout.terms, factors)
+    produced = passes.products(weights, [True] * len(weights), plan, factors)
     targets = [torch.ones_like(w) for w in weights]
-    fused.add_products_(targets, weights, table, factors)
+    passes.add_products_(targets, weights, plan, factors)
     for got, added, want, weight in zip(produced, targets, wanted, weights, strict=True):
         assert got is not None and relative_error(got, want) < tolerance
         assert relative_error(added, want + 1) < tolerance
@@ -110,11 +99,8 @@ def test_scaling_multiplies_the_factors_of_rows_and_columns(memory_format: torch
     layout = Layout.of(couplings_of(Mixed), ("out", "in"))
     weights = [w.detach() for w in layout.weights(model)]
     factors = torch.rand(layout.channels)
-    wanted = [w.clone() for w in weights]
-    padded = torch.cat([factors, torch.ones(1)])
-    for term in layout.terms:
-        wanted[term.weight] *= fused.reference_scale(wanted[term.weight], term.dim, padded[term.channels])
-    fused.scale_(weights, [True] * len(weights), layout.table(weights), factors)
+    wanted = reference.scaled(weights, layout.terms, factors)
+    passes.scale_(weights, [True] * len(weights), layout.table(weights), factors)
     for got, want in zip(weights, wanted, strict=True):
         assert torch.allclose(got, want, rtol=1e-6)
 
@@ -135,15 +121,15 @@ def test_direct_and_autograd_gradients_agree_in_every_registered_model(name: str
         penalty = oicsr.GroupLasso(couplings, strength=0.5)
         layout = Layout.of(couplings, ("out", "in"))
         weights = [w.detach().requires_grad_() for w in layout.weights(model)]
-        reference = 0.5 * oicsr.group_lasso([reference_energy(weights, layout)])
-        wanted = torch.autograd.grad(reference, weights)
+        plain = 0.5 * oicsr.group_lasso([reference.energies(weights, layout.terms, layout.channels)])
+        wanted = torch.autograd.grad(plain, weights)
         value = penalty(model)
         through_autograd = torch.autograd.grad(value, layout.weights(model))
         model.zero_grad(set_to_none=True)
         penalty.add_gradient(model)
         direct = [w.grad for w in layout.weights(model)]
-        assert relative_error(value, reference) < TOLERANCE[dtype]
-        assert penalty.last_value is not None and relative_error(penalty.last_value, reference) < TOLERANCE[dtype]
+        assert relative_error(value, plain) < TOLERANCE[dtype]
+        assert penalty.last_value is not None and relative_error(penalty.last_value, plain) < TOLERANCE[dtype]
         for a, b, want in zip(through_autograd, direct, wanted, strict=True):
             assert b is not None and relative_error(a, want) < TOLERANCE[dtype]
             assert relative_error(b, want) < TOLERANCE[dtype]
@@ -316,7 +302,7 @@ def test_no_temporary_grows_with_the_model() -> None:
     penalty.add_gradient(model)
     with Allocations() as seen:
         penalty.add_gradient(model)
-    assert 1000 < seen.largest <= fused.CACHE_BLOCK
+    assert 1000 < seen.largest <= table.CACHE_BLOCK
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
@@ -486,15 +472,15 @@ def test_small_models_are_worked_on_by_one_thread_and_the_number_is_put_back(
     couplings = quiet_couplings(model, torch.zeros(1, channels))
     before = torch.get_num_threads()
     seen: list[int] = []
-    unpatched = fused._bucket_energies
+    unpatched = blocks.bucket_energies
     monkeypatch.setattr(
-        fused, "_bucket_energies", lambda *args: (seen.append(torch.get_num_threads()), unpatched(*args))[1]
+        blocks, "bucket_energies", lambda *args: (seen.append(torch.get_num_threads()), unpatched(*args))[1]
     )
     torch.set_num_threads(2)
     try:
         oicsr.channel_energy(model, couplings)
         after = torch.get_num_threads()
-        monkeypatch.setattr(fused, "_bucket_energies", lambda *args: 1 / 0)
+        monkeypatch.setattr(blocks, "bucket_energies", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             oicsr.channel_energy(model, couplings)
         after_error = torch.get_num_threads()

@@ -1,0 +1,70 @@
+"""Energies that autograd differentiates, and the same as an operator that `torch.compile` does not look into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from oicsr.fast import passes
+from oicsr.layout import Layout, numbered
+
+
+class Energy(torch.autograd.Function):
+    """Energies of all channels; the gradient of a weight is `2 w (g_out + g_in)`, one scale per slice and side."""
+
+    @staticmethod
+    def forward(layout: Layout, *weights: Tensor) -> Tensor:
+        """Return the energy of every channel, `(channels,)`."""
+        return passes.energies(weights, layout.table(weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the weights for the backward pass."""
+        ctx.layout = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Map the gradient of the energies, `(channels,)`, to one of each weight's shape."""
+        weights = ctx.saved_tensors
+        table = ctx.layout.table(weights)
+        return (None, *passes.products(weights, ctx.needs_input_grad[1:], table, 2 * grad))
+
+
+@torch.library.custom_op("oicsr::energy", mutates_args=())
+def energy_operator(weights: Sequence[Tensor], layout: int, channels: int, dtype: torch.dtype) -> Tensor:
+    """Return the energies by a layout's number, which a compiled graph can hold."""
+    return passes.energies(weights, numbered(layout).table(weights)).clone()
+
+
+@energy_operator.register_fake
+def _(weights: Sequence[Tensor], layout: int, channels: int, dtype: torch.dtype) -> Tensor:
+    return weights[0].new_empty(channels, dtype=dtype)
+
+
+@torch.library.custom_op("oicsr::energy_products", mutates_args=())
+def _products_operator(weights: Sequence[Tensor], layout: int, factors: Tensor) -> list[Tensor]:
+    found = passes.products(weights, [True] * len(weights), numbered(layout).table(weights), factors)
+    return [product for product in found if product is not None]
+
+
+@_products_operator.register_fake
+def _(weights: Sequence[Tensor], layout: int, factors: Tensor) -> list[Tensor]:
+    return [torch.empty_like(weight) for weight in weights]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.layout = inputs[1]
+    ctx.save_for_backward(*inputs[0])
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _products_operator(ctx.saved_tensors, ctx.layout, 2 * grad), None, None, None
+
+
+energy_operator.register_autograd(_differentiate, setup_context=_keep)
