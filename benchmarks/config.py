@@ -17,6 +17,8 @@ Scope = Literal["inner", "all"]
 
 Precision = Literal["float32", "bfloat16"]
 
+WantedPrecision = Literal["float32", "bfloat16", "auto"]
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -92,7 +94,8 @@ class Profile:
         round_to: Widths are left a multiple of this.
         steps: Removals; the regulariser trains before each.
         pruning_schedule: How the target is spread over the steps.
-        precision: Of the forward and backward pass.
+        precision: Of the forward and backward pass; `"auto"` is bfloat16 where the machine multiplies it in hardware,
+            else float32 (records hold which).
         grid_scale: Times the grid of each regulariser gives the strengths that are tried. A penalty acts in
             proportion to learning rate times steps, so that short training needs more of it.
         grids: Grids that replace those of some regularisers; all of one length.
@@ -114,7 +117,7 @@ class Profile:
     round_to: int = 1
     steps: int = 1
     pruning_schedule: PruningSchedule = "linear"
-    precision: Precision = "float32"
+    precision: WantedPrecision = "float32"
     grid_scale: float = 1.0
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 

@@ -18,6 +18,7 @@ from benchmarks.config import Phase, Precision
 from benchmarks.datasets import Augmentation, DataSplits, Images
 from benchmarks.datasets.in_memory import TrainingBatches
 from benchmarks.machine.cores import available_cores
+from benchmarks.machine.precision import has_bfloat16
 from benchmarks.models import find_builder
 from benchmarks.perf.measure import Candidate, Settings, in_turns, median_ms, median_ratio, quiet_couplings
 from benchmarks.perf.roofline import Counted, count, peaks
@@ -70,17 +71,10 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
 
 def run(settings: Settings) -> Iterator[dict[str, Any]]:
     """Yield a row per network and precision."""
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if has_bfloat16(settings.device) else ("float32",)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16") if has_bfloat16(settings.device.type) else ("float32",)
     for name in settings.models or MODELS:
         for precision in precisions:
             yield _row(name, precision, settings)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def synthetic(count: int) -> DataSplits:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from benchmarks.config import Cell
 from benchmarks.datasets.contract import DataError, MissingDataError
+from benchmarks.machine.precision import resolve_precision
 from benchmarks.machine.provenance import device_name
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record
@@ -186,7 +187,7 @@ def _seconds_per_image(bench: Bench, cell: Cell) -> float:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        with autocast(bench.device, cell.profile.precision):
+        with autocast(bench.device, resolve_precision(cell.profile.precision, bench.device.type)):
             loss = functional.cross_entropy(model(images).float(), labels)
         loss.backward()
         if bench.device.type == "cuda":

@@ -11,6 +11,7 @@ from typing import Any
 from baselines.method import Method
 from benchmarks.config import Cell
 from benchmarks.datasets.contract import DataError
+from benchmarks.machine.precision import resolve_precision
 from benchmarks.machine.provenance import provenance
 from benchmarks.records.record import COMPLETE, FAILED, Record, stamped
 from benchmarks.records.rows import ChannelRow, EpochRow
@@ -111,7 +112,7 @@ def _record(
         seed=cell.seed,
         macs_kept=cell.macs_kept,
         status=FAILED if failure else COMPLETE,
-        config=resolved_config(cell, method),
+        config=resolved_config(cell, method, bench.device.type),
         states=progress.states,
         widths=progress.widths,
         structure=progress.structure,
@@ -124,13 +125,14 @@ def _record(
     )
 
 
-def resolved_config(cell: Cell, method: Method) -> dict[str, Any]:
-    """Return every value that the run depends on, besides method, strength, seed and target."""
+def resolved_config(cell: Cell, method: Method, device_type: str) -> dict[str, Any]:
+    """Return every value that a run on this machine depends on, besides method, strength, seed and target."""
     decay = method.regularizer.weight_decay
     return {
         "model": cell.experiment.model,
         "dataset": cell.experiment.dataset,
         **({"weights": cell.experiment.weights} if cell.experiment.weights else {}),
         **cell.profile.shared,
+        "precision": resolve_precision(cell.profile.precision, device_type),
         "regularizer_weight_decay": cell.profile.regularized.weight_decay if decay is None else decay,
     }

@@ -18,6 +18,7 @@ from baselines.method import Method, Scoring, Target
 from benchmarks.config import Cell, digest
 from benchmarks.datasets import Split
 from benchmarks.machine.leases import PAUSE
+from benchmarks.machine.precision import resolve_precision
 from benchmarks.machine.processes import agreed, current_rank
 from benchmarks.machine.provenance import device_name, weights_sha256
 from benchmarks.methods.registry import find_method
@@ -164,6 +165,7 @@ class _Run:
         self.bench, self.cell, self.method = bench, cell, method
         self.strength, self.stages, self.progress = strength, stages, progress
         self.on_test = on_test
+        self.precision = resolve_precision(cell.profile.precision, bench.device.type)
         self.data = splits_of(cell)
         self.inputs = torch.zeros(1, *self.data.shape, device=bench.device)
 
@@ -281,7 +283,7 @@ class _Run:
             batches,
             torch.Generator().manual_seed(stage.seed),
             regularizer,
-            self.cell.profile.precision,
+            self.precision,
             stage.name,
             stage.step,
             graphs=self.bench.graphs,
@@ -370,7 +372,7 @@ class _Run:
     def evaluate(self, model: nn.Module, split: Split) -> Score:
         """Evaluate a model on the images of a split as they are."""
         batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
-        return evaluate(model, batches, self.cell.profile.precision)
+        return evaluate(model, batches, self.precision)
 
     def measure(self, state: str, model: nn.Module, result: StageResult) -> None:
         """Write down one of the four states."""

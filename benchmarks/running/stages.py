@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from baselines.method import Method
 from benchmarks.config import Cell, Phase, Profile, digest
+from benchmarks.machine.precision import resolve_precision
 from oicsr.algorithm import share_after
 
 STAGE_FORMAT = 1  # raise it where the meaning of a stage's values changes
@@ -80,7 +81,7 @@ def _dense_key(cell: Cell, device_type: str) -> str:
     profile, experiment = cell.profile, cell.experiment
     limits = [profile.train_images, profile.validation_images, profile.test_images]
     data = [experiment.dataset, limits, profile.batch_size]
-    how = [profile.precision, device_type, profile.dense.plain]
+    how = [resolve_precision(profile.precision, device_type), device_type, profile.dense.plain]
     model = [experiment.model, experiment.weights] if experiment.weights else experiment.model
     return digest([STAGE_FORMAT, "dense", model, data, how, cell.seed])
 

@@ -63,7 +63,10 @@ def check_same_configuration(cell: Cell, record: Record, where: str, bench: Benc
         RecordError: It was not; says what differs.
     """
     method = find_method(cell.method)
-    expected = flatten({**resolved_config(cell, method), "strength": choose_strength(bench.tuning, cell, method).value})
+    values = resolved_config(cell, method, bench.device.type)
+    if cell.profile.precision == "auto":  # the machine that did the run chose; tables do not mix what they chose
+        values["precision"] = record.config.get("precision")
+    expected = flatten({**values, "strength": choose_strength(bench.tuning, cell, method).value})
     found = flatten({**record.config, "strength": record.strength})
     different = [
         f"{name} is {expected.get(name)!r} now and was {found.get(name)!r}"

@@ -45,7 +45,7 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
     pairs = {(cell.method, cell.macs_kept): cell for cell in cells if is_tuned(cell)}
     _check_grids({method: grid_of(cell, find_method(method)) for (method, _), cell in pairs.items()})
     path = tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
-    record = read_tuning(path) if path.is_file() else _empty_record(cells[0], seeds)
+    record = read_tuning(path) if path.is_file() else _empty_record(cells[0], seeds, bench.device.type)
     for method, macs_kept in pairs:  # what is tuned anew, perhaps on another grid, replaces what was there
         record["scores"].get(method, {}).pop(f"{macs_kept:g}", None)
     for seed in seeds:
@@ -75,14 +75,14 @@ def _check_grids(grids: dict[str, tuple[float, ...]]) -> None:
         raise ValueError(f"every method needs as many strengths as any other, not {sizes}")
 
 
-def _empty_record(cell: Cell, seeds: Sequence[int]) -> dict[str, Any]:
+def _empty_record(cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "experiment": cell.experiment.name,
         "profile": cell.profile_name,
         "criterion": "validation top-1 of the pruned network, before fine-tuning, mean over seeds",
         "seeds": list(seeds),
-        "config": resolved_config(cell, find_method("none")),
+        "config": resolved_config(cell, find_method("none"), device_type),
         "scores": {},
         "chosen": {},
     }

@@ -47,7 +47,7 @@ def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) ->
         "seed": cell.seed,
         "macs_kept": cell.macs_kept,
         "status": FAILED if changes.get("failure") else "complete",
-        "config": resolved_config(cell, method),
+        "config": resolved_config(cell, method, "cpu"),
         "states": states,
         "widths": {f"layer{i}": [16, 8] for i in range(10)},
         "structure": {},
