@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import NewType
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, fx
 from oicsr.coupling import Coupling, Member
 from oicsr.labels import ChannelSets
 from oicsr.rules import Slot, Tracer, Value
-from oicsr.rules.ids import varying
+from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 
 SINGLE = "has a single channel"
 STREAM = "is part of a residual stream (scope 'all' prunes it)"
@@ -38,8 +40,8 @@ class Streams:
         for node, joined, ids in self._tracer.added[self._read :]:
             if joined:
                 self._summed.append(ids)
-            first, second = node.all_input_nodes[:2] if len(node.all_input_nodes) > 1 else (node, node)
-            common = ancestors[first] & ancestors[second]
+            first, *others = node.all_input_nodes
+            common = ancestors[first] & reduce(or_, (ancestors[other] for other in others), 0)
             if common:
                 fork = self._tracer.values[nodes[common.bit_length() - 1]]
                 if isinstance(fork, Value) and fork.ids is not None:
@@ -69,7 +71,7 @@ class Streams:
         return streams
 
     def _roots_of(self, ids: Tensor) -> set[Root]:
-        return {Root(self._tracer.sets.find(label)) for label in ids.flatten().tolist()}
+        return {Root(root) for root in self._tracer.sets.find(ids).unique().tolist()}
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ class ChannelIndex:
         together = ChannelSets()
         together.new(len(roots))
         for _, produced in layers:
-            for root in produced[1:]:
-                together.join_pair(produced[0], root)
+            members = torch.tensor(produced, dtype=torch.int64)
+            together.join(members[1:], members[:1].expand(max(0, len(members) - 1)))
+        coupled = together.roots().tolist()
         owner, number = [-1] * len(roots), [-1] * len(roots)
         couplings: dict[int, CouplingId] = {}
         names: dict[CouplingId, str] = {}
@@ -115,7 +118,7 @@ class ChannelIndex:
             for root in dict.fromkeys(produced):
                 if owner[root] >= 0:
                     continue
-                coupling = couplings.setdefault(together.find(root), CouplingId(len(couplings)))
+                coupling = couplings.setdefault(coupled[root], CouplingId(len(couplings)))
                 names.setdefault(coupling, layer_name(parameter))
                 owner[root], number[root] = coupling, sizes[coupling]
                 sizes[coupling] += 1
@@ -145,9 +148,9 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
     """
     slots = _all_slots(tracer)
     roots = tracer.sets.roots()
-    reasons = {Root(root): reason for root in set(roots.tolist()) if (reason := tracer.sets.reason_fixed(root))}
-    for root in streams:
-        reasons.setdefault(root, STREAM)
+    reasons = {Root(root): reason for root, reason in tracer.sets.reasons().items()}
+    for root in tracer.sets.find(torch.tensor(sorted(streams), dtype=torch.int64)).tolist():
+        reasons.setdefault(Root(root), STREAM)
     index = ChannelIndex.build(tracer, roots, reasons)
     last = _last_channels(slots, index)
     if last:
@@ -161,6 +164,7 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
                 channels = torch.where(owner == coupling, number, -1)
                 members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
     unpruned = _explain(tracer, roots, reasons)
+    tracer.unruled.extend(_notable(tracer, roots, reasons))
     found = []
     for (coupling, name), size in zip(index.names.items(), index.sizes(), strict=True):
         if size < 2:
@@ -172,16 +176,31 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
 
 def _all_slots(tracer: Tracer) -> list[Slot]:
     """Return the slots of layers and those of parameters and buffers that are added or multiplied elementwise."""
+    for name, ids in tracer.elementwise.items():
+        _join_roles(tracer, name, ids)
     slots = list(tracer.slots.values())
     for name, ids in tracer.elementwise.items():
-        roots = torch.tensor([tracer.sets.find(label) for label in ids.flatten().tolist()]).reshape(ids.shape)
-        axes = [axis for axis in varying(roots) if bool((roots != roots.narrow(axis, 0, 1)).any())]
+        if any(slot.parameter == name for slot in tracer.slots.values()):
+            continue
+        roots = squeeze_constant_axes(tracer.sets.find(ids))
+        axes = varying(roots)
         if len(axes) == 1:
-            vector = roots.movedim(axes[0], 0).reshape(roots.shape[axes[0]], -1)[:, 0]
-            slots.append(Slot(name, axes[0], vector, "norm", counts=False))
+            slots.append(Slot(name, axes[0], roots.flatten(), "norm", counts=False))
         elif axes:
-            tracer.sets.fix(ids, f"is read by {name!r} along several axes at once")
+            tracer.sets.fix(ids, tracer.notable(f"is combined with {name!r} along several axes at once"))
     return slots
+
+
+def _join_roles(tracer: Tracer, name: str, ids: Tensor) -> None:
+    """Tie the labels of a parameter that is read elementwise to the channels that it has as the weight of a layer."""
+    slots = [slot for slot in tracer.slots.values() if slot.parameter == name]
+    if len(slots) == 1:
+        along = on_axis(slots[0].ids, slots[0].dim, ids.ndim)
+        tracer.sets.join(along.expand_as(ids), ids)
+    elif slots:  # each element belongs to a row and to a column
+        reason = tracer.notable(f"{name!r} is the weight of a layer, and is read elementwise too")
+        for labels in (ids, *(slot.ids for slot in slots)):
+            tracer.sets.fix(labels, reason)
 
 
 def _last_channels(slots: Sequence[Slot], index: ChannelIndex) -> dict[Root, str]:
@@ -206,6 +225,13 @@ def _last_channels(slots: Sequence[Slot], index: ChannelIndex) -> dict[Root, str
 def layer_name(parameter: str) -> str:
     """Return the name of the layer that a parameter belongs to."""
     return parameter.rpartition(".")[0] or parameter
+
+
+def _notable(tracer: Tracer, roots: Tensor, reasons: Mapping[Root, str]) -> list[str]:
+    """Return the reasons to warn of that keep channels of some layer."""
+    produced = (root for key in tracer.producers for root in roots_of(tracer.slots[key], roots))
+    found = dict.fromkeys(reasons[root] for root in produced if root in reasons)
+    return [reason for reason in found if tracer.is_notable(reason)]
 
 
 def _explain(tracer: Tracer, roots: Tensor, reasons: Mapping[Root, str]) -> dict[str, str]:

@@ -12,57 +12,66 @@ from torch import Tensor
 
 
 class ChannelSets:
-    """Union-find over channel labels, with the reason why a set may not be removed."""
+    """Union-find over channel labels, with the reason why a set may not be removed.
+
+    The least label of a set stands for it (its root). All operations work on whole tensors of labels.
+    """
 
     def __init__(self) -> None:
-        self._parent: list[int] = []
-        self._fixed: dict[int, str] = {}
+        self._parent = torch.arange(1024)  # a label's parent is never greater than itself; its own where it is a root
+        self._count = 0
+        self._fixed: list[tuple[Tensor, str]] = []
 
     def new(self, count: int) -> Tensor:
         """Return `count` fresh labels, each a set of its own, as an int64 tensor of shape `(count,)`."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return torch.arange(start, start + count)
+        start, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            self._parent = torch.cat([self._parent, torch.arange(len(self._parent), 2 * self._count)])
+        return torch.arange(start, self._count)
 
     def new_fixed(self, count: int, reason: str) -> Tensor:
         """Return `count` labels of one fresh set that can never be removed, because of `reason`."""
         label = self.new(1)
-        self._fixed[int(label)] = reason
+        self.fix(label, reason)
         return label.expand(count)
 
-    def find(self, label: int) -> int:
-        """Return the representative of the set that `label` is in."""
-        parent = self._parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]  # path halving
-            label = parent[label]
-        return label
+    def find(self, labels: Tensor) -> Tensor:
+        """Return the root of each label, in the shape of `labels`."""
+        roots = self._parent[labels]
+        while True:
+            further = self._parent[roots]
+            if torch.equal(further, roots):
+                break
+            roots = further
+        self._parent[labels] = roots  # shorter paths for the next time
+        return roots
 
     def join(self, first: Tensor, second: Tensor) -> bool:
         """Join the sets of two equally shaped label tensors, pair by pair; return whether anything was joined."""
-        pairs = set(zip(first.flatten().tolist(), second.flatten().tolist(), strict=True))
-        changed = [self.join_pair(a, b) for a, b in pairs]
-        return any(changed)
-
-    def join_pair(self, first: int, second: int) -> bool:
-        """Join the sets of two labels; return whether they were apart."""
-        root, other = sorted((self.find(first), self.find(second)))
-        if root == other:
-            return False
-        self._parent[other] = root
-        if other in self._fixed:
-            self._fixed.setdefault(root, self._fixed.pop(other))
-        return True
+        if first.shape != second.shape:
+            raise ValueError(f"labels of shapes {tuple(first.shape)} and {tuple(second.shape)} cannot be joined")
+        first, second = self.find(first.flatten()), self.find(second.flatten())
+        changed = False
+        while bool((apart := first != second).any()):
+            changed = True
+            first, second = first[apart], second[apart]
+            # a root that is to be joined to several others gets the least of them, and meets the rest in the next turn
+            self._parent.scatter_reduce_(0, torch.maximum(first, second), torch.minimum(first, second), "amin")
+            first, second = self.find(first), self.find(second)
+        return changed
 
     def fix(self, labels: Tensor, reason: str) -> None:
         """Declare that no channel of `labels` may be removed, because of `reason` (the first reason stands)."""
-        for label in set(labels.flatten().tolist()):
-            self._fixed.setdefault(self.find(label), reason)
+        self._fixed.append((labels.unique(), reason))
 
     def roots(self) -> Tensor:
-        """Return the representative of every label, as an int64 tensor indexed by label."""
-        return torch.tensor([self.find(label) for label in range(len(self._parent))], dtype=torch.int64)
+        """Return the root of every label, as an int64 tensor indexed by label."""
+        return self.find(torch.arange(self._count))
 
-    def reason_fixed(self, label: int) -> str | None:
-        """Return why the channel `label` may not be removed, or None where it may."""
-        return self._fixed.get(self.find(label))
+    def reasons(self) -> dict[int, str]:
+        """Return why the sets that may not be removed stay, by their roots."""
+        found: dict[int, str] = {}
+        for labels, reason in self._fixed:
+            for root in self.find(labels).tolist():
+                found.setdefault(root, reason)
+        return found

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from oicsr.collect import SINGLE, Root, Streams, collect
 from oicsr.coupling import Axis, Coupling
 from oicsr.plan import PruningPlan, shrink_couplings
-from oicsr.rules import Tracer
+from oicsr.rules import Tracer, inline_blocks, leaf_modules
 from oicsr.surgery import slice_module
 
 Scope = Literal["inner", "all"]
@@ -144,11 +144,11 @@ def _follow(
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     first_names = _first_names(model)  # the exporter may call a tied parameter by any of its names
     names = {name: first_names[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
-    tracer.run(exported.graph, names)
-    streams.read(exported.graph)
-    unused = {
-        node.name for node in exported.graph.nodes if node.op == "placeholder" and not node.users and node.name in names
-    }
+    constants = [name for name, spec in kinds.items() if spec.kind is InputKind.CONSTANT_TENSOR]
+    graph = inline_blocks(exported.graph_module)
+    tracer.run(graph, names, constants, dict(model.named_modules()))
+    streams.read(graph)
+    unused = {node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names}
     return any(kinds[name].kind is InputKind.PARAMETER for name in unused)
 
 
@@ -170,7 +170,7 @@ def _export_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.expo
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], *, training: bool) -> torch.export.ExportedProgram:
-    with mode(model, training=training), warnings.catch_warnings():
+    with mode(model, training=training), leaf_modules(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
         try:
             return torch.export.export(model, inputs, strict=False)

@@ -9,26 +9,37 @@ and broadcasting need no special cases. `ids is None` means that no channel of t
 An operator without a rule fixes every channel that reaches it: the channels stay, and the reason names the operator
 and the module it was called in. A missing rule can therefore cost prunable channels, never a wrong coupling.
 
-To add an operator, write a function `(tracer, node) -> Value | list[Value]` and decorate it with `register_rule`.
+`register_rule` adds rules, for operators and for classes of modules; `docs/custom_operators.md` shows how.
 """
 
 from oicsr.rules import convolution, elementwise, indexing, linear, normalization, reduction, shape, spatial
-from oicsr.rules.registry import Rule, Value, follows, register_rule
+from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
+from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.inline import inline_blocks
+from oicsr.rules.modules import ModuleCall, leaf_modules
+from oicsr.rules.registry import Result, Rule, Value, follows, register_rule
 from oicsr.rules.tracer import Slot, Tracer
 
+FAMILIES = (convolution, elementwise, indexing, linear, normalization, reduction, shape, spatial)  # registered above
+
 __all__ = [
+    "FAMILIES",
+    "ModuleCall",
+    "Result",
     "Rule",
     "Slot",
     "Tracer",
     "Value",
-    "convolution",
-    "elementwise",
+    "argument",
+    "axes_of",
+    "axis_of",
     "follows",
-    "indexing",
-    "linear",
-    "normalization",
-    "reduction",
+    "inline_blocks",
+    "leaf_modules",
+    "on_axis",
     "register_rule",
-    "shape",
-    "spatial",
+    "shape_of",
+    "source_of",
+    "tensor_inputs",
+    "varying",
 ]

@@ -2,125 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, fx
 
-from oicsr.rules.ids import pad_left, varying, vector_along
-from oicsr.rules.registry import (
-    Result,
-    Value,
-    argument,
-    aten,
-    follows,
-    operator_name,
-    register_rule,
-    shape_of,
-    source_of,
-    tensor_inputs,
-)
+from oicsr.rules.broadcasting import Operand, combine
+from oicsr.rules.calls import argument, axis_of, gives_many, shape_of, source_of, tensor_inputs
+from oicsr.rules.ids import varying
+from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
 UNARY = """
     relu relu6 gelu silu sigmoid hardsigmoid hardswish hardtanh leaky_relu elu selu celu tanh mish softplus softsign
-    dropout feature_dropout alpha_dropout native_dropout bernoulli clamp clamp_min clamp_max neg exp log sqrt rsqrt
-    square abs pow erf reciprocal round floor ceil sign log1p expm1 sin cos logit log_sigmoid hardshrink softshrink
-    clone contiguous to _to_copy type_as detach alias lift_fresh_copy detach_copy alias_copy rrelu threshold
+    dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout bernoulli neg negative exp exp2 expm1 log
+    log2 log10 log1p sqrt rsqrt square abs absolute erf erfc erfinv reciprocal round floor ceil trunc frac sign sgn sin
+    cos tan asin acos atan sinh cosh asinh acosh atanh logit log_sigmoid hardshrink softshrink tanhshrink rrelu
+    threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
+    clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
+    zeros_like ones_like full_like empty_like rand_like randn_like randint_like fill zero uniform normal
+"""
+COMBINING = """
+    mul multiply div divide floor_divide true_divide maximum minimum fmax fmin pow float_power where masked_fill clamp
+    clamp_min clamp_max clip logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor gt lt ge le eq ne
+    greater less greater_equal less_equal not_equal atan2 arctan2 hypot fmod remainder copysign xlogy logaddexp
+    logaddexp2 heaviside isclose copy __and__ __or__ __xor__
 """
 
 
 @follows(*aten(UNARY))
 def elementwise(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
-    """Each element keeps its channel."""
-    if len(tensor_inputs(node)) > 1 and operator_name(node) == "aten::pow":
-        return tracer.opaque(node)
-    return ids
+    """Each element keeps its channel, under whatever function of it; a second tensor, if any, gives the type only."""
+    return [Value(ids)] * len(node.meta["val"]) if gives_many(node) else ids
 
 
-@register_rule(*aten("add sub rsub"))
+@register_rule(*aten("add sub subtract rsub lerp addcmul addcdiv"))
 def add(tracer: Tracer, node: fx.Node) -> Result:
-    """Ties the channels of both operands; remembers sums of two activations (the residual streams)."""
-    result, joined = _broadcast(tracer, node)
+    """Ties the channels of the operands; remembers sums of activations (the residual streams)."""
     operands = tensor_inputs(node)
-    if result.ids is not None and len(operands) == 2 and all(tracer.depends_on_input(n) for n in operands):
+    result, joined = _combine(tracer, node)
+    if result.ids is not None and sum(tracer.depends_on_input(n) for n in operands) > 1:
         tracer.added.append((node, joined, result.ids))
     return result
 
 
-@register_rule(*aten("mul div maximum minimum where logical_and floor_divide true_divide"))
+@register_rule(*aten(COMBINING))
 def broadcast(tracer: Tracer, node: fx.Node) -> Result:
     """Ties the channels of the operands, as broadcasting aligns them (squeeze-and-excitation, layer scale)."""
-    return _broadcast(tracer, node)[0]
+    return _combine(tracer, node)[0]
 
 
-@dataclass(frozen=True)
-class Operand:
-    """An operand of an elementwise operator, padded to the rank of the result. `reason`: why no ids are followed."""
-
-    ids: Tensor | None
-    shape: list[int]
-    reason: str
-
-    @property
-    def axes(self) -> list[int]:
-        """The axes along which its channels lie."""
-        return [] if self.ids is None else varying(self.ids)
-
-
-def _broadcast(tracer: Tracer, node: fx.Node) -> tuple[Value, bool]:
-    """Combine the operands of an elementwise operator; return the value and whether different channels were joined."""
+def _combine(tracer: Tracer, node: fx.Node) -> tuple[Value, bool]:
     rank = len(shape_of(node))
-    result, *others = [_operand(tracer, source, rank) for source in tensor_inputs(node)]
-    joined = False
-    for other in others:
-        ids, tied = _combine(tracer, node, result, other)
-        shape = [max(a, b) for a, b in zip(result.shape, other.shape, strict=True)]
-        result = Operand(ids, shape, result.reason or other.reason)
-        joined |= tied
-    return Value(result.ids, result.reason), joined
-
-
-def _operand(tracer: Tracer, source: fx.Node, rank: int) -> Operand:
-    ids = tracer.ids(source)
-    padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
-    return Operand(padded, pad_left(shape_of(source), rank), tracer.reason(source))
-
-
-def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tuple[Tensor | None, bool]:
-    """Return the ids of two operands together, and whether different channels were joined.
-
-    Of one operand with channels along some axes, the other one
-
-    | has along these axes               | so that                                                    |
-    |------------------------------------|------------------------------------------------------------|
-    | size 1, and no channels elsewhere  | it is repeated over the channels, which pass               |
-    | size 1, and channels elsewhere     | every channel meets every other: nothing is followed       |
-    | size 1 on some, full size on others| it lies along a part of the channels: nothing is followed  |
-    | full size, but no channels there   | its elements cannot follow, so that the channels are fixed |
-    | channels, one for one              | they are tied                                              |
-    """
-    for own, other in ((first, second), (second, first)):
-        if own.ids is None or not own.axes:
-            continue
-        aligned = [axis for axis in own.axes if other.shape[axis] == own.shape[axis]]
-        if not aligned and other.axes:
-            tracer.opaque(node, "multiplies values whose channels lie on different axes")
-            return None, False
-        if not aligned:
-            return own.ids, False
-        if len(aligned) < len(own.axes):
-            tracer.opaque(node, "broadcasts along a part of the channels")
-            return None, False
-        if other.ids is None or any(other.ids.shape[axis] == 1 for axis in own.axes):
-            for ids in (own.ids, other.ids):
-                if ids is not None:
-                    tracer.sets.fix(ids, other.reason)
-            return own.ids, False
-    if first.ids is None or second.ids is None or (not first.axes and first.shape != second.shape):
-        return None, False  # at most one channel, which is never removed
-    a, b = torch.broadcast_tensors(first.ids, second.ids)
-    return a, tracer.sets.join(a, b)
+    return combine(tracer, node, [Operand.of(tracer, source, rank) for source in tensor_inputs(node)])
 
 
 @register_rule(*aten("_assert_tensor_metadata _assert_scalar _assert_async"))
@@ -129,13 +60,38 @@ def assertion(tracer: Tracer, node: fx.Node) -> Result:
     return Value(None, f"{tracer.where(node)} gives no tensor")
 
 
+CONSTANTS = """
+    arange zeros ones full empty eye linspace logspace scalar_tensor rand randn randint randperm tril_indices
+    triu_indices new_zeros new_ones new_full new_empty hann_window empty_strided new_empty_strided
+"""
+
+
+@register_rule(*aten(CONSTANTS))
+def constant(tracer: Tracer, node: fx.Node) -> Result:
+    """Makes numbers of a size that stands in the code: what is combined with them along the channels stays."""
+    reason = tracer.notable(f"{tracer.where(node)} gives numbers, whose size cannot follow the channels")
+    return Value(None, reason)
+
+
 @follows("aten::prelu")
 def prelu(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """The slope, `(channels,)` or `(1,)`, follows axis 1."""
     weight = argument(node, 1)
-    vector = vector_along(ids, 1, shape_of(source_of(node))[1])
-    if shape_of(weight) != (1,):
-        if vector is None:
-            return tracer.opaque(node, "has slopes along channels that do not lie on axis 1")
-        tracer.add_slot(weight, 0, vector, "norm", counts=False)
+    if shape_of(weight) == (1,) or not varying(ids):
+        return ids
+    vector = tracer.channels(ids, 1, shape_of(source_of(node))[1])
+    if vector is None:
+        return tracer.opaque(node, "has slopes along channels that do not lie on axis 1")
+    tracer.follow_vector(weight, vector, "norm", counts=False)
     return ids
+
+
+@follows("aten::glu")
+def glu(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
+    """Gates the first half of an axis by the second: channel `i` of both halves goes at once."""
+    axis = axis_of(node, ids.ndim, default=-1)
+    if ids.shape[axis] == 1:
+        return ids
+    half = ids.shape[axis] // 2
+    tracer.tie_pieces(ids, axis, half)
+    return ids.narrow(axis, 0, half)

@@ -12,14 +12,6 @@ def varying(ids: Tensor) -> list[int]:
     return [axis for axis, size in enumerate(ids.shape) if size > 1]
 
 
-def vector_along(ids: Tensor, axis: int, size: int) -> Tensor | None:
-    """Return the channel of each of the `size` slices along `axis`, or None where it also changes elsewhere."""
-    if any(other != axis % ids.ndim for other in varying(ids)):
-        return None
-    vector = ids.flatten()
-    return vector if vector.numel() == size else None
-
-
 def on_axis(vector: Tensor, axis: int, ndim: int) -> Tensor:
     """Return ids of `ndim` axes that change along `axis` only."""
     shape = [1] * ndim

@@ -4,44 +4,91 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from oicsr.rules.registry import Result, Value, argument, aten, follows, gives_many, operator_name, shape_of
+from oicsr.rules.calls import argument, axis_of, gives_many, operator_name, shape_of, shapes_of
+from oicsr.rules.ids import varying
+from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
 
-@follows(*aten("split split_with_sizes chunk slice narrow select unbind tensor_split"))
+@follows(*aten("split split_with_sizes chunk slice narrow tensor_split unsafe_split unsafe_chunk"))
 def cut(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Cuts an axis into pieces.
 
     Equal pieces of the channel axis are tied to one another, so that a cut in halves stays a cut in halves whatever
     is removed; any other cut of the channel axis, whose position is a number in the code, fixes its channels.
     """
-    many = gives_many(node)
-    shapes = [tuple(v.shape) for v in node.meta["val"]] if many else [shape_of(node)]
-    values = [Value(piece) for piece in _pieces(tracer, node, ids, shapes)]
-    return values if many else values[0]
+    sizes = [shape[axis_of(node, ids.ndim)] for shape in shapes_of(node) if shape is not None]
+    values = [Value(piece) for piece in _pieces(tracer, node, ids, sizes)]
+    return values if gives_many(node) else values[0]
 
 
-def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    name = operator_name(node).removeprefix("aten::")
-    axis = int(argument(node, 1 if name in ("slice", "narrow", "select", "unbind") else 2, 0)) % ids.ndim
-    dropped = name in ("select", "unbind")
-    if ids.shape[axis] == 1:
-        return [ids.squeeze(axis) if dropped else ids for _ in shapes]
-    if dropped:
-        tracer.opaque(node, "picks single channels")
-        return [ids.select(axis, i) for i in range(len(shapes))]
-    sizes = [shape[axis] for shape in shapes]
-    start = int(argument(node, 2, 0) or 0) if name in ("slice", "narrow") else 0
-    start %= ids.shape[axis]
-    step = int(argument(node, 4, 1)) if name == "slice" else 1
-    if sizes[0] == ids.shape[axis]:
-        return [ids] * len(shapes)
-    if len(set(sizes)) > 1 or ids.shape[axis] % sizes[0] or start % sizes[0] or step != 1:
+def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> list[Tensor]:
+    name, axis = operator_name(node).removeprefix("aten::"), axis_of(node, ids.ndim)
+    if any(other > axis for other in varying(ids)):
+        ids = tracer.tie_axis(ids, axis)  # the first part of a split axis: how many there are is a number
+    width = ids.shape[axis]
+    if width == 1 or sizes[0] == width:
+        return [ids] * len(sizes)
+    start = int(argument(node, "start", 0)) % width if name in ("slice", "narrow") else 0
+    step = int(argument(node, "step")) if name == "slice" else 1
+    if len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
         tracer.tie_pieces(ids, axis, sizes[0])
-        tracer.cuts_by_number |= name != "chunk"
-    starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
+        tracer.cuts_by_number |= name not in ("chunk", "unsafe_chunk")
     if step != 1:
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
+    starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+@follows(*aten("select unbind"))
+def pick(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Picks slices of an axis that holds no channels, or of one part of a split channel axis, and drops the axis."""
+    axis = axis_of(node, ids.ndim)
+    kept = tracer.whole(ids, [axis])
+    if kept is None:
+        tracer.opaque(node, "picks single channels")
+        kept = ids.narrow(axis, 0, 1)  # fixed as they are
+    return [Value(kept.squeeze(axis))] * len(node.meta["val"]) if gives_many(node) else kept.squeeze(axis)
+
+
+@follows(*aten("index_select"))
+def select_slices(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Picks slices of an axis that holds no channels."""
+    kept = tracer.whole(ids, [axis_of(node, ids.ndim)])
+    return tracer.opaque(node, "picks single channels") if kept is None else kept
+
+
+@follows("aten::index")
+def index(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Indexes axes that hold no channels by tensors of integers; what they give stands where these axes were."""
+    indices = list(argument(node, 1))
+    used = [axis for axis, entry in enumerate(indices) if entry is not None]
+    if any(entry is not None and not _is_integer(entry) for entry in indices):
+        return tracer.opaque(node, "picks by a mask")
+    kept = tracer.whole(ids, used)
+    if kept is None:
+        return tracer.opaque(node, "picks single channels")
+    rank = len(shape_of(node)) - (ids.ndim - len(used))  # of what the indices give together
+    place = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
+    rest = [size for axis, size in enumerate(kept.shape) if axis not in used]
+    return kept.reshape([*rest[:place], *[1] * rank, *rest[place:]])
+
+
+def _is_integer(entry: fx.Node) -> bool:
+    return not entry.meta["val"].dtype.is_floating_point and str(entry.meta["val"].dtype) != "torch.bool"
+
+
+@follows("aten::unfold")
+def windows(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Cuts an axis that holds no channels into windows, whose elements lie on a new last axis."""
+    kept = tracer.whole(ids, [axis_of(node, ids.ndim, "dimension")])
+    return tracer.opaque(node, "cuts windows over the channels") if kept is None else kept.unsqueeze(-1)
+
+
+@follows(*aten("tril triu"))
+def triangle(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Sets a triangle of the last two axes to zero; channels on the others pass."""
+    kept = tracer.whole(ids, [ids.ndim - 2, ids.ndim - 1])
+    return tracer.opaque(node, "cuts a triangle out of the channels") if kept is None else kept

@@ -1,11 +1,12 @@
-"""Linear layers and products of matrices."""
+"""Linear layers, embeddings, and products of matrices."""
 
 from __future__ import annotations
 
 from torch import fx
 
+from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
-from oicsr.rules.registry import Result, Value, argument, aten, register_rule, shape_of, source_of
+from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 
 

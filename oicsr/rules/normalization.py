@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from oicsr.rules.ids import varying, vector_along
-from oicsr.rules.registry import Result, argument, aten, follows, shape_of, source_of
+from oicsr.rules.calls import argument, gives_many, shape_of, source_of
+from oicsr.rules.ids import varying
+from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
 
@@ -22,46 +23,53 @@ def batch_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     source = source_of(node)
     if not tracer.depends_on_input(source):
         return tracer.opaque(node, "standardises a weight over the channels that it reads")
-    vector = vector_along(ids, 1, shape_of(source)[1])
+    if not varying(ids):
+        return _first_of(node, ids)
+    vector = tracer.channels(ids, 1, shape_of(source)[1])
     if vector is None:
         return tracer.opaque(node, "normalises channels that do not lie on axis 1")
     _follow_norm(tracer, [argument(node, i) for i in range(1, 5)], vector)
-    return ids
+    return _first_of(node, ids)
 
 
-def _follow_norm(tracer: Tracer, parameters: Sequence[Any], vector: Tensor) -> None:
+def _first_of(node: fx.Node, ids: Tensor) -> Result:
+    """Return ids for the first output; the others, if any, are statistics."""
+    if not gives_many(node):
+        return Value(ids)
+    return [Value(ids), *[Value(None, "is a statistic")] * (len(node.meta["val"]) - 1)]
+
+
+def _follow_norm(tracer: Tracer, vectors: Sequence[Any], ids: Tensor) -> None:
     """Let `(scale, shift, ...)` of a normalisation follow the channels; only the scale carries energy."""
-    for position, parameter in enumerate(parameters):
-        if isinstance(parameter, fx.Node):
-            tracer.add_slot(parameter, 0, vector, "norm", counts=position == 0)
+    for position, vector in enumerate(vectors):
+        tracer.follow_vector(vector, ids, "norm", counts=position == 0)
 
 
 @follows("aten::group_norm")
 def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
-    """A normalisation group goes as a whole, so that the statistics of the others do not change."""
-    vector = vector_along(ids, 1, shape_of(source_of(node))[1])
+    """A normalisation group goes as a whole, so that the statistics of the others do not change.
+
+    How many groups there are must follow, as it does in `nn.GroupNorm` with a scale. Elsewhere it is a number.
+    """
+    groups, scale, shift = int(argument(node, 1)), argument(node, 2), argument(node, 3)
+    vector = tracer.channels(ids, 1, shape_of(source_of(node))[1])
     if vector is None:
         return tracer.opaque(node, "normalises channels that do not lie on axis 1")
-    by_group = vector.reshape(argument(node, 1), -1)
-    tracer.sets.join(by_group[:, 1:], by_group[:, :1].expand_as(by_group[:, 1:]))
-    _follow_norm(tracer, [argument(node, 2), argument(node, 3)], vector)
+    owner = tracer.parameters.get(scale, "").rpartition(".")[0] if scale is not None else ""
+    if not isinstance(tracer.modules.get(owner), nn.GroupNorm):
+        return tracer.opaque(node, "has a number of groups that is fixed: only nn.GroupNorm with a scale adapts it")
+    tracer.tie_axis(vector.reshape(groups, -1), 1)
+    _follow_norm(tracer, [scale, shift], vector)
     return ids
 
 
 @follows("aten::layer_norm")
 def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
-    """Scale and shift follow the last axis.
+    """Keeps channels that do not lie on the axes it normalises.
 
-    The statistics run over all channels, so removing a channel of zeros changes those of the others: the shapes are
-    right, the outputs are not preserved. Nothing exact exists for this operator.
+    Statistics over channels change with the number of channels, even where a removed one was zero: nothing exact
+    exists, and such channels stay.
     """
-    if not varying(ids):
-        return ids
-    normalized, weight = argument(node, 1), argument(node, 2)
-    vector = vector_along(ids, ids.ndim - 1, shape_of(source_of(node))[-1])
-    if vector is None and all(axis < ids.ndim - len(normalized) for axis in varying(ids)):
-        return ids  # the normalised axes hold no channels
-    if vector is None or len(normalized) != 1 or not isinstance(weight, fx.Node):
-        return tracer.opaque(node, "normalises over channels in a form without a rule")
-    _follow_norm(tracer, [weight, argument(node, 3)], vector)
-    return ids
+    axes = range(ids.ndim - len(argument(node, 1)), ids.ndim)
+    kept = tracer.whole(ids, list(axes))
+    return tracer.opaque(node, "normalises over the channels") if kept is None else kept

@@ -1,31 +1,54 @@
-"""Reductions over axes that hold no channels."""
+"""Reductions, softmaxes and scans: along axes that hold no channels, or one part of a split channel axis."""
 
 from __future__ import annotations
 
 from torch import Tensor, fx
 
-from oicsr.rules.ids import varying
-from oicsr.rules.registry import Result, argument, aten, follows, operator_name, shape_of
+from oicsr.rules.calls import axes_of, gives_many, operator_name, shapes_of, tensor_inputs
+from oicsr.rules.elementwise import broadcast
+from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
+REDUCTIONS = """
+    mean sum nansum nanmean prod amax amin aminmax argmax argmin var std var_mean std_mean norm linalg_vector_norm
+    logsumexp all any count_nonzero median nanmedian mode kthvalue topk sort argsort
+"""
 
-@follows(*aten("mean sum amax amin var std norm linalg_vector_norm"))
+
+@follows(*aten(REDUCTIONS))
 def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
-    """Removes axes that hold no channels."""
-    dims = argument(node, 2 if "norm" in operator_name(node) else 1)
-    if dims is None or isinstance(dims, bool):
+    """Removes axes that hold no channels, or sorts along them; the channels on other axes stay where they are.
+
+    Of a split channel axis, one part may be reduced: slices of the other part then go as a whole.
+    """
+    declared = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
+    axes = axes_of(node, ids.ndim) if "dim" in declared else set(range(ids.ndim))
+    kept = tracer.whole(ids, axes)
+    if kept is None:
         return tracer.opaque(node, "reduces over the channels")
-    axes = {int(dim) % ids.ndim for dim in (dims if isinstance(dims, list | tuple) else [dims])}
-    if any(axis in axes for axis in varying(ids)):
-        return tracer.opaque(node, "reduces over the channels")
-    if len(shape_of(node)) == ids.ndim:  # keepdim
-        return ids
-    return ids.reshape([size for axis, size in enumerate(ids.shape) if axis not in axes])
+    shapes = shapes_of(node)
+    if shapes[0] is not None and len(shapes[0]) != ids.ndim:
+        kept = kept.reshape([size for axis, size in enumerate(kept.shape) if axis not in axes])
+    return [Value(kept)] * len(shapes) if gives_many(node) else kept
 
 
-@follows(*aten("softmax log_softmax _softmax"))
+@register_rule(*aten("max min"))
+def max_or_min(tracer: Tracer, node: fx.Node) -> Result:
+    """Of one tensor: a reduction; of two: elementwise."""
+    return broadcast(tracer, node) if len(tensor_inputs(node)) > 1 else reduce(tracer, node)
+
+
+@follows(*aten("softmax log_softmax _softmax _log_softmax softmin"))
 def softmax(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Keeps channels that do not lie on the axis it normalises."""
-    if ids.shape[argument(node, 1)] > 1:
-        return tracer.opaque(node, "normalises over the channels")
-    return ids
+    kept = tracer.whole(ids, axes_of(node, ids.ndim))
+    return tracer.opaque(node, "normalises over the channels") if kept is None else kept
+
+
+@follows(*aten("cumsum cumprod cummax cummin logcumsumexp diff roll"))
+def scan(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Keeps channels that do not lie on the axis along which it sums up or shifts."""
+    kept = tracer.whole(ids, axes_of(node, ids.ndim, "dims" if operator_name(node) == "aten::roll" else "dim"))
+    if kept is None:
+        return tracer.opaque(node, "runs along the channels")
+    return [Value(kept)] * len(node.meta["val"]) if gives_many(node) else kept

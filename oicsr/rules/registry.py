@@ -1,20 +1,30 @@
-"""The table of rules, and what a rule reads off a call in the graph."""
+"""The table of rules: one per operator, or per class of modules that is taken as one operator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+
+from oicsr.rules.calls import gives_many, operator_name, source_of
 
 if TYPE_CHECKING:
+    from oicsr.rules.modules import ModuleCall
     from oicsr.rules.tracer import Tracer
 
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a value in the graph: the channel of each element, or why there are none."""
+    """What is known of a value in the graph.
+
+    Attributes:
+        ids: The channel of each element: int64, of the value's rank, each axis of the value's size or 1. None where no
+            channels are followed.
+        reason: Why none are followed; other operators quote it where they cannot go on.
+        depends_on_input: Whether the value depends on the model's input (set by the tracer).
+    """
 
     ids: Tensor | None
     reason: str = ""
@@ -22,34 +32,82 @@ class Value:
 
 
 Result = Value | list[Value]
-Rule = Callable[["Tracer", fx.Node], "Result"]
+Rule = Callable[["Tracer", fx.Node], Result]
+ModuleRule = Callable[["Tracer", "ModuleCall"], Result]
+AnyRule = TypeVar("AnyRule", Rule, ModuleRule)
 RULES: dict[str, Rule] = {}
 
 
-def register_rule(*operators: str, replace: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for operators; the decorated function becomes the rule of each.
+@dataclass(frozen=True)
+class LeafClass:
+    """A class of modules with a rule of its own. `outputs`: gives its outputs' shapes where `forward` cannot."""
+
+    rule: ModuleRule
+    outputs: Callable[..., Any] | None
+
+
+LEAF_CLASSES: dict[type[nn.Module], LeafClass] = {}
+
+
+@overload
+def register_rule(*targets: str, replace: bool = False) -> Callable[[Rule], Rule]: ...
+
+
+@overload
+def register_rule(
+    *targets: type[nn.Module], replace: bool = False, outputs: Callable[..., Any] | None = None
+) -> Callable[[ModuleRule], ModuleRule]: ...
+
+
+def register_rule(
+    *targets: str | type[nn.Module], replace: bool = False, outputs: Callable[..., Any] | None = None
+) -> Callable[[Any], Any]:
+    """Register how channels pass through an operator, or through a class of modules; a decorator.
+
+    `docs/custom_operators.md` explains what a rule gets and gives. A rule whose ids do not fit the operator's output
+    is an error when a model is traced.
 
     Args:
-        operators: Names as `"library::operator"`, without overload: `"aten::relu"`. The in-place variant
-            (`"aten::relu_"`) has the same rule unless it gets one of its own.
-        replace: Take the place of the rule that an operator already has.
+        targets: Operators as `"library::operator"`, without overload, such as `"aten::relu"`: the in-place variant
+            (`"aten::relu_"`) has the same rule unless it gets one of its own. Or classes of modules: tracing does
+            not look into modules of these classes (nor of classes derived from them, unless these have a rule).
+        replace: Take the place of the rule that a target already has.
+        outputs: For classes of modules: `(module, *args, **kwargs)` to tensors of the shapes and types of the
+            module's outputs, where its `forward` branches on values and cannot be run for shapes alone.
+
+    Returns:
+        A decorator for the rule: `(tracer, node)` for an operator, `(tracer, call)` for a module, to a `Value`, or to
+        a list of them for several outputs.
 
     Raises:
-        ValueError: A name has no library, or an operator has a rule already and `replace` is false.
+        ValueError: A name is not of the form `"library::operator"`, or a target has a rule and `replace` is false.
+        TypeError: A target is neither a name nor a class of modules.
     """
+    for target in targets:
+        _check_target(target, replace)
 
-    def register(rule: Rule) -> Rule:
-        """Put a rule into the table."""
-        for name in operators:
-            library, _, operator = name.partition("::")
-            if not library or not operator or "." in name:
-                raise ValueError(f"operator {name!r} must be named as 'library::operator', without an overload")
-            if name in RULES and not replace:
-                raise ValueError(f"operator {name!r} already has a rule; pass replace=True to put another in its place")
-        RULES.update(dict.fromkeys(operators, rule))
+    def register(rule: Any) -> Any:
+        """Put the rule into the table."""
+        for target in targets:
+            if isinstance(target, str):
+                RULES[target] = rule
+            else:
+                LEAF_CLASSES[target] = LeafClass(rule, outputs)
         return rule
 
     return register
+
+
+def _check_target(target: str | type[nn.Module], replace: bool) -> None:
+    if isinstance(target, str):
+        library, _, operator = target.partition("::")
+        if not library or not operator or "." in target:
+            raise ValueError(f"operator {target!r} must be named as 'library::operator', without an overload")
+    elif not (isinstance(target, type) and issubclass(target, nn.Module)):
+        raise TypeError(f"a rule is for 'library::operator' or for a class of modules, not for {target!r}")
+    if (target in RULES or target in LEAF_CLASSES) and not replace:
+        name = target if isinstance(target, str) else target.__qualname__
+        raise ValueError(f"{name!r} already has a rule; pass replace=True to put another in its place")
 
 
 def aten(names: str) -> list[str]:
@@ -63,55 +121,23 @@ def find_rule(node: fx.Node) -> Rule | None:
     return RULES.get(name) or RULES.get(name.rstrip("_"))
 
 
-def operator_name(node: fx.Node) -> str:
-    """Return the name of the operator that is called, without overload: `aten::relu`."""
-    schema = getattr(node.target, "_schema", None)
-    return str(schema.name) if schema is not None else f"python::{getattr(node.target, '__name__', node.target)}"
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the static shape of the value that `node` produces."""
-    return tuple(int(size) for size in node.meta["val"].shape)
-
-
-def gives_many(node: fx.Node) -> bool:
-    """Return whether a call gives a list or tuple of tensors."""
-    return isinstance(node.meta.get("val"), list | tuple)
-
-
-def argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    """Return an argument of a call by its position in the operator's schema, given by position or by name."""
-    if len(node.args) > position:
-        return node.args[position]
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or position >= len(schema.arguments):
-        return default
-    return node.kwargs.get(schema.arguments[position].name, default)
-
-
-def tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes that `node` reads and that hold one tensor."""
-    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-
-
-def source_of(node: fx.Node) -> fx.Node:
-    """Return the node of a call's first argument, which is a tensor."""
-    source = argument(node, 0)
-    assert isinstance(source, fx.Node)
-    return source
+def find_leaf(module: nn.Module) -> LeafClass | None:
+    """Return the rule of a module's class, or of the nearest class that it is derived from."""
+    return next((LEAF_CLASSES[cls] for cls in type(module).__mro__ if cls in LEAF_CLASSES), None)
 
 
 Following = Callable[["Tracer", fx.Node, Tensor], "Tensor | Result"]
 
 
-def follows(*operators: str, replace: bool = False) -> Callable[[Following], Following]:
+def follows(*operators: str, replace: bool = False) -> Callable[[Following], Rule]:
     """Register a rule `(tracer, node, ids)` that is asked only where the channels of the first argument are followed.
 
     `ids` are those of the first argument. The rule may return ids alone. Where the argument's channels are not
-    followed, those of the result are not either, for the same reason. See `register_rule` for the arguments.
+    followed, those of the result are not either, for the same reason. What comes back is a rule `(tracer, node)`; see
+    `register_rule` for the arguments.
     """
 
-    def register(following: Following) -> Following:
+    def register(following: Following) -> Rule:
         """Wrap a function of ids as a rule, and put it into the table."""
 
         def rule(tracer: Tracer, node: fx.Node) -> Result:
@@ -125,7 +151,6 @@ def follows(*operators: str, replace: bool = False) -> Callable[[Following], Fol
             return Value(result) if isinstance(result, Tensor) else result
 
         rule.__name__, rule.__doc__ = following.__name__, following.__doc__
-        register_rule(*operators, replace=replace)(rule)
-        return following
+        return register_rule(*operators, replace=replace)(rule)
 
     return register

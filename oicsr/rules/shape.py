@@ -1,22 +1,17 @@
-"""Operators that give each element another index: reshape, permute, expand, concatenate."""
+"""Operators that give each element another index: reshape, permute, expand, repeat, concatenate."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
 
+from oicsr.rules.broadcasting import Operand, combine
+from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, pad_left, reshape_ids, varying
-from oicsr.rules.registry import (
-    Result,
-    Value,
-    argument,
-    aten,
-    follows,
-    operator_name,
-    register_rule,
-    shape_of,
-    source_of,
-)
+from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
 RESHAPES = """
@@ -25,86 +20,111 @@ RESHAPES = """
 
 
 @follows(*aten(RESHAPES))
-def reshape(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+def reshape(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Each element keeps its channel under its new index.
 
-    Where the channel axis is split into `(groups, channels / groups)`, the groups are tied to one another, so that
-    they stay equally large, and the split in the same place, whatever is removed. The axis of the groups then holds
-    one channel alike, and may be summed or normalised over (the radix of split attention).
+    Where the channel axis is split, as in `(groups, channels / groups)` or `(channels, height, width)`, what reads the
+    value says along which of the new axes slices may go; see `Tracer.add_split`.
     """
     result = reshape_ids(ids, shape_of(source_of(node)), shape_of(node))
     if len(varying(result)) > len(varying(ids)):
-        tracer.cuts_by_number = True
-        for axis in varying(result)[:-1]:
-            tracer.tie_pieces(result, axis, 1)
-            result = result.narrow(axis, 0, 1)
+        tracer.add_split(node, result)
     return result
 
 
-@follows(*aten("permute transpose t swapaxes movedim"))
-def permute(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+@follows(*aten("permute transpose t swapaxes movedim moveaxis swapdims mT adjoint"))
+def permute(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Moves axes, and the channels with them."""
-    name, arguments = operator_name(node), node.args[1:]
-    if name == "aten::permute":
-        return ids.permute(*arguments)  # type: ignore[arg-type]
-    if name == "aten::movedim":
-        return torch.movedim(ids, *arguments)  # type: ignore[arg-type]
-    return ids.t() if name == "aten::t" else ids.transpose(*arguments)  # type: ignore[arg-type]
+    name, arguments = operator_name(node).removeprefix("aten::"), node.args[1:]
+    if name == "permute":
+        return ids.permute(argument(node, "dims"))
+    if name in ("movedim", "moveaxis"):
+        return torch.movedim(ids, argument(node, "source"), argument(node, "destination"))
+    if name in ("mT", "adjoint"):
+        return ids.mT
+    return ids.t() if name == "t" else ids.transpose(*arguments)  # type: ignore[arg-type]
 
 
 @follows(*aten("expand broadcast_to expand_as"))
-def expand(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+def expand(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Repeats axes of size 1, which hold no channels."""
     return ids.reshape(pad_left(ids.shape, len(shape_of(node))))
+
+
+@follows(*aten("repeat tile"))
+def repeat(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
+    """Puts copies of the value behind one another on each axis; the copies of a channel are that channel."""
+    counts = pad_left(argument(node, 1), len(shape_of(node)))
+    ids = ids.reshape(pad_left(ids.shape, len(counts)))
+    return ids.repeat([count if size > 1 else 1 for count, size in zip(counts, ids.shape, strict=True)])
+
+
+@follows("aten::repeat_interleave")
+def repeat_elements(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Repeats each slice of an axis; the copies of a channel are that channel."""
+    count = argument(node, 1)
+    if not isinstance(count, int) or argument(node, "dim") is None:
+        return tracer.opaque(node, "repeats slices in a form without a rule")
+    axis = axis_of(node, ids.ndim)
+    return ids.repeat_interleave(count, axis) if ids.shape[axis] > 1 else ids
+
+
+@follows("aten::flip")
+def flip(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
+    """Turns axes round, and the channels with them."""
+    return ids.flip(argument(node, "dims"))
 
 
 @register_rule(*aten("cat concat concatenate"))
 def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     """Along the channel axis the channels stand behind one another; along any other axis they are tied."""
-    nodes: list[fx.Node] = list(argument(node, 0))
-    axis = int(argument(node, 1, 0)) % len(shape_of(node))
-    parts = [tracer.ids(n) for n in nodes]
-    if all(part is None for part in parts):
-        return Value(None, tracer.reason(nodes[0]))
-    if not any(part is not None and part.shape[axis] > 1 for part in parts):
-        return _tie(tracer, nodes, parts)
-    return Value(torch.cat(_aligned(tracer, nodes, parts, axis), axis))
+    nodes: list[fx.Node] = [n for n in argument(node, 0) if shape_of(n) != (0,)]
+    rank = len(shape_of(node))
+    axis = axis_of(node, rank)
+    parts = [Operand.of(tracer, source, rank) for source in nodes]
+    if all(part.ids is None for part in parts):
+        return Value(None, parts[0].reason)
+    along = [axis in part.axes for part in parts]
+    beyond = [sorted(set(part.axes) - {axis}) for part in parts]
+    if any(along) and all(axes == beyond[0] for axes in beyond):
+        return Value(torch.cat(_aligned(tracer, parts, axis), axis))
+    return _tied(tracer, node, parts, axis)
 
 
-def _aligned(tracer: Tracer, nodes: list[fx.Node], parts: list[Tensor | None], axis: int) -> list[Tensor]:
+def _aligned(tracer: Tracer, parts: Sequence[Operand], axis: int) -> list[Tensor]:
     """Give every part ids along `axis` (fixed ones where it has none) and one common shape on the other axes."""
     filled = []
-    for source, part in zip(nodes, parts, strict=True):
-        size = shape_of(source)[axis]
-        if part is None or part.shape[axis] != size:
-            if part is not None:
-                tracer.sets.fix(part, "is concatenated along an axis that holds other channels")
-            part = on_axis(tracer.sets.new_fixed(size, tracer.reason(source)), axis, len(shape_of(source)))
-        filled.append(part)
-    common = [max(part.shape[k] for part in filled) for k in range(filled[0].ndim)]
-    return [part.expand([*common[:axis], part.shape[axis], *common[axis + 1 :]]) for part in filled]
+    for part in parts:
+        ids, size = part.ids, part.shape[axis]
+        if ids is None or ids.shape[axis] != size:
+            if ids is not None:
+                tracer.sets.fix(ids, "is concatenated along an axis that holds other channels")
+            ids = on_axis(tracer.sets.new_fixed(size, part.reason), axis, len(part.shape))
+        filled.append(ids)
+    common = [max(ids.shape[k] for ids in filled) for k in range(filled[0].ndim)]
+    return [ids.expand([*common[:axis], ids.shape[axis], *common[axis + 1 :]]) for ids in filled]
 
 
-def _tie(tracer: Tracer, nodes: list[fx.Node], parts: list[Tensor | None]) -> Value:
-    known = [part for part in parts if part is not None]
-    first = max(known, key=lambda part: part.numel())
-    for source, part in zip(nodes, parts, strict=True):
-        if part is None or part.shape != first.shape:
-            tracer.sets.fix(first, tracer.reason(source))
-            if part is not None:
-                tracer.sets.fix(part, tracer.reason(source))
-        else:
-            tracer.sets.join(first, part)
-    return Value(first)
+def _tied(tracer: Tracer, node: fx.Node, parts: Sequence[Operand], axis: int | None) -> Value:
+    """Tie the channels of values that are put behind one another on `axis`, which holds none (None: a new axis)."""
+    flat = []
+    for part in parts:
+        ids = part.ids
+        if ids is not None and axis is not None:
+            kept = tracer.whole(ids, [axis])
+            if kept is None:
+                tracer.sets.fix(ids, tracer.notable(f"{tracer.where(node)} puts other channels behind it"))
+                kept = None
+            ids = kept
+        shape = [1 if k == axis else size for k, size in enumerate(part.shape)]
+        flat.append(replace(part, ids=ids, shape=shape))
+    return combine(tracer, node, flat)[0]
 
 
 @register_rule("aten::stack")
 def stack(tracer: Tracer, node: fx.Node) -> Result:
     """Puts values behind one another on a new axis; their channels are tied."""
     nodes: list[fx.Node] = list(argument(node, 0))
-    axis = int(argument(node, 1, 0)) % len(shape_of(node))
-    parts = [tracer.ids(n) for n in nodes]
-    if all(part is None for part in parts):
-        return Value(None, tracer.reason(nodes[0]))
-    tied = _tie(tracer, nodes, parts)
-    return Value(None if tied.ids is None else tied.ids.unsqueeze(axis), tied.reason)
+    rank = len(shape_of(node)) - 1
+    tied = _tied(tracer, node, [Operand.of(tracer, source, rank) for source in nodes], None)
+    return tied if tied.ids is None else Value(tied.ids.unsqueeze(axis_of(node, rank + 1)))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
-from oicsr.rules.ids import vector_along
-from oicsr.rules.registry import Result, Value, find_rule, shape_of
+from oicsr.rules.calls import gives_many, shape_of, shapes_of
+from oicsr.rules.ids import squeeze_constant_axes, varying
+from oicsr.rules.modules import ModuleCall, is_module_call
+from oicsr.rules.registry import Result, Value, find_leaf, find_rule
 
-MAX_LABELLED_ELEMENTS = 1 << 17  # a parameter read elementwise gets one label per element, up to this many
+MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
 @dataclass(frozen=True)
@@ -30,34 +33,73 @@ class Slot:
 
 @dataclass
 class Tracer:
-    """State of one pass over the graphs of a model: values by node, slots by parameter axis, joined channels."""
+    """State of one pass over the graphs of a model, and what rules use to say how channels pass.
+
+    Rules read `ids`, tie channels that can only go together (`channels`, `whole`, `tie_axis`, `tie_pieces`,
+    `sets.join`), attach axes of parameters to channels (`read_channels`, `start_channels`, `add_bias`, `add_slot`), and
+    give up by `opaque` or `fix`.
+
+    Attributes:
+        sets: Which labels can only go together, and which stay.
+        values: What is known of each value.
+        parameters: Nodes that are parameters or buffers of the model, to their qualified names.
+        modules: The model's modules by name.
+        slots: Parameter axes whose slices belong to channels.
+        producers: Those that start channels, in the order in which their layers run.
+        elementwise: Parameters that are read elementwise, to the labels of their elements.
+        added: Sums of activations, and whether they joined different channels.
+        unruled: Why channels stay that a rule could have followed; the user is warned of these.
+        cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
+        thinned: Grouped weights, and whether their groups all stay, but thinner.
+    """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
     values: dict[fx.Node, Result] = field(default_factory=dict)
     parameters: dict[fx.Node, str] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     producers: list[tuple[str, int]] = field(default_factory=list)
-    elementwise: dict[str, Tensor] = field(default_factory=dict)  # parameter -> ids of its shape
-    added: list[tuple[fx.Node, bool, Tensor]] = field(default_factory=list)  # sums of activations, whether they joined
+    elementwise: dict[str, Tensor] = field(default_factory=dict)
+    added: list[tuple[fx.Node, bool, Tensor]] = field(default_factory=list)
     unruled: list[str] = field(default_factory=list)
-    cuts_by_number: bool = False  # a channel axis is cut at positions that may be numbers in the code
-    thinned: dict[str, bool] = field(default_factory=dict)  # grouped weight -> whether its groups all stay, but thinner
+    cuts_by_number: bool = False
+    thinned: dict[str, bool] = field(default_factory=dict)
+    _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
+    _splits: list[tuple[Tensor, str]] = field(default_factory=list)  # channel axes that were split, and where
 
-    def run(self, graph: fx.Graph, parameters: dict[str, str]) -> None:
-        """Follow the channels through `graph`; `parameters` maps placeholder names to qualified names."""
+    def run(
+        self,
+        graph: fx.Graph,
+        parameters: Mapping[str, str],
+        constants: Collection[str] = (),
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        """Follow the channels through a graph.
+
+        Args:
+            graph: What `torch.export` gave.
+            parameters: Names of placeholders to qualified names of parameters and buffers.
+            constants: Names of placeholders of other tensors that are in the model's code.
+            modules: The model's modules by name.
+        """
+        self.modules = modules or {}
         for node in graph.nodes:
             if node.op == "placeholder":
-                self._read_placeholder(node, parameters)
+                self._read_placeholder(node, parameters, constants)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "output":
                 for source in node.all_input_nodes:
                     self.fix(source, "is an output of the model")
+        self._settle_splits()
 
-    def _read_placeholder(self, node: fx.Node, parameters: dict[str, str]) -> None:
+    def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
         if node.name in parameters:
             self.parameters[node] = parameters[node.name]
             self.values[node] = Value(None, "a parameter", depends_on_input=False)
+        elif node.name in constants:
+            reason = self.notable("is combined with a tensor that is a constant of the model's code")
+            self.values[node] = Value(None, reason, depends_on_input=False)
         else:
             self.values[node] = Value(None, "is read from the model's input")
 
@@ -65,17 +107,49 @@ class Tracer:
         if node.target is operator.getitem:
             source = self.values[node.args[0]]  # type: ignore[index]
             return source[node.args[1]] if isinstance(source, list) else source  # type: ignore[index]
-        found = find_rule(node)
-        result = found(self, node) if found else self.opaque(node)
+        rule: Callable[..., Result]
+        if is_module_call(node):
+            call = ModuleCall.read(node, self.modules)
+            leaf = find_leaf(call.module)
+            assert leaf is not None
+            rule, result = leaf.rule, leaf.rule(self, call)
+            result = [result] if isinstance(result, Value) and len(node.meta["val"]) == 1 else result
+        else:
+            found = find_rule(node)
+            rule = found or type(self).opaque
+            result = rule(self, node)
+        self._check(node, rule, result)
+        depends = any(self.depends_on_input(n) for n in node.all_input_nodes)
         if isinstance(result, Value):
-            depends = any(self.depends_on_input(n) for n in node.all_input_nodes)
-            result = Value(result.ids, result.reason, depends)
-        return result
+            return replace(result, depends_on_input=depends)
+        return [replace(value, depends_on_input=depends) for value in result]
+
+    def _check(self, node: fx.Node, rule: Callable[..., Result], result: Result) -> None:
+        """Raise ValueError where a rule's ids do not fit what the operator gives."""
+        values, shapes = result if isinstance(result, list) else [result], shapes_of(node)
+        if isinstance(result, Value) and result.ids is None:
+            return  # nothing is followed, however many outputs there are
+        where = f"the rule {rule.__name__!r} of {self.where(node)}"
+        if gives_many(node) != isinstance(result, list) or len(values) != len(shapes):
+            raise ValueError(f"{where} gave {len(values)} value(s); the operator gives {len(shapes)}")
+        for value, shape in zip(values, shapes, strict=True):
+            if value.ids is None:
+                continue
+            given = tuple(value.ids.shape)
+            if shape is None or len(given) != len(shape) or any(a not in (1, b) for a, b in zip(given, shape)):  # noqa: B905
+                raise ValueError(
+                    f"{where} gave ids of shape {given} for a value of shape {shape}; "
+                    "they need the same rank, and on each axis the same size or 1"
+                )
+
+    # what a rule asks
 
     def depends_on_input(self, node: fx.Node) -> bool:
         """Return whether a value depends on the model's input (and not on parameters alone)."""
-        value = self.values[node]
-        return value.depends_on_input if isinstance(value, Value) else True
+        value = self.values.get(node)
+        if isinstance(value, list):
+            return any(part.depends_on_input for part in value)
+        return value is not None and value.depends_on_input
 
     def where(self, node: fx.Node) -> str:
         """Return how a message names the place of `node`: operator and module path."""
@@ -102,24 +176,35 @@ class Tracer:
     def reason(self, node: fx.Node) -> str:
         """Return why the channels of a value are not followed."""
         value = self.values[node]
+        if node in self.parameters and math.prod(shape_of(node)) > MAX_LABELLED_ELEMENTS:
+            return self.notable(f"is combined with {self.parameters[node]!r}, which has too many elements to follow")
         return value.reason if isinstance(value, Value) and value.reason else "holds channels that are not followed"
 
-    def fix(self, node: fx.Node, reason: str) -> bool:
-        """Fix every channel of a value, because of `reason`; return whether it had any."""
+    # how a rule gives up
+
+    def notable(self, reason: str) -> str:
+        """Declare that the user is to be warned where `reason` keeps channels from being removed; return it."""
+        self._notable.add(reason)
+        return reason
+
+    def is_notable(self, reason: str) -> bool:
+        """Return whether the user is to be warned of a reason."""
+        return reason in self._notable
+
+    def fix(self, node: fx.Node, reason: str) -> None:
+        """Fix every channel of a value, because of `reason`: none of them will be removed."""
         value = self.values[node]
         found = [part.ids for part in (value if isinstance(value, list) else [value])]
         found.append(self.elementwise.get(self.parameters.get(node, "")))
         for ids in found:
             if ids is not None:
                 self.sets.fix(ids, reason)
-        return any(ids is not None for ids in found)
 
     def opaque(self, node: fx.Node, why: str = "has no rule") -> Value:
         """Fix every channel that an operator reads, and follow none of its output's."""
-        reason = f"{self.where(node)} {why}"
+        reason = self.notable(f"{self.where(node)} {why}")
         for source in node.all_input_nodes:
-            if self.fix(source, reason):
-                self.unruled.append(reason)
+            self.fix(source, reason)
         return Value(None, reason)
 
     def computed_weight(self, node: fx.Node) -> Value:
@@ -128,17 +213,65 @@ class Tracer:
         self.unruled.append(value.reason)
         return value
 
-    def add_slot(self, node: fx.Node | None, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
-        """Record that axis `dim` of the parameter at `node` belongs to the channels `ids`; a shared parameter ties."""
-        if node is None or node not in self.parameters:
-            return
-        key = (self.parameters[node], dim)
-        if key in self.slots:
-            self.sets.join(self.slots[key].ids, ids)
-        else:
-            self.slots[key] = Slot(key[0], dim, ids, side, counts)
-            if side == "out" and counts:
-                self.producers.append(key)
+    # which channels can only go together
+
+    def channels(self, ids: Tensor, axis: int, size: int) -> Tensor | None:
+        """Return the channel of each of the `size` slices along `axis`, or None where no channels lie there.
+
+        Where channels lie on other axes too (a channel axis was split), those are tied: slices go as a whole.
+        """
+        axis %= ids.ndim
+        if ids.shape[axis] != size or (size == 1 and varying(ids)):
+            return None
+        for other in varying(ids):
+            if other != axis:
+                ids = self.tie_axis(ids, other)
+        return ids.flatten()
+
+    def whole(self, ids: Tensor, axes: Set[int] | list[int]) -> Tensor | None:
+        """Return ids that do not change along `axes`, which an operator takes as a whole (a sum, a softmax).
+
+        Where channels lie on other axes too (a channel axis was split), those along `axes` are tied. None where
+        channels lie along `axes` alone: removing one would change what the operator makes of the others.
+        """
+        inside = [axis for axis in varying(ids) if axis in axes]
+        if inside and len(inside) == len(varying(ids)):
+            return None
+        for axis in inside:
+            ids = self.tie_axis(ids, axis)
+        return ids
+
+    def tie_axis(self, ids: Tensor, axis: int) -> Tensor:
+        """Tie all channels along an axis to the first one; return the ids with size 1 on that axis."""
+        first = ids.narrow(axis, 0, 1)
+        if ids.shape[axis] > 1:
+            self.sets.join(first.expand_as(ids), ids)
+        return first
+
+    def tie_pieces(self, ids: Tensor, axis: int, size: int) -> None:
+        """Tie channel `i` of every piece of `size` channels to channel `i` of the first piece."""
+        first = ids.narrow(axis, 0, size)
+        for begin in range(size, ids.shape[axis], size):
+            self.sets.join(first, ids.narrow(axis, begin, size))
+
+    def add_split(self, node: fx.Node, ids: Tensor) -> None:
+        """Note that a channel axis was split into several, along which `ids` change.
+
+        Whatever is removed must leave the split in place, so that slices of one of these axes only can go, each as a
+        whole. What reads the value says which axis that is; where nothing does, it is the last one.
+        """
+        self.cuts_by_number = True
+        self._splits.append((ids, self.where(node)))
+
+    def _settle_splits(self) -> None:
+        for ids, where in self._splits:
+            roots = squeeze_constant_axes(self.sets.find(ids))
+            for axis in varying(roots)[:-1]:
+                roots = self.tie_axis(roots, axis)
+            if self.sets.find(roots).unique().numel() == 1:
+                why = "splits the channels along several axes, more than one of which is needed as a whole"
+                self.sets.fix(roots, self.notable(f"{where} {why}"))
+        self._splits.clear()
 
     # what layers do with their weights
 
@@ -149,9 +282,9 @@ class Tracer:
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
             return
-        vector = vector_along(ids, axis, size * groups)
+        vector = self.channels(ids, axis, size * groups)
         if vector is None:
-            self.fix(source, f"{self.where(node)} reads channels that do not lie on one axis")
+            self.fix(source, self.notable(f"{self.where(node)} reads channels that lie on another axis"))
             return
         self.tie_pieces(vector, 0, size)
         self.add_slot(weight, dim, vector[:size], "in", counts=True)
@@ -165,11 +298,37 @@ class Tracer:
 
     def add_bias(self, bias: Any, ids: Tensor) -> None:
         """Let the bias of a layer, where it has one, follow the channels that the layer produces."""
-        if isinstance(bias, fx.Node):
-            self.add_slot(bias, 0, ids, "out", counts=False)
+        self.follow_vector(bias, ids, "out", counts=False)
 
-    def tie_pieces(self, ids: Tensor, axis: int, size: int) -> None:
-        """Tie channel `i` of every piece of `size` channels to channel `i` of the first piece."""
-        first = ids.narrow(axis, 0, size)
-        for begin in range(size, ids.shape[axis], size):
-            self.sets.join(first, ids.narrow(axis, begin, size))
+    def follow_vector(self, vector: Any, ids: Tensor, side: Side, *, counts: bool) -> None:
+        """Let a vector with one entry per channel follow the channels, be it a parameter or computed; None is none."""
+        if not isinstance(vector, fx.Node):
+            return
+        if vector in self.parameters:
+            self.add_slot(vector, 0, ids, side, counts)
+            return
+        computed = self.ids(vector)
+        if computed is not None and computed.shape == ids.shape:
+            self.sets.join(computed, ids)
+        else:
+            self.sets.fix(ids, self.reason(vector))
+
+    def add_slot(self, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
+        """Record that axis `dim` of the parameter at `node` belongs to the channels `ids`; a shared parameter ties.
+
+        Raises:
+            ValueError: `node` is no parameter or buffer, or `ids` are not one per slice.
+        """
+        if node not in self.parameters:
+            raise ValueError(f"{node.name} is no parameter or buffer of the model, so that it cannot follow channels")
+        key = (self.parameters[node], dim)
+        if dim >= len(shape_of(node)) or tuple(ids.shape) != (shape_of(node)[dim],):
+            raise ValueError(
+                f"ids of shape {tuple(ids.shape)} do not fit axis {dim} of {key[0]!r}, whose shape is {shape_of(node)}"
+            )
+        if key in self.slots:
+            self.sets.join(self.slots[key].ids, ids)
+            return
+        self.slots[key] = Slot(key[0], dim, ids, side, counts)
+        if side == "out" and counts:
+            self.producers.append(key)

@@ -1,0 +1,128 @@
+"""What elementwise operators make of the channels of their operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from oicsr.rules.calls import shape_of
+from oicsr.rules.ids import pad_left, varying
+from oicsr.rules.registry import Value
+from oicsr.rules.tracer import Tracer
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand of an elementwise operator, of the rank of the result.
+
+    Attributes:
+        ids: Its channels, or None where none are followed.
+        shape: Its shape, with ones in front.
+        reason: Why no channels are followed.
+        is_activation: Whether it depends on the model's input.
+    """
+
+    ids: Tensor | None
+    shape: list[int]
+    reason: str = ""
+    is_activation: bool = True
+
+    @staticmethod
+    def of(tracer: Tracer, source: fx.Node, rank: int) -> Operand:
+        """Return the value at `source` as an operand."""
+        ids = tracer.ids(source)
+        padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
+        shape = pad_left(shape_of(source), rank)
+        return Operand(padded, shape, tracer.reason(source), tracer.depends_on_input(source))
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes along which its channels lie."""
+        return [] if self.ids is None else varying(self.ids)
+
+    def covers(self, other: Operand) -> list[int]:
+        """Return those of the other's channel axes on which this one has full size too."""
+        return [axis for axis in other.axes if self.shape[axis] == other.shape[axis]]
+
+
+def combine(tracer: Tracer, node: fx.Node, operands: Sequence[Operand]) -> tuple[Value, bool]:
+    """Combine the operands of an elementwise operator; return the value and whether different channels were joined."""
+    result, *others = operands
+    joined = False
+    for other in others:
+        ids, tied = _combine(tracer, node, result, other)
+        joined |= tied
+        shape = [max(a, b) for a, b in zip(result.shape, other.shape, strict=True)]
+        is_activation = result.is_activation or other.is_activation
+        result = Operand(ids, shape, result.reason or other.reason, is_activation)
+    return Value(result.ids, result.reason), joined
+
+
+def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tuple[Tensor | None, bool]:
+    """Return the ids of two operands together, and whether different channels were joined.
+
+    | channels of the two lie on       | so that                                                                |
+    |----------------------------------|------------------------------------------------------------------------|
+    | no axis of either                | they have one channel at most, which is never removed                  |
+    | axes of one only                 | they pass, but for axes on which the other has numbers: `_meet_numbers`|
+    | common axes                      | they are tied, one for one: `_tie`                                     |
+    | different axes                   | every channel meets every other: `_cross`                              |
+    """
+    if not first.axes and not second.axes:
+        if first.ids is None or second.ids is None or first.shape != second.shape:
+            return None, False
+        return first.ids, tracer.sets.join(*torch.broadcast_tensors(first.ids, second.ids))
+    if not first.axes:
+        return _meet_numbers(tracer, second, first), False
+    if not second.axes:
+        return _meet_numbers(tracer, first, second), False
+    if set(first.axes) & set(second.axes):
+        return _tie(tracer, node, first, second)
+    return _cross(tracer, node, first, second), False
+
+
+def _meet_numbers(tracer: Tracer, own: Operand, numbers: Operand) -> Tensor:
+    """Combine channels with an operand that has none: where it has full size along them, it cannot follow them."""
+    assert own.ids is not None
+    kept = tracer.whole(own.ids, numbers.covers(own))
+    if kept is not None:
+        return kept
+    tracer.sets.fix(own.ids, numbers.reason)
+    if numbers.ids is not None:
+        tracer.sets.fix(numbers.ids, numbers.reason)
+    return own.ids
+
+
+def _tie(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tuple[Tensor | None, bool]:
+    """Tie channels of two operands that lie on common axes.
+
+    One that has further channel axes, on which the other has size 1, was split into groups that the other scales one
+    by one (or is a parameter): the groups are tied to one another, and the factors stay.
+    """
+    assert first.ids is not None and second.ids is not None
+    common = set(first.axes) & set(second.axes)
+    for own, other in ((first, second), (second, first)):
+        assert own.ids is not None and other.ids is not None
+        if len(other.covers(own)) < len(own.axes) and own.is_activation:
+            tracer.sets.fix(other.ids, tracer.notable(f"{tracer.where(node)} scales groups of channels by it"))
+            kept = tracer.whole(own.ids, common)
+            if kept is not None and len(own.covers(other)) == len(other.axes):
+                return kept, False
+            tracer.opaque(node, "combines values whose channels lie on different axes")
+            return None, False
+    joined = tracer.sets.join(*torch.broadcast_tensors(first.ids, second.ids))
+    return torch.broadcast_tensors(first.ids, second.ids)[0], joined
+
+
+def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Tensor | None:
+    """Combine channels on different axes. Those of a parameter stay (a table of positions); of two activations, all."""
+    for own, other in ((first, second), (second, first)):
+        if own.is_activation and not other.is_activation and not other.covers(own):
+            assert other.ids is not None
+            tracer.sets.fix(other.ids, "is combined with channels on another axis")
+            return _meet_numbers(tracer, own, replace(other, ids=None))
+    tracer.opaque(node, "combines values whose channels lie on different axes")
+    return None

@@ -1,0 +1,72 @@
+"""What a rule reads off a call in the graph: the operator's name, arguments and shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+
+def operator_name(node: fx.Node) -> str:
+    """Return the name of the operator that is called, without overload: `aten::relu`."""
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name) if schema is not None else f"python::{getattr(node.target, '__name__', node.target)}"
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the static shape of the value that `node` produces."""
+    return tuple(int(size) for size in node.meta["val"].shape)
+
+
+def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
+    """Return the shapes of all values that `node` produces; None for one that is no tensor."""
+    values = node.meta["val"] if gives_many(node) else [node.meta.get("val")]
+    return [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
+
+
+def gives_many(node: fx.Node) -> bool:
+    """Return whether a call gives a list or tuple of tensors."""
+    return isinstance(node.meta.get("val"), list | tuple)
+
+
+def argument(node: fx.Node, which: int | str, default: Any = None) -> Any:
+    """Return an argument of a call by position or name in the operator's schema, whichever way it was given.
+
+    An argument that was left out has the schema's default, or `default` where that is None.
+    """
+    schema = getattr(node.target, "_schema", None)
+    names = [] if schema is None else [entry.name for entry in schema.arguments]
+    position = which if isinstance(which, int) else names.index(which) if which in names else len(node.args)
+    if position < len(node.args):
+        return node.args[position]
+    name = which if isinstance(which, str) else names[which] if which < len(names) else ""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    declared = schema.arguments[position].default_value if position < len(names) and schema is not None else None
+    return default if declared is None else declared
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that `node` reads and that hold one tensor."""
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """Return the node of a call's first tensor argument."""
+    source = argument(node, 0)
+    if isinstance(source, fx.Node):
+        return source
+    return tensor_inputs(node)[0]
+
+
+def axis_of(node: fx.Node, ndim: int, name: str = "dim", default: int | None = None) -> int:
+    """Return the argument `dim` of a call as an axis from 0 to `ndim - 1`."""
+    return int(argument(node, name, default)) % max(1, ndim)
+
+
+def axes_of(node: fx.Node, ndim: int, name: str = "dim") -> set[int]:
+    """Return the argument `dim` of a call, one axis or several, as axes from 0 to `ndim - 1`; all where it is none."""
+    dims = argument(node, name)
+    if dims is None or dims == []:
+        return set(range(ndim))
+    return {int(dim) % ndim for dim in (dims if isinstance(dims, list | tuple) else [dims])}
