@@ -169,6 +169,10 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
     for (coupling, name), size in zip(index.names.items(), index.sizes(), strict=True):
         if size < 2:
             unpruned[name] = SINGLE
+            if any(len(slot.ids) > 1 for slot in slots if slot.side == "out" and layer_name(slot.parameter) == name):
+                tracer.unruled.append(
+                    f"the channels of {name!r} can only go all at once, as the model's code ties them"
+                )
         else:
             found.append(Coupling(name, size, tuple(members[coupling])))
     return found, unpruned

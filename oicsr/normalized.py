@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from oicsr.rules.registry import argument, operator_name, shape_of
+from oicsr.rules.calls import argument, operator_name, shape_of
 from oicsr.tracing import _export, _first_names, as_inputs
 
 CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}

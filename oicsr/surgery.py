@@ -126,17 +126,17 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
 
 def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:
     first, second = module.weight.shape[:2]
+    for entry in slices:
+        if entry.dim == 0:  # of filters, or of the inputs of a transposed convolution, group after group
+            module.groups = _groups_left(entry, module.groups)
     if isinstance(module, _ConvTransposeNd):
         module.in_channels, module.out_channels = first, second * module.groups
-        return
-    for entry in slices:
-        if entry.dim == 0:
-            module.groups = _groups_left(entry, module.groups)
-    module.out_channels, module.in_channels = first, second * module.groups
+    else:
+        module.out_channels, module.in_channels = first, second * module.groups
 
 
 def _groups_left(rows: Slice, groups: int) -> int:
-    """Return how many groups keep filters: groups go as a whole, or lose the same filters each."""
+    """Return how many groups keep rows: groups go as a whole, or lose the same rows each."""
     return len({row // (rows.size // groups) for row in rows.kept})
 
 

@@ -19,7 +19,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
         return convolve_transposed(tracer, node)
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
     if weight not in tracer.parameters:
-        return tracer.computed_weight(node)
+        return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1  # 1, or 0 without a batch
     if groups == 1:
@@ -44,7 +44,7 @@ def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     """Weight `(in, out / groups, *kernel)`: the axes of a convolution, exchanged."""
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
     if weight not in tracer.parameters:
-        return tracer.computed_weight(node)
+        return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1
     if groups == 1:

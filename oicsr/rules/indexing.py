@@ -31,7 +31,9 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids] * len(sizes)
     start = int(argument(node, "start", 0)) % width if name in ("slice", "narrow") else 0
     step = int(argument(node, "step")) if name == "slice" else 1
-    if len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
+    if sizes == [1] * len(sizes):
+        tracer.opaque(node, "picks single channels")
+    elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
         tracer.tie_pieces(ids, axis, sizes[0])

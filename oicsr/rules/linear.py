@@ -15,7 +15,7 @@ def linear(tracer: Tracer, node: fx.Node) -> Result:
     """Weight `(out, in)`: reads the last axis. Where the channels lie on another axis, they pass through."""
     source, weight = source_of(node), argument(node, 1)
     if weight not in tracer.parameters:
-        return tracer.computed_weight(node)
+        return tracer.computed_weight(node, weight)
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[-1] == 1:
         return Value(ids)

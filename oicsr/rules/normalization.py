@@ -55,8 +55,8 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     vector = tracer.channels(ids, 1, shape_of(source_of(node))[1])
     if vector is None:
         return tracer.opaque(node, "normalises channels that do not lie on axis 1")
-    owner = tracer.parameters.get(scale, "").rpartition(".")[0] if scale is not None else ""
-    if not isinstance(tracer.modules.get(owner), nn.GroupNorm):
+    owner = tracer.parameters.get(scale, "").rpartition(".")[0]
+    if scale is None or (tracer.modules is not None and not isinstance(tracer.modules.get(owner), nn.GroupNorm)):
         return tracer.opaque(node, "has a number of groups that is fixed: only nn.GroupNorm with a scale adapts it")
     tracer.tie_axis(vector.reshape(groups, -1), 1)
     _follow_norm(tracer, [scale, shift], vector)
@@ -68,8 +68,13 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Keeps channels that do not lie on the axes it normalises.
 
     Statistics over channels change with the number of channels, even where a removed one was zero: nothing exact
-    exists, and such channels stay.
+    exists, and such channels stay. With `Tracer.follow_layer_norm` they go, scale and shift with them.
     """
-    axes = range(ids.ndim - len(argument(node, 1)), ids.ndim)
-    kept = tracer.whole(ids, list(axes))
-    return tracer.opaque(node, "normalises over the channels") if kept is None else kept
+    axes = list(range(ids.ndim - len(argument(node, 1)), ids.ndim))
+    kept = tracer.whole(ids, axes)
+    if kept is not None:
+        return kept
+    if len(axes) > 1 or not tracer.follow_layer_norm:
+        return tracer.opaque(node, "normalises over the channels")
+    _follow_norm(tracer, [argument(node, 2), argument(node, 3)], ids.flatten())
+    return ids

@@ -28,8 +28,17 @@ def reshape(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """
     result = reshape_ids(ids, shape_of(source_of(node)), shape_of(node))
     if len(varying(result)) > len(varying(ids)):
-        tracer.add_split(node, result)
+        tracer.add_split(result, _left_open(node))
     return result
+
+
+def _left_open(node: fx.Node) -> int | None:
+    """Return the axis whose size the code leaves open (-1) in a reshape, if it does."""
+    name = operator_name(node).removeprefix("aten::")
+    sizes = argument(node, 2 if name == "unflatten" else 1)
+    if name not in ("view", "reshape", "unflatten", "_unsafe_view") or -1 not in sizes:
+        return None
+    return int(sizes.index(-1)) + (axis_of(node, len(shape_of(source_of(node)))) if name == "unflatten" else 0)
 
 
 @follows(*aten("permute transpose t swapaxes movedim moveaxis swapdims mT adjoint"))

@@ -43,7 +43,7 @@ class Tracer:
         sets: Which labels can only go together, and which stay.
         values: What is known of each value.
         parameters: Nodes that are parameters or buffers of the model, to their qualified names.
-        modules: The model's modules by name.
+        modules: The model's modules by name, or None where they are not known.
         slots: Parameter axes whose slices belong to channels.
         producers: Those that start channels, in the order in which their layers run.
         elementwise: Parameters that are read elementwise, to the labels of their elements.
@@ -51,12 +51,13 @@ class Tracer:
         unruled: Why channels stay that a rule could have followed; the user is warned of these.
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
+        follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
     values: dict[fx.Node, Result] = field(default_factory=dict)
     parameters: dict[fx.Node, str] = field(default_factory=dict)
-    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] | None = None
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     producers: list[tuple[str, int]] = field(default_factory=list)
     elementwise: dict[str, Tensor] = field(default_factory=dict)
@@ -64,8 +65,9 @@ class Tracer:
     unruled: list[str] = field(default_factory=list)
     cuts_by_number: bool = False
     thinned: dict[str, bool] = field(default_factory=dict)
+    follow_layer_norm: bool = False
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
-    _splits: list[tuple[Tensor, str]] = field(default_factory=list)  # channel axes that were split, and where
+    _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
 
     def run(
         self,
@@ -82,7 +84,7 @@ class Tracer:
             constants: Names of placeholders of other tensors that are in the model's code.
             modules: The model's modules by name.
         """
-        self.modules = modules or {}
+        self.modules = modules
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._read_placeholder(node, parameters, constants)
@@ -109,7 +111,7 @@ class Tracer:
             return source[node.args[1]] if isinstance(source, list) else source  # type: ignore[index]
         rule: Callable[..., Result]
         if is_module_call(node):
-            call = ModuleCall.read(node, self.modules)
+            call = ModuleCall.read(node, self.modules or {})
             leaf = find_leaf(call.module)
             assert leaf is not None
             rule, result = leaf.rule, leaf.rule(self, call)
@@ -207,10 +209,11 @@ class Tracer:
             self.fix(source, reason)
         return Value(None, reason)
 
-    def computed_weight(self, node: fx.Node) -> Value:
+    def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
         """Fix the channels that a layer reads whose weight is no parameter; its own ones cannot be sliced either."""
         value = self.opaque(node, "has a weight that is computed, not a parameter")
-        self.unruled.append(value.reason)
+        causes = [reason for reason in (self.reason(weight),) if self.is_notable(reason)]
+        self.unruled += [value.reason, *causes]
         return value
 
     # which channels can only go together
@@ -221,7 +224,7 @@ class Tracer:
         Where channels lie on other axes too (a channel axis was split), those are tied: slices go as a whole.
         """
         axis %= ids.ndim
-        if ids.shape[axis] != size or (size == 1 and varying(ids)):
+        if ids.shape[axis] != size:
             return None
         for other in varying(ids):
             if other != axis:
@@ -254,23 +257,22 @@ class Tracer:
         for begin in range(size, ids.shape[axis], size):
             self.sets.join(first, ids.narrow(axis, begin, size))
 
-    def add_split(self, node: fx.Node, ids: Tensor) -> None:
+    def add_split(self, ids: Tensor, free: int | None = None) -> None:
         """Note that a channel axis was split into several, along which `ids` change.
 
         Whatever is removed must leave the split in place, so that slices of one of these axes only can go, each as a
-        whole. What reads the value says which axis that is; where nothing does, it is the last one.
+        whole. What reads the value says which axis that is; where nothing does, it is `free`, or else the last one.
         """
         self.cuts_by_number = True
-        self._splits.append((ids, self.where(node)))
+        self._splits.append((ids, free))
 
     def _settle_splits(self) -> None:
-        for ids, where in self._splits:
+        for ids, free in self._splits:
             roots = squeeze_constant_axes(self.sets.find(ids))
-            for axis in varying(roots)[:-1]:
-                roots = self.tie_axis(roots, axis)
-            if self.sets.find(roots).unique().numel() == 1:
-                why = "splits the channels along several axes, more than one of which is needed as a whole"
-                self.sets.fix(roots, self.notable(f"{where} {why}"))
+            axes = varying(roots)
+            for axis in axes:
+                if axis != (free if free in axes else axes[-1]):
+                    roots = self.tie_axis(roots, axis)
         self._splits.clear()
 
     # what layers do with their weights
