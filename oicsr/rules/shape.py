@@ -95,7 +95,7 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
         return Value(None, parts[0].reason)
     along = [axis in part.axes for part in parts]
     beyond = [sorted(set(part.axes) - {axis}) for part in parts]
-    if any(along) and all(axes == beyond[0] for axes in beyond):
+    if any(along) and all(axes == beyond[0] for axes in beyond) and (all(along) or not beyond[0]):
         return Value(torch.cat(_aligned(tracer, parts, axis), axis))
     return _tied(tracer, node, parts, axis)
 

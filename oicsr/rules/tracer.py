@@ -162,10 +162,13 @@ class Tracer:
 
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channel ids of a value; a parameter in an elementwise role gets labels of its own here."""
-        if node in self.parameters:
-            return self._elementwise_ids(node)
         value = self.values[node]
-        return value.ids if isinstance(value, Value) else None
+        ids = (
+            self._elementwise_ids(node) if node in self.parameters else value.ids if isinstance(value, Value) else None
+        )
+        if ids is None or len(varying(ids)) < 2:
+            return ids
+        return squeeze_constant_axes(self.sets.find(ids))  # channels on several axes may have been tied since
 
     def _elementwise_ids(self, node: fx.Node) -> Tensor | None:
         name, shape = self.parameters[node], shape_of(node)

@@ -201,3 +201,271 @@ def test_what_is_left_says_operator_and_module(name: str) -> None:
         couplings = oicsr.find_couplings(Between(operator, width), inputs())
     assert [c.name for c in couplings] == ["two"]
     assert "in module '" in str(caught[0].message)
+
+
+class Layers(nn.Module):
+    """A sequence of layers on `(batch, 3, ...)` inputs; `names` are those whose channels can go."""
+
+    def __init__(self, *layers: nn.Module | Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        for position, layer in enumerate(layers):
+            setattr(self, f"l{position}", layer)
+        self.count = len(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for position in range(self.count):
+            x = getattr(self, f"l{position}")(x)
+        return x
+
+
+CHAINS: dict[str, tuple[Callable[[], Layers], int, dict[str, int]]] = {
+    "depthwise transposed": (
+        lambda: Layers(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=8), nn.Conv2d(8, 2, 1)),
+        2, {"l0": 8},
+    ),
+    "depthwise transposed, two filters each, no bias": (
+        lambda: Layers(
+            nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 16, 3, groups=8, bias=False), nn.BatchNorm2d(16),
+            nn.Conv2d(16, 2, 1),
+        ),
+        2, {"l0": 8},
+    ),
+    "transposed, many groups": (
+        lambda: Layers(nn.Conv2d(3, 12, 1), nn.ConvTranspose2d(12, 18, 2, 2, groups=6), nn.Conv2d(18, 2, 1)),
+        2, {"l0": 6},
+    ),
+    "transposed, few groups": (
+        lambda: Layers(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 2, 2, groups=2), nn.Conv2d(12, 2, 1)),
+        2, {"l0": 4, "l1": 6},
+    ),
+    "transposed 1-D, few groups": (
+        lambda: Layers(nn.Conv1d(3, 8, 1), nn.ConvTranspose1d(8, 6, 3, groups=2), nn.Conv1d(6, 2, 1)),
+        1, {"l0": 4, "l1": 3},
+    ),
+    "transposed 3-D, depthwise": (
+        lambda: Layers(nn.Conv3d(3, 6, 1), nn.ConvTranspose3d(6, 6, 2, groups=6), nn.Conv3d(6, 2, 1)),
+        3, {"l0": 6},
+    ),
+    "generator": (
+        lambda: Layers(
+            nn.Flatten(), nn.Linear(48, 8 * 16), lambda x: x.view(x.shape[0], -1, 4, 4), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.ReLU(), nn.Conv2d(6, 3, 3),
+        ),
+        2, {"l1": 8, "l5": 6},
+    ),
+    "generator by unflatten, up-sampled": (
+        lambda: Layers(
+            nn.Flatten(), nn.Linear(48, 8 * 4), nn.Unflatten(1, (-1, 2, 2)), nn.Upsample(scale_factor=2),
+            nn.Conv2d(8, 6, 3), nn.Conv2d(6, 3, 1),
+        ),
+        2, {"l1": 8, "l4": 6},
+    ),
+    "generator by places": (
+        lambda: Layers(
+            nn.Flatten(), nn.Linear(48, 8 * 4), lambda x: x.view(x.shape[0], 4, -1).transpose(1, 2),
+            nn.Conv1d(8, 6, 3), nn.Conv1d(6, 3, 1),
+        ),
+        2, {"l1": 8, "l3": 6},
+    ),
+    "generator in 1-D": (
+        lambda: Layers(
+            nn.Flatten(), nn.Linear(12, 8 * 5), lambda x: x.reshape(len(x), x.shape[1] // 5, 5), nn.PReLU(8),
+            nn.Conv1d(8, 6, 3), nn.Conv1d(6, 3, 1),
+        ),
+        1, {"l1": 8, "l4": 6},
+    ),
+    "without a batch": (
+        lambda: Layers(
+            lambda x: x[0], nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.ConvTranspose2d(8, 6, 2), nn.Conv2d(6, 2, 1)
+        ),
+        2, {"l1": 8, "l3": 6},
+    ),
+    "in rows, then whole": (
+        lambda: Layers(
+            nn.Conv2d(3, 8, 1), lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1), nn.Linear(128, 6), nn.Linear(6, 2)
+        ),
+        2, {"l0": 8, "l2": 6},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chain_is_pruned_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    build, rank, widths = CHAINS[name]
+    assert check_every_channel(build(), inputs(rank)) == widths
+
+
+def test_groups_of_a_transposed_convolution_follow() -> None:
+    build, _, _ = CHAINS["transposed, many groups"]
+    model = build()
+    (coupling,) = oicsr.find_couplings(model, inputs())
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept([coupling], {"l0": [0, 2, 5]}))
+    layer = small.l1
+    assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 6, 9)
+    assert tuple(layer.weight.shape) == (6, 3, 2, 2) and len(layer.bias) == 9
+
+
+class Positions(nn.Module):
+    """A table of positions that is added to an activation, in one of several layouts."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.two, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), nn.Linear(5, 2)
+        shapes = {"map": (1, 8, 4, 4), "tokens": (1, 16, 8), "cls": (1, 17, 8), "rows": (8, 4), "few": (1, 8, 2, 2)}
+        shapes |= {"place": (1, 1, 4, 4), "buffer": (8, 4, 4), "prompt": (1, 3, 8), "axes": (8, 4, 1)}
+        self.table = nn.Parameter(torch.randn(shapes[kind]))
+        if kind == "buffer":
+            del self.table
+            self.register_buffer("table", torch.randn(8, 4, 4))
+        if kind == "cls":
+            self.cls = nn.Parameter(torch.randn(1, 1, 8))
+        if kind == "axes":
+            self.other = nn.Parameter(torch.randn(8, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        if self.kind in ("map", "place", "buffer"):
+            x = x + self.table
+        elif self.kind == "rows":
+            x = x * self.table[..., None]
+        elif self.kind == "axes":
+            x = x + (self.table + self.other)
+        elif self.kind == "few":
+            x = x + functional.interpolate(self.table, (4, 4), mode="bilinear")
+        else:
+            tokens = x.flatten(2).transpose(1, 2)
+            if self.kind == "cls":
+                tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1)
+            elif self.kind == "prompt":
+                tokens = torch.cat([self.table.expand(len(x), -1, -1), tokens], 1)
+            tokens = tokens if self.kind == "prompt" else tokens + self.table
+            x = tokens.transpose(1, 2).unsqueeze(3)
+        return self.fc(torch.relu(self.two(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["map", "tokens", "cls", "rows", "few", "place", "buffer", "prompt", "axes"])
+def test_tables_of_positions_follow_the_channels(kind: str) -> None:
+    torch.manual_seed(0)
+    assert check_every_channel(Positions(kind), inputs()) == {"one": 8, "two": 5}
+    one, _ = oicsr.find_couplings(Positions(kind), inputs())
+    axes = {"map": 1, "tokens": 2, "cls": 2, "rows": 0, "few": 1, "buffer": 0, "prompt": 2, "axes": 0}
+    members = {member.axis: member.channels.tolist() for member in one.members}
+    if kind == "place":
+        assert not any(parameter == "table" for parameter, _ in members)
+    else:
+        assert members["table", axes[kind]] == [*range(8)]
+
+
+def test_a_large_table_of_positions_follows_too() -> None:
+    """More elements than ViT-B's 197 x 768."""
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.table, self.two = (
+                nn.Linear(3, 16),
+                nn.Parameter(torch.randn(1, 20_000, 16)),
+                nn.Linear(16, 2),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x) + self.table)
+
+    (coupling,) = oicsr.find_couplings(Large(), torch.randn(1, 20_000, 3))
+    assert ("table", 2) in {member.axis for member in coupling.members}
+
+
+class Roles(nn.Module):
+    """Parameters that are computed with before a layer takes them, or that are in two roles."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.norm, self.two, self.fc = (
+            nn.Conv2d(3, 8, 1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 5, 1),
+            nn.Linear(5, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, norm = self.one(x), self.norm
+        if self.kind == "1 + scale":
+            x = functional.batch_norm(x, norm.running_mean, norm.running_var, 1 + norm.weight, norm.bias)
+        elif self.kind == "exp of scale":
+            x = functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight.exp(), -norm.bias)
+        elif self.kind == "constant scale":
+            x = functional.batch_norm(x, norm.running_mean, norm.running_var, torch.ones(8, dtype=x.dtype), norm.bias)
+        elif self.kind == "scale twice":
+            x = norm(x) * norm.weight[:, None, None] + norm.bias.view(-1, 1, 1)
+        elif self.kind == "norms of filters":
+            x = x * self.one.weight.abs().mean((1, 2, 3))[:, None, None]
+        elif self.kind == "norms of columns":
+            x = x * self.two.weight.abs().mean((0, 2, 3))[:, None, None]
+        return self.fc(torch.relu(self.two(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["1 + scale", "exp of scale", "scale twice", "norms of filters"])
+def test_parameters_in_two_roles_follow_in_both(kind: str) -> None:
+    torch.manual_seed(0)
+    assert check_every_channel(Roles(kind), inputs()) == {"one": 8, "two": 5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("constant scale", r"aten\.ones.* gives numbers"),
+        ("weight twice", r"'one\.weight' is the weight of a layer, and"),
+    ],
+)
+def test_parameters_in_roles_that_do_not_fit_are_left(kind: str, reason: str) -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=reason):
+        couplings = oicsr.find_couplings(Roles(kind), inputs())
+    assert "one" not in {c.name for c in couplings}
+
+
+class Split(nn.Module):
+    """A channel axis in two parts that is scaled by groups, or needed along both parts."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.two, self.fc = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1), nn.Linear(5, 2)
+        self.scale, self.gate, self.part = nn.Parameter(torch.randn(2, 1)), nn.Conv2d(16, 2, 1), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        parts = x.permute(0, 2, 3, 1).unflatten(3, (2, x.shape[1] // 2))
+        if self.kind == "scaled":
+            parts = parts * self.scale
+        elif self.kind == "gated":
+            parts = parts * torch.sigmoid(self.gate(x).mean((2, 3)))[:, None, None, :, None]
+        elif self.kind == "normalised":
+            parts = functional.normalize(parts, dim=4)
+        elif self.kind == "both":
+            parts = parts - parts.mean(3, keepdim=True) - parts.mean(4, keepdim=True)
+        elif self.kind == "layer":
+            parts = self.part(parts)
+        return self.fc(torch.relu(self.two(parts.flatten(3).permute(0, 3, 1, 2))).mean((2, 3)))
+
+
+def test_a_factor_for_each_part_stays() -> None:
+    torch.manual_seed(0)
+    assert check_every_channel(Split("scaled"), inputs()) == {"one": 8, "two": 5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("gated", r"aten\.mul.* scales groups of channels"),
+        ("normalised", "'one' .*number in the model's code"),
+        ("both", r"aten\.mean.* reduces over the channels"),
+    ],
+)
+def test_a_split_that_does_not_fit_is_left(kind: str, reason: str) -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=reason):
+        couplings = oicsr.find_couplings(Split(kind), inputs())
+    assert "one" not in {c.name for c in couplings} or kind == "gated"
+    assert "gate" not in {c.name for c in couplings}
