@@ -19,6 +19,7 @@ from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.proximal import ProximalGroupLasso
 from oicsr.recalibration import recalibrate
 from oicsr.rescaling import Rescaling, rescale, row_norms
+from oicsr.rules import register_rule
 from oicsr.selection import select_channels
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
@@ -54,6 +55,7 @@ __all__ = [
     "plan_absorption",
     "prune_iteratively",
     "recalibrate",
+    "register_rule",
     "remove_channels",
     "rescale",
     "row_norms",
