@@ -7,6 +7,7 @@ from oicsr.coupling import Coupling, Member
 from oicsr.energy import add_energy_gradient, channel_energy
 from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
+from oicsr.limits import DEFAULT_CAP, PAPER_CAP
 from oicsr.penalties import (
     GradientRegularizer,
     GroupLasso,
@@ -22,11 +23,14 @@ from oicsr.rescaling import Rescaling, rescale, row_norms
 from oicsr.rules import register_rule
 from oicsr.selection import select_channels
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
+from oicsr.ties import tie_couplings
 from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_CAP",
+    "PAPER_CAP",
     "Absorption",
     "AbsorptionWarning",
     "Coupling",
@@ -62,5 +66,6 @@ __all__ = [
     "save_pruned",
     "select_channels",
     "shrink_couplings",
+    "tie_couplings",
     "trace_couplings",
 ]

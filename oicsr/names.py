@@ -9,15 +9,11 @@ from typing import TypeVar
 
 from torch import nn
 
+from oicsr.collect import layer_name
 from oicsr.coupling import Coupling
 
 Names = str | nn.Module | Iterable[str | nn.Module]
 T = TypeVar("T")
-
-
-def layer_of(parameter: str) -> str:
-    """Return the name of the layer that a parameter belongs to."""
-    return parameter.rpartition(".")[0] or parameter
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -36,7 +32,7 @@ def named_layers(model: nn.Module, names: Names) -> set[str]:
         ValueError: A name or pattern matches nothing, or a module is not part of the model.
         TypeError: An entry is neither a string nor a module.
     """
-    known = {name for name, _ in model.named_modules()} | {layer_of(name) for name, _ in model.named_parameters()}
+    known = {name for name, _ in model.named_modules()} | {layer_name(name) for name, _ in model.named_parameters()}
     found: set[str] = set()
     for entry in [names] if isinstance(names, str | nn.Module) else names:
         if isinstance(entry, str):
@@ -85,7 +81,7 @@ def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], defa
 
 def coupling_layers(coupling: Coupling) -> list[str]:
     """Return the name of a coupling and those of all layers that produce its channels, each once."""
-    producers = [layer_of(member.parameter) for member in coupling.members if member.side == "out"]
+    producers = [layer_name(member.parameter) for member in coupling.members if member.side == "out"]
     return list(dict.fromkeys([coupling.name, *producers]))
 
 

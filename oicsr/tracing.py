@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,13 +15,15 @@ from torch.export.graph_signature import InputKind
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.collect import SINGLE, Root, Streams, collect
+from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
 from oicsr.coupling import Axis, Coupling
+from oicsr.names import Names, named_layers
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.rules import Tracer, inline_blocks, leaf_modules
 from oicsr.surgery import slice_module
 
 Scope = Literal["inner", "all"]
+IGNORED = "is ignored, or joined to a layer that is"
 MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
     RuntimeError,
     TypeError,
@@ -54,7 +56,7 @@ class Trace:
 
 
 def find_couplings(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner"
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner", ignore: Names = ()
 ) -> list[Coupling]:
     """Find every set of weights that share a channel axis.
 
@@ -65,39 +67,49 @@ def find_couplings(
             prune in ResNets (the two inner widths of a bottleneck, the one of a basic block). An axis from which a
             residual block and its projection shortcut both start is part of the residual stream and not inner: the
             stem of torchvision's ResNet-50 is left as it is. `"all"`: residual streams too.
+        ignore: Layers whose own channels stay: names, patterns (`"layer4.*.conv2"`) or modules, one or several. A
+            module stands for all layers in it. A channel that an ignored layer produces or normalises stays wherever
+            it goes; the channels that the layer reads may still be removed.
 
     Returns:
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
 
     Raises:
-        ValueError: `scope` is unknown, or the model cannot be traced.
+        ValueError: `scope` is unknown, `ignore` names no layer of the model, or the model cannot be traced.
 
     Warns:
         UnprunedChannelsWarning: An operator without a rule fixes the channels that it reads; the message names it.
     """
-    trace = trace_couplings(model, example_inputs, scope=scope)
+    trace = trace_couplings(model, example_inputs, scope=scope, ignore=ignore)
     if trace.unruled:
         message = "some channels are left unpruned: " + "; ".join(trace.unruled)
         warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
     return trace.couplings
 
 
-def trace_couplings(model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner") -> Trace:
+def trace_couplings(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, scope: Scope = "inner", ignore: Names = ()
+) -> Trace:
     """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
     if scope not in get_args(Scope):
         raise ValueError(f"scope is {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}")
     inputs = as_inputs(example_inputs)
-    tracer, couplings, unpruned = _trace_once(model, inputs, scope)
+    ignored = named_layers(model, ignore)
+    tracer, couplings, unpruned = _trace_once(model, inputs, scope, ignored)
     rigid = _find_rigid(model, inputs, couplings)
     couplings = [coupling for coupling in couplings if coupling.name not in rigid]
     if tracer.cuts_by_number:
-        moved = _find_moved(model, inputs, couplings, scope, tracer.thinned)
+        moved = _find_moved(model, inputs, couplings, scope, ignored, tracer.thinned)
         couplings, rigid = [c for c in couplings if c.name not in moved], {**rigid, **moved}
     return Trace(couplings, {**unpruned, **rigid}, tuple(dict.fromkeys([*tracer.unruled, *rigid.values()])))
 
 
 def _trace_once(
-    model: nn.Module, inputs: tuple[Tensor, ...], scope: Scope, thinned: Mapping[str, bool] | None = None
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    scope: Scope,
+    ignored: Set[str],
+    thinned: Mapping[str, bool] | None = None,
 ) -> tuple[Tracer, list[Coupling], dict[str, str]]:
     """Return the tracer, the couplings, and why the channels of other layers stay; `thinned`: as another tracer did."""
     tracer = Tracer(thinned=dict(thinned or {}))
@@ -105,6 +117,9 @@ def _trace_once(
     unused = _follow(tracer, streams, model, inputs, training=False)
     if unused:  # heads that only run in training (auxiliary classifiers) read channels too
         _follow(tracer, streams, model, inputs, training=True)
+    for slot in tracer.slots.values():
+        if slot.side != "in" and layer_name(slot.parameter) in ignored:
+            tracer.sets.fix(slot.ids, IGNORED)
     return tracer, *collect(tracer, streams.roots() if scope == "inner" else set[Root]())
 
 
@@ -251,6 +266,7 @@ def _find_moved(
     inputs: tuple[Tensor, ...],
     couplings: Sequence[Coupling],
     scope: Scope,
+    ignored: Set[str],
     thinned: Mapping[str, bool],
 ) -> dict[str, str]:
     """Find couplings that are cut at a number in the model's code, by tracing the model with one channel less of each.
@@ -262,7 +278,7 @@ def _find_moved(
     trial = copy.deepcopy(model)
     slice_module(trial, plan.slices)
     try:
-        _, found, unpruned = _trace_once(trial, inputs, scope, thinned)
+        _, found, unpruned = _trace_once(trial, inputs, scope, ignored, thinned)
     except ValueError:
         found, unpruned = [], {}
     axes = {c.name: _axes(c) for c in found}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import oicsr
 from benchmarks.models import MODELS
-from oicsr import selection
+from oicsr import search, selection
 from oicsr.selection import MacsModel
 from tests.oicsr.networks import Basic, Chain, Mixed
 
@@ -166,8 +166,8 @@ def test_a_swap_lands_on_targets_that_no_greedy_cut_meets(monkeypatch: pytest.Mo
     model, example = MODELS["digits-resnet"](10), torch.zeros(1, 1, 8, 8)
     couplings = oicsr.find_couplings(model, example)
     swaps: list[int] = []
-    swap = selection._swap
-    monkeypatch.setattr(selection, "_swap", lambda *args: (swaps.append(1), swap(*args))[1])
+    swap = search._swap
+    monkeypatch.setattr(search, "_swap", lambda *args: (swaps.append(1), swap(*args))[1])
     widths = [c.num_channels for c in couplings]
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
