@@ -4,6 +4,7 @@ from oicsr.absorption import Absorption, AbsorptionWarning, plan_absorption
 from oicsr.algorithm import PruningResult, prune_iteratively
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
+from oicsr.description import Description, describe
 from oicsr.energy import add_energy_gradient, channel_energy
 from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
@@ -34,6 +35,7 @@ __all__ = [
     "Absorption",
     "AbsorptionWarning",
     "Coupling",
+    "Description",
     "GrOWL",
     "GradientRegularizer",
     "GroupLasso",
@@ -52,6 +54,7 @@ __all__ = [
     "channel_energy",
     "count_macs",
     "count_params",
+    "describe",
     "find_couplings",
     "group_lasso",
     "load_pruned",

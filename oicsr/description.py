@@ -1,0 +1,161 @@
+"""Description: a table of couplings, and of what a plan would remove, before anything is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from oicsr.complexity import weight_positions
+from oicsr.coupling import Coupling
+from oicsr.names import coupling_layers
+from oicsr.plan import PruningPlan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CouplingRow:
+    """What is known of one coupling, or of the whole network.
+
+    Attributes:
+        coupling: Name of the coupling.
+        layers: How many layers produce its channels.
+        channels: How many channels there are.
+        kept: How many of them stay.
+        params: Elements of all weights and vectors that hold its channels.
+        params_kept: How many of these elements stay; the neighbouring couplings of the plan count.
+        macs: MACs of these weights; None without example inputs.
+        macs_kept: What stays of these MACs.
+    """
+
+    coupling: str
+    layers: int
+    channels: int
+    kept: int
+    params: int
+    params_kept: int
+    macs: int | None
+    macs_kept: int | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """A table of couplings; `str` gives it as text, `to_frame` as a pandas frame.
+
+    Attributes:
+        rows: One per coupling. A weight between two couplings is part of both, so the rows add up to more than the
+            whole.
+        total: The whole network, layers that are never pruned included.
+        planned: Whether there is a plan.
+    """
+
+    rows: tuple[CouplingRow, ...]
+    total: CouplingRow
+    planned: bool = field(default=True)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a pandas frame, one per coupling (needs pandas)."""
+        import pandas as pd  # not a dependency of the library
+
+        frame = pd.DataFrame([asdict(row) for row in self.rows]).set_index("coupling")
+        return frame[[name for name in frame.columns if name in self._columns()]]
+
+    def _columns(self) -> list[str]:
+        names = ["coupling", "layers", "channels", "kept", "params", "params_kept", "macs", "macs_kept"]
+        return [
+            name
+            for name in names
+            if (self.planned or "kept" not in name) and ("macs" not in name or self.total.macs is not None)
+        ]
+
+    def __str__(self) -> str:
+        columns = self._columns()
+        lines = [columns] + [[_cell(getattr(row, name)) for name in columns] for row in (*self.rows, self.total)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        )
+
+    __repr__ = __str__
+
+
+def _cell(value: str | int | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def describe(
+    model: nn.Module,
+    couplings: Sequence[Coupling],
+    plan: PruningPlan | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+) -> Description:
+    """Return a table of what can be removed, and of what a plan would remove.
+
+    Args:
+        model: The network; left as it is.
+        couplings: Its couplings.
+        plan: A plan for it, if there is one.
+        example_inputs: Inputs of one forward call, for columns of MACs.
+
+    Returns:
+        The table; print it, or call `to_frame()`.
+
+    Raises:
+        ValueError: The plan was made for other couplings.
+
+    Example:
+        >>> import torch, oicsr
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> couplings = oicsr.find_couplings(network, torch.zeros(1, 4))
+        >>> print(oicsr.describe(network, couplings, example_inputs=torch.zeros(1, 4)))
+        coupling       layers  channels  params  macs
+        0                   1         8      56    48
+        whole network       1         8      58    48
+    """
+    kept = {c.name: c.num_channels for c in couplings}
+    if plan is not None:
+        unknown = [name for name in plan.kept if name not in kept]
+        if unknown:
+            raise ValueError(f"the plan names the coupling {unknown[0]!r}, which is not among the given ones")
+        kept |= {name: len(ids) for name, ids in plan.kept.items()}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    positions: Mapping[str, int] | None = None
+    others = 0
+    if example_inputs is not None:
+        positions, others = weight_positions(model, example_inputs)
+    after = _sizes_after(sizes, plan)
+
+    def row(name: str, layers: int, channels: int, stays: int, tensors: Sequence[str], rest: int) -> CouplingRow:
+        """Sum parameters and MACs over some tensors."""
+        macs = [
+            None if positions is None else rest + sum(positions.get(t, 0) * s[t] for t in tensors)
+            for s in (sizes, after)
+        ]
+        params = [sum(s[t] for t in tensors) for s in (sizes, after)]
+        return CouplingRow(name, layers, channels, stays, *params, *macs)
+
+    rows = []
+    for coupling in couplings:
+        tensors = list(dict.fromkeys(m.parameter for m in coupling.members if m.parameter in sizes))
+        layers = len(coupling_layers(coupling))
+        rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, 0))
+    channels, stays = sum(r.channels for r in rows), sum(r.kept for r in rows)
+    total = row("whole network", sum(r.layers for r in rows), channels, stays, list(sizes), others)
+    return Description(tuple(rows), total, plan is not None)
+
+
+def _sizes_after(sizes: Mapping[str, int], plan: PruningPlan | None) -> dict[str, int]:
+    """Return how many elements of each parameter stay."""
+    after = dict(sizes)
+    for entry in plan.slices if plan is not None else ():
+        if entry.parameter in after:
+            after[entry.parameter] = after[entry.parameter] * len(entry.kept) // entry.size
+    return after
