@@ -10,6 +10,7 @@ from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
 from oicsr.limits import DEFAULT_CAP, PAPER_CAP
 from oicsr.penalties import (
+    DEFAULT_STRENGTH,
     GradientRegularizer,
     GroupLasso,
     ProximalRegularizer,
@@ -19,10 +20,13 @@ from oicsr.penalties import (
 )
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.proximal import ProximalGroupLasso
+from oicsr.pruning import prune
+from oicsr.reach import OutOfReachError
 from oicsr.recalibration import recalibrate
 from oicsr.rescaling import Rescaling, rescale, row_norms
 from oicsr.rules import register_rule
 from oicsr.selection import select_channels
+from oicsr.strength import suggest_strength, weak_energy
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.ties import tie_couplings
 from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
@@ -31,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_CAP",
+    "DEFAULT_STRENGTH",
     "PAPER_CAP",
     "Absorption",
     "AbsorptionWarning",
@@ -40,6 +45,7 @@ __all__ = [
     "GradientRegularizer",
     "GroupLasso",
     "Member",
+    "OutOfReachError",
     "ProximalGrOWL",
     "ProximalGroupLasso",
     "ProximalRegularizer",
@@ -60,6 +66,7 @@ __all__ = [
     "load_pruned",
     "out_in_energy",
     "plan_absorption",
+    "prune",
     "prune_iteratively",
     "recalibrate",
     "register_rule",
@@ -69,6 +76,8 @@ __all__ = [
     "save_pruned",
     "select_channels",
     "shrink_couplings",
+    "suggest_strength",
     "tie_couplings",
     "trace_couplings",
+    "weak_energy",
 ]

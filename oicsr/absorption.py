@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from oicsr.arguments import check_call
 from oicsr.complexity import CONVOLUTIONS, TRANSPOSED
 from oicsr.normalized import normalized_layers, row_name
 from oicsr.plan import PruningPlan
@@ -79,6 +80,7 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Tensor 
     Returns:
         The shifts, and where they are approximate or missing. `remove_channels(..., absorb=True)` applies them.
     """
+    check_call(model, example_inputs)
     removed = {
         (entry.parameter, entry.dim): torch.tensor(sorted(set(range(entry.size)).difference(entry.kept)))
         for entry in plan.slices

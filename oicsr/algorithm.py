@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from oicsr.complexity import count_macs
+from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
+from oicsr.names import Names
 from oicsr.penalties import Regularizer
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.selection import select_channels
@@ -25,19 +26,40 @@ Schedule = Literal["linear", "geometric"]
 
 @dataclass(frozen=True)
 class PruningResult:
-    """What the loop leaves.
+    """What the loop leaves. `print(result)` sums it up.
 
     Attributes:
         model: The pruned network, not fine-tuned since the last removal.
         plan: One plan from the network given to the loop to `model`.
         couplings: The couplings of `model`.
         macs: MACs before the loop and after each removal.
+        params: Parameters, likewise.
+        channels: Channels of all couplings, likewise.
+        notes: What else a reader of the result should know.
     """
 
     model: nn.Module
     plan: PruningPlan
     couplings: list[Coupling]
     macs: list[int]
+    params: list[int] = field(default_factory=list)
+    channels: list[int] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Return a few lines that say what is left of the network."""
+        lines = [f"{type(self.model).__name__}, pruned in {len(self.macs) - 1} step(s)"]
+        counts = {"MACs": self.macs, "parameters": self.params, "channels": self.channels}
+        for name, values in counts.items():
+            if values and values[0]:
+                lines.append(f"  {name}: {values[0]:,} -> {values[-1]:,} ({values[-1] / values[0]:.1%} kept)")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"PruningResult({type(self.model).__name__}, MACs {self.macs[0]:,} -> {self.macs[-1]:,}, {self.plan!r})"
 
 
 def prune_iteratively(
@@ -47,17 +69,22 @@ def prune_iteratively(
     train: Train,
     make_regularizer: MakeRegularizer,
     importance: Importance,
-    macs_kept: float,
+    macs_kept: float | None = None,
+    params_kept: float | None = None,
+    cost: Callable[[nn.Module], float] | None = None,
+    cost_kept: float | None = None,
     steps: int = 1,
     schedule: Schedule = "linear",
     scope: Scope = "inner",
-    max_removed: float = 0.5,
+    ignore: Names = (),
+    max_removed: float | Mapping[str, float] | None = None,
     cap_of: Literal["original", "current"] = "original",
-    round_to: int = 1,
+    round_to: int | Mapping[str, int] = 1,
+    absorb: bool = False,
     select: Select = select_channels,
     couplings: Sequence[Coupling] | None = None,
 ) -> PruningResult:
-    """Train with a regulariser and remove the least important channels, `steps` times, down to a target of MACs.
+    """Train with a regulariser and remove the least important channels, `steps` times, down to a target.
 
     How many iterations the authors take, and how the target is spread over them, is not known (PAPER.md).
 
@@ -68,15 +95,20 @@ def prune_iteratively(
         make_regularizer: Builds the regulariser for the couplings of the network as it is at each step; may return
             None for training without one.
         importance: Scores the channels at each step: the lower, the sooner they go.
-        macs_kept: The share of the MACs that remains in the end, in (0, 1].
+        macs_kept: The share of the MACs that remains in the end, in (0, 1]. 0.5 where no target is given.
+        params_kept: The share of the parameters, in place of MACs.
+        cost: A cost of the caller's (see `select_channels`), in place of MACs.
+        cost_kept: The share of that cost.
         steps: How many times to train and remove.
         schedule: `"linear"`: each step removes the same number of MACs. `"geometric"`: the same share.
         scope: Which channels may go (see `find_couplings`).
-        max_removed: The largest share of a coupling's channels that may go, per `cap_of`.
+        ignore: Layers whose own channels stay (see `find_couplings`).
+        max_removed: The largest share of a coupling's channels that may go, per `cap_of` (see `select_channels`).
         cap_of: Whether that is a share of the width before the loop, or at each step.
         round_to: Leave widths a multiple of this.
+        absorb: Let readers absorb the constants of removed channels (see `remove_channels`).
         select: Turns scores into a plan; takes the arguments of `select_channels`.
-        couplings: What `find_couplings(model, example_inputs, scope=scope)` gives, where it is known already.
+        couplings: What `find_couplings(model, example_inputs, scope=scope, ignore=ignore)` gives, where it is known.
 
     Raises:
         ValueError: An argument is out of range or the target out of reach; what was trained so far is in `model`
@@ -84,9 +116,12 @@ def prune_iteratively(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps!r}; it must be 1 or more")
-    current = list(couplings) if couplings is not None else find_couplings(model, example_inputs, scope=scope)
+    target = _Goal.of(model, macs_kept, params_kept, cost, cost_kept)
+    if couplings is None:
+        couplings = find_couplings(model, example_inputs, scope=scope, ignore=ignore)
+    current = list(couplings)
     original = {c.name: c.num_channels for c in current}
-    macs = [count_macs(model, example_inputs)]
+    macs, params, channels = [count_macs(model, example_inputs)], [count_params(model)], [sum(original.values())]
     plan = PruningPlan.from_kept(current, {})
     for step in range(steps):
         train(model, make_regularizer(current), step)
@@ -95,17 +130,50 @@ def prune_iteratively(
             current,
             model,
             example_inputs,
-            macs_kept=share_after(step, steps, macs_kept, schedule),
             max_removed=max_removed,
             original_widths=original if cap_of == "original" else None,
             dense_macs=macs[0],
             round_to=round_to,
+            **target.after(step, steps, schedule),
         )
-        model = remove_channels(model, following)
+        model = remove_channels(model, following, absorb=absorb, example_inputs=example_inputs)
         current = shrink_couplings(current, following)
         plan = plan.then(following)
         macs.append(count_macs(model, example_inputs))
-    return PruningResult(model, plan, current, macs)
+        params.append(count_params(model))
+        channels.append(sum(c.num_channels for c in current))
+    return PruningResult(model, plan, current, macs, params, channels)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The share that remains in the end, and what `select` is told beside it; plain where MACs are the target."""
+
+    argument: str
+    share: float
+    others: Mapping[str, Any]
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        macs_kept: float | None,
+        params_kept: float | None,
+        cost: Callable[[nn.Module], float] | None,
+        cost_kept: float | None,
+    ) -> _Goal:
+        """Read the arguments of `prune_iteratively`."""
+        shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
+        given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
+        if len(given) > 1 or (cost is None) != (cost_kept is None):
+            raise ValueError(f"there can be one target, not {given}; cost and cost_kept belong together")
+        ((argument, share),) = given.items()
+        if params_kept is not None:
+            return _Goal(argument, share, {"dense_cost": count_params(model)})
+        return _Goal(argument, share, {} if cost is None else {"cost": cost, "dense_cost": cost(model)})
+
+    def after(self, step: int, steps: int, schedule: Schedule) -> dict[str, Any]:
+        """Return the arguments of `select` at a step."""
+        return {self.argument: share_after(step, steps, self.share, schedule), **self.others}
 
 
 def share_after(step: int, steps: int, macs_kept: float, schedule: Schedule) -> float:

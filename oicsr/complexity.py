@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from oicsr.arguments import check_call
 from oicsr.tracing import as_inputs, mode
 
 CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
@@ -57,6 +58,7 @@ def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
         Parameter name to the number of positions (for a convolution: output height times width), and the MACs of
         weights that are not parameters of the model but computed from them.
     """
+    check_call(model, example_inputs)
     inputs = as_inputs(example_inputs)
     batch = inputs[0].shape[0]
     if batch < 1:

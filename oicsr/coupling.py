@@ -35,6 +35,9 @@ class Member:
     side: Side
     counts: bool = True
 
+    def __repr__(self) -> str:
+        return f"Member({self.parameter!r}, dim={self.dim}, side={self.side!r}, {len(self.channels):,} slices)"
+
     @property
     def axis(self) -> Axis:
         """The parameter axis that this member describes."""
@@ -57,6 +60,9 @@ class Coupling:
     name: str
     num_channels: int
     members: tuple[Member, ...]
+
+    def __repr__(self) -> str:
+        return f"Coupling({self.name!r}, {self.num_channels:,} channels, {len(self.members)} members)"
 
 
 def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[Axis, Tensor]:

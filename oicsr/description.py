@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from oicsr.arguments import check_couplings
 from oicsr.complexity import weight_positions
 from oicsr.coupling import Coupling
 from oicsr.names import coupling_layers
@@ -120,6 +121,7 @@ def describe(
         0                   1         8      56    48
         whole network       1         8      58    48
     """
+    check_couplings(couplings)
     kept = {c.name: c.num_channels for c in couplings}
     if plan is not None:
         unknown = [name for name in plan.kept if name not in kept]

@@ -22,7 +22,7 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength, safe_sqrt
+from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, safe_sqrt
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
 TRANSITION = 0.1  # the share of channels whose weights fall, as the authors set it for VGG-16
@@ -117,7 +117,7 @@ class GrOWL:
         self,
         couplings: Sequence[Coupling],
         sides: Sequence[Side] = ("out", "in"),
-        strength: float = 1e-4,
+        strength: float = DEFAULT_STRENGTH,
         *,
         weights: str = "pld",
     ) -> None:
@@ -125,8 +125,12 @@ class GrOWL:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(map(repr, SEQUENCES))}")
         self.strength = check_strength(strength)
         self.last_value: Tensor | None = None
-        self._layout = Layout.of(couplings, tuple(sides))
+        self.sides = tuple(sides)
+        self._layout = Layout.of(couplings, self.sides)
         self._ordered = _Ordered(self._layout.sizes, weights)
+
+    def __repr__(self) -> str:
+        return describe_penalty(self, self.sides, self.strength, self._layout)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
@@ -156,14 +160,18 @@ class ProximalGrOWL:
         self,
         couplings: Sequence[Coupling],
         sides: Sequence[Side] = ("out", "in"),
-        strength: float = 1e-4,
+        strength: float = DEFAULT_STRENGTH,
         *,
         weights: str = "pld",
     ) -> None:
         self._penalty = GrOWL(couplings, sides, strength, weights=weights)
         self.strength = self._penalty.strength
-        self._layout = Layout.of(couplings, tuple(sides))
+        self.sides = tuple(sides)
+        self._layout = Layout.of(couplings, self.sides)
         self._ordered = _Ordered(self._layout.sizes, weights)
+
+    def __repr__(self) -> str:
+        return describe_penalty(self, self.sides, self.strength, self._layout)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""

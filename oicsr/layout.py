@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from oicsr.arguments import check_couplings
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.fast.table import Table, make_table
 from oicsr.reference import Term
@@ -65,6 +66,7 @@ class Layout:
             ValueError: A side is unknown, or a slice belongs to two channels.
         """
         check_sides(sides)
+        check_couplings(couplings)
         total = sum(coupling.num_channels for coupling in couplings)
         targets: dict[tuple[str, int], Tensor] = {}
         start = 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from oicsr.arguments import check_call
 from oicsr.rules.calls import argument, operator_name, shape_of
 from oicsr.tracing import _export, _first_names, as_inputs
 
@@ -66,6 +67,7 @@ def normalized_layers(
     Raises:
         ValueError: The model cannot be traced.
     """
+    check_call(model, example_inputs)
     exported = _export(model, as_inputs(example_inputs), training=False)
     first_names = _first_names(model)
     names = {

@@ -41,6 +41,10 @@ class PruningPlan:
     kept: Mapping[str, tuple[int, ...]]
     slices: tuple[Slice, ...] = field(repr=False)
 
+    def __repr__(self) -> str:
+        stay = sum(len(ids) for ids in self.kept.values())
+        return f"PruningPlan({len(self.kept)} couplings keep {stay:,} channels, {len(self.slices)} axes are cut)"
+
     @staticmethod
     def from_kept(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> PruningPlan:
         """Build a plan by hand.

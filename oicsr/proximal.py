@@ -12,7 +12,7 @@ from oicsr.energy import energy_vector
 from oicsr.fast import passes
 from oicsr.fast.eager import eager
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength, group_lasso, group_layout
+from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, group_lasso, group_layout
 
 
 class ProximalGroupLasso:
@@ -56,13 +56,16 @@ class ProximalGroupLasso:
         self,
         couplings: Sequence[Coupling],
         sides: Sequence[Side] = ("out", "in"),
-        strength: float = 1e-4,
+        strength: float = DEFAULT_STRENGTH,
         *,
         joint: bool = True,
     ) -> None:
         self.strength = check_strength(strength)
         self.sides = tuple(sides)
         self._layout = group_layout(couplings, self.sides, joint=joint)
+
+    def __repr__(self) -> str:
+        return describe_penalty(self, self.sides, self.strength, self._layout)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar: to be watched, not to be added to the loss."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 from oicsr.limits import DEFAULT_CAP, Limits
 from oicsr.targets import Channels, Target
 from oicsr.tracing import trace_couplings
+
+
+class OutOfReachError(ValueError):
+    """The target is below what the network can be pruned to with these caps, scope and rounding."""
+
 
 Inputs = Tensor | Sequence[Tensor]
 Retarget = Callable[[Channels], Target]
@@ -63,8 +69,8 @@ def refuse_reach(
     model: nn.Module,
     example_inputs: Inputs,
     retarget: Retarget,
-) -> None:
-    """Raise ValueError: the target is out of reach; say what is within reach, and what to change.
+) -> NoReturn:
+    """Raise OutOfReachError; say what is within reach, and what to change.
 
     Args:
         limits: The limits, all caps chosen.
@@ -84,7 +90,7 @@ def refuse_reach(
         advice.insert(0, f"max_removed={cap:.2f}")
     elif not target.measured:
         advice[:0] = _advise_scope(limits, lowest, tolerance, model, example_inputs, retarget)
-    raise ValueError(
+    raise OutOfReachError(
         f"the target of {amount(target.wanted)} {target.unit} is out of reach: with this cap, scope and rounding the "
         f"network can go from {amount(target.dense)} down to {amount(least)} {target.unit} "
         f"({least / target.dense:.4f} of them). What would be within reach: {', or '.join(advice)}."
@@ -109,7 +115,7 @@ def _advise_scope(
     return [] if needed is None else [f'couplings found with scope="all" and max_removed={needed:.2f}']
 
 
-def refuse_distance(reached: float, target: Target, tolerance: float, *, nearest: bool) -> None:
+def refuse_distance(reached: float, target: Target, tolerance: float, *, nearest: bool) -> NoReturn:
     """Raise ValueError: no cut is within the tolerance; say which one comes nearest."""
     share = reached / (target.wanted / target.share)
     needed = math.ceil(1e3 * abs(reached - target.wanted) / target.wanted) / 1e3

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from oicsr.arguments import check_call, check_couplings
 from oicsr.coupling import Coupling
 from oicsr.limits import Limits
 from oicsr.plan import PruningPlan
@@ -89,6 +90,8 @@ def select_channels(
     """  # noqa: E501
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance is {tolerance!r}; it must be in [0, 1]")
+    check_couplings(couplings)
+    check_call(model, example_inputs)
     _check_scores(scores, couplings)
     tied = tie_couplings(couplings, tie)
     scores = _tied_scores(scores, couplings, tie)

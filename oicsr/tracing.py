@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from oicsr.arguments import check_call
 from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
 from oicsr.coupling import Axis, Coupling
 from oicsr.names import Names, named_layers
@@ -93,6 +94,7 @@ def trace_couplings(
     """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
     if scope not in get_args(Scope):
         raise ValueError(f"scope is {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}")
+    check_call(model, example_inputs)
     inputs = as_inputs(example_inputs)
     ignored = named_layers(model, ignore)
     tracer, couplings, unpruned = _trace_once(model, inputs, scope, ignored)

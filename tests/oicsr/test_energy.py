@@ -160,3 +160,21 @@ def test_bad_arguments_quote_the_value() -> None:
         oicsr.out_in_energy(model, couplings, "l2")
     with pytest.raises(ValueError, match="not those of this"):
         oicsr.channel_energy(Chain(), couplings)
+
+
+@pytest.mark.parametrize("normalize", ["layer_mean", "layer_max"])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-12])
+def test_importance_of_small_weights_is_normalised_as_any(normalize: str, scale: float) -> None:
+    """A network near zero has the relative importances of the same network at its own scale; one of zeros has none."""
+    model = Chain().double()
+    couplings = oicsr.find_couplings(model, torch.zeros(1, 3, 8, 8).double())
+    expected = oicsr.out_in_energy(model, couplings, normalize)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    for found, reference in zip(oicsr.out_in_energy(model, couplings, normalize), expected, strict=True):
+        assert torch.allclose(found, reference, rtol=1e-9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(bool((found == 0).all()) for found in oicsr.out_in_energy(model, couplings, normalize))

@@ -1,0 +1,44 @@
+"""Mistakes in the arguments that many functions share, told apart before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from oicsr.coupling import Coupling
+
+
+def check_call(model: object, example_inputs: object) -> None:
+    """Raise where the first two arguments are swapped, or where a shape stands in place of a tensor.
+
+    Raises:
+        TypeError: `model` is no module, or `example_inputs` is one.
+        ValueError: `example_inputs` is a shape.
+    """
+    swapped = isinstance(example_inputs, nn.Module)
+    if not isinstance(model, nn.Module):
+        hint = ": the arguments are swapped, the model comes first" if swapped else ""
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
+    if swapped:
+        raise TypeError(f"example_inputs is a {type(example_inputs).__name__}, a module; pass a tensor")
+    numbers = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str | bytes)
+    if numbers and example_inputs and all(type(size) is int for size in example_inputs):  # type: ignore[attr-defined]
+        shape = ", ".join(map(str, example_inputs))  # type: ignore[call-overload]
+        raise ValueError(f"example_inputs is a shape, ({shape}); pass a tensor, such as torch.zeros({shape})")
+
+
+def check_couplings(couplings: object) -> None:
+    """Raise TypeError unless `couplings` is a sequence of couplings."""
+    if isinstance(couplings, Coupling):
+        raise TypeError(f"couplings is one Coupling, {couplings.name!r}; put it into a list")
+    if not isinstance(couplings, Sequence) or isinstance(couplings, str):
+        hint = ""
+        if isinstance(couplings, nn.Module | Tensor):
+            hint = " (are the arguments in the right order?)"
+        elif hasattr(couplings, "couplings"):
+            hint = "; pass its attribute couplings"
+        raise TypeError(f"couplings is a {type(couplings).__name__}; it must be what find_couplings returns{hint}")
+    for entry in couplings:
+        if not isinstance(entry, Coupling):
+            raise TypeError(f"couplings holds a {type(entry).__name__}; it must hold what find_couplings returns")

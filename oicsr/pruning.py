@@ -1,0 +1,156 @@
+"""The whole path in one call, for those who want no steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
+from oicsr.coupling import Coupling
+from oicsr.importance import out_in_energy
+from oicsr.names import Names
+from oicsr.penalties import DEFAULT_STRENGTH, GroupLasso, Regularizer
+from oicsr.reach import OutOfReachError
+from oicsr.recalibration import recalibrate
+from oicsr.selection import TOLERANCE, select_channels
+from oicsr.ties import Tie, tie_couplings
+from oicsr.tracing import Scope, find_couplings
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    macs_kept: float | None = None,
+    params_kept: float | None = None,
+    cost: Callable[[nn.Module], float] | None = None,
+    cost_kept: float | None = None,
+    train: Train | None = None,
+    strength: float = DEFAULT_STRENGTH,
+    make_regularizer: MakeRegularizer | None = None,
+    steps: int = 1,
+    schedule: Schedule = "linear",
+    importance: Importance = out_in_energy,
+    batches: Iterable[Any] | None = None,
+    scope: Scope | None = None,
+    ignore: Names = (),
+    max_removed: float | Mapping[str, float] | None = None,
+    round_to: int | Mapping[str, int] = 1,
+    tie: Sequence[Tie] = (),
+    tolerance: float = TOLERANCE,
+    absorb: bool = False,
+) -> PruningResult:
+    """Prune a network in one call: trace, train with the penalty, score, select, remove, recalibrate.
+
+    Each step is a function of its own (`find_couplings`, `GroupLasso`, `out_in_energy`, `select_channels`,
+    `remove_channels`, `recalibrate`); this joins them as the paper does. Fine-tune the result afterwards.
+
+    Args:
+        model: The network. It stays as it is, unless `train` trains it.
+        example_inputs: The input tensor, or the sequence of them, of one forward call.
+        macs_kept: The share of the MACs that remains, in (0, 1]. 0.5 where no target is given.
+        params_kept: The share of the parameters, as a target in place of MACs.
+        cost: Any cost of a model, as a target in place of MACs (see `select_channels`).
+        cost_kept: The share of that cost.
+        train: Called as `train(model, penalty, step)` before each removal, it trains in place with
+            `loss + penalty(model)`. Without it, channels are removed from the network as it is.
+        strength: The strength of the penalty, OICSR's Group Lasso (see `suggest_strength`).
+        make_regularizer: Builds another penalty from the couplings; `strength` has no effect then.
+        steps: How many times to train and remove.
+        schedule: How the target is spread over the steps (see `prune_iteratively`).
+        importance: Scores the channels; called as `importance(model, couplings)`.
+        batches: Batches that the normalisation statistics are estimated from in the end (see `recalibrate`).
+        scope: Which channels may go (see `find_couplings`). None: `"inner"`, or `"all"` where the target is beyond
+            what `"inner"` can reach; the summary says so.
+        ignore: Layers whose own channels stay: names, patterns or modules.
+        max_removed: The largest share of a layer's channels that may go (see `select_channels`).
+        round_to: Leave widths a multiple of this.
+        tie: Groups of couplings that keep the same channels; they are penalised as one, too.
+        tolerance: How far the result may be from the target, as a share of it.
+        absorb: Let readers absorb the constants of removed channels (see `remove_channels`).
+
+    Returns:
+        The pruned model, the plan and a summary (`print(result)`).
+
+    Raises:
+        ValueError: An argument is out of range, the model cannot be traced, or the target is out of reach.
+
+    Example:
+        >>> import torch, oicsr
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> result = oicsr.prune(network, torch.zeros(1, 4), macs_kept=0.5)
+        >>> print(result)
+        Sequential, pruned in 1 step(s)
+          MACs: 192 -> 96 (50.0% kept)
+          parameters: 226 -> 114 (50.4% kept)
+          channels: 32 -> 16 (50.0% kept)
+    """
+    target = {"macs_kept": macs_kept, "params_kept": params_kept, "cost": cost, "cost_kept": cost_kept}
+    limits = {"max_removed": max_removed, "round_to": round_to}
+    select = partial(select_channels, tolerance=tolerance)
+    find = partial(_find, model, example_inputs, ignore, tie)
+    couplings, notes = find("inner" if scope is None else scope), []
+    if scope is None and cost is None and not _reachable(couplings, model, example_inputs, select, target, limits):
+        couplings = find("all")
+        notes.append("residual streams are pruned as well (scope 'all'): the target is out of reach otherwise")
+    regularizer = make_regularizer or partial(_group_lasso, strength=strength)
+    result = prune_iteratively(
+        model,
+        example_inputs,
+        train=train or _train_nothing,
+        make_regularizer=regularizer if train is not None else _no_regularizer,
+        importance=importance,
+        steps=steps,
+        schedule=schedule,
+        absorb=absorb,
+        select=select,
+        couplings=couplings,
+        **target,  # type: ignore[arg-type]
+        **limits,  # type: ignore[arg-type]
+    )
+    if batches is not None:
+        recalibrate(result.model, batches)
+        notes.append("normalisation statistics are recalibrated")
+    return replace(result, notes=tuple(notes))
+
+
+def _find(
+    model: nn.Module, inputs: Tensor | Sequence[Tensor], ignore: Names, tie: Sequence[Tie], scope: Scope
+) -> list[Coupling]:
+    return tie_couplings(find_couplings(model, inputs, scope=scope, ignore=ignore), tie)
+
+
+def _reachable(
+    couplings: Sequence[Coupling],
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    select: Callable[..., object],
+    target: Mapping[str, object],
+    limits: Mapping[str, object],
+) -> bool:
+    """Return whether the target is within reach of these couplings, whatever the scores will be."""
+    if not couplings:
+        return False
+    try:
+        select(out_in_energy(model, couplings), couplings, model, example_inputs, **target, **limits)
+    except OutOfReachError:
+        return False
+    except ValueError:  # raised again, with what it says, by the selection itself
+        return True
+    return True
+
+
+def _group_lasso(couplings: Sequence[Coupling], *, strength: float) -> Regularizer:
+    return GroupLasso(couplings, strength=strength)
+
+
+def _no_regularizer(couplings: Sequence[Coupling]) -> None:
+    return None
+
+
+def _train_nothing(model: nn.Module, regularizer: Regularizer | None, step: int) -> None:
+    return None
