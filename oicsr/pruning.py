@@ -114,7 +114,8 @@ def prune(
     )
     if batches is not None:
         recalibrate(result.model, batches)
-        notes.append("normalisation statistics are recalibrated")
+        if any(name.endswith("running_mean") for name, _ in result.model.named_buffers()):
+            notes.append("normalisation statistics are recalibrated")
     return replace(result, notes=tuple(notes))
 
 
