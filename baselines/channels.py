@@ -90,6 +90,19 @@ def per_slice(member: Member, values: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def scale_channels(model: nn.Module, coupling: Coupling, sides: Sequence[Side], factors: Tensor) -> None:
+    """Multiply all that a channel owns on some sides, biases and shifts too, by a factor per channel, in place.
+
+    Running statistics are no parameters, and stay; a frozen parameter is left alone.
+    """
+    parameters = dict(model.named_parameters())
+    for member in coupling.members:
+        weight = parameters.get(member.parameter)
+        if weight is not None and weight.requires_grad and member.side in sides:
+            weight.mul_(per_slice(member, factors - 1, weight) + 1)  # 1 for slices of other couplings
+
+
+@torch.no_grad()
 def add_to_gradient(weight: Tensor, value: Tensor, factor: float) -> None:
     """Add `factor * value` to the gradient of a weight, in place; a frozen weight is left alone."""
     if not weight.requires_grad:

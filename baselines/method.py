@@ -91,6 +91,7 @@ class RegularizerSpec:
         reach: Whether it acts on the weights of all channels of these sides, of some only, or on the whole tensors
             that a channel has a part in.
         degree: What power of a factor on all weights its value is multiplied by; None where there is no single one.
+        signed: Whether the value may be negative.
         potential: Whether what it adds to the gradient is the gradient of its value. Not so where factors are held
             fixed while the gradient is taken.
     """
@@ -110,6 +111,7 @@ class RegularizerSpec:
     reach: Reach = "channels"
     degree: int | None = 1
     potential: bool = True
+    signed: bool = False
     make_for_target: MakeForTarget | None = None
 
     @property

@@ -10,15 +10,23 @@ from baselines import energy_importance as energy
 from baselines import torch_pruning_rival as peer
 from baselines.activation_importance import FOLDED, SCALE_IN, SEEN
 from baselines.cges import CGES, CGES_PROX
+from baselines.chip import CHIP
 from baselines.depgraph import DEPGRAPH, DEPGRAPH_NOSCALE, GROUP_NORM
 from baselines.elementwise import L1_WEIGHTS, L2_WEIGHTS
 from baselines.filter_norm import L1_NORM, L2_NORM
 from baselines.fpgm import FPGM
+from baselines.group_hoyer import GROUP_HOYER
 from baselines.growing_reg import GREG1
 from baselines.growl import GROWL, GROWL_OSCAR, GROWL_PROX
+from baselines.half_space import HALF_SPACE
+from baselines.hessian import HESSIAN, OBD_C
+from baselines.hesso import HESSO
+from baselines.isomorphic_selection import ISOMORPHIC
+from baselines.lamp import LAMP
 from baselines.method import GREEDY, ImportanceSpec, Method, RegularizerSpec, SelectionSpec
 from baselines.network_slimming import BATCHNORM_SCALE, SLIMMING
 from baselines.no_regularizer import NO_REGULARIZER
+from baselines.polarization import POLARIZATION
 from baselines.random_channels import RANDOM
 from baselines.taylor import TAYLOR, TAYLOR_LAYER
 from baselines.uniform_selection import UNIFORM
@@ -65,6 +73,10 @@ REGULARIZERS: dict[str, RegularizerSpec] = by_name(
         DEPGRAPH,
         DEPGRAPH_NOSCALE,
         GREG1,
+        POLARIZATION,
+        GROUP_HOYER,
+        HALF_SPACE,
+        HESSO,
         peer.TP_GROUP_NORM,
         peer.TP_BN_SCALE,
         peer.TP_GROWING_REG,
@@ -92,6 +104,10 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         BATCHNORM_SCALE,
         TAYLOR,
         TAYLOR_LAYER,
+        HESSIAN,
+        OBD_C,
+        LAMP,
+        CHIP,
         GROUP_NORM,
         RANDOM,
         peer.TP_GROUP_NORM_IMPORTANCE,
@@ -100,7 +116,7 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
     ]
 )
 
-SELECTIONS: dict[str, SelectionSpec] = by_name([GREEDY, UNIFORM])
+SELECTIONS: dict[str, SelectionSpec] = by_name([GREEDY, UNIFORM, ISOMORPHIC])
 
 PEER = "torch-pruning 1.6, with the shared selection and surgery"
 COMPARED = "Li et al. 2019 (OICSR), a rival of its comparison"
@@ -159,6 +175,17 @@ METHODS: dict[str, Method] = by_name(
             energy.OUT_IN_MAX,
             source="control",
         ),
+        Method(
+            "polarization", "Polarization", POLARIZATION, BATCHNORM_SCALE, source="Zhuang et al. 2020 (Polarization)"
+        ),
+        Method("group-hoyer", "Group Hoyer", GROUP_HOYER, energy.OUT_IN, source="Yang et al. 2020 (DeepHoyer)"),
+        Method("half-space", "OTO half-space", HALF_SPACE, energy.OUT_NORM, source="Chen et al. 2021 (OTO)"),
+        Method("hesso", "HESSO", HESSO, energy.OUT_NORM, source="Chen et al. 2024 (HESSO)"),
+        Method("hessian", "Group Hessian", NO_REGULARIZER, HESSIAN, source="LeCun et al. 1989 (OBD), over groups"),
+        Method("obd-c", "C-OBD", NO_REGULARIZER, OBD_C, source="Wang et al. 2019 (EigenDamage)"),
+        Method("lamp", "LAMP", NO_REGULARIZER, LAMP, source="Lee et al. 2021 (LAMP), over groups"),
+        Method("chip", "CHIP", NO_REGULARIZER, CHIP, UNIFORM, source="Sui et al. 2021 (CHIP)"),
+        Method("isomorphic", "Isomorphic pruning", NO_REGULARIZER, TAYLOR_LAYER, ISOMORPHIC, source="Fang et al. 2024"),
         Method("greg1", "GReg-1", GREG1, L1_NORM, source="Wang et al. 2021 (GReg-1)"),
         Method(
             "tp-group-norm",

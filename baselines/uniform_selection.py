@@ -7,6 +7,7 @@ its layer that would be gone once a channel were removed: target, cap, rounding 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,8 @@ def select_uniformly(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
     *,
-    macs_kept: float = 0.5,
-    max_removed: float = 0.5,
     original_widths: Mapping[str, int] | None = None,
-    dense_macs: int | None = None,
-    round_to: int = 1,
+    **options: Any,
 ) -> PruningPlan:
     """Remove the same share of every layer's channels, the least important of each, until the MACs reach a target.
 
@@ -38,11 +36,8 @@ def select_uniformly(
         couplings,
         model,
         example_inputs,
-        macs_kept=macs_kept,
-        max_removed=max_removed,
         original_widths=original_widths,
-        dense_macs=dense_macs,
-        round_to=round_to,
+        **options,
     )
 
 

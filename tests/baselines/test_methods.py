@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import oicsr
-from baselines import Scoring
+from baselines import Scoring, Target
 from benchmarks.methods.registry import METHODS
 from benchmarks.models import MODELS
 
@@ -51,8 +51,10 @@ def test_whole_way(name: str) -> None:
     method = METHODS[name]
     start, couplings = dense()
     model = copy.deepcopy(start)
-    regularizer = method.regularizer.make(couplings, 1e-3)
-    assert (regularizer is None) == (not method.has_strength)
+    select = partial(method.selection.select, macs_kept=0.5, max_removed=0.7)
+    target = Target(0.5, 2, lambda network, scores: select(scores, couplings, network, IMAGES[:1]))
+    regularizer = method.regularizer.build(couplings, 1e-3, target)
+    assert regularizer is not None or not method.has_strength
     train(model, regularizer)
     changed = regularizer is None or not _equal(model, _trained_without())
     assert changed
@@ -61,7 +63,7 @@ def test_whole_way(name: str) -> None:
         return [(IMAGES, LABELS)]
 
     scores = method.importance.score(model, couplings, Scoring(torch.Generator().manual_seed(0), batches))
-    plan = method.selection.select(scores, couplings, model, IMAGES[:1], macs_kept=0.5, max_removed=0.7)
+    plan = select(scores, couplings, model, IMAGES[:1])
     small = oicsr.remove_channels(model, plan)
     assert oicsr.count_macs(small, IMAGES[:1]) / oicsr.count_macs(model, IMAGES[:1]) == pytest.approx(0.5, rel=0.01)
     before = train(small, None, steps=1)

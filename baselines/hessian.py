@@ -1,0 +1,107 @@
+"""Second-order importances: how much the loss grows, to second order, if a channel is set to zero.
+
+Optimal Brain Damage (LeCun, Denker, Solla, NeurIPS 1989) puts `h w² / 2` on a weight w, h being the diagonal of the
+Hessian of the loss, in a minimum. Two forms that the literature has for channels, both with the empirical Fisher
+diagonal (the mean over images of the squared gradient of one image's loss) in the place of h, and without the factor:
+
+- `hessian`: all the weights of the channel, on every side (torch-pruning's group Hessian);
+- `obd-c`: its filters alone (C-OBD of Wang et al., "EigenDamage", ICML 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from baselines.channels import channel_sums, over_mean
+from baselines.method import ImportanceSpec, Score, Scoring
+from oicsr import Coupling
+from oicsr.coupling import SIDES, Side
+from oicsr.tracing import mode
+
+IMAGES = 256  # at most
+CHUNK = 16  # images whose gradients are held at once
+
+
+def _score(sides: Sequence[Side]) -> Score:
+    def score(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+        """Return Σ h w² of each channel over the coupling's mean, h from up to 256 training images.
+
+        The model runs in evaluation mode; its weights, gradients and statistics are left as they are.
+
+        Raises:
+            ValueError: There is no batch.
+        """
+        read = {m.parameter for c in couplings for m in c.members if m.counts and m.side in sides}
+        fisher = fisher_diagonal(model, sorted(read), scoring.batches())
+        with torch.no_grad():
+            return over_mean(channel_sums(model, couplings, sides, lambda n, w: w.square() * fisher[n].to(w.device)))
+
+    return score
+
+
+def fisher_diagonal(
+    model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tensor, Tensor]], images: int = IMAGES
+) -> dict[str, Tensor]:
+    """Return the mean square of the gradient of one image's cross-entropy, by parameter.
+
+    Args:
+        model: The network.
+        names: The parameters.
+        batches: Images and labels.
+        images: How many to use at most.
+
+    Raises:
+        ValueError: There is no batch.
+    """
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    chosen = {name: weights.pop(name) for name in names}
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return functional.cross_entropy(functional_call(model, parameters | weights, (image[None],)), label[None])
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+    total = {name: torch.zeros_like(weight) for name, weight in chosen.items()}
+    count = 0
+    with mode(model, training=False):
+        for inputs, labels in batches:
+            left = images - count
+            for part, targets in zip(inputs[:left].split(CHUNK), labels[:left].split(CHUNK), strict=True):
+                for name, gradient in gradients(chosen, part, targets).items():
+                    total[name] += gradient.square().sum(0)
+                count += len(part)
+            if count >= images:
+                break
+    if not count:
+        raise ValueError("scoring.batches() gave no batch; a second-order importance needs data")
+    return {name: value / count for name, value in total.items()}
+
+
+FISHER = "h = mean over images of (∂L/∂w)²"
+MEAN = "over the mean of the layer's channels"
+
+HESSIAN = ImportanceSpec(
+    name="hessian",
+    title="group Hessian",
+    score=_score(SIDES),
+    formula=f"Σ h w² over W^l_{{i,:}}, W^{{l+1}}_{{:,i}} and γ_i; {FISHER}",
+    source="LeCun et al. 1989 (OBD) over groups, as in torch-pruning",
+    normalisation=MEAN,
+    sides=SIDES,
+    degree=None,  # the loss is not homogeneous in the weights
+)
+
+OBD_C = ImportanceSpec(
+    name="obd-c",
+    title="C-OBD",
+    score=_score(("out",)),
+    formula=f"Σ h w² over W^l_{{i,:}}; {FISHER}",
+    source="Wang et al. 2019 (EigenDamage), C-OBD with the empirical Fisher diagonal",
+    normalisation=MEAN,
+    sides=("out",),
+    degree=None,
+)
