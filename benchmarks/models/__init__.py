@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks.models import (
     cifarnet,
     densenet,
+    digits_chain,
     hub,
     imagenet,
     mobilenet_v1,
@@ -22,13 +23,18 @@ from benchmarks.suggest import unknown_name
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "digits-resnet": resnet.digits_resnet,
+    "digits-batchnorm": digits_chain.digits_batchnorm,
+    "digits-groupnorm": digits_chain.digits_groupnorm,
+    "digits-plain": digits_chain.digits_plain,
     "cifarnet": cifarnet.cifarnet,
+    "cifarnet-plain": cifarnet.cifarnet_plain,
     "resnet18": resnet.resnet18,
     "resnet20": resnet_cifar.resnet20,
     "resnet32": resnet_cifar.resnet32,
     "resnet56": resnet_cifar.resnet56,
     "resnet110": resnet_cifar.resnet110,
     "vgg16": vgg.vgg16,
+    "vgg16-plain": vgg.vgg16_plain,
     "vgg19": vgg.vgg19,
     "mobilenetv1": mobilenet_v1.mobilenetv1,
     "mobilenetv2": mobilenet_v2.mobilenetv2,

@@ -2,7 +2,8 @@
 
 Which CifarNet Li et al. 2019 take is not known. This one has the widths of TensorFlow's CIFAR tutorial (64, 64, 384,
 192), with BatchNorm in the place of local response normalisation: the latter's statistics run over neighbouring
-channels, so that no channel could leave without a change to its neighbours.
+channels, so that no channel could leave without a change to its neighbours. The plain form leaves normalisation out,
+and may well be the paper's.
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ from benchmarks.models.initialization import initialize
 
 
 class CifarNet(nn.Module):
-    """Two convolutions, each with BatchNorm, ReLU and max-pooling, and three linear layers."""
+    """Two convolutions, each with BatchNorm (or a bias), ReLU and max-pooling, and three linear layers."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, normalize: bool = True) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 5, padding=2, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 5, padding=2, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-        )
+        layers: list[nn.Module] = []
+        for in_channels in (3, 64):
+            layers.append(nn.Conv2d(in_channels, 64, 5, padding=2, bias=not normalize))
+            layers += [nn.BatchNorm2d(64)] if normalize else []
+            layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Linear(64 * 8 * 8, 384),
             nn.ReLU(inplace=True),
@@ -43,3 +40,8 @@ class CifarNet(nn.Module):
 def cifarnet(num_classes: int) -> nn.Module:
     """Build CifarNet for 32x32 images."""
     return initialize(CifarNet(num_classes))
+
+
+def cifarnet_plain(num_classes: int) -> nn.Module:
+    """Build CifarNet without normalisation."""
+    return initialize(CifarNet(num_classes, normalize=False))

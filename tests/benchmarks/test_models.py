@@ -17,13 +17,18 @@ from benchmarks.models import MODELS, build_model, input_shape
 # stands beside a published figure there
 GOLDEN = {
     "digits-resnet": (1_648_256, 174_970),
+    "digits-batchnorm": (1_493_632, 65_834),
+    "digits-groupnorm": (1_493_632, 65_834),
+    "digits-plain": (1_493_632, 65_642),
     "cifarnet": (32_778_112, 1_756_554),
+    "cifarnet-plain": (32_778_112, 1_756_426),
     "resnet18": (555_422_720, 11_173_962),
     "resnet20": (40_551_040, 269_722),
     "resnet32": (68_862_592, 464_154),
     "resnet56": (125_485_696, 853_018),
     "resnet110": (252_887_680, 1_727_962),
     "vgg16": (313_201_664, 14_724_042),
+    "vgg16-plain": (313_201_664, 14_719_818),
     "vgg19": (398_136_320, 20_035_018),
     "mobilenetv1": (46_354_432, 3_217_226),
     "mobilenetv2": (87_976_448, 2_236_682),
@@ -83,6 +88,34 @@ def test_depth_is_that_of_the_name(name: str, depth: int) -> None:
     """Convolutions and linear layers on the longest path; VGG-16 has one linear layer in the place of three."""
     layers = [m for m in on_meta(name).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(layers) == depth
+
+
+def test_the_digits_chain_worked_out_by_hand() -> None:
+    convolutions = [(1, 32, 64), (32, 32, 64), (32, 64, 16), (64, 64, 16)]  # in, out, pixels
+    weights = sum(9 * a * b for a, b, _ in convolutions)
+    macs = sum(9 * a * b * pixels for a, b, pixels in convolutions) + 64 * 10
+    vectors = 32 + 32 + 64 + 64
+    for name, per_channel in (("digits-batchnorm", 2), ("digits-groupnorm", 2), ("digits-plain", 1)):
+        assert GOLDEN[name] == (macs, weights + per_channel * vectors + 65 * 10)
+
+
+@pytest.mark.parametrize(("plain", "normalized"), [("cifarnet-plain", "cifarnet"), ("vgg16-plain", "vgg16")])
+def test_plain_networks_have_a_bias_in_the_place_of_normalisation(plain: str, normalized: str) -> None:
+    model = on_meta(plain)
+    assert not any("norm" in type(m).__name__.lower() for m in model.modules())
+    shifts = sum(m.bias.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert GOLDEN[plain] == (GOLDEN[normalized][0], GOLDEN[normalized][1] - shifts)  # scale and shift against a bias
+
+
+def test_groups_of_normalisation_are_removed_whole() -> None:
+    images = torch.zeros(1, 1, 8, 8)
+    for name, widths in (("digits-groupnorm", [16, 16, 32, 32]), ("digits-plain", [32, 32, 64, 64])):
+        model = MODELS[name](10)
+        couplings = oicsr.find_couplings(model, images)
+        assert [coupling.num_channels for coupling in couplings] == widths
+        scores = oicsr.out_in_energy(model, couplings)
+        small = oicsr.remove_channels(model, oicsr.select_channels(scores, couplings, model, images, macs_kept=0.3))
+        assert oicsr.count_macs(small, images) / oicsr.count_macs(model, images) == pytest.approx(0.3, rel=0.01)
 
 
 def test_parameters_equal_those_of_torchvision() -> None:
