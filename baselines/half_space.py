@@ -27,7 +27,8 @@ from baselines.channels import channel_sums, counted, per_slice, scale_channels
 from baselines.method import PROXIMAL_STRENGTH, RegularizerSpec, Target, grid_around
 from oicsr import Coupling, group_lasso
 from oicsr.coupling import Side
-from oicsr.energy import Layout, energy_vector
+from oicsr.energy import energy_vector
+from oicsr.layout import Layout
 from oicsr.penalties import check_strength
 
 GROUP: tuple[Side, ...] = ("out", "norm")
