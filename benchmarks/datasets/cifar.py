@@ -43,7 +43,8 @@ class Source:
         """Its class in torchvision, which knows the files and their checksums."""
         from torchvision import datasets
 
-        return {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[self.name]
+        result: type = {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[self.name]
+        return result
 
     @property
     def folder(self) -> str:

@@ -80,7 +80,8 @@ def from_first(make: Callable[[], T]) -> T:
         return make()
     box: list[Any] = [make() if rank.first else None]
     dist.broadcast_object_list(box)
-    return box[0]
+    result: T = box[0]
+    return result
 
 
 def agreed(scores: Sequence[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -59,6 +60,28 @@ def device_name(device: torch.device) -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def instruction_sets(device: torch.device) -> dict[str, str]:
+    """Return which kernels of PyTorch and oneDNN were chosen: processors of one name may differ in them.
+
+    Empty for a GPU. `cpu_capability` is what PyTorch's own kernels use; `onednn_max_isa` is the limit that was set for
+    oneDNN, which takes the best one of the processor otherwise.
+    """
+    if device.type != "cpu":
+        return {}
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "default"
+    return {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "onednn_max_isa": limit, "cpu_flags": _flags()}
+
+
+@cache
+def _flags() -> str:
+    """Return the vector extensions of the processor that kernels are chosen by, as Linux names them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    wanted = ("avx", "fma", "amx", "sve", "asimd", "bf16", "i8mm")
+    return " ".join(sorted(flag for flag in flags if flag.startswith(wanted)))
+
+
 def this_command() -> str:
     """Return the command that is at work, as it would be typed."""
     return " ".join(["python -m benchmarks", *sys.argv[1:]])
@@ -71,6 +94,7 @@ def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any
         "versions": versions(),
         "device": device_name(device),
         "device_type": device.type,
+        **instruction_sets(device),
         "threads": torch.get_num_threads(),
         "processes": current_rank().count,
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),

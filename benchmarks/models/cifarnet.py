@@ -34,7 +34,8 @@ class CifarNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
-        return self.classifier(self.features(x).flatten(1))  # (batch, 64 * 8 * 8)
+        output: Tensor = self.classifier(self.features(x).flatten(1))  # (batch, 64 * 8 * 8)
+        return output
 
 
 def cifarnet(num_classes: int) -> nn.Module:

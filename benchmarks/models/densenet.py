@@ -60,7 +60,8 @@ class Transition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, in_channels, h, w)` to `(batch, channels, h / 2, w / 2)`."""
-        return self.pool(self.conv(torch.relu(self.bn(x))))
+        output: Tensor = self.pool(self.conv(torch.relu(self.bn(x))))
+        return output
 
 
 class DenseNet(nn.Module):
@@ -91,7 +92,8 @@ class DenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
         x = torch.relu(self.bn(self.blocks(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
+        output: Tensor = self.fc(x.mean((2, 3)))
+        return output
 
 
 def densenet40(num_classes: int) -> nn.Module:

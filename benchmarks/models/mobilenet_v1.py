@@ -50,7 +50,8 @@ class MobileNetV1(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
         x = self.layers(torch.relu_(self.bn1(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
+        output: Tensor = self.fc(x.mean((2, 3)))
+        return output
 
 
 def mobilenetv1(num_classes: int) -> nn.Module:

@@ -43,7 +43,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, in_channels, h, w)` to `(batch, channels, h / stride, w / stride)`."""
-        return x + self.conv(x) if self.has_shortcut else self.conv(x)
+        output: Tensor = x + self.conv(x) if self.has_shortcut else self.conv(x)
+        return output
 
 
 class MobileNetV2(nn.Module):
@@ -63,7 +64,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        output: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return output
 
 
 def mobilenetv2(num_classes: int) -> nn.Module:

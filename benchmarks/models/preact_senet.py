@@ -47,7 +47,8 @@ class PreActBlock(nn.Module):
         out = torch.relu(self.bn1(x))
         shortcut = x if self.projection is None else self.projection(out)
         out = self.conv2(torch.relu(self.bn2(self.conv1(out))))
-        return self.gate(out) + shortcut
+        output: Tensor = self.gate(out) + shortcut
+        return output
 
 
 class PreActSENet(nn.Module):
@@ -68,7 +69,8 @@ class PreActSENet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
         x = torch.relu(self.bn(self.blocks(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
+        output: Tensor = self.fc(x.mean((2, 3)))
+        return output
 
 
 def preactsenet18(num_classes: int) -> nn.Module:

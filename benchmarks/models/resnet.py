@@ -51,7 +51,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, in_channels, height, width)` to `(batch, num_classes)`."""
         x = self.stages(torch.relu_(self.bn1(self.conv1(x))))
-        return self.fc(x.mean((2, 3)))
+        output: Tensor = self.fc(x.mean((2, 3)))
+        return output
 
 
 def resnet18(num_classes: int) -> nn.Module:

@@ -60,7 +60,8 @@ class ResNetCifar(nn.Module):
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
         x = torch.relu_(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
+        output: Tensor = self.fc(x.mean((2, 3)))
+        return output
 
 
 def resnet20(num_classes: int) -> nn.Module:

@@ -40,7 +40,8 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 3, 32, 32)` to `(batch, num_classes)`."""
-        return self.classifier(self.features(x).flatten(1))  # (batch, 512)
+        output: Tensor = self.classifier(self.features(x).flatten(1))  # (batch, 512)
+        return output
 
 
 def vgg16(num_classes: int) -> nn.Module:

@@ -30,7 +30,8 @@ class SharedStore(CheckpointStore):
         """Keep others from a stage, as long as the first process holds the lease; all wait until it does."""
         held: Any = super().lease(key, lambda: time.sleep(PAUSE)) if current_rank().first else _HeldElsewhere()
         from_first(lambda: None)
-        return held
+        result: Lease = held
+        return result
 
 
 class _HeldElsewhere(AbstractContextManager["_HeldElsewhere"]):

@@ -55,7 +55,8 @@ def _global_batch_norm(module: _BatchNorm, images: Tensor) -> Tensor:
     if module.weight is not None:
         normal = normal * module.weight.reshape(_along_channels(values))
         normal = normal + module.bias.reshape(_along_channels(values))
-    return normal.to(images.dtype)
+    output: Tensor = normal.to(images.dtype)
+    return output
 
 
 def _along_channels(values: Tensor) -> list[int]:

@@ -93,9 +93,9 @@ def render(figure: Figure) -> Files:
         figure.set_layout_engine("none")
     svg, png = io.BytesIO(), io.BytesIO()
     figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside the SVG too
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     figure.set_dpi(mpl.rcParams["savefig.dpi"])  # print_svg leaves its own behind
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return {"svg": svg.getvalue(), "png": png.getvalue()}
 
 
