@@ -17,7 +17,7 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
 
-.PHONY: help setup test lint types report check faults perf paper test-web clean $(EXPERIMENTS)
+.PHONY: help setup test lint package types report check faults perf paper test-web clean $(EXPERIMENTS)
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -44,9 +44,17 @@ $(EXPERIMENTS): setup
 test: setup ## run the tests, side by side on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(TESTS)
 
-lint: setup ## check style
+lint: setup ## check style, spelling, dead code, links and the examples in docstrings
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/vulture
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_documents.py tests/test_docstrings.py
+
+package: setup ## build the wheel and source archive of the library and check their metadata
+	@rm -rf build dist
+	@$(BIN)/python -m build --outdir dist . >/dev/null
+	@$(BIN)/twine check --strict dist/*
 
 types: setup ## check types
 	@$(BIN)/mypy oicsr baselines benchmarks

@@ -115,11 +115,6 @@ class Processes:
         if not worker.ended:
             tell(Died(worker.cell, _reason(worker.process.exitcode)))
 
-    @property
-    def pids(self) -> list[int]:
-        """Process numbers of the workers."""
-        return [worker.process.pid or 0 for worker in self._workers]
-
     def stop(self) -> None:
         """Ask every process to end after its next checkpoint."""
         self._stop.set()

@@ -1,0 +1,27 @@
+"""Examples in docstrings give what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("oicsr", "baselines", "benchmarks")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if ">>> " in path.read_text("utf-8")
+]
+
+
+def test_there_are_examples() -> None:
+    assert "benchmarks.running.console" in MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_give_what_they_say(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert outcome.attempted > 0 and outcome.failed == 0

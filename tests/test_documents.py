@@ -1,0 +1,49 @@
+"""Links between documents lead somewhere, and the files that a host reads are well formed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
+LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as a host makes them."""
+    headings = re.findall(r"^#+ +(.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path) -> list[str]:
+    """Return the links of a document that lead to no file or heading; addresses of other hosts are not looked up."""
+    wrong = []
+    for link in LINK.findall(path.read_text("utf-8")):
+        file, _, anchor = link.partition("#")
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            wrong.append(link)
+    return wrong
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One heading\n[a](page.md#one-heading) [b](gone.md) [c](#two) [d](https://example.org/x)\n")
+    assert broken_links(page) == ["gone.md", "#two"]
+
+
+def test_the_wheel_holds_the_library_alone() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["oicsr*"]
+    assert {"authors", "keywords", "classifiers", "urls"} <= project["project"].keys()

@@ -1,0 +1,31 @@
+"""Names that nothing calls by name, and why they stay (read by vulture alone)."""
+
+# called by PyTorch
+setup_context
+_.num_features
+_.normalized_shape
+_.num_parameters
+
+# fields that are written to files, or read through asdict
+train_top1
+val_loss
+
+# facts of a method that contract tests read
+reach
+potential
+
+# arguments that make a cache notice a changed file
+modified
+
+# of the comparison: nothing calls these any more, remove with the next change of the tables
+_.restricted
+to_latex
+
+# a signal handler's second argument
+frame
+
+# doors for tests: one run without a sweep, one record without a file, a recorder without a GPU
+run_cell
+parse_record
+Repeater
+_.replayed
