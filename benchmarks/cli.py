@@ -22,16 +22,16 @@ OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 # name: what it does; its options and what it does stand in benchmarks/commands/<name>.py
 COMMANDS = {
     "list": "show the experiments, methods, networks and data sets",
-    "run": "run experiments: what is missing is trained, the table and plot are made",
-    "sweep": "cross networks, data sets, methods, targets and seeds without writing an experiment",
-    "status": "show what of the experiments is done, partial, failed and missing",
+    "run": "run experiments: train what is missing, make the table and the plot",
+    "sweep": "run all combinations of networks, data sets, methods, targets and seeds",
+    "status": "show which runs are done, partial, failed or missing",
     "tune": "choose strengths on the validation split and record the choice",
     "report": "make tables, plots, RESULTS.md and the README's block from records",
-    "merge": "bring in records that were made elsewhere, verifying each",
+    "merge": "import records made elsewhere, verifying each",
     "publish": "replay records into Weights & Biases",
-    "export": "write the network of a run to a file that others can read",
-    "coverage": "try which networks of torchvision and timm can be pruned",
-    "faults": "kill sweeps, damage their files, fill their disk, and count what is lost (nothing may be)",
+    "export": "export the network of a run (safetensors, ONNX, torch.export)",
+    "coverage": "test which torchvision and timm networks can be pruned",
+    "faults": "kill sweeps, damage their files, fill their disk, and verify that nothing is lost",
     "perf": "measure speed and memory against peers",
 }
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last epoch", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue from the last epoch", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -27,10 +27,10 @@ __all__ = ["add_options", "command"]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--networks", metavar="A,B", help="only these (default: all of the list that have no row)")
+    parser.add_argument("--networks", metavar="A,B", help="only these (default: all that have no row yet)")
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="default: 60")
-    parser.add_argument("--again", action="store_true", help="run networks that have a row once more")
-    parser.add_argument("--no-peer", action="store_true", help="leave torch-pruning out")
+    parser.add_argument("--again", action="store_true", help="test networks again that already have a row")
+    parser.add_argument("--no-peer", action="store_true", help="skip torch-pruning")
 
 
 def command(options: argparse.Namespace) -> int:

@@ -23,10 +23,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Say how many, over what."""
     add_results(parser)
     parser.add_argument(
-        "--kills", type=positive, default=50, metavar="N", help="SIGKILLs; others in proportion (default: 50)"
+        "--kills",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="number of SIGKILLs; other faults scale with it (default: 50)",
     )
-    parser.add_argument("--sweep", choices=tuple(SWEEPS), default="demo", help="what is killed (default: demo)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the faults' random numbers (default: 0)")
+    parser.add_argument("--sweep", choices=tuple(SWEEPS), default="demo", help="sweep to disturb (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the faults (default: 0)")
 
 
 def command(options: argparse.Namespace) -> int:

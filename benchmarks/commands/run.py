@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pending",
         action="store_true",
-        help="take experiments by their priority, not in the order given; all of them where none is named",
+        help="run experiments in order of priority instead of the order given; with no names, all of them",
     )
     add_running(parser)
 

@@ -55,10 +55,10 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
     parser.add_argument(
-        "--no-graphs", action="store_true", help="take training steps one by one, not from a CUDA graph"
+        "--no-graphs", action="store_true", help="run training steps eagerly instead of from a CUDA graph"
     )
-    parser.add_argument("--retry-failed", action="store_true", help="do failed runs again (default: leave them)")
-    parser.add_argument("--plan", action="store_true", help="say what would be run and how long; run nothing")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
+    parser.add_argument("--plan", action="store_true", help="show what would run and for how long, and run nothing")
     parser.add_argument(
         "--budget-minutes",
         type=float,

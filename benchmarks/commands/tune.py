@@ -33,7 +33,7 @@ def command(options: argparse.Namespace) -> int:
             for name in options.experiments:
                 _tune(bench, name, options)
         except Stopped:
-            print("interrupted; the same command goes on from the last epoch")
+            print("interrupted; run the same command again to continue from the last epoch")
             return 130
     return 0
 

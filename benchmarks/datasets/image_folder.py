@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.datasets.cifar import data_folders
-from benchmarks.datasets.contract import Batch, DataError, Split
+from benchmarks.datasets.contract import Batch, DataError, MissingDataError, Split
 from benchmarks.datasets.in_memory import Normalize
 from benchmarks.machine.cores import available_cores
 from benchmarks.machine.processes import ALONE, Rank
@@ -241,7 +241,7 @@ def load_imagenet() -> FolderSplits:
     looked = [folder / "imagenet" for folder in data_folders()]
     root = next((folder for folder in looked if (folder / "train").is_dir() and (folder / "val").is_dir()), None)
     if root is None:
-        raise DataError(
+        raise MissingDataError(
             f"ImageNet-1K was not found (looked for {', '.join(str(folder.absolute()) for folder in looked)}). It "
             f"cannot be downloaded without an account at image-net.org. Put it there as {LAYOUT}, or set OICSR_DATA to "
             "the folder that holds `imagenet`. `make demo` needs no data."
