@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="replace an existing record by a different complete one, keeping the old file next to it (default: refuse)",
+        help="replace an existing record by a different complete one, keeping the old one (default: refuse)",
     )
     parser.add_argument(
         "--unchecked", action="store_true", help="accept records without checksum and give them one (default: refuse)"
