@@ -29,3 +29,7 @@ run_cell
 parse_record
 Repeater
 _.replayed
+
+# PAPER_CAP is a public name that users pass on; named_layers is called by nothing yet: join or delete
+PAPER_CAP
+named_layers
