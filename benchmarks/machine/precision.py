@@ -34,7 +34,7 @@ def resolve_precision(precision: str, device_type: str) -> Literal["float32", "b
 def has_bfloat16(device_type: str) -> bool:
     """Return whether bfloat16 is multiplied in hardware, and may be: not emulated, and not switched off in oneDNN."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # oneDNN: a limit such as AVX512_CORE takes bfloat16 away, AVX512_CORE_BF16 and all above leave it
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
     allowed = limit.upper() in ("ALL", "DEFAULT") or any(name in limit.upper() for name in ("BF16", "AMX", "FP16"))

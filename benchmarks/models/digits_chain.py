@@ -36,7 +36,8 @@ class DigitsChain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, 1, 8, 8)` to `(batch, num_classes)`."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def digits_batchnorm(num_classes: int) -> nn.Module:
