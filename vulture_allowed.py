@@ -13,6 +13,7 @@ val_loss
 # facts of a method that contract tests read
 reach
 potential
+signed
 
 # arguments that make a cache notice a changed file
 modified
@@ -33,3 +34,12 @@ _.replayed
 # PAPER_CAP is a public name that users pass on; named_layers is called by nothing yet: join or delete
 PAPER_CAP
 named_layers
+
+# launched by its name, as a Triton kernel
+square_sums
+
+# the table that `describe` gives, for notebooks
+_.to_frame
+
+# a type variable, named in annotations that are strings
+AnyRule

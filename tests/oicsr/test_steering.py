@@ -71,8 +71,8 @@ def test_an_ignored_layer_holds_what_it_is_joined_to() -> None:
 
 
 def test_what_is_ignored_must_exist() -> None:
-    with pytest.raises(ValueError, match="'frist' is no layer of this Wide; did you mean 'first'"):
-        oicsr.find_couplings(Wide(), IMAGES, ignore="frist")
+    with pytest.raises(ValueError, match="'frst' is no layer of this Wide; did you mean 'first'"):
+        oicsr.find_couplings(Wide(), IMAGES, ignore="frst")
     with pytest.raises(ValueError, match="the Conv2d that was given is no layer"):
         oicsr.find_couplings(Wide(), IMAGES, ignore=nn.Conv2d(1, 1, 1))
     with pytest.raises(TypeError, match="3 is neither the name"):
