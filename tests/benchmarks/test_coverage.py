@@ -18,7 +18,7 @@ from benchmarks.commands import coverage as command
 from benchmarks.coverage import examine as coverage
 from benchmarks.coverage.networks import OUT_OF_SCOPE, TIMM, TORCHVISION
 from benchmarks.coverage.table import COLUMNS, Row, read_rows
-from oicsr import trace_couplings
+from oicsr import Coupling, Member, trace_couplings
 from tests.oicsr.test_surgery import check_invariance
 
 INVARIANT = {  # depthwise, groups, squeeze-and-excitation, ghost features, aggregation
@@ -67,13 +67,16 @@ class Normalized(nn.Module):
 def test_channels_under_a_layer_norm_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, images = Normalized().eval(), torch.randn(2, 3, 8, 8)
-    couplings = trace_couplings(model, images).couplings
-    exact, reasons = coverage.without_layer_norm(model, couplings)
-    assert [c.name for c in exact] == ["one"] and "norm.weight" in reasons[0] and "'two'" not in reasons[0]
-    plan = coverage.random_plan(model, images, exact)
-    assert coverage.invariance_error(copy.deepcopy(model), images, exact, plan) < 1e-9
-    inexact = coverage.random_plan(model, images, couplings)
-    assert coverage.invariance_error(model, images, couplings, inexact) > 1e-6  # the check can fail
+    trace = trace_couplings(model, images)
+    assert [c.name for c in trace.couplings] == ["one"]  # the channels of `two` are normalised together
+    plan = coverage.random_plan(model, images, trace.couplings)
+    assert coverage.invariance_error(copy.deepcopy(model), images, trace.couplings, plan) < 1e-9
+    outputs = Member("fc.weight", 1, torch.arange(96), "in"), Member("two.weight", 0, torch.arange(96), "out")
+    shift = Member("two.bias", 0, torch.arange(96), "out", counts=False)
+    norm = [Member(f"norm.{name}", 0, torch.arange(96), "norm", counts=False) for name in ("weight", "bias")]
+    forced = [*trace.couplings, Coupling("two", 96, (*outputs, shift, *norm))]
+    inexact = coverage.random_plan(model, images, forced)
+    assert coverage.invariance_error(model, images, forced, inexact) > 1e-6  # the check can fail
 
 
 def test_a_network_that_cannot_be_pruned_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,9 @@ def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.bias.data.normal_(0, 0.2, generator=generator)
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
+        elif isinstance(module, nn.GroupNorm) and module.affine:
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
         elif isinstance(module, nn.Conv2d) and module.bias is not None:
             module.bias.data.normal_(0, 0.2, generator=generator)
     return model

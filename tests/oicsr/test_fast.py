@@ -267,7 +267,7 @@ def test_after_surgery() -> None:
     penalty = oicsr.GroupLasso(oicsr.shrink_couplings(couplings, plan))
     penalty.add_gradient(small)
     reference = sum(e.sqrt().sum() for e in oicsr.channel_energy(small, oicsr.shrink_couplings(couplings, plan)))
-    assert penalty.last_value.item() == pytest.approx(1e-4 * reference.item())
+    assert penalty.last_value.item() == pytest.approx(oicsr.DEFAULT_STRENGTH * reference.item())
 
 
 def test_layouts_can_be_copied_and_pickled() -> None:

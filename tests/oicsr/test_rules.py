@@ -417,7 +417,7 @@ def test_parameters_in_two_roles_follow_in_both(kind: str) -> None:
     ("kind", "reason"),
     [
         ("constant scale", r"aten\.ones.* gives numbers"),
-        ("weight twice", r"'one\.weight' is the weight of a layer, and"),
+        ("norms of columns", r"'two\.weight' is the weight of a layer, and"),
     ],
 )
 def test_parameters_in_roles_that_do_not_fit_are_left(kind: str, reason: str) -> None:
