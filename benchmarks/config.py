@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 # oicsr's own, said again: its import brings PyTorch, which experiments do without (mypy holds the two together)
 PruningSchedule = Literal["linear", "geometric"]
@@ -16,6 +16,10 @@ PruningSchedule = Literal["linear", "geometric"]
 Scope = Literal["inner", "all"]
 
 Precision = Literal["float32", "bfloat16"]
+
+PROTOCOL = 2  # version of what is measured and how; raise it with a change after which results do not compare
+
+Rescale = Literal["dense-norm", "none"]
 
 WantedPrecision = Literal["float32", "bfloat16", "auto"]
 
@@ -96,6 +100,11 @@ class Profile:
         pruning_schedule: How the target is spread over the steps.
         precision: Of the forward and backward pass; `"auto"` is bfloat16 where the machine multiplies it in hardware,
             else float32 (records hold which).
+        rescale: Before fine-tuning, rows in front of BatchNorm are brought to the mean row norm that their layer has in
+            the dense network, the function unchanged (`"dense-norm"`), or left as the regulariser left them (`"none"`).
+        recalibration_images: Training images, augmented, that estimate the normalisation statistics of a pruned
+            network anew, rounded up to whole batches; all of an epoch where there are fewer.
+        tries: Strengths that the search tries for each method and target.
         grid_scale: Times the grid of each regulariser gives the strengths that are tried. A penalty acts in
             proportion to learning rate times steps, so that short training needs more of it.
         grids: Grids that replace those of some regularisers; all of one length.
@@ -118,12 +127,21 @@ class Profile:
     steps: int = 1
     pruning_schedule: PruningSchedule = "linear"
     precision: WantedPrecision = "float32"
+    rescale: Rescale = "dense-norm"
+    recalibration_images: int = 4096
+    tries: int = 7
     grid_scale: float = 1.0
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse impossible targets, and grids of unequal length: no method may be tuned harder than another."""
         check_shares(self.macs_kept)
+        if self.rescale not in get_args(Rescale):
+            raise ValueError(f"rescale is {self.rescale!r}; it must be one of {get_args(Rescale)}")
+        if self.recalibration_images < 1:
+            raise ValueError(f"recalibration_images is {self.recalibration_images!r}; it must be 1 or more")
+        if self.tries < 3:
+            raise ValueError(f"tries is {self.tries!r}; it must be 3 or more: the best and one on each side")
         sizes = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")
@@ -131,7 +149,8 @@ class Profile:
     @cached_property
     def shared(self) -> Mapping[str, Any]:
         """The values that each of its runs depends on, by name; not to be changed."""
-        others = ("methods", "macs_kept", "seeds", "grid_scale", "grids")  # say what else is run, not how one is
+        # these say what else is run, not how one run is
+        others = ("methods", "macs_kept", "seeds", "tries", "grid_scale", "grids")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
@@ -147,6 +166,7 @@ class Experiment:
         dataset: Key of `benchmarks.datasets.DATASETS`, or `imagefolder:PATH[@SIZE]`.
         profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
         priority: Of `run --pending`: the lower, the sooner.
+        strengths_of: Experiment whose tuned strengths this one takes over, profile by profile; None for its own.
         weights: That the network starts from: a local file, `"pretrained"` (the hub's), or None (fresh ones).
     """
 
@@ -158,6 +178,7 @@ class Experiment:
     profiles: Mapping[str, Profile]
     priority: int = 50
     weights: str | None = None
+    strengths_of: str | None = None
 
     def profile(self, name: str) -> Profile:
         """Return a profile by name.

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.commands.options import add_results
-from benchmarks.machine.paths import ROOT
 from benchmarks.running.adhoc import find_any, known_experiments, load_experiment, save_experiment
 from benchmarks.running.bench import Bench
 from benchmarks.running.checkpoints import CheckpointStore
@@ -33,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     """Verify every record and bring it in; exit with 1 where one was refused."""
     bench = Bench(
-        torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=ROOT / "results" / "tuning"
+        torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=options.results / "tuning"
     )
     refused = 0
     for source in options.source:

@@ -17,7 +17,6 @@ from benchmarks.commands.options import add_device, add_folders, choose_device, 
 from benchmarks.config import Cell, Profile
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.leases import process_age
-from benchmarks.machine.paths import ROOT
 from benchmarks.machine.processes import current_rank, local_device, process_group
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, read_records
@@ -79,7 +78,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
     """Do what is missing of the chosen runs, then show tables and plots; return the exit code."""
     _check(options)
     device = local_device(choose_device(options))
-    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
+    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
     bench = replace(bench, graphs=not options.no_graphs)
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:

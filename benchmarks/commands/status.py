@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device
 from benchmarks.config import Cell, Experiment
-from benchmarks.machine.paths import ROOT
 from benchmarks.methods.registry import METHODS
 from benchmarks.records.record import runs_folder
 from benchmarks.running.adhoc import find_any, known_experiments
@@ -38,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     """Print one matrix per experiment and profile."""
     device = choose_device(options)
-    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=ROOT / "results" / "tuning")
+    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
     cells: list[Cell] = []
     methods = list(METHODS) if options.methods == ["all"] else options.methods
     for name in options.experiments or known_experiments(options.results):

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
 
-from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device
+import torch
+
+from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device, positive
 from benchmarks.config import Cell
 from benchmarks.experiments import find_experiment
-from benchmarks.records.strengths import read_tuning
+from benchmarks.records.strengths import Tries, read_tuning
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.stopping import Control, Stopped, on_signals
-from benchmarks.running.tuning import TUNING_SEEDS, tune
+from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
+from benchmarks.training.loop import Score
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search trains; what a process of its own needs to know.
+
+    Attributes:
+        device: Of all training.
+        results: Folder of the results; tuning records are in `tuning/` inside.
+        checkpoints: Folder of the checkpoints.
+        threads: Of each process; None for PyTorch's choice.
+    """
+
+    device: str
+    results: Path
+    checkpoints: Path
+    threads: int | None
+
+    def bench(self, asked: object = None) -> Bench:
+        """Return the bench."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        control = Control(asked=asked) if asked is not None else Control()  # type: ignore[arg-type]
+        store = CheckpointStore(self.checkpoints)
+        return Bench(torch.device(self.device), self.results, store, tuning=self.results / "tuning", control=control)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,33 +54,77 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
     add_folders(parser)
     add_device(parser)
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="methods tuned at a time (default: 1)")
 
 
 def command(options: argparse.Namespace) -> int:
     """Search the strengths of some experiments."""
     device = choose_device(options)
-    with on_signals() as asked:
-        store = CheckpointStore(options.checkpoints)
-        bench = Bench(device, options.results, store, tuning=options.results / "tuning", control=Control(asked=asked))
-        try:
-            for name in options.experiments:
-                _tune(bench, name, options)
-        except Stopped:
-            print("interrupted; run the same command again to continue from the last epoch")
-            return 130
+    threads = options.threads or (1 if options.jobs > 1 else None)
+    place = Place(str(device), options.results, options.checkpoints, threads)
+    try:
+        for name in options.experiments:
+            _tune(place, name, options)
+    except Stopped:
+        print("interrupted; run the same command again to continue from the last epoch")
+        return 130
     return 0
 
 
-def _tune(bench: Bench, name: str, options: argparse.Namespace) -> None:
+def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
     experiment = find_experiment(name)
-    profile = options.profile or default_profile(experiment, bench.device)
+    if experiment.strengths_of:
+        print(f"{name} takes its strengths from {experiment.strengths_of}: tune that one")
+        return
+    profile = options.profile or default_profile(experiment, torch.device(place.device))
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
-    path = tune(bench, cells, options.seeds or TUNING_SEEDS, _tell_try)
+    seeds = options.seeds or TUNING_SEEDS
+    tuned, path = by_method(cells), None
+    search = _side_by_side if options.jobs > 1 and len(tuned) > 1 else _one_by_one
+    for method, found in search(place, tuned, seeds, options.jobs):  # written as they come: nothing done is lost
+        path = keep(place.bench(), tuned[method], seeds, found)
+    if path is None:
+        print(f"{name}: no method of profile {profile} has a strength to choose")
+        return
     print(f"tuning record: {os.path.relpath(path)}")
-    for method, chosen in read_tuning(path)["chosen"].items():
-        print(f"  {method}: {', '.join(f'{value:g} at {target}' for target, value in chosen.items())}")
+    record = read_tuning(path)
+    for method, chosen in record["chosen"].items():
+        said = [
+            f"{'none works' if value is None else f'{value:g}'} at {target} ({record['reason'][method][target]})"
+            for target, value in chosen.items()
+        ]
+        print(f"  {method}: {', '.join(said)}")
 
 
-def _tell_try(cell: Cell, strength: float, top1: float | None) -> None:
-    result = "diverged" if top1 is None else f"{100 * top1:.2f} %"
+Found = Iterator[tuple[str, Mapping[str, Tries]]]
+
+
+def _one_by_one(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
+    with on_signals() as asked:
+        bench = place.bench(asked)
+        for method, cells in tuned.items():
+            yield method, tune_method(bench, cells, seeds, _tell_try)
+
+
+def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context) as pool:
+        pending = {pool.submit(_in_process, place, cells, seeds): method for method, cells in tuned.items()}
+        try:
+            while pending:
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield pending.pop(future), future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> dict[str, Tries]:
+    with on_signals() as asked:
+        return tune_method(place.bench(asked), cells, seeds, _tell_try)
+
+
+def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:
+    result = "diverged" if score is None else f"loss {score.loss:.4f}, top-1 {100 * score.top1:.2f} %"
     print(f"{cell.label} strength {strength:g}: validation {result} before fine-tuning", flush=True)

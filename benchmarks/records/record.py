@@ -255,8 +255,19 @@ def write_record(
     if channels:
         write_atomically(folder / "channels.csv", channels_csv(channels).encode())
     path = folder / "record.json"
+    _set_aside(path, record.protocol)
     write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
+
+
+def _set_aside(path: Path, protocol: int) -> None:
+    """Keep a record of another protocol under a name of its own before one of this protocol takes its place."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")).get("protocol", LATER["protocol"])
+    except (OSError, ValueError, AttributeError):  # none, or damaged: nothing that could be read later
+        return
+    if before != protocol and isinstance(before, int):
+        path.replace(path.with_name(f"record.protocol-{before}.json"))
 
 
 def with_provenance(record: Record, **values: Any) -> Record:

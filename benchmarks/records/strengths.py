@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import Cell
+from benchmarks.machine.paths import PUBLISHED_TUNING
 
 if TYPE_CHECKING:
     from baselines.method import Method
 
 
-SCHEMA = "oicsr-tuning-1"
+SCHEMA = "oicsr-tuning-2"
+SCHEMAS = ("oicsr-tuning-1", SCHEMA)  # the first one: accuracies before recalibration, as lists by strength
+
+Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [...]}, one value per network
 
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
 
@@ -46,11 +51,17 @@ def read_tuning(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("chosen"), dict):
-        raise TuningError(f"{path} is no tuning record of schema {SCHEMA!r}. Restore it, or tune again.")
+    if not isinstance(data, dict) or data.get("schema") not in SCHEMAS or not isinstance(data.get("chosen"), dict):
+        raise TuningError(
+            f"{path} is no tuning record of schema {' or '.join(map(repr, SCHEMAS))}. Restore it, or tune again."
+        )
     for method, chosen in data["chosen"].items():
-        if not isinstance(chosen, dict) or not all(isinstance(value, int | float) for value in chosen.values()):
+        if not isinstance(chosen, dict) or not all(isinstance(value, int | float | None) for value in chosen.values()):
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
+    if data["schema"] != SCHEMA:  # as the present schema has it
+        for targets in data["scores"].values():
+            for target, tries in targets.items():
+                targets[target] = {strength: {"loss": [], "top1": values} for strength, values in tries.items()}
     return data
 
 
@@ -67,36 +78,52 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     """Return the strength of a run: the one tuned for its method and target, else the middle of the grid.
 
     A combination such as `oicsr-gl+taylor` that was not tuned takes the strength that was tuned for the method of its
-    regulariser's name: another importance for the same weights.
+    regulariser's name: another importance for the same weights. Where no strength works at a target, the one of the
+    nearest weaker target that has one is taken, and the source says so.
+
+    Args:
+        folder: Of the tuning records; one that is not there is looked for among the published ones.
+        cell: The run.
+        method: Its method.
 
     Raises:
         TuningError: There is a tuning record, but it cannot be read.
     """
     if not method.has_strength:
         return Strength(0.0, "none needed")
-    path = tuning_path(folder, cell.experiment.name, cell.profile_name)
+    tuned_as = cell.experiment.strengths_of or cell.experiment.name
+    path = tuning_path(folder, tuned_as, cell.profile_name)
+    if not path.is_file():
+        path = tuning_path(PUBLISHED_TUNING, tuned_as, cell.profile_name)
     tuned = _tuned(path)
-    if tuned is not None:
-        for name in (method.strength_of or cell.method, method.regularizer.name):
-            chosen = tuned.get(name, {}).get(f"{cell.macs_kept:g}")
-            if chosen is not None:
-                return Strength(float(chosen), f"tuned on validation{_for(name, cell.method)} ({path.name})")
+    for name in (method.strength_of or cell.method, method.regularizer.name):
+        chosen = tuned.get(name, {})
+        if f"{cell.macs_kept:g}" not in chosen:
+            continue
+        weaker = sorted((float(text), value) for text, value in chosen.items() if value is not None)
+        works = next(((target, value) for target, value in weaker if target >= cell.macs_kept - 1e-6), None)
+        if works is None:
+            break
+        source = f"tuned on validation{_for(name, cell.method)} ({path.name})"
+        if chosen[f"{cell.macs_kept:g}"] is None:
+            source = f"no strength works at this target, that of {works[0]:g} is taken; {source}"
+        return Strength(float(works[1]), source)
     grid = grid_of(cell, method)
     return Strength(grid[len(grid) // 2], UNTUNED)
 
 
-def _tuned(path: Path) -> dict[str, dict[str, float]] | None:
-    """Return the strengths of a tuning record by method and target, or None where there is no record."""
+def _tuned(path: Path) -> dict[str, dict[str, float | None]]:
+    """Return the strengths of a tuning record by method and target; none where there is no record."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        return None
+        return {}
     return _chosen(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)
-def _chosen(path: Path, modified: int, size: int) -> dict[str, dict[str, float]]:
-    chosen: dict[str, dict[str, float]] = read_tuning(path)["chosen"]
+def _chosen(path: Path, modified: int, size: int) -> dict[str, dict[str, float | None]]:
+    chosen: dict[str, dict[str, float | None]] = read_tuning(path)["chosen"]
     return chosen
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baselines.method import Method
-from benchmarks.config import Cell
+from benchmarks.config import PROTOCOL, Cell
 from benchmarks.datasets.contract import DataError
 from benchmarks.machine.precision import resolve_precision
 from benchmarks.machine.provenance import provenance
@@ -122,6 +122,7 @@ def _record(
         timing={**progress.timing, "finished_unix": round(time.time())},
         provenance={**provenance(bench.device, _data_checksum(cell)), "training_steps": progress.graphs},
         failure=failure,
+        protocol=PROTOCOL,
     )
 
 

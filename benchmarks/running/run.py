@@ -1,72 +1,51 @@
-"""The runner: dense -> regularized -> pruned -> finetuned, all four states measured, everything resumable."""
+"""The runner: dense -> regularized -> pruned -> recalibrated -> finetuned, every state measured, all resumable."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from baselines.method import Method, Scoring, Target
-from benchmarks.config import Cell, digest
-from benchmarks.datasets import Split
-from benchmarks.machine.leases import PAUSE
-from benchmarks.machine.precision import resolve_precision
+from benchmarks.config import Cell
 from benchmarks.machine.processes import agreed, current_rank
-from benchmarks.machine.provenance import device_name, weights_sha256
+from benchmarks.machine.provenance import weights_sha256
 from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from benchmarks.models.mac_conventions import count_macs_with_norm_pool
 from benchmarks.records.record import Record, write_record
 from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import Strength, choose_strength
-from benchmarks.running.bench import Bench, fresh_model, splits_of
+from benchmarks.running.bench import Bench, fresh_model
 from benchmarks.running.channel_energies import channel_rows, describe_structure, mark_kept
-from benchmarks.running.checkpoints import CheckpointWarning
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
-from benchmarks.running.stages import Stage, stages_of
-from benchmarks.training.loop import EVALUATION_BATCH, Score, Snapshot, Training, evaluate
+from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
+from benchmarks.running.stages import Stage, recalibration_seed, stages_of
+from benchmarks.training.loop import Score, autocast
 from oicsr import (
     Coupling,
-    PruningResult,
+    PruningPlan,
     Regularizer,
     count_macs,
     count_params,
     find_couplings,
-    prune_iteratively,
+    recalibrate,
     remove_channels,
+    rescale,
+    row_norms,
+    shrink_couplings,
 )
 from oicsr.algorithm import share_after
 from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
 
-PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
-
 # What makes a run a failed one: all that its training, its data and its method may raise. Trouble of the machine
 # (OSError: a full disk) is no property of the run: it ends the sweep, and the run goes on another time.
 RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
-
-
-@dataclass
-class StageResult:
-    """What a stage leaves: scores on test (where measured) and validation split, the history, and how long it took."""
-
-    test: Score | None
-    validation: Score
-    history: list[EpochRow]
-
-    @property
-    def seconds(self) -> float:
-        """Time of all epochs."""
-        return sum(row.seconds for row in self.history)
 
 
 def run_cell(bench: Bench, cell: Cell) -> Record:
@@ -126,8 +105,8 @@ def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str
     return outcome_of(bench, cell, method, strength, progress, failure)
 
 
-def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
-    """Return the validation accuracy of the pruned network, before fine-tuning; the test set is not looked at.
+def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
+    """Return the validation score of the pruned and recalibrated network; the test set is not looked at.
 
     Raises:
         DivergedError: Training diverged.
@@ -136,8 +115,10 @@ def validate_pruned(bench: Bench, cell: Cell, strength: float) -> float:
     stages = stages_of(cell, method, strength, bench.device.type)
     run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
     model = fresh_model(cell, run.data.num_classes, bench.device)
-    run.train(stages[0], model, None, measure=False)
-    return run.evaluate(run.prune(model).model, "validation").top1
+    run.trainer.train(stages[0], model, None, measure=False)
+    model, _ = run.prune(model)
+    run.recalibrate(model)
+    return run.trainer.evaluate(model, "validation")
 
 
 @lru_cache(maxsize=8)
@@ -165,95 +146,87 @@ class _Run:
         self.bench, self.cell, self.method = bench, cell, method
         self.strength, self.stages, self.progress = strength, stages, progress
         self.on_test = on_test
-        self.precision = resolve_precision(cell.profile.precision, bench.device.type)
-        self.data = splits_of(cell)
-        self.inputs = torch.zeros(1, *self.data.shape, device=bench.device)
+        self.trainer = StageTrainer(bench, cell, progress)
+        self.data, self.inputs = self.trainer.data, self.trainer.inputs
 
     def go(self) -> None:
         """Go through all stages."""
-        model = fresh_model(self.cell, self.data.num_classes, self.bench.device)
-        dense = self.train(self.stages[0], model, None, measure=True)
+        model = self.fresh()
+        dense = self.trainer.train(self.stages[0], model, None, measure=True)
         self.measure("dense", model, dense)
-        result = self.prune(model)
-        small = self.shape_and_weights(result)
-        plan = result.plan.to_json()
-        pruned = self.evaluate(small, "test"), self.evaluate(small, "validation")
-        self.measure("pruned", small, StageResult(*pruned, []))
-        self._note_after_removal(small, pruned[1].top1)
-        finetuned = self.train(self.stages[-1], small, None, measure=True, plan=plan)
-        self.measure("finetuned", small, finetuned)
-        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(small)
+        norms = row_norms(model)
+        model, plan = self.prune(model)
+        if self.method.ending != "finetune":  # a control from scratch: the shape alone
+            model = remove_channels(self.fresh(), plan)
+        self.measure_now("pruned", model)
+        self.progress.removals[-1]["val_top1_after"] = self.progress.states["pruned"]["val_top1"]
+        weights = origin_digest(model)
+        self.recalibrate(model)
+        self.measure_now("recalibrated", model)
+        if self.cell.profile.rescale == "dense-norm" and self.method.ending == "finetune":
+            rescale(model, self.inputs, {name: norm for name, norm in norms.items() if norm > 0})
+        finetuned = self.trainer.train(self.stages[-1], model, None, measure=True, plan=plan.to_json(), weights=weights)
+        self.measure("finetuned", model, finetuned)
+        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(model)
 
-    def shape_and_weights(self, result: PruningResult) -> nn.Module:
-        """Return the pruned network; for a control from scratch, its shape with fresh weights."""
-        if self.method.ending == "finetune":
-            return result.model
-        fresh = fresh_model(self.cell, self.data.num_classes, self.bench.device)
-        return remove_channels(fresh, result.plan)
+    def fresh(self) -> nn.Module:
+        """Return the network before any training."""
+        return fresh_model(self.cell, self.data.num_classes, self.bench.device)
 
-    def prune(self, model: nn.Module) -> PruningResult:
-        """Train with the regulariser and remove channels, as often as the profile says."""
+    def prune(self, model: nn.Module) -> tuple[nn.Module, PruningPlan]:
+        """Train with the regulariser and remove channels, as often as the profile says (the paper's Fig. 2).
+
+        Returns:
+            The pruned network, and one plan for all removals together.
+        """
+        profile, progress = self.cell.profile, self.progress
+        current = _couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, profile.scope)
+        dense, dense_macs = current, count_macs(model, self.inputs)
+        plan = PruningPlan.from_kept(current, {})
+        for step in range(profile.steps):
+            select = self.selection(step, dense, dense_macs)
+            regularizer = self.build_regularizer(current, step, select)
+            if step == 0 and self.on_test:
+                progress.structure["dense"] = describe_structure(model, dense)
+            trained = self.trainer.train(self.stages[1 + step], model, regularizer, measure=step == 0 and self.on_test)
+            if step == 0 and self.on_test:
+                self.measure("regularized", model, trained)
+                progress.structure["regularized"] = describe_structure(model, dense)
+                progress.channels = channel_rows(model, dense)
+            following = select(self.score(model, current), current, model, self.inputs)
+            model = remove_channels(model, following, absorb=self.method.absorb, example_inputs=self.inputs)
+            current, plan = shrink_couplings(current, following), plan.then(following)
+            removal = {"step": step, "val_top1_before": trained.validation.top1, "macs": count_macs(model, self.inputs)}
+            if self.on_test and step + 1 < profile.steps:  # after the last one, the pruned network is measured anyway
+                removal["val_top1_after"] = self.trainer.evaluate(model, "validation").top1
+            progress.removals.append(removal)
+        progress.widths = widths(dense, plan)
+        progress.channels = mark_kept(progress.channels, plan)
+        return model, plan
+
+    def selection(self, step: int, dense: Sequence[Coupling], dense_macs: int) -> Callable[..., PruningPlan]:
+        """Return how channels are chosen at a step: `select(scores, couplings, model, inputs)`."""
         profile = self.cell.profile
-        couplings_seen: list[Sequence[Coupling]] = []
-        dense_macs = count_macs(model, self.inputs)
-
-        def train(network: nn.Module, regularizer: Regularizer | None, step: int) -> None:
-            first = step == 0 and self.on_test
-            if first:
-                self.progress.structure["dense"] = describe_structure(network, couplings_seen[0])
-            elif self.on_test:
-                self._note_after_removal(network, self.evaluate(network, "validation").top1)
-            result = self.train(self.stages[1 + step], network, regularizer, measure=first)
-            self.progress.removals.append({"step": step, "val_top1_before": result.validation.top1})
-            if first:
-                self.measure("regularized", network, result)
-                self.progress.structure["regularized"] = describe_structure(network, couplings_seen[0])
-                self.progress.channels = channel_rows(network, couplings_seen[0])
-
-        def make_regularizer(couplings: Sequence[Coupling]) -> Regularizer | None:
-            couplings_seen.append(couplings)
-            target = self._target(couplings_seen, dense_macs)
-            return self.method.regularizer.build(couplings, self.strength.value, target)
-
-        result = prune_iteratively(
-            model,
-            self.inputs,
-            train=train,
-            make_regularizer=make_regularizer,
-            importance=self.score,
-            macs_kept=self.cell.macs_kept,
-            steps=profile.steps,
-            schedule=profile.pruning_schedule,
-            scope=profile.scope,
-            max_removed=profile.max_removed,
-            cap_of=profile.cap_of,
-            round_to=profile.round_to,
-            select=self.method.selection.select,
-            couplings=_couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, profile.scope),
-        )
-        self.progress.widths = widths(couplings_seen[0], result.plan)
-        self.progress.channels = mark_kept(self.progress.channels, result.plan)
-        return result
-
-    def _target(self, couplings_seen: Sequence[Sequence[Coupling]], dense_macs: int) -> Target:
-        """Return what the next removal will come to, for regularisers that prepare it."""
-        profile, step = self.cell.profile, len(couplings_seen) - 1
-        macs_kept = share_after(step, profile.steps, self.cell.macs_kept, profile.pruning_schedule)
-        widths_before = {c.name: c.num_channels for c in couplings_seen[0]}
-        select = partial(
+        original = {c.name: c.num_channels for c in dense} if profile.cap_of == "original" else None
+        return partial(
             self.method.selection.select,
-            macs_kept=macs_kept,
+            macs_kept=share_after(step, profile.steps, self.cell.macs_kept, profile.pruning_schedule),
             max_removed=profile.max_removed,
-            original_widths=widths_before if profile.cap_of == "original" else None,
+            original_widths=original,
             dense_macs=dense_macs,
             round_to=profile.round_to,
         )
+
+    def build_regularizer(
+        self, couplings: Sequence[Coupling], step: int, select: Callable[..., PruningPlan]
+    ) -> Regularizer | None:
+        """Build the method's regulariser, for the next removal where it depends on that."""
+        profile = self.cell.profile
+        macs_kept = share_after(step, profile.steps, self.cell.macs_kept, profile.pruning_schedule)
         batches = self.data.training_batches(profile.batch_size, self.bench.device, current_rank())
         steps = len(batches) * self.stages[1 + step].phase.epochs
-        return Target(macs_kept, steps, lambda model, scores: select(scores, couplings_seen[step], model, self.inputs))
-
-    def _note_after_removal(self, model: nn.Module, val_top1: float) -> None:
-        self.progress.removals[-1] |= {"macs": count_macs(model, self.inputs), "val_top1_after": val_top1}
+        target = Target(macs_kept, steps, lambda model, scores: select(scores, couplings, model, self.inputs))
+        return self.method.regularizer.build(couplings, self.strength.value, target)
 
     def score(self, model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
         """Score the channels by the method's importance."""
@@ -265,117 +238,23 @@ class _Run:
         batch = self.cell.profile.batch_size
         return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
 
-    def train(
-        self, stage: Stage, model: nn.Module, regularizer: Regularizer | None, *, measure: bool, plan: str = ""
-    ) -> StageResult:
-        """Bring a stage to its end, from its checkpoint where there is one; `model` then holds its weights.
+    def recalibrate(self, model: nn.Module) -> None:
+        """Estimate the normalisation statistics anew, on training images that are the same for every method."""
+        generator = torch.Generator().manual_seed(recalibration_seed(self.cell))
+        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device)  # all, on each process
+        count = -(-self.cell.profile.recalibration_images // batches.batch_size)
+        if not any(name.endswith("running_mean") for name, _ in model.named_buffers()):
+            return
+        with autocast(self.bench.device, self.trainer.precision):
+            recalibrate(model, islice(batches.epoch(generator), count))
 
-        Nobody else trains the same stage meanwhile. `plan` tells, as JSON, of the removals that led to `model`; with it
-        the checkpoint is enough to build the network again (`export`).
-        """
-        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device, current_rank())
-        images = len(batches) * batches.batch_size * stage.phase.epochs
-        compute = self.progress.compute
-        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
-        training = Training(
-            model,
-            stage.phase,
-            batches,
-            torch.Generator().manual_seed(stage.seed),
-            regularizer,
-            self.precision,
-            stage.name,
-            stage.step,
-            graphs=self.bench.graphs,
-        )
-        torch.manual_seed(stage.seed)  # dropout
-        origin = {"weights": origin_digest(model), "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
-        saved = self._load(stage, origin)
-        if saved is None or not _has_scores(saved, measure):
-            with self.bench.store.lease(stage.key, self._pause) as lease:
-                saved = self._load(stage, origin)  # another run may have trained it while this one waited
-                scores = self._advance(stage, training, saved, origin, lease.check, measure=measure, plan=plan)
-        else:
-            scores = saved["scores"]
-            self._restore(stage, training, saved)
-        self.progress.graphs[stage.name] = training.way
-        test = Score(**scores["test"]) if scores["test"] else None
-        result = StageResult(test, Score(**scores["validation"]), training.rows)
-        timing, name = self.progress.timing, f"{stage.name}_seconds"
-        timing[name] = round(timing.get(name, 0.0) + result.seconds, 3)
-        return result
-
-    def _load(self, stage: Stage, origin: dict[str, str]) -> Snapshot | None:
-        """Return the checkpoint of a stage, unless it goes on from other weights or other removals than these."""
-        saved = self.bench.store.load(stage.key)
-        if saved is not None and saved.get("origin", origin) != origin:
-            message = f"checkpoint {stage.key} of {self.cell.label} begins at another network; it is passed over"
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
-            return None
-        return saved
-
-    def _pause(self) -> None:
-        """Wait a little for another process to end its training of a stage."""
-        self.bench.control.check()
-        time.sleep(PAUSE)
-
-    def _restore(self, stage: Stage, training: Training, saved: Snapshot) -> None:
-        training.restore(saved)
-        for row in training.rows:
-            self._tell(stage, row, cached=True)
-
-    def _advance(
-        self,
-        stage: Stage,
-        training: Training,
-        saved: Snapshot | None,
-        origin: dict[str, str],
-        still_mine: Callable[[], None],
-        *,
-        measure: bool,
-        plan: str,
-    ) -> dict[str, Any]:
-        """Train the epochs that are missing, a checkpoint after each; measure the end, the test set once, ever."""
-        if saved is not None:
-            self._restore(stage, training, saved)
-        control = self.bench.control
-        while not training.finished:
-            control.before_epoch(stage.key)
-            row = training.run_epoch(lambda: self.evaluate(training.model, "validation"))
-            still_mine()
-            self._save(stage, training, {"origin": origin})
-            control.after_epoch(stage.key, row.seconds)
-            self._tell(stage, row, cached=False)
-        if saved is not None and _has_scores(saved, measure):
-            return dict(saved["scores"])
-        validation = self.evaluate(training.model, "validation")
-        test = self.evaluate(training.model, "test") if measure else None
-        scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
-        network = {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
-        self._save(stage, training, {"origin": origin, "scores": scores, "network": network if plan else None})
-        return scores
-
-    def _save(self, stage: Stage, training: Training, extra: dict[str, Any]) -> None:
-        progress = {
-            "epoch": training.epoch,
-            "finished": "scores" in extra,
-            "seconds": [row.seconds for row in training.rows],
-            "machine": device_name(self.bench.device),
-        }
-        self.bench.store.save(stage.key, {**training.snapshot(), **extra}, progress)
-
-    def _tell(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
-        self.progress.history.append(row)
-        for observer in self.bench.observers:
-            observer.epoch_done(self.cell, stage, row, cached=cached)
-
-    def evaluate(self, model: nn.Module, split: Split) -> Score:
-        """Evaluate a model on the images of a split as they are."""
-        batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
-        return evaluate(model, batches, self.precision)
+    def measure_now(self, state: str, model: nn.Module) -> None:
+        """Evaluate a network as it is, and write it down."""
+        scores = self.trainer.evaluate(model, "test"), self.trainer.evaluate(model, "validation")
+        self.measure(state, model, StageResult(*scores, []))
 
     def measure(self, state: str, model: nn.Module, result: StageResult) -> None:
-        """Write down one of the four states."""
+        """Write down one of the states."""
         assert result.test is not None
         self.progress.states[state] = {
             "top1": result.test.top1,
@@ -385,14 +264,3 @@ class _Run:
             "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),
             "params": count_params(model),
         }
-
-
-def origin_digest(model: nn.Module) -> str:
-    """Return a digest of names, shapes and values of a network's state."""
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    return digest([weights_sha256(model), shapes])
-
-
-def _has_scores(saved: Snapshot, measure: bool) -> bool:
-    """Return whether a stage is at its end, and was measured on the test set where that is asked for."""
-    return "scores" in saved and bool(saved["scores"]["test"] or not measure)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from baselines.method import Method
-from benchmarks.config import Cell, Phase, Profile, digest
+from benchmarks.config import PROTOCOL, Cell, Phase, Profile, digest
 from benchmarks.machine.precision import resolve_precision
 from oicsr.algorithm import share_after
 
@@ -56,9 +56,10 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
         key = digest([key, "regularized", step, phase.plain, regularizer.name, strength, profile.scope, *target])
         stages.append(Stage(key, "regularized", step, phase, _seed(cell, "regularized", step), share))
         share = share_after(step, profile.steps, cell.macs_kept, profile.pruning_schedule)
-        key = digest([key, "remove", method.importance.name, method.selection.name, cell.macs_kept, removal])
+        absorb = ["absorb"] if method.absorb else []
+        key = digest([key, "remove", method.importance.name, method.selection.name, cell.macs_kept, removal, *absorb])
     phase = last_phase(profile, method, cell.macs_kept)
-    key = digest([key, method.ending, phase.plain])
+    key = digest([key, method.ending, phase.plain, PROTOCOL, profile.rescale, profile.recalibration_images])
     finetune_seed = _seed(cell, "finetune", profile.steps)
     return [*stages, Stage(key, "finetune", profile.steps, phase, finetune_seed, share)]
 
@@ -88,6 +89,11 @@ def _dense_key(cell: Cell, device_type: str) -> str:
 
 def _seed(cell: Cell, name: str, step: int) -> int:
     return int(digest(["random numbers", cell.seed, name, step], length=12), 16)
+
+
+def recalibration_seed(cell: Cell) -> int:
+    """Return the seed of the images that recalibrate, which all methods of a seed share."""
+    return _seed(cell, "recalibration", 0)
 
 
 def unique_stages(stages: Iterable[Stage]) -> list[Stage]:

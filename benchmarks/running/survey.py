@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.config import Cell
+from benchmarks.config import PROTOCOL, Cell
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, check_beside, read_record, record_path
 from benchmarks.records.strengths import choose_strength
@@ -22,6 +22,7 @@ class Survey:
     complete: list[Record] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    outdated: list[Record] = field(default_factory=list)
 
 
 def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -> Survey:
@@ -44,6 +45,10 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
         except RecordError as error:
             path.replace(path.with_name("record.json.damaged"))
             found.damaged.append(str(error))
+            found.todo.append(cell)
+            continue
+        if record.protocol != PROTOCOL:  # what it measured is not what runs measure now
+            found.outdated.append(record)
             found.todo.append(cell)
             continue
         check_same_configuration(cell, record, str(path), bench)

@@ -1,66 +1,168 @@
-"""Strength search: the same number of strengths for every method, judged on the validation split alone.
+"""Strength search: as many tries for every method, judged on the validation images of several networks.
 
-What is compared is accuracy before fine-tuning at the target MACs, of networks of seeds that no comparison uses. The
-grid, all scores and the choice go into a record (`results/tuning/`) that experiments read their strengths from.
+What is compared is the loss of the pruned and recalibrated network at the target MACs: a continuous score, which tells
+strengths apart where accuracies tie. The networks have seeds that no comparison uses. Each search starts with the
+method's grid. While the best strength is at the edge of what was tried, it goes on beyond that edge; once the best one
+lies inside, it tries between the best and the better of its neighbours. All tries and the choice go into a record
+(`results/tuning/`) that experiments read their strengths from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.statistics import summarize
+import numpy as np
+
 from benchmarks.config import Cell
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import SCHEMA, grid_of, read_tuning, tuning_path
+from benchmarks.records.strengths import SCHEMA, Tries, grid_of, read_tuning, tuning_path
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
-from benchmarks.running.run import validate_pruned
-from benchmarks.training.loop import DivergedError
+from benchmarks.running.run import validate_recalibrated
+from benchmarks.training.loop import DivergedError, Score
 
-TUNING_SEEDS = (1000,)  # far from those of any comparison
+TUNING_SEEDS = (1000, 1001)  # far from those of any comparison
+CHANCE_DEVIATIONS = 3.0  # an accuracy within so many standard deviations of guessing is at chance level
 
-Scores = dict[str, dict[str, dict[str, list[float | None]]]]
+Tell = Callable[[Cell, float, Score | None], None]
+Ask = Callable[[float], Mapping[str, Any]]
 
-Tell = Callable[[Cell, float, float | None], None]
+
+def search(grid: Sequence[float], tries: int, ask: Ask) -> Tries:
+    """Try strengths: the middle of a grid first, then where the best one is.
+
+    Args:
+        grid: Strengths in ascending order, at a constant ratio.
+        tries: How many strengths to try in all.
+        ask: Returns what a strength came to: `{"loss": [...], "top1": [...]}`, one value per network, None where
+            training diverged.
+
+    Returns:
+        What `ask` returned, by strength as text.
+    """
+    first = list(grid) if len(grid) <= tries else _middle(grid, tries)
+    found: Tries = {f"{strength:g}": ask(strength) for strength in first}
+    ratio = grid[1] / grid[0] if len(grid) > 1 else 2.0
+    while len(found) < tries:
+        strength = next_strength(found, ratio)
+        found[f"{strength:g}"] = ask(float(f"{strength:g}"))
+    return found
 
 
-def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Path:
-    """Try every strength of every method of an experiment at every target; write and return the tuning record.
+def _middle(grid: Sequence[float], count: int) -> list[float]:
+    start = (len(grid) - count) // 2
+    return list(grid[start : start + count])
+
+
+def next_strength(tries: Tries, ratio: float) -> float:
+    """Return the strength to try next: beyond the edge where the best one is there, else between it and a neighbour."""
+    losses = mean_losses(tries)
+    strengths = sorted(losses)
+    best = strengths.index(min(strengths, key=lambda strength: (losses[strength], strength)))
+    if best == 0:
+        return strengths[0] / ratio
+    if best == len(strengths) - 1:
+        return strengths[-1] * ratio
+    neighbours = sorted((strengths[best - 1], strengths[best + 1]), key=lambda strength: losses[strength])
+    middles = [math.sqrt(strengths[best] * neighbour) for neighbour in neighbours]
+    return next((middle for middle in middles if f"{middle:g}" not in tries), strengths[-1] * ratio)
+
+
+def mean_losses(tries: Tries) -> dict[float, float]:
+    """Return the mean loss over the networks by strength; infinite where training diverged on any."""
+    return {
+        float(text): math.inf if None in found["loss"] else float(np.mean(found["loss"]))
+        for text, found in tries.items()
+    }
+
+
+def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, str]:
+    """Choose a strength by the one-standard-error rule.
+
+    Strengths whose loss exceeds the best one's by no more than the standard error of that difference (over the same
+    networks) tie with it; of an unbroken row of such strengths around the best, the one nearest to their geometric
+    middle is chosen. With one network only equal losses tie.
+
+    Args:
+        tries: What each strength came to.
+        num_classes: Of the data set; guessing is right once in so many.
+        images: Validation images that each accuracy comes from.
+
+    Returns:
+        The strength, and `"inside"` or `"edge"` for where the best one is among those tried; None with `"chance"` where
+        the best accuracy is no better than guessing, and with `"diverged"` where every strength diverged.
+    """
+    losses = mean_losses(tries)
+    strengths = sorted(losses)
+    best = min(strengths, key=lambda strength: (losses[strength], strength))
+    if math.isinf(losses[best]):
+        return None, "diverged"
+    top1 = float(np.mean(tries[f"{best:g}"]["top1"]))
+    guess = 1 / num_classes
+    if top1 <= guess + CHANCE_DEVIATIONS * math.sqrt(guess * (1 - guess) / images):
+        return None, "chance"
+    position = strengths.index(best)
+    row = [best]
+    for step in (-1, 1):
+        at = position + step
+        while 0 <= at < len(strengths) and _ties(tries, best, strengths[at]):
+            row.append(strengths[at])
+            at += step
+    middle = (math.log(min(row)) + math.log(max(row))) / 2
+    chosen = min(row, key=lambda strength: (round(abs(math.log(strength) - middle), 9), strength))
+    return chosen, "edge" if position in (0, len(strengths) - 1) else "inside"
+
+
+def _ties(tries: Tries, best: float, other: float) -> bool:
+    losses = [tries[f"{strength:g}"]["loss"] for strength in (best, other)]
+    if None in losses[0] or None in losses[1]:
+        return False
+    difference = np.subtract(losses[1], losses[0])
+    error = float(np.std(difference, ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(np.mean(difference)) <= error
+
+
+def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> dict[str, Tries]:
+    """Search the strengths of one method at all its targets.
 
     Args:
         bench: Where to train.
-        cells: Runs of one experiment and profile, of any seed: their methods and targets are tuned.
+        cells: Runs of one method, one per target.
         seeds: Networks that are trained for it.
-        tell: Is told cell, strength and validation accuracy (None: training diverged) of each try.
+        tell: Is told cell, strength and validation score (None: training diverged) of each try.
 
-    Raises:
-        ValueError: The methods' grids differ in length.
+    Returns:
+        The tries by target, as text.
     """
-    pairs = {(cell.method, cell.macs_kept): cell for cell in cells if is_tuned(cell)}
-    _check_grids({method: grid_of(cell, find_method(method)) for (method, _), cell in pairs.items()})
-    path = tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
-    record = read_tuning(path) if path.is_file() else _empty_record(cells[0], seeds, bench.device.type)
-    for method, macs_kept in pairs:  # what is tuned anew, perhaps on another grid, replaces what was there
-        record["scores"].get(method, {}).pop(f"{macs_kept:g}", None)
-    for seed in seeds:
-        for cell in pairs.values():
-            for strength in grid_of(cell, find_method(cell.method)):
-                top1 = _try(bench, replace(cell, seed=seed), strength)
-                tell(replace(cell, seed=seed), strength, top1)
-                _note(record["scores"], cell, strength, top1)
-    for cell in pairs.values():
-        scores = record["scores"][cell.method][f"{cell.macs_kept:g}"]
-        record["chosen"].setdefault(cell.method, {})[f"{cell.macs_kept:g}"] = best_strength(scores)
-    record["provenance"] = provenance(bench.device, splits_of(cells[0]).checksum)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-    return path
+
+    def ask(cell: Cell, strength: float) -> Mapping[str, Any]:
+        scores = [_try(bench, replace(cell, seed=seed), strength, tell) for seed in seeds]
+        return {
+            "loss": [score and round(score.loss, 6) for score in scores],
+            "top1": [score and round(score.top1, 6) for score in scores],
+        }
+
+    found = {}
+    for cell in cells:
+        grid = grid_of(cell, find_method(cell.method))
+        found[f"{cell.macs_kept:g}"] = search(grid, cell.profile.tries, lambda strength, cell=cell: ask(cell, strength))  # type: ignore[misc]
+    return found
+
+
+def _try(bench: Bench, cell: Cell, strength: float, tell: Tell) -> Score | None:
+    try:
+        score = validate_recalibrated(bench, cell, strength)
+    except DivergedError:
+        score = None
+    tell(cell, strength, score)
+    return score
 
 
 def is_tuned(cell: Cell) -> bool:
@@ -69,52 +171,54 @@ def is_tuned(cell: Cell) -> bool:
     return method.has_strength and method.strength_of is None
 
 
-def _check_grids(grids: dict[str, tuple[float, ...]]) -> None:
-    if len({len(grid) for grid in grids.values()}) > 1:
-        sizes = {method: len(grid) for method, grid in grids.items()}
-        raise ValueError(f"every method needs as many strengths as any other, not {sizes}")
+def by_method(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Return the runs whose methods are tuned, one per target, by method."""
+    pairs = {(cell.method, cell.macs_kept): cell for cell in cells if is_tuned(cell)}
+    found: dict[str, list[Cell]] = {}
+    for (method, _), cell in pairs.items():
+        found.setdefault(method, []).append(cell)
+    return found
+
+
+def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Path:
+    """Tune every method of an experiment at every target, one after the other; return the tuning record's path."""
+    for tuned in by_method(cells).values():
+        keep(bench, tuned, seeds, tune_method(bench, tuned, seeds, tell))
+    return tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
+
+
+def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mapping[str, Tries]) -> Path:
+    """Write what the tries of one method came to into the tuning record, with the choice; return its path.
+
+    Networks of other seeds than those of the record make a new record: choices are compared over the same ones.
+    """
+    first = cells[0]
+    path = tuning_path(bench.tuning, first.experiment.name, first.profile_name)
+    fresh = _empty_record(first, seeds, bench.device.type)
+    record = read_tuning(path) if path.is_file() else fresh
+    if any(record.get(name) != fresh[name] for name in ("schema", "seeds", "criterion", "config")):
+        record = fresh
+    data = splits_of(first)
+    for target, tries in found.items():
+        strength, reason = choose(tries, data.num_classes, len(data.validation))
+        for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
+            record[name].setdefault(first.method, {})[target] = value
+    record["provenance"] = provenance(bench.device, data.checksum)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    return path
 
 
 def _empty_record(cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:
+    config = resolved_config(cell, find_method("none"), device_type)
     return {
         "schema": SCHEMA,
         "experiment": cell.experiment.name,
         "profile": cell.profile_name,
-        "criterion": "validation top-1 of the pruned network, before fine-tuning, mean over seeds",
+        "criterion": "validation loss of the pruned and recalibrated network, mean over networks",
         "seeds": list(seeds),
-        "config": resolved_config(cell, find_method("none"), device_type),
+        "config": json.loads(json.dumps(config)),  # as it is read back
         "scores": {},
         "chosen": {},
+        "reason": {},
     }
-
-
-def _try(bench: Bench, cell: Cell, strength: float) -> float | None:
-    try:
-        return validate_pruned(bench, cell, strength)
-    except DivergedError:
-        return None
-
-
-def _note(scores: Scores, cell: Cell, strength: float, top1: float | None) -> None:
-    target = scores.setdefault(cell.method, {}).setdefault(f"{cell.macs_kept:g}", {})
-    target.setdefault(f"{strength:g}", []).append(top1)
-
-
-def best_strength(scores: dict[str, list[float | None]]) -> float:
-    """Return the strength of the highest mean score; of equals the smallest, and a diverged one never.
-
-    Raises:
-        ValueError: Training diverged at every strength.
-    """
-    means = {float(text): _mean(tries) for text, tries in scores.items()}
-    usable = {strength: mean for strength, mean in means.items() if mean is not None}
-    if not usable:
-        raise ValueError(
-            f"training diverged at every strength of the grid {sorted(means)}; give a grid of smaller ones"
-        )
-    return min(usable, key=lambda strength: (-usable[strength], strength))
-
-
-def _mean(tries: list[float | None]) -> float | None:
-    values = [value for value in tries if value is not None]
-    return summarize(values).mean if len(values) == len(tries) else None

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import Cell, Experiment
+from benchmarks.config import PROTOCOL, Cell, Experiment
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import FAILED, Record, write_record
 from benchmarks.records.rows import EpochRow
@@ -27,7 +27,8 @@ def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) ->
     strength = choose_strength(NOWHERE, cell, method)
     macs = 1_000_000
     state = {"top1": top1, "loss": 0.5, "val_top1": top1, "params": 9000}
-    sizes = {"dense": 1.0, "regularized": 1.0, "pruned": cell.macs_kept, "finetuned": cell.macs_kept}
+    sizes = dict.fromkeys(("dense", "regularized"), 1.0)
+    sizes |= dict.fromkeys(("pruned", "recalibrated", "finetuned"), cell.macs_kept)
     states = {
         name: {**state, "macs": round(macs * share), "macs_with_norm_pool": round(1.1 * macs * share)}
         for name, share in sizes.items()
@@ -56,6 +57,7 @@ def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) ->
         "compute": {"dense": macs, "regularized": macs, "finetune": macs, "total": 3 * macs},
         "timing": {"dense_seconds": 10.0, "finished_unix": 1},
         "provenance": {"device_type": "cpu", "device": "a CPU"},
+        "protocol": PROTOCOL,
     }
     return Record(**{**values, **changes})
 

@@ -174,7 +174,7 @@ def test_what_a_run_raises_becomes_its_record(
     def fail(*arguments: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr("benchmarks.running.run.prune_iteratively", fail)
+    monkeypatch.setattr("benchmarks.running.run.remove_channels", fail)
     bench, cell = small_bench(tmp_path), small_cell()
     events: list[Event] = []
     from benchmarks.running.run import strength_of
@@ -184,7 +184,7 @@ def test_what_a_run_raises_becomes_its_record(
     assert isinstance(ended, Ended) and ended.left is not None
     failure = ended.left.record.failure
     assert failure is not None and failure["kind"] == type(error).__name__
-    assert failure["last_good_epoch"] == "dense 1" and "Traceback" in failure["traceback"]
+    assert failure["last_good_epoch"] == "regularized 1" and "Traceback" in failure["traceback"]
 
 
 def test_damaged_data_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

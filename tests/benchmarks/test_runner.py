@@ -1,4 +1,4 @@
-"""Runs end to end: four states, shared stages, equal runs, failures that leave a record."""
+"""Runs end to end: five states, shared stages, equal runs, failures that leave a record."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from baselines.method import Target
-from benchmarks.config import Cell, Phase
+from benchmarks.config import PROTOCOL, Cell, Phase
 from benchmarks.methods.registry import METHODS, REGULARIZERS
 from benchmarks.models import build_model
-from benchmarks.records.record import Record, RecordError, read_record, read_records, record_path
+from benchmarks.records.record import Record, RecordError, read_record, read_records, record_path, write_record
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.cells import cells_of
 from benchmarks.running.run import run_cell
+from benchmarks.running.stage_training import StageResult, StageTrainer
 from benchmarks.running.stages import Stage, stages_of
 from benchmarks.running.survey import survey
-from benchmarks.running.tuning import best_strength, tune
-from oicsr import Coupling, count_macs, find_couplings, out_in_energy, remove_channels
+from oicsr import Coupling, count_macs, find_couplings, out_in_energy, remove_channels, row_norms
+from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 
@@ -49,13 +50,15 @@ def without_times(record: Record) -> dict[str, Any]:
     return values
 
 
-def test_a_run_leaves_a_record_of_four_states(tmp_path: Path) -> None:
+def test_a_run_leaves_a_record_of_five_states(tmp_path: Path) -> None:
     bench, cell = small_bench(tmp_path), small_cell()
     record = run_cell(bench, cell)
-    assert record.complete and list(record.states) == ["dense", "regularized", "pruned", "finetuned"]
+    assert record.complete and record.protocol == PROTOCOL == 2
+    assert list(record.states) == ["dense", "regularized", "pruned", "recalibrated", "finetuned"]
     states = record.states
     assert states["dense"]["macs"] == states["regularized"]["macs"] > states["pruned"]["macs"]
-    assert states["pruned"]["macs"] == states["finetuned"]["macs"]
+    assert states["pruned"]["macs"] == states["recalibrated"]["macs"] == states["finetuned"]["macs"]
+    assert states["pruned"]["loss"] != states["recalibrated"]["loss"]
     assert states["pruned"]["macs"] == pytest.approx(0.5 * states["dense"]["macs"], rel=0.01)
     assert states["finetuned"]["params"] < states["dense"]["params"]
     assert sum(after < before for before, after in record.widths.values()) > 0
@@ -64,6 +67,65 @@ def test_a_run_leaves_a_record_of_four_states(tmp_path: Path) -> None:
     assert record.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
     history = record_path(bench.results, cell).with_name("history.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in history] == ["phase", "dense", "regularized", "finetune"]
+
+
+def test_rescaling_changes_the_fine_tuning_alone(tmp_path: Path) -> None:
+    rescaled, as_is = (
+        run_cell(small_bench(tmp_path), small_cell(rescale=rescale)) for rescale in ("dense-norm", "none")
+    )
+    for state in ("dense", "regularized", "pruned", "recalibrated"):
+        assert rescaled.states[state] == as_is.states[state]
+    assert rescaled.states["finetuned"]["weights_sha256"] != as_is.states["finetuned"]["weights_sha256"]
+
+
+def test_fine_tuning_begins_with_the_rows_of_the_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, dict[str, float]] = {}
+    train = StageTrainer.train
+
+    def watched(self: StageTrainer, stage: Stage, model: torch.nn.Module, *rest: Any, **more: Any) -> StageResult:
+        if stage.name == "finetune":
+            seen["start"] = row_norms(model)
+        result = train(self, stage, model, *rest, **more)
+        if stage.name == "dense":
+            seen["dense"] = row_norms(model)
+        return result
+
+    monkeypatch.setattr(StageTrainer, "train", watched)
+    run_cell(small_bench(tmp_path), small_cell())
+    names = [name for name in seen["dense"] if "conv" in name]
+    assert names and all(seen["start"][name] == pytest.approx(seen["dense"][name], rel=1e-5) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"rescale": "all"}, "rescale is 'all'"), ({"recalibration_images": 0}, "recalibration_images is 0")],
+)
+def test_values_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_cell(**changes)
+
+
+def test_networks_without_running_statistics_stay_as_they_are(tmp_path: Path) -> None:
+    cell = small_cell("none")
+    cell = dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, model="digits-plain"))
+    states = run_cell(small_bench(tmp_path), cell).states
+    assert states["recalibrated"] == states["pruned"]
+
+
+def test_a_record_of_an_older_protocol_is_made_again_and_kept_beside(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), small_cell()
+    path = write_record(bench.results, fake_record(cell, protocol=1, states=states_of_protocol_1(cell)), fake_history())
+    before = path.read_text()
+    found = survey(bench, [cell])
+    assert found.todo == [cell] and [record.protocol for record in found.outdated] == [1] and not found.complete
+    assert path.read_text() == before  # to look changes nothing
+    assert run_cell(bench, cell).protocol == 2
+    assert path.with_name("record.protocol-1.json").read_text() == before
+    assert len(read_records(bench.results)) == 1 and survey(bench, [cell]).todo == []
+
+
+def states_of_protocol_1(cell: Cell) -> dict[str, Any]:
+    return {name: state for name, state in fake_record(cell).states.items() if name != "recalibrated"}
 
 
 def test_training_is_shared_between_targets_unless_it_depends_on_them() -> None:
@@ -216,50 +278,6 @@ def test_records_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(RecordError, match=message):
         read_record(path)
-
-
-def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = small_bench(tmp_path)
-    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "none"])
-    tried = []
-    path = tune(bench, cells, [1000], lambda cell, strength, top1: tried.append(strength))
-    record = json.loads(path.read_text())
-    assert len(tried) == 5 and list(record["chosen"]) == ["oicsr-gl"]
-    assert {float(text) for text in record["scores"]["oicsr-gl"]["0.5"]} == set(tried)
-    assert all(0 <= value <= 1 for [value] in record["scores"]["oicsr-gl"]["0.5"].values())
-    for checkpoint in bench.store.folder.glob("[0-9a-f]*"):
-        state = bench.store.load(checkpoint.name)
-        assert state is not None and not state["scores"]["test"]
-    after = run_cell(bench, cells[0])
-    assert after.strength == record["chosen"]["oicsr-gl"]["0.5"] and "tuned on validation" in after.strength_source
-
-
-def test_tuning_anew_replaces_scores_and_leaves_other_methods(tmp_path: Path) -> None:
-    bench = small_bench(tmp_path)
-    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "gl-out"])
-    path = tune(bench, cells, [1000], lambda *args: None)
-    before = json.loads(path.read_text())
-    stronger = cells_of(small_experiment(grid_scale=20.0), "quick", methods=["oicsr-gl"])
-    after = json.loads(tune(bench, stronger, [1000], lambda *args: None).read_text())
-    strengths = [sorted(map(float, record["scores"]["oicsr-gl"]["0.5"])) for record in (before, after)]
-    assert strengths[1] == [2 * strength for strength in strengths[0]]
-    assert after["scores"]["gl-out"] == before["scores"]["gl-out"]
-
-
-def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
-    bench = small_bench(tmp_path)
-    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
-    tune(bench, cells, [1000], lambda *args: None)
-    (combined,) = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl+out"])
-    own, borrowed = (run_cell(bench, cell) for cell in (cells[0], combined))
-    assert borrowed.strength == own.strength
-    assert "tuned on validation for oicsr-gl" in borrowed.strength_source
-
-
-def test_choice_of_strength() -> None:
-    assert best_strength({"0.1": [0.5, 0.7], "0.2": [0.6, 0.6], "0.4": [0.9, None]}) == 0.1
-    with pytest.raises(ValueError, match="diverged at every strength"):
-        best_strength({"0.1": [None]})
 
 
 def test_controls_train_the_pruned_shape_from_scratch(tmp_path: Path) -> None:

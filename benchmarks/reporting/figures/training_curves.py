@@ -15,6 +15,7 @@ from benchmarks.analysis.statistics import summarize
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
+from benchmarks.records.strengths import Tries
 from benchmarks.reporting.figures.style import (
     Files,
     Look,
@@ -122,7 +123,7 @@ def _zigzag(axes: Axes, records: Sequence[Record], look: Look) -> None:
 
 def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
     """Draw validation accuracy before fine-tuning against strength, for every method that was tuned."""
-    scores: dict[str, dict[str, dict[str, list[float | None]]]] = tuning["scores"]
+    scores: dict[str, dict[str, Tries]] = tuning["scores"]
     targets = sorted({target for found in scores.values() for target in found}, key=float, reverse=True)
     if not targets:
         return None
@@ -153,9 +154,9 @@ def _strength_lines(
     for method in [name for name in MAIN_METHODS if name in scores] + others:
         tries = scores[method].get(target, {})
         points = sorted(
-            (float(strength), 100 * summarize([v for v in values if v is not None]).mean)
-            for strength, values in tries.items()
-            if values and None not in values
+            (float(strength), 100 * summarize(found["top1"]).mean)
+            for strength, found in tries.items()
+            if found["top1"] and None not in found["top1"]
         )
         if not points:
             continue

@@ -1,0 +1,35 @@
+"""Handwritten digits, rows left as the regularisers leave them: what rescaling before fine-tuning is worth.
+
+Command: `make digits-as-is`. Claim: shrinking penalties slow the first epochs of fine-tuning down through the effective
+learning rate, and rescaling rows undoes that. Everything else is that of `digits`, strengths included.
+"""
+
+from dataclasses import replace
+
+from benchmarks.config import Experiment
+from benchmarks.experiments.digits import CPU
+
+EXPERIMENT = Experiment(
+    name="digits-as-is",
+    title="Digits, small ResNet, rows not rescaled",
+    claim="Rescaling rows before fine-tuning helps the methods whose penalties shrink rows, and changes no other.",
+    model="digits-resnet",
+    dataset="digits",
+    profiles={
+        "cpu": replace(
+            CPU,
+            methods=(
+                "oicsr-gl",
+                "oicsr-gl-norm",
+                "oicsr-gl-prox",
+                "gl-out",
+                "gl-separate",
+                "depgraph",
+                "slimming",
+                "none",
+            ),
+            rescale="none",
+        )
+    },
+    strengths_of="digits",
+)

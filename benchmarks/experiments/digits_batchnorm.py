@@ -1,0 +1,19 @@
+"""Handwritten digits, a chain with BatchNorm: which sides of a channel a penalty needs (docs/anatomy.md).
+
+Command: `make digits-batchnorm`. Claim: under BatchNorm rows are scale-free, so that the scale or the columns must be
+in the group; without it, rows tell as much as columns. The networks `digits-batchnorm`, `digits-groupnorm` and
+`digits-plain` differ in their normalisation alone, and are trained alike.
+"""
+
+from benchmarks.config import Experiment
+from benchmarks.experiments.shared_profiles import DIGITS_ANATOMY
+
+EXPERIMENT = Experiment(
+    name="digits-batchnorm",
+    title="Digits, chain with BatchNorm",
+    claim="Which sides of a channel a group must hold depends on the normalisation.",
+    model="digits-batchnorm",
+    dataset="digits",
+    profiles={"cpu": DIGITS_ANATOMY},
+    priority=55,
+)

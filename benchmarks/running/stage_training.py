@@ -1,0 +1,194 @@
+"""A stage of a run: from its checkpoint, or trained by one process while others wait."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.config import Cell, digest
+from benchmarks.datasets import Split
+from benchmarks.machine.leases import PAUSE
+from benchmarks.machine.precision import resolve_precision
+from benchmarks.machine.processes import current_rank
+from benchmarks.machine.provenance import device_name, weights_sha256
+from benchmarks.records.rows import EpochRow
+from benchmarks.running.bench import Bench, splits_of
+from benchmarks.running.checkpoints import CheckpointWarning
+from benchmarks.running.outcome import Progress
+from benchmarks.running.stages import Stage
+from benchmarks.training.loop import EVALUATION_BATCH, Score, Snapshot, Training, evaluate
+from oicsr import Regularizer, count_macs
+
+PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
+
+
+@dataclass
+class StageResult:
+    """What a stage leaves: scores on test (where measured) and validation split, the history, and how long it took."""
+
+    test: Score | None
+    validation: Score
+    history: list[EpochRow]
+
+    @property
+    def seconds(self) -> float:
+        """Time of all epochs."""
+        return sum(row.seconds for row in self.history)
+
+
+class StageTrainer:
+    """Trains the stages of one run, and notes in its progress what they took."""
+
+    def __init__(self, bench: Bench, cell: Cell, progress: Progress) -> None:
+        self.bench, self.cell, self.progress = bench, cell, progress
+        self.precision = resolve_precision(cell.profile.precision, bench.device.type)
+        self.data = splits_of(cell)
+        self.inputs = torch.zeros(1, *self.data.shape, device=bench.device)
+
+    def train(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        regularizer: Regularizer | None,
+        *,
+        measure: bool,
+        plan: str = "",
+        weights: str = "",
+    ) -> StageResult:
+        """Finish a stage, from its checkpoint where there is one; `model` then holds its weights.
+
+        Nobody else trains the same stage meanwhile.
+
+        Args:
+            stage: What to train.
+            model: The network that the stage begins with; changed in place.
+            regularizer: Of the stage.
+            measure: Whether the test set is evaluated at the end.
+            plan: The removals that led to `model`, as JSON; with it the checkpoint is enough to build the network
+                again (`export`).
+            weights: Digest of the network that the stage goes back to, where `model` was derived from it since by
+                arithmetic that rounds differently elsewhere; without it, that of `model`.
+
+        Raises:
+            DivergedError: Training diverged.
+            Stopped: The control asked to stop; a checkpoint holds all that was done.
+        """
+        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device, current_rank())
+        images = len(batches) * batches.batch_size * stage.phase.epochs
+        compute = self.progress.compute
+        compute[stage.name] = compute.get(stage.name, 0) + PASSES * images * count_macs(model, self.inputs)
+        training = Training(
+            model,
+            stage.phase,
+            batches,
+            torch.Generator().manual_seed(stage.seed),
+            regularizer,
+            self.precision,
+            stage.name,
+            stage.step,
+            graphs=self.bench.graphs,
+        )
+        torch.manual_seed(stage.seed)  # dropout
+        weights = weights or origin_digest(model)
+        origin = {"weights": weights, "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
+        saved = self._load(stage, origin)
+        if saved is None or not _has_scores(saved, measure):
+            with self.bench.store.lease(stage.key, self._pause) as lease:
+                saved = self._load(stage, origin)  # another run may have trained it while this one waited
+                scores = self._advance(stage, training, saved, origin, lease.check, measure=measure, plan=plan)
+        else:
+            scores = saved["scores"]
+            self._restore(stage, training, saved)
+        self.progress.graphs[stage.name] = training.way
+        test = Score(**scores["test"]) if scores["test"] else None
+        result = StageResult(test, Score(**scores["validation"]), training.rows)
+        timing, name = self.progress.timing, f"{stage.name}_seconds"
+        timing[name] = round(timing.get(name, 0.0) + result.seconds, 3)
+        return result
+
+    def _load(self, stage: Stage, origin: dict[str, str]) -> Snapshot | None:
+        """Return the checkpoint of a stage, unless it goes on from other weights or other removals than these."""
+        saved = self.bench.store.load(stage.key)
+        if saved is not None and saved.get("origin", origin) != origin:
+            message = f"checkpoint {stage.key} of {self.cell.label} begins at another network; it is passed over"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            return None
+        return saved
+
+    def _pause(self) -> None:
+        """Wait a little for another process to end its training of a stage."""
+        self.bench.control.check()
+        time.sleep(PAUSE)
+
+    def _restore(self, stage: Stage, training: Training, saved: Snapshot) -> None:
+        training.restore(saved)
+        for row in training.rows:
+            self._tell(stage, row, cached=True)
+
+    def _advance(
+        self,
+        stage: Stage,
+        training: Training,
+        saved: Snapshot | None,
+        origin: dict[str, str],
+        still_mine: Callable[[], None],
+        *,
+        measure: bool,
+        plan: str,
+    ) -> dict[str, Any]:
+        """Train the epochs that are missing, a checkpoint after each; measure the end, the test set once, ever."""
+        if saved is not None:
+            self._restore(stage, training, saved)
+        control = self.bench.control
+        while not training.finished:
+            control.before_epoch(stage.key)
+            row = training.run_epoch(lambda: self.evaluate(training.model, "validation"))
+            still_mine()
+            self._save(stage, training, {"origin": origin})
+            control.after_epoch(stage.key, row.seconds)
+            self._tell(stage, row, cached=False)
+        if saved is not None and _has_scores(saved, measure):
+            return dict(saved["scores"])
+        validation = self.evaluate(training.model, "validation")
+        test = self.evaluate(training.model, "test") if measure else None
+        scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
+        network = {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
+        self._save(stage, training, {"origin": origin, "scores": scores, "network": network if plan else None})
+        return scores
+
+    def _save(self, stage: Stage, training: Training, extra: dict[str, Any]) -> None:
+        progress = {
+            "epoch": training.epoch,
+            "finished": "scores" in extra,
+            "seconds": [row.seconds for row in training.rows],
+            "machine": device_name(self.bench.device),
+        }
+        self.bench.store.save(stage.key, {**training.snapshot(), **extra}, progress)
+
+    def _tell(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
+        self.progress.history.append(row)
+        for observer in self.bench.observers:
+            observer.epoch_done(self.cell, stage, row, cached=cached)
+
+    def evaluate(self, model: nn.Module, split: Split) -> Score:
+        """Evaluate a model on the images of a split as they are."""
+        batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
+        return evaluate(model, batches, self.precision)
+
+
+def origin_digest(model: nn.Module) -> str:
+    """Return a digest of names, shapes and values of a network's state."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return digest([weights_sha256(model), shapes])
+
+
+def _has_scores(saved: Snapshot, measure: bool) -> bool:
+    """Return whether a stage is at its end, and was measured on the test set where that is asked for."""
+    return "scores" in saved and bool(saved["scores"]["test"] or not measure)

@@ -1,0 +1,163 @@
+"""The search for strengths: where it tries, what it chooses, and what its record holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods.registry import find_method
+from benchmarks.records.strengths import choose_strength, read_tuning
+from benchmarks.running.cells import cells_of
+from benchmarks.running.run import run_cell
+from benchmarks.running.tuning import choose, next_strength, search, tune
+from tests.benchmarks.small import small_bench, small_cell, small_experiment
+
+
+def tries(losses: Mapping[float, list[float | None]], top1: float = 0.9) -> dict[str, Any]:
+    return {
+        f"{strength:g}": {"loss": values, "top1": [None if value is None else top1 for value in values]}
+        for strength, values in losses.items()
+    }
+
+
+def valley(lowest: float) -> Any:
+    """Return what asks a loss that is smallest at one strength, and rises with the logarithm to both sides."""
+
+    def ask(strength: float) -> Mapping[str, Any]:
+        asked.append(strength)
+        return {"loss": [abs(math.log(strength / lowest))], "top1": [0.9]}
+
+    asked: list[float] = []
+    return ask, asked
+
+
+@pytest.mark.parametrize("lowest", [0.001, 0.013, 0.05, 3.0])
+def test_every_search_takes_the_same_number_of_tries_and_brackets_the_best(lowest: float) -> None:
+    ask, asked = valley(lowest)
+    found = search([0.01, 0.02, 0.04], 7, ask)
+    assert len(asked) == len(found) == 7 and asked[:3] == [0.01, 0.02, 0.04]
+    nearest = min(asked, key=lambda strength: abs(math.log(strength / lowest)))
+    if 0.0007 < lowest < 0.6:  # within four steps of two beyond the grid
+        assert min(asked) < nearest < max(asked)
+        assert abs(math.log(nearest / lowest)) < math.log(2)
+
+
+def test_a_long_grid_is_begun_in_its_middle() -> None:
+    ask, asked = valley(0.04)
+    search([0.01, 0.02, 0.04, 0.08, 0.16], 3, ask)
+    assert asked == [0.02, 0.04, 0.08]
+
+
+def test_next_strength_goes_beyond_an_edge_and_between_neighbours() -> None:
+    assert next_strength(tries({0.1: [1.0], 0.2: [2.0]}), 2) == 0.05
+    assert next_strength(tries({0.1: [2.0], 0.2: [1.0]}), 2) == 0.4
+    inside = tries({0.1: [3.0], 0.2: [1.0], 0.4: [2.0]})
+    assert next_strength(inside, 2) == pytest.approx(math.sqrt(0.2 * 0.4))
+    assert next_strength(tries({0.1: [2.0], 0.2: [1.0], 0.4: [None]}), 2) == pytest.approx(math.sqrt(0.1 * 0.2))
+
+
+def test_ties_go_to_the_geometric_middle() -> None:
+    # differences to the best (0.2): 0.01 ± 0.01 at 0.4 and 0.8 tie, 1.0 at 1.6 does not; 0.4 is between 0.2 and 0.8
+    losses = {0.1: [2.0, 2.0], 0.2: [1.0, 1.0], 0.4: [1.0, 1.02], 0.8: [1.02, 1.0], 1.6: [2.0, 2.0]}
+    assert choose(tries(losses), 10, 1000) == (0.4, "inside")
+
+
+def test_a_gap_ends_the_row_of_ties() -> None:
+    losses = {0.1: [1.0, 1.0], 0.2: [2.0, 2.0], 0.4: [1.0, 1.02]}
+    assert choose(tries(losses), 10, 1000) == (0.1, "edge")
+
+
+def test_one_network_ties_only_where_losses_are_equal() -> None:
+    assert choose(tries({0.1: [2.0], 0.2: [1.0], 0.4: [1.001], 0.8: [2.0]}), 10, 1000) == (0.2, "inside")
+
+
+def test_what_diverges_on_any_network_is_not_chosen() -> None:
+    assert choose(tries({0.1: [2.0, 2.0], 0.2: [1.5, 1.5], 0.4: [0.1, None]}), 10, 1000) == (0.2, "inside")
+    assert choose(tries({0.1: [None], 0.2: [None]}), 10, 1000) == (None, "diverged")
+
+
+@pytest.mark.parametrize(("top1", "expected"), [(0.12, (None, "chance")), (0.14, (0.2, "inside"))])
+def test_a_choice_at_chance_level_is_none(top1: float, expected: tuple[float | None, str]) -> None:
+    # ten classes, 1000 images: 0.1 + 3 * sqrt(0.1 * 0.9 / 1000) = 0.1285
+    assert choose(tries({0.1: [2.0], 0.2: [1.0], 0.4: [3.0]}, top1), 10, 1000) == expected
+
+
+def test_where_nothing_works_the_nearest_weaker_target_lends_its_strength(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), small_cell(macs_kept=0.3)
+    path = bench.tuning / "small-quick.json"
+    path.parent.mkdir()
+    record = {"schema": "oicsr-tuning-2", "chosen": {"oicsr-gl": {"0.7": 0.5, "0.5": 0.25, "0.3": None}}, "scores": {}}
+    path.write_text(json.dumps(record))
+    strength = choose_strength(bench.tuning, cell, find_method("oicsr-gl"))
+    assert strength.value == 0.25 and strength.source.startswith("no strength works at this target, that of 0.5")
+
+
+def test_records_of_the_first_schema_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    scores = {"gl-out": {"0.5": {"0.1": [0.5, None]}}}
+    path.write_text(json.dumps({"schema": "oicsr-tuning-1", "chosen": {"gl-out": {"0.5": 0.1}}, "scores": scores}))
+    assert read_tuning(path)["scores"] == {"gl-out": {"0.5": {"0.1": {"loss": [], "top1": [0.5, None]}}}}
+
+
+def test_the_command_tunes_side_by_side_to_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["tune", "demo", "--methods", "oicsr-gl,gl-out", "--macs-kept", "0.5", "--seeds", "1000"]
+    profile = EXPERIMENTS["demo"].profiles["quick"]
+    assert profile.tries == 7
+    found = []
+    for folder, jobs in (("a", "1"), ("b", "2")):
+        options = ["--results", folder, "--checkpoints", "c", "--threads", "1", "--jobs", jobs]
+        assert cli.main([*command, *options]) == 0
+        found.append(read_tuning(tmp_path / folder / "tuning" / "demo-quick.json"))
+    assert found[0]["scores"] == found[1]["scores"] and found[0]["chosen"] == found[1]["chosen"]
+
+
+def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = small_bench(tmp_path)
+    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "none"])
+    tried = []
+    path = tune(bench, cells, [1000], lambda cell, strength, top1: tried.append(strength))
+    record = json.loads(path.read_text())
+    assert len(set(tried)) == 7 and list(record["chosen"]) == ["oicsr-gl"]
+    assert {float(text) for text in record["scores"]["oicsr-gl"]["0.5"]} == set(tried)
+    for found in record["scores"]["oicsr-gl"]["0.5"].values():
+        assert len(found["loss"]) == len(found["top1"]) == 1 and 0 <= found["top1"][0] <= 1 < found["loss"][0]
+    for checkpoint in bench.store.folder.glob("[0-9a-f]*"):
+        state = bench.store.load(checkpoint.name)
+        assert state is not None and not state["scores"]["test"]
+    record["chosen"]["oicsr-gl"]["0.5"] = 0.0123  # (one epoch on 128 images: no strength is above chance)
+    path.write_text(json.dumps(record))
+    after = run_cell(bench, cells[0])
+    assert after.strength == 0.0123 and "tuned on validation" in after.strength_source
+
+
+def test_tuning_anew_replaces_scores_and_leaves_other_methods(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "gl-out"])
+    path = tune(bench, cells, [1000], lambda *args: None)
+    before = json.loads(path.read_text())
+    stronger = cells_of(small_experiment(grid_scale=20.0), "quick", methods=["oicsr-gl"])
+    after = json.loads(tune(bench, stronger, [1000], lambda *args: None).read_text())
+    tried = [set(map(float, record["scores"]["oicsr-gl"]["0.5"])) for record in (before, after)]
+    assert max(tried[1]) >= 0.16 and tried[0] != tried[1]
+    assert after["scores"]["gl-out"] == before["scores"]["gl-out"]
+
+
+def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
+    path = tune(bench, cells, [1000], lambda *args: None)
+    record = json.loads(path.read_text())
+    record["chosen"]["oicsr-gl"]["0.5"] = 0.0123
+    path.write_text(json.dumps(record))
+    (combined,) = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl+out"])
+    own, borrowed = (run_cell(bench, cell) for cell in (cells[0], combined))
+    assert borrowed.strength == own.strength
+    assert "tuned on validation for oicsr-gl" in borrowed.strength_source
