@@ -6,18 +6,24 @@ flipped, or a number that was edited, is found whenever the record is read.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.config import Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.records.rows import ChannelRow, EpochRow
+from benchmarks.records.rows import (
+    ChannelRow,
+    EpochRow,
+    RowError,
+    channels_csv,
+    history_csv,
+    read_channels,
+    read_history,
+)
 
 SCHEMA = "oicsr-record-1"
 
@@ -28,9 +34,20 @@ COMPLETE, FAILED = "complete", "failed"
 
 CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
 
-CHANNEL_COLUMNS = ("coupling", "channel", "out_energy", "in_energy", "kept")
-
 BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the files beside a record hold.
+
+    Attributes:
+        history: One row per epoch.
+        channels: One row per channel; none where the run wrote none.
+    """
+
+    history: list[EpochRow]
+    channels: list[ChannelRow]
 
 
 class RecordError(ValueError):
@@ -204,14 +221,15 @@ def record_path(results: Path, cell: Cell) -> Path:
 
 
 def read_record(path: Path, *, unchecked: bool = False) -> Record:
-    """Read a record from its file.
+    """Read a record from its file, and verify it and the files beside it.
 
     Args:
         path: `.../<experiment>/<run_id>/record.json`.
-        unchecked: Accept a record without checksum.
+        unchecked: Accept a record without checksums.
 
     Raises:
-        RecordError: It cannot be read, or lies in the folder of another run.
+        RecordError: It cannot be read, lies in the folder of another run, or it, its history or its channels were
+            changed.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -221,6 +239,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
     if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
         raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
     _verify(record, str(path), unchecked)
+    _check_beside(path, record, unchecked)
     return record
 
 
@@ -254,6 +273,8 @@ def write_record(
     write_atomically(folder / "history.csv", history_csv(history).encode())
     if channels:
         write_atomically(folder / "channels.csv", channels_csv(channels).encode())
+    else:
+        (folder / "channels.csv").unlink(missing_ok=True)  # of an earlier attempt
     path = folder / "record.json"
     _set_aside(path, record.protocol)
     write_atomically(path, stamped(record, history, channels).to_json().encode())
@@ -287,38 +308,48 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_beside(path: Path, record: Record) -> None:
-    """Make sure that history and channels beside the record at `path` are those that were written with it.
+def read_beside(path: Path, record: Record, *, unchecked: bool = False) -> Beside:
+    """Read and verify the history and, where the record names any, the channels beside it.
+
+    Args:
+        path: Of the record.
+        record: What it holds.
+        unchecked: Accept a record that does not name the checksum of its history.
 
     Raises:
-        RecordError: One is missing, or was changed.
+        RecordError: A file is missing, was changed, or is not a table of its kind.
     """
-    for name, key in BESIDE.items():
-        expected = record.provenance.get(key)
-        if expected is None and key != HISTORY_CHECKSUM:
-            continue
-        try:
-            found = hashlib.sha256(path.with_name(name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
-        if expected is not None and found != expected:
-            raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+    history = _text_beside(path, record, "history.csv", unchecked)
+    channels = _text_beside(path, record, "channels.csv", unchecked)
+    try:
+        beside = Beside(read_history(history or ""), [] if channels is None else read_channels(channels))
+    except RowError as error:
+        raise RecordError(f"a file beside {path} cannot be read: {error}") from error
+    return beside
 
 
-def channels_csv(channels: Iterable[ChannelRow]) -> str:
-    """Return the text of `channels.csv`: the energies of every channel before any removal, and which ones stay."""
-    lines = [",".join(CHANNEL_COLUMNS)]
-    lines += [f"{row.coupling},{row.channel},{row.out:.5g},{row.inward:.5g},{row.kept:d}" for row in channels]
-    return "\n".join(lines) + "\n"
+def _check_beside(path: Path, record: Record, unchecked: bool) -> None:
+    epochs: dict[str, int] = {}
+    for row in read_beside(path, record, unchecked=unchecked).history:
+        epochs[row.phase] = epochs.get(row.phase, 0) + 1
+    if epochs != record.epochs:
+        raise RecordError(f"{path} counts the epochs {record.epochs}, its history {epochs}: one of them was changed")
 
 
-def history_csv(history: Iterable[EpochRow]) -> str:
-    """Return the text of `history.csv`: one row per epoch; numbers only, accuracies in [0, 1]."""
-    buffer = io.StringIO()
-    names = [field.name for field in fields(EpochRow)]
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    for row in history:
-        values = asdict(row)
-        writer.writerow([f"{values[n]:.6g}" if isinstance(values[n], float) else values[n] for n in names])
-    return buffer.getvalue()
+def _text_beside(path: Path, record: Record, name: str, unchecked: bool) -> str | None:
+    """Return the text of a file beside a record; None for channels that the record does not name."""
+    expected = record.provenance.get(BESIDE[name])
+    if expected is None:
+        if name != "history.csv":
+            return None
+        if not unchecked:
+            raise RecordError(f"{path} does not name the SHA-256 of its {name}: it was changed")
+    try:
+        content = path.with_name(name).read_bytes()
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if expected is not None and found != expected:
+        raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
+    return text

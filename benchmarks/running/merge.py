@@ -9,7 +9,18 @@ from typing import Any
 
 from benchmarks.config import Cell, Experiment, canonical
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.records.record import BESIDE, CHECKSUM, Record, RecordError, check_beside, read_record, runs_folder
+from benchmarks.records.record import (
+    BESIDE,
+    CHECKSUM,
+    HISTORY_CHECKSUM,
+    Record,
+    RecordError,
+    read_beside,
+    read_record,
+    runs_folder,
+    stamped,
+)
+from benchmarks.records.rows import channels_csv, history_csv
 from benchmarks.running.bench import Bench
 from benchmarks.running.survey import check_same_configuration
 
@@ -59,7 +70,6 @@ def merge(
         label = f"{path.parent.parent.name}/{path.parent.name}"
         try:
             record = read_record(path, unchecked=unchecked)
-            check_beside(path, record)
             _check_configuration(bench, record, experiments, str(path))
             _bring_in(bench.results, path, record, merged, replace=replace)
         except RecordError as error:
@@ -103,13 +113,25 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
     if target.is_file():
         target.replace(target.with_name("record.json.replaced"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    for name in BESIDE:
-        if path.with_name(name).is_file():
-            write_atomically(target.with_name(name), path.with_name(name).read_bytes(), durable=False)
-    # a record that bears its checksum is copied as it is; not durably, for the source is still there
-    content = path.read_bytes() if CHECKSUM in record.provenance else record.to_json().encode()
-    write_atomically(target, content, durable=False)
+    # what bears its checksums is copied as it is; not durably, for the source is still there
+    if CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
+        contents = {name: path.with_name(name).read_bytes() for name, key in BESIDE.items() if key in record.provenance}
+        contents["record.json"] = path.read_bytes()
+    else:
+        contents = _stamped_files(path, record)
+    for name, content in contents.items():
+        write_atomically(target.with_name(name), content, durable=False)
     (merged.added if existing is None else merged.replaced).append(label)
+
+
+def _stamped_files(path: Path, record: Record) -> dict[str, bytes]:
+    """Return the files of a record that bore no checksums, by name; with checksums from now on."""
+    beside = read_beside(path, record, unchecked=True)
+    files = {"history.csv": history_csv(beside.history)}
+    if beside.channels:
+        files["channels.csv"] = channels_csv(beside.channels)
+    files["record.json"] = stamped(record, beside.history, beside.channels).to_json()
+    return {name: text.encode() for name, text in files.items()}
 
 
 def _existing(target: Path) -> Record | None:

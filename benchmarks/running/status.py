@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.config import Cell
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import Record, RecordError, check_beside, read_record, record_path
+from benchmarks.records.record import Record, RecordError, read_record, record_path
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench
 from benchmarks.running.estimate import epochs_done, estimate, sweep_of
@@ -85,7 +85,6 @@ def _record_of(bench: Bench, cell: Cell) -> tuple[Record | None, str]:
         return None, ""
     try:
         record = read_record(path)
-        check_beside(path, record)
         check_same_configuration(cell, record, str(path), bench)
     except RecordError as error:
         return None, str(error)

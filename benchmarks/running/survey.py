@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.config import PROTOCOL, Cell
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import Record, RecordError, check_beside, read_record, record_path
+from benchmarks.records.record import Record, RecordError, read_record, record_path
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench
 from benchmarks.running.outcome import resolved_config
@@ -41,7 +41,6 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
             continue
         try:
             record = read_record(path)
-            check_beside(path, record)
         except RecordError as error:
             path.replace(path.with_name("record.json.damaged"))
             found.damaged.append(str(error))

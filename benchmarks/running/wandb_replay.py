@@ -6,19 +6,17 @@ again; and the ids of W&B runs are made from the records, so that sending again 
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.config import digest
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.records.record import CHECKSUM, Record, check_beside, read_records, runs_folder
-from benchmarks.records.rows import EpochRow
-from benchmarks.running.wandb_mirror import Place, log_epoch, log_overview, log_result, open_run, overview_row, wandb_id
+from benchmarks.records.record import CHECKSUM, Record, read_beside, read_records, runs_folder
+from benchmarks.running.wandb_mirror import Place, log_epoch, log_overview, log_result, open_run, overview_row
 
 LEDGER = "published.json"
 
@@ -104,7 +102,7 @@ class Ledger:
 
 
 def _replay(record: Record, path: Path, place: Place) -> None:
-    check_beside(path, record)
+    history = read_beside(path, record).history
     config = {
         "experiment": record.experiment,
         "profile": record.profile,
@@ -114,17 +112,10 @@ def _replay(record: Record, path: Path, place: Place) -> None:
         **record.config,
     }
     run = open_run(place, record.experiment, record.profile, record.run_id, record.method, config)
-    for number, row in enumerate(read_history(path.with_name("history.csv")), start=1):
+    for number, row in enumerate(history, start=1):
         log_epoch(run, row, number)
     log_result(run, record)
     run.finish(exit_code=0 if record.complete else 1)
-
-
-def read_history(path: Path) -> list[EpochRow]:
-    """Read `history.csv`."""
-    types = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(EpochRow)}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [EpochRow(**{n: types[n](v) for n, v in row.items()}) for row in csv.DictReader(file)]
 
 
 def _overview(records: Sequence[Record], files: Sequence[Path], place: Place) -> None:
@@ -142,6 +133,3 @@ def _overview(records: Sequence[Record], files: Sequence[Path], place: Place) ->
                 artifact.add_file(str(path))
             run.log_artifact(artifact)
     run.finish()
-
-
-__all__ = ["Ledger", "Published", "publish", "read_history", "wandb_id"]

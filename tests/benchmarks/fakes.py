@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,23 @@ def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) ->
     return Record(**{**values, **changes})
 
 
-def fake_history(epochs: int = 3) -> list[EpochRow]:
-    return [EpochRow("dense", 0, epoch + 1, 0.1, 1.5, 0.0, 0.5, 1.5, 0.5, 1.0) for epoch in range(epochs)]
+SMALL_EPOCHS = {"dense": 1, "regularized": 1, "finetune": 1}  # of `small_cell`
+
+
+def fake_history(epochs: Mapping[str, int] | None = None) -> list[EpochRow]:
+    """Return as many rows of each phase as a record counts (default: as that of `small_cell` does)."""
+    counts = SMALL_EPOCHS if epochs is None else epochs
+    return [
+        EpochRow(p, 0, n + 1, 0.1, 1.5, 0.0, 0.5, 1.5, 0.5, 1.0) for p, count in counts.items() for n in range(count)
+    ]
 
 
 def write_fakes(results: Path, cells: Iterator[Cell] | list[Cell]) -> int:
     """Write a record for each cell; return how many."""
     count = 0
     for count, cell in enumerate(cells, start=1):  # noqa: B007
-        write_record(results, fake_record(cell, 0.5 + 0.01 * cell.seed), fake_history())
+        record = fake_record(cell, 0.5 + 0.01 * cell.seed)
+        write_record(results, record, fake_history(record.epochs))
     return count
 
 

@@ -18,7 +18,7 @@ import matplotlib as mpl
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import write_record
 from benchmarks.reporting import build as report
-from tests.benchmarks.synthetic import experiment, records_of, write_records, write_tuning
+from tests.benchmarks.synthetic import experiment, history_of, records_of, write_records, write_tuning
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 FIGURES = "figures.json"
@@ -68,8 +68,9 @@ def fixture_results(folder: Path) -> Path:
     write_tuning(results, study)
     write_records(results, records_of(experiment("demo", macs_kept=(0.5,), seeds=(0,)), "quick", tuned=False))
     steps = experiment("iterative", steps=4, methods=("oicsr-gl", "gl-out"), macs_kept=(0.3,))
-    for record in records_of(steps):  # without energies, histories and channels: what needs them is not drawn
-        write_record(results, replace(record, structure={}), ())
+    for record in records_of(steps):  # without energies, fine-tuning and channels: what needs them is not drawn
+        bare = replace(record, structure={}, epochs={"dense": 20, "regularized": 40})
+        write_record(results, bare, history_of(bare))
     broken = records_of(experiment("failing", methods=("oicsr-gl",), macs_kept=(0.5,), seeds=(0,)))[0]
     states = {"dense": broken.states["dense"]}
     failed = replace(broken, status="failed", states=states, failure={"reason": "training diverged"})

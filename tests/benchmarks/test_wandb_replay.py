@@ -9,11 +9,12 @@ import pytest
 
 from benchmarks.config import Cell
 from benchmarks.records.record import write_record
+from benchmarks.records.rows import read_history
 from benchmarks.running import wandb_mirror as sinks
 from benchmarks.running import wandb_replay as publishing
 from benchmarks.running.run import run_cell
 from benchmarks.running.wandb_mirror import Place, WandbSink, WandbWarning, wandb_id
-from benchmarks.running.wandb_replay import publish, read_history
+from benchmarks.running.wandb_replay import publish
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell
 
@@ -98,8 +99,8 @@ def test_ids_are_made_from_names() -> None:
 
 
 def test_history_is_read_back(tmp_path: Path) -> None:
-    path = write_record(tmp_path, fake_record(), fake_history(2))
-    assert read_history(path.with_name("history.csv")) == fake_history(2)
+    path = write_record(tmp_path, fake_record(), fake_history({"dense": 2}))
+    assert read_history(path.with_name("history.csv").read_text()) == fake_history({"dense": 2})
 
 
 def test_sink_writes_what_publish_writes(tmp_path: Path, opened: dict[str, FakeRun]) -> None:
@@ -153,7 +154,7 @@ def test_failure_in_the_middle_is_said_once(tmp_path: Path, opened: dict[str, Fa
         raise OSError(28, "No space left on device")
 
     opened[CELLS[0].run_id].log = full  # type: ignore[method-assign]
-    row = fake_history(1)[0]
+    row = fake_history({"dense": 1})[0]
     with pytest.warns(WandbWarning, match="No space left"):
         sink.epoch_done(CELLS[0], None, row, cached=False)  # type: ignore[arg-type]
     sink.epoch_done(CELLS[0], None, row, cached=False)  # type: ignore[arg-type]
