@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records.record import Beside, Record, read_beside, runs_folder
+from benchmarks.records.record import HISTORY_CHECKSUM, Beside, Record, read_beside, runs_folder
 
 
 class Details:
@@ -19,7 +19,8 @@ class Details:
         key = (record.experiment, record.run_id)
         if key not in self._read:
             path = runs_folder(self.results) / record.experiment / record.run_id / "record.json"
-            self._read[key] = read_beside(path, record)
+            known = HISTORY_CHECKSUM in record.provenance  # nothing can be verified beside a record that names none
+            self._read[key] = read_beside(path, record) if known else Beside([], [])
         return self._read[key]
 
     def history(self, record: Record) -> list[dict[str, Any]]:
