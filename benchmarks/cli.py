@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from benchmarks.escape import for_terminal
 from benchmarks.suggest import unknown_name
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -69,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.module.command(options))
     except ValueError as error:
-        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
     except BrokenPipeError:  # whoever read the output (head, less) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return FAILURE
     except OSError as error:
-        print(f"python -m benchmarks: {error}; what was done before is safe", file=sys.stderr)
+        print(f"python -m benchmarks: {for_terminal(str(error))}; what was done before is safe", file=sys.stderr)
         return USAGE if isinstance(error, FileNotFoundError) else FAILURE
     except RuntimeError as error:
         if not _is_of_data(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -12,6 +13,17 @@ from typing import Any, Literal, get_args
 
 # oicsr's own, said again: its import brings PyTorch, which experiments do without (mypy holds the two together)
 PruningSchedule = Literal["linear", "geometric"]
+
+LARGEST = 2**63 - 1  # whole numbers beyond that fit no column of a table
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+LONGEST = {
+    "experiment": 100,
+    "profile": 30,
+    "method": 60,
+    "device": 100,
+}  # characters; together they are one name of a file
 
 Scope = Literal["inner", "all"]
 
@@ -180,6 +192,12 @@ class Experiment:
     weights: str | None = None
     strengths_of: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse names that cannot be those of files."""
+        check_name("experiment", self.name)
+        for name in self.profiles:
+            check_name("profile", name)
+
     def profile(self, name: str) -> Profile:
         """Return a profile by name.
 
@@ -202,6 +220,11 @@ class Cell:
     seed: int
     macs_kept: float
 
+    def __post_init__(self) -> None:
+        """Refuse names that cannot be those of files."""
+        check_name("profile", self.profile_name)
+        check_name("method", self.method)
+
     @property
     def profile(self) -> Profile:
         """The profile's values."""
@@ -210,12 +233,34 @@ class Cell:
     @property
     def run_id(self) -> str:
         """The name of the run's folder; unique in a results folder, and sortable."""
-        return f"{self.profile_name}-{self.method}-keep{100 * self.macs_kept:g}-seed{self.seed}"
+        return run_name(self.profile_name, self.method, self.macs_kept, self.seed)
 
     @property
     def label(self) -> str:
         """How the run is called in messages."""
         return f"{self.experiment.name}/{self.run_id}"
+
+
+def run_name(profile: str, method: str, macs_kept: float, seed: int) -> str:
+    """Return what a run is called, on disk and in messages."""
+    return f"{profile}-{method}-keep{100 * macs_kept:g}-seed{seed}"
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that could lead anywhere but into the folder it is meant for.
+
+    Args:
+        kind: A key of `LONGEST`.
+        name: From a file, or from the command line.
+
+    Raises:
+        ValueError: It holds more than letters, digits, '.', '_', '+' and '-', begins with a sign, or is too long.
+    """
+    if not NAME.fullmatch(name) or len(name) > LONGEST[kind]:
+        raise ValueError(
+            f"the {kind} is called {name[:100]!r}; a name has letters, digits, '.', '_', '+' and '-', begins with a "
+            f"letter or digit, and is at most {LONGEST[kind]} characters long"
+        )
 
 
 def canonical(values: Any) -> str:

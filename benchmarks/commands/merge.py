@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.commands.options import add_results
-from benchmarks.running.adhoc import find_any, known_experiments, load_experiment, save_experiment
+from benchmarks.escape import for_terminal
+from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.bench import Bench
 from benchmarks.running.checkpoints import CheckpointStore
-from benchmarks.running.merge import merge
+from benchmarks.running.merge import bring_in_sweeps, merge
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +37,12 @@ def command(options: argparse.Namespace) -> int:
     )
     refused = 0
     for source in options.source:
-        for path in sorted((source / "sweeps").glob("*.json")):
-            save_experiment(load_experiment(path), options.results)
+        sweeps = bring_in_sweeps(source, options.results)
         experiments = {name: find_any(name, options.results) for name in known_experiments(options.results)}
         merged = merge(bench, source, experiments, replace=options.replace, unchecked=options.unchecked)
-        for label, reason in merged.refused.items():
-            print(f"refused: {label}: {reason}", file=sys.stderr)
-        refused += len(merged.refused)
+        for label, reason in [*sweeps.items(), *merged.refused.items()]:
+            print(f"refused: {for_terminal(f'{label}: {reason}')}", file=sys.stderr)
+        refused += len(merged.refused) + len(sweeps)
         print(
             f"{source}: {len(merged.added)} brought in, {len(merged.replaced)} replaced, {len(merged.present)} there "
             f"already, {len(merged.refused)} refused"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.commands.options import add_results
+from benchmarks.escape import for_terminal
 from benchmarks.records.record import RecordError
 from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
 from benchmarks.running.wandb_replay import publish
@@ -35,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Replay what is not there yet; exit with 1 where W&B fails."""
+    """Replay what is not there yet; exit with 1 where W&B fails or a record cannot be read."""
     place = Place(options.wandb, options.folder, options.project, options.entity)
     try:
         done = publish(options.results, place, options.experiments or None, again=options.again)
@@ -47,4 +48,6 @@ def command(options: argparse.Namespace) -> int:
     print(f"{len(done.written)} W&B runs written, {len(done.present)} unchanged since they were published")
     if options.wandb == "offline" and done.written:
         print(f"to upload them: wandb sync --include-offline {options.folder}/wandb/offline-run-*")
-    return 0
+    for reason in done.refused:
+        print(f"left out: {for_terminal(reason)}", file=sys.stderr)
+    return 1 if done.refused else 0

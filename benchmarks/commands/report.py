@@ -7,8 +7,10 @@ import os
 import sys
 
 from benchmarks.commands.options import add_results
+from benchmarks.escape import for_terminal
 from benchmarks.machine.paths import ROOT
 from benchmarks.reporting import build as report
+from benchmarks.reporting.gathered import gather
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +22,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     """Make every generated file from the records; with `--check` only compare."""
     published = options.results.resolve() == ROOT / "results"
-    artefacts = report.build(options.results, ROOT if published else None)
+    gathered = gather(options.results)
+    for reason in gathered.left_out.values():
+        print(f"left out: {for_terminal(reason)}", file=sys.stderr)
+    artefacts = report.build(options.results, ROOT if published else None, gathered)
     if options.check:
         wrong = report.differing(artefacts, options.results)
         for line in wrong:
             print(line, file=sys.stderr)
         print(f"{len(artefacts)} generated files checked, {len(wrong)} wrong")
-        return 1 if wrong else 0
+        return 1 if wrong or gathered.left_out else 0
     changed = report.write(artefacts)
     print(f"{len(artefacts)} generated files, {len(changed)} changed")
     for path in changed:
         print(f"  {os.path.relpath(path)}")
-    return 0
+    if gathered.left_out:
+        print(f"{len(gathered.left_out)} records were left out: restore each file, or move its folder away")
+    return 1 if gathered.left_out else 0

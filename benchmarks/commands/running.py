@@ -15,14 +15,16 @@ from rich.console import Console
 from benchmarks.analysis.comparison import compare
 from benchmarks.commands.options import add_device, add_folders, choose_device, positive
 from benchmarks.config import Cell, Profile
+from benchmarks.escape import for_terminal
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.leases import process_age
 from benchmarks.machine.processes import current_rank, local_device, process_group
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import Record, read_records
+from benchmarks.records.record import Record
 from benchmarks.records.strengths import UNTUNED, choose_strength
 from benchmarks.reporting import build as report
 from benchmarks.reporting.comparison_table import notes, to_text
+from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
 from benchmarks.running.bench import Bench
 from benchmarks.running.checkpoints import CheckpointStore
@@ -109,9 +111,9 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
     if not found.todo:
         line = f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run"
         console.print(line, highlight=False, soft_wrap=True)
-    if outcome.stopped != INTERRUPT:
-        show(console, options.results, cells)
-    return _conclude(console, outcome, [*found.failed, *outcome.records, *outcome.elsewhere])
+    left_out = show(console, options.results, cells) if outcome.stopped != INTERRUPT else []
+    code = _conclude(console, outcome, [*found.failed, *outcome.records, *outcome.elsewhere])
+    return FAILURE if left_out and code == OK else code
 
 
 def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Console) -> int:
@@ -221,7 +223,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
     failed = [record for record in records if not record.complete]
     for record in failed:
         reason = (record.failure or {}).get("reason")
-        line = f"failed: {record.experiment}/{record.run_id}: {reason}"
+        line = f"failed: {record.experiment}/{record.run_id}: {for_terminal(str(reason))}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
@@ -240,11 +242,14 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
     return FAILURE if failed else OK
 
 
-def show(console: Console, results: Path, cells: Sequence[Cell]) -> None:
-    """Make the tables and plots of some experiments, and print the tables."""
+def show(console: Console, results: Path, cells: Sequence[Cell]) -> list[str]:
+    """Make the tables and plots of some experiments, and print the tables; return why records are left out."""
     names = list(dict.fromkeys(cell.experiment.name for cell in cells))
     profiles = {(cell.experiment.name, cell.profile_name) for cell in cells}
-    comparisons = [c for c in compare(read_records(results, names)) if (c.experiment, c.profile) in profiles]
+    found = gather(results, names)
+    for reason in found.left_out.values():
+        console.print(f"left out: {for_terminal(reason)}", markup=False, highlight=False, soft_wrap=True)
+    comparisons = [c for c in compare(found.records) if (c.experiment, c.profile) in profiles]
     for comparison in comparisons:
         files = report.files_of(comparison, results)
         report.write(files)
@@ -254,3 +259,4 @@ def show(console: Console, results: Path, cells: Sequence[Cell]) -> None:
         for kind, folder, suffix in (("table", "tables", "md"), ("plot", "figures", "png")):
             path = os.path.relpath(results / folder / f"{comparison.name}.{suffix}")
             console.print(f"{kind}: {path}", markup=False, highlight=False, soft_wrap=True)
+    return list(found.left_out.values())

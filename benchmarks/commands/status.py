@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device
 from benchmarks.config import Cell, Experiment
+from benchmarks.escape import for_terminal
 from benchmarks.methods.registry import METHODS
 from benchmarks.records.record import runs_folder
 from benchmarks.running.adhoc import find_any, known_experiments
@@ -78,7 +79,7 @@ def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
         cells = [cell for cell in sweep.cells if cell.state == state]
         for item in cells[:listed]:
             progress = f" {100 * item.progress:.0f} %" if state == PARTIAL else ""
-            lines.append(f"  {state}{progress}: {item.cell.run_id}: {item.detail}")
+            lines.append(f"  {state}{progress}: {item.cell.run_id}: {for_terminal(item.detail)}")
         if listed is not None and len(cells) > listed:
             lines.append(f"  ... and {len(cells) - listed} more {state} (--all names them)")
     return lines

@@ -42,11 +42,16 @@ def read_rows(path: Path) -> dict[str, Row]:
     """
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if list(reader.fieldnames or []) != COLUMNS:
-            raise ValueError(f"{path} is no coverage table: its columns are {reader.fieldnames}; move it away")
-        return {row["network"]: row for row in reader}
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no coverage table: {error}; move it away") from error
+    if list(reader.fieldnames or []) != COLUMNS:
+        raise ValueError(f"{path} is no coverage table: its columns are {reader.fieldnames}; move it away")
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path} is no coverage table: a row has more or fewer values than columns; move it away")
+    return {row["network"]: row for row in rows}
 
 
 def to_csv(rows: Mapping[str, Row]) -> str:

@@ -13,7 +13,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody put there
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             if durable:

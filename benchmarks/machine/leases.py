@@ -23,6 +23,8 @@ from typing import Self
 
 from filelock import FileLock
 
+from benchmarks.machine.paths import inside
+
 HEARTBEAT = 5.0  # seconds between two touches of an owner's file
 
 STALE_AFTER = 60.0  # seconds without a touch after which an owner on another machine counts as dead
@@ -171,7 +173,7 @@ class Lease:
 
 
 def _guard(path: Path) -> FileLock:
-    return FileLock(path.with_suffix(".lock"))
+    return FileLock(inside(path.parent, path.with_suffix(".lock").name))
 
 
 def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
@@ -195,5 +197,9 @@ def wait_for_lease(path: Path, pause: Callable[[], None]) -> Lease:
 
 
 def lease_path(folder: Path, *names: str) -> Path:
-    """Return where the lease of a piece of work lies, in a folder of results or checkpoints."""
-    return folder / ".locks" / ("--".join(names) + ".owner")
+    """Return where the lease of a piece of work lies, in a folder of results or checkpoints.
+
+    Raises:
+        OutsideError: That leads out of the folder.
+    """
+    return inside(folder, ".locks", "--".join(names) + ".owner")

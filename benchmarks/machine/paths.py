@@ -1,4 +1,4 @@
-"""Where the project is: the one place that counts folders upwards."""
+"""Where the project is (the one place that counts folders upwards), and paths that stay in their folder."""
 
 from __future__ import annotations
 
@@ -10,3 +10,23 @@ METHOD_CARDS = ROOT / "docs" / "methods.md"
 PUBLISHED = ROOT / "results" / "published"  # numbers quoted from papers
 PUBLISHED_TUNING = ROOT / "results" / "tuning"
 REPORT_ASSETS = BENCHMARKS / "reporting" / "assets"
+
+
+class OutsideError(ValueError):
+    """A path leads out of the folder that it was meant for."""
+
+
+def inside(folder: Path, *parts: str | Path) -> Path:
+    """Return a path in a folder.
+
+    Args:
+        folder: May be anywhere, and a link.
+        parts: Of the path below it.
+
+    Raises:
+        OutsideError: The path leads out of the folder, by `..`, as an absolute path, or through a link.
+    """
+    path = folder.joinpath(*parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OutsideError(f"{path} leads out of {folder}, to {path.resolve()}: it is neither read nor written")
+    return path

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.config import Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.paths import OutsideError, inside
 from benchmarks.records.rows import (
     ChannelRow,
     EpochRow,
@@ -24,6 +25,8 @@ from benchmarks.records.rows import (
     read_channels,
     read_history,
 )
+from benchmarks.records.schema import RecordError as RecordError
+from benchmarks.records.schema import check_values
 
 SCHEMA = "oicsr-record-1"
 
@@ -33,6 +36,8 @@ STATES_OF = {1: tuple(state for state in STATES if state != "recalibrated"), 2: 
 COMPLETE, FAILED = "complete", "failed"
 
 CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
+
+LARGEST_FILE = 64 << 20  # bytes
 
 BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
@@ -48,10 +53,6 @@ class Beside:
 
     history: list[EpochRow]
     channels: list[ChannelRow]
-
-
-class RecordError(ValueError):
-    """A record cannot be read, or does not belong where it lies."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +138,12 @@ def without_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
-FIELDS = {field.name: field for field in fields(Record)}
-OPTIONAL = {field.name for field in fields(Record) if field.default is not MISSING}
+FIELDS = {each.name: each for each in fields(Record)}
+OPTIONAL = {each.name for each in fields(Record) if each.default is not MISSING}
 # Fields that joined after the first records were published, by default; a new one needs a default, and no more.
 LATER = {name: FIELDS[name].default for name in OPTIONAL - {"failure"}}
 
-TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("config", "states", "widths", "structure", "epochs", "compute", "timing", "provenance"), dict),
-    "removals": list,
-    **dict.fromkeys(("strength", "macs_kept"), (int, float)),
-    **dict.fromkeys(("seed", "protocol"), int),
-    "failure": (dict, type(None)),
-}
+TEXTS = {name for name, each in FIELDS.items() if each.type == "str"}
 
 
 def parse_record(text: str, where: str, *, unchecked: bool = False) -> Record:
@@ -183,10 +178,10 @@ def _parse(text: str, where: str) -> Record:
     missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
     if missing - OPTIONAL or extra:
         raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
-    for name, value in data.items():
-        expected = TYPES.get(name, str)
-        if not isinstance(value, expected) or isinstance(value, bool):
-            raise RecordError(f"{where}: {name!r} is {str(value)[:40]!r}, which is no {expected}")
+    for name in TEXTS:
+        if not isinstance(data[name], str):
+            raise RecordError(f"{where}: {name!r} is {str(data[name])[:40]!r}; a text is needed")
+    check_values(data, where)
     if data["status"] not in (COMPLETE, FAILED):
         raise RecordError(f"{where}: status is {data['status']!r}; it must be {COMPLETE!r} or {FAILED!r}")
     record = Record(**data)
@@ -195,19 +190,15 @@ def _parse(text: str, where: str) -> Record:
 
 
 def _check_states(record: Record, where: str) -> None:
-    """Refuse accuracies and sizes that are none, and complete runs without all states of their protocol."""
+    """Refuse states that are unknown, and complete runs without all states of their protocol."""
     if record.protocol not in STATES_OF:
         raise RecordError(f"{where}: protocol is {record.protocol!r}; this version knows {sorted(STATES_OF)}")
     missing = [state for state in STATES_OF[record.protocol] if state not in record.states]
     if record.complete and missing:
         raise RecordError(f"{where}: the run is complete, but states {missing} are missing")
-    for name, state in record.states.items():
-        top1 = state.get("top1") if isinstance(state, dict) else None
-        if name not in STATES or not isinstance(top1, float | int) or not 0 <= top1 <= 1:
-            raise RecordError(f"{where}: state {name!r} has top1 {top1!r}; a share in [0, 1] is needed")
-        for size in ("macs", "macs_with_norm_pool", "params"):
-            if not isinstance(state.get(size), int) or state[size] < 1:
-                raise RecordError(f"{where}: state {name!r} has {size} {state.get(size)!r}; a count is needed")
+    unknown = sorted(record.states.keys() - set(STATES))
+    if unknown:
+        raise RecordError(f"{where}: states {unknown} are unknown; this version knows {list(STATES)}")
 
 
 def runs_folder(results: Path) -> Path:
@@ -215,9 +206,18 @@ def runs_folder(results: Path) -> Path:
     return results / "runs"
 
 
+def run_folder(results: Path, experiment: str, run_id: str) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        OutsideError: It leads out of the results folder.
+    """
+    return inside(results, "runs", experiment, run_id)
+
+
 def record_path(results: Path, cell: Cell) -> Path:
     """Return where the record of a cell lies."""
-    return runs_folder(results) / cell.experiment.name / cell.run_id / "record.json"
+    return run_folder(results, cell.experiment.name, cell.run_id) / "record.json"
 
 
 def read_record(path: Path, *, unchecked: bool = False) -> Record:
@@ -231,10 +231,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
         RecordError: It cannot be read, lies in the folder of another run, or it, its history or its channels were
             changed.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is no readable record: {error}") from error
+    text = _text_of(path, "record")
     record = _parse(text, str(path))
     if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
         raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
@@ -243,24 +240,44 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
     return record
 
 
+@dataclass
+class Found:
+    """The records of a results folder.
+
+    Attributes:
+        records: Those that can be read, sorted by path.
+        refused: Why the others cannot, by path of the record.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    refused: dict[Path, str] = field(default_factory=dict)
+
+
+def find_records(results: Path, experiments: Sequence[str] | None = None) -> Found:
+    """Read all records in a results folder; one that cannot be read keeps no other from being read."""
+    found = Found()
+    for path in sorted(runs_folder(results).glob("*/*/record.json")):
+        if experiments is not None and path.parent.parent.name not in experiments:
+            continue
+        try:
+            inside(results, path.relative_to(results))
+            found.records.append(read_record(path))
+        except (RecordError, OutsideError) as error:
+            found.refused[path] = str(error)
+    return found
+
+
 def read_records(results: Path, experiments: Sequence[str] | None = None) -> list[Record]:
     """Read all records in a results folder, sorted by path.
 
     Raises:
         RecordError: One cannot be read; names all that cannot.
     """
-    records, broken = [], []
-    for path in sorted(runs_folder(results).glob("*/*/record.json")):
-        if experiments is not None and path.parent.parent.name not in experiments:
-            continue
-        try:
-            records.append(read_record(path))
-        except RecordError as error:
-            broken.append(str(error))
-    if broken:
+    found = find_records(results, experiments)
+    if found.refused:
         advice = "Restore each file or move its folder away; the other records are untouched."
-        raise RecordError("\n".join([f"{len(broken)} unreadable:", *broken, advice]))
-    return records
+        raise RecordError("\n".join([f"{len(found.refused)} unreadable:", *found.refused.values(), advice]))
+    return found.records
 
 
 def write_record(
@@ -268,7 +285,7 @@ def write_record(
 ) -> Path:
     """Write the history and, where there are any, the channels, then the record; return the record's path."""
     history, channels = list(history), list(channels)
-    folder = runs_folder(results) / record.experiment / record.run_id
+    folder = run_folder(results, record.experiment, record.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "history.csv", history_csv(history).encode())
     if channels:
@@ -336,6 +353,18 @@ def _check_beside(path: Path, record: Record, unchecked: bool) -> None:
         raise RecordError(f"{path} counts the epochs {record.epochs}, its history {epochs}: one of them was changed")
 
 
+def _text_of(path: Path, what: str) -> str:
+    """Return the text of a file: never what a pipe or a device gives, nor more than a record can be."""
+    try:
+        if not path.is_file():
+            raise RecordError(f"{path} is no readable {what}: it is missing, or no plain file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise RecordError(f"{path} is no readable {what}: it is larger than {LARGEST_FILE >> 20} MiB")
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is no readable {what}: {error}") from error
+
+
 def _text_beside(path: Path, record: Record, name: str, unchecked: bool) -> str | None:
     """Return the text of a file beside a record; None for channels that the record does not name."""
     expected = record.provenance.get(BESIDE[name])
@@ -344,12 +373,8 @@ def _text_beside(path: Path, record: Record, name: str, unchecked: bool) -> str 
             return None
         if not unchecked:
             raise RecordError(f"{path} does not name the SHA-256 of its {name}: it was changed")
-    try:
-        content = path.with_name(name).read_bytes()
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} has no readable {name} beside it: {error}") from error
-    found = hashlib.sha256(content).hexdigest()
+    text = _text_of(path.with_name(name), name)
+    found = _sha256(text)
     if expected is not None and found != expected:
         raise RecordError(f"{name} beside {path} has SHA-256 {found[:12]}, expected {str(expected)[:12]}")
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import Cell
-from benchmarks.machine.paths import PUBLISHED_TUNING
+from benchmarks.machine.paths import PUBLISHED_TUNING, inside
 
 if TYPE_CHECKING:
     from baselines.method import Method
@@ -38,7 +39,7 @@ class Strength:
 
 def tuning_path(folder: Path, experiment: str, profile: str) -> Path:
     """Return where the tuning record of an experiment lies."""
-    return folder / f"{experiment}-{profile}.json"
+    return inside(folder, f"{experiment}-{profile}.json")
 
 
 def read_tuning(path: Path) -> dict[str, Any]:
@@ -56,13 +57,17 @@ def read_tuning(path: Path) -> dict[str, Any]:
             f"{path} is no tuning record of schema {' or '.join(map(repr, SCHEMAS))}. Restore it, or tune again."
         )
     for method, chosen in data["chosen"].items():
-        if not isinstance(chosen, dict) or not all(isinstance(value, int | float | None) for value in chosen.values()):
+        if not isinstance(chosen, dict) or not all(value is None or _is_strength(value) for value in chosen.values()):
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
     if data["schema"] != SCHEMA:  # as the present schema has it
         for targets in data["scores"].values():
             for target, tries in targets.items():
                 targets[target] = {strength: {"loss": [], "top1": values} for strength, values in tries.items()}
     return data
+
+
+def _is_strength(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:

@@ -14,17 +14,19 @@ from typing import Any
 
 from benchmarks.analysis.comparison import MAIN_METHODS, Comparison, compare
 from benchmarks.analysis.verdicts import Verdict, judge, to_plain
+from benchmarks.config import check_name
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.machine.paths import METHOD_CARDS, ROOT
+from benchmarks.machine.paths import METHOD_CARDS, ROOT, inside
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
-from benchmarks.records.record import RecordError, read_records
-from benchmarks.records.strengths import read_tuning
+from benchmarks.records.record import RecordError
+from benchmarks.records.strengths import TuningError, read_tuning
 from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
 from benchmarks.reporting.figures import accuracy, channels, latency, training_curves
 from benchmarks.reporting.figures.method_diagram import method_diagram
 from benchmarks.reporting.figures.style import Files
+from benchmarks.reporting.gathered import Gathered, gather
 from benchmarks.reporting.html_report import html_report
 from benchmarks.reporting.pages import readme_block, results_page, with_block
 from benchmarks.reporting.paper_tables import all_sheets
@@ -38,19 +40,21 @@ Artefacts = dict[Path, bytes]
 Draw = Callable[[], Files | None]
 
 
-def build(results: Path, root: Path | None = None) -> Artefacts:
+def build(results: Path, root: Path | None = None, gathered: Gathered | None = None) -> Artefacts:
     """Return all generated files of a results folder by path, without writing any.
 
     Args:
         results: Holds `runs/`; tables and figures go beside.
         root: The project's root, where the results are those that it publishes: RESULTS.md and README.md are its own.
+        gathered: The records of the folder, where they were read before (default: read them).
 
     Raises:
-        RecordError: A record cannot be read.
         UnfairComparisonError: Records of one table were made under different protocols.
+        OutsideError: A folder of generated files is a link that leads elsewhere.
     """
-    records, details = read_records(results), Details(results)
-    study = Study(results, records, details, compare(records), judge(records, details))
+    found, details = gathered or gather(results), Details(results)
+    records = found.records
+    study = Study(results, records, details, compare(records), judge(records, details), left_out=found.left_out)
     sheets = all_sheets(study.comparisons)
     tables = [_tables(comparison) for comparison in study.comparisons]
     artefacts: Artefacts = {}
@@ -75,7 +79,12 @@ def build(results: Path, root: Path | None = None) -> Artefacts:
             blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
             blocks["docs/any_network.md"] = summary(coverage).rstrip()
         artefacts |= {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
-    return artefacts
+    return _inside(artefacts, root or results)
+
+
+def _inside(artefacts: Artefacts, folder: Path) -> Artefacts:
+    """Return the same files, none of which would be written outside of a folder."""
+    return {inside(folder, path.relative_to(folder)): content for path, content in artefacts.items()}
 
 
 def _page_with_block(root: Path, page: str, block: str) -> bytes:
@@ -93,7 +102,7 @@ def files_of(comparison: Comparison, results: Path) -> Artefacts:
     artefacts = _figure_files(results, comparison.name, accuracy.accuracy_against_macs(comparison, title))
     for sheet in _tables(comparison):
         artefacts |= _sheet_files(sheet, results)
-    return artefacts
+    return _inside(artefacts, results)
 
 
 def _tables(comparison: Comparison) -> tuple[Sheet, Sheet]:
@@ -139,7 +148,19 @@ def _stem(comparison: Comparison, kind: str) -> str:
 
 def _strengths(results: Path, comparison: Comparison, title: str) -> Files | None:
     path = results / "tuning" / f"{comparison.name}.json"
-    return training_curves.strength_curves(read_tuning(path), title) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return _from_file(path, lambda: training_curves.strength_curves(read_tuning(path), title))
+
+
+def _from_file(path: Path, draw: Draw) -> Files | None:
+    """Draw what a file holds; an error names the file."""
+    try:
+        return draw()
+    except TuningError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise RecordError(f"{path} cannot be drawn, a value in it is not as it should be: {error!r}") from error
 
 
 def _latency_drawings(results: Path) -> dict[str, Draw]:
@@ -148,10 +169,12 @@ def _latency_drawings(results: Path) -> dict[str, Draw]:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             section = found.get("sections", {}).get("latency", {})
-        except (ValueError, AttributeError) as error:
+            check_name("device", path.stem)
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise RecordError(f"{path} is no readable measurement of speed: {error}") from error
         device = str(found.get("device", path.stem))
-        drawings[f"{LATENCY}{path.stem}"] = partial(latency.latency_against_macs, device, section)
+        draw = partial(latency.latency_against_macs, device, section)
+        drawings[f"{LATENCY}{path.stem}"] = partial(_from_file, path, draw)
     return drawings
 
 

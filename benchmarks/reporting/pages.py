@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from benchmarks.analysis.comparison import MAIN_METHODS, Comparison
 from benchmarks.analysis.verdicts import NOT_RUN
+from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record
 from benchmarks.reporting.checklist import checklist, checklist_markdown
@@ -44,7 +46,7 @@ def results_page(study: Study, sheets: Sequence[Sheet], latency: Sequence[str], 
     lines += reliability_section(study.results)
     lines += ["## Checklist of Blalock et al. 2020", ""]
     lines += [*checklist_markdown(checklist(study.records, study.comparisons)), ""]
-    return "\n".join([*lines, *_failed_and_missing(study)])
+    return "\n".join([*lines, *_failed_and_missing(study), *_left_out(study)])
 
 
 def _folded(sheet: Sheet) -> list[str]:
@@ -92,8 +94,26 @@ def _failed_and_missing(study: Study) -> list[str]:
     return lines
 
 
+def _left_out(study: Study) -> list[str]:
+    if not study.left_out:
+        return []
+    places = (os.path.relpath(path, study.results) for path in study.left_out)
+    lines = [
+        f"- {for_markdown(place)}: {for_markdown(reason)}"
+        for place, reason in zip(places, study.left_out.values(), strict=True)
+    ]
+    return [
+        "## Records that are left out",
+        "",
+        "They cannot be read, or cannot stand beside the others.",
+        "",
+        *lines,
+        "",
+    ]
+
+
 def _reason(record: Record) -> str:
-    return str((record.failure or {}).get("reason", "unknown"))
+    return for_markdown(str((record.failure or {}).get("reason", "unknown")))
 
 
 def readme_block(study: Study) -> str:

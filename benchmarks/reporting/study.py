@@ -37,6 +37,7 @@ class Study:
         comparisons: One per experiment and profile.
         verdicts: One per claim.
         drawn: Figure kinds that were drawn, by name of the comparison.
+        left_out: Why records are left out, by path.
     """
 
     results: Path
@@ -45,6 +46,7 @@ class Study:
     comparisons: Sequence[Comparison]
     verdicts: Sequence[Verdict]
     drawn: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[Path, str] = field(default_factory=dict)
 
 
 def title_of(experiment: str) -> str:

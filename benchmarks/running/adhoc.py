@@ -16,6 +16,7 @@ from benchmarks.config import Experiment, Profile
 from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.paths import inside
 from benchmarks.methods.registry import METHODS, find_method
 from benchmarks.models import input_shape
 from benchmarks.running.cells import default_profile
@@ -27,9 +28,9 @@ SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
 SHOWN = 3  # problems that an error names
 
-PRIORITY = 90  # after those that have a file
+AXES = ("methods", "macs_kept", "seeds")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PRIORITY = 90  # after those that have a file
 
 
 class ExperimentError(ValueError):
@@ -110,7 +111,11 @@ def find_any(name: str, results: Path) -> Experiment:
         ValueError: There is none of that name, or its file is damaged.
     """
     if name not in EXPERIMENTS and name in known_experiments(results):
-        return load_experiment(_folder(results) / f"{name}.json")
+        path = _folder(results) / f"{name}.json"
+        experiment = load_experiment(path)
+        if experiment.name != name:
+            raise ExperimentError(f"{path} holds an experiment called {experiment.name!r}; rename the file")
+        return experiment
     return find_experiment(name)
 
 
@@ -120,7 +125,7 @@ def _folder(results: Path) -> Path:
 
 def save_experiment(experiment: Experiment, results: Path) -> Path:
     """Keep an experiment in a results folder; one that is already there gets the new methods, targets and seeds."""
-    path = _folder(results) / f"{experiment.name}.json"
+    path = inside(results, "sweeps", f"{experiment.name}.json")
     if path.is_file():
         experiment = _united(load_experiment(path), experiment)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,15 +137,30 @@ def save_experiment(experiment: Experiment, results: Path) -> Path:
 def _united(kept: Experiment, new: Experiment) -> Experiment:
     """Return the new experiment with what was asked for before, where all other values are the same."""
     profiles = {**kept.profiles, **new.profiles}
-    axes = ("methods", "macs_kept", "seeds")
     for name in kept.profiles.keys() & new.profiles.keys():
         old, young = kept.profiles[name], new.profiles[name]
-        if replace(old, **{axis: getattr(young, axis) for axis in axes}) == young:
+        if replace(old, **{axis: getattr(young, axis) for axis in AXES}) == young:
             both: dict[str, Any] = {
-                axis: tuple(dict.fromkeys([*getattr(old, axis), *getattr(young, axis)])) for axis in axes
+                axis: tuple(dict.fromkeys([*getattr(old, axis), *getattr(young, axis)])) for axis in AXES
             }
             profiles[name] = replace(young, **both)
     return replace(new, profiles=profiles)
+
+
+def check_adds_only(kept: Experiment, new: Experiment, where: str) -> None:
+    """Refuse an experiment that says of a known one anything but further profiles, methods, targets and seeds.
+
+    Raises:
+        ExperimentError: It does; says what.
+    """
+    for name in ("model", "dataset", "weights"):
+        if getattr(kept, name) != getattr(new, name):
+            differs = f"{name} is {getattr(new, name)!r}, not {getattr(kept, name)!r}"
+            raise ExperimentError(f"{where} is another experiment than the {kept.name!r} that is known: {differs}")
+    for name in kept.profiles.keys() & new.profiles.keys():
+        same = {axis: getattr(kept.profiles[name], axis) for axis in AXES}
+        if replace(new.profiles[name], **same) != kept.profiles[name]:
+            raise ExperimentError(f"{where}: profile {name!r} has other values than that of the known {kept.name!r}")
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -171,10 +191,6 @@ def parse_experiment(text: str, where: str) -> Experiment:
     experiment = _validated(data, where)
     if not experiment.profiles:
         raise ExperimentError(f"{where} has no profiles")
-    if not NAME.fullmatch(experiment.name):
-        raise ExperimentError(
-            f"{where}: the name is {experiment.name!r}; letters, digits, '.', '_' and '-' are allowed"
-        )
     return experiment
 
 

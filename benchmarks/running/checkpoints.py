@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +19,13 @@ import torch
 
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.leases import Lease, lease_path, wait_for_lease
+from benchmarks.machine.paths import inside
 
 MAGIC = b"oicsr-checkpoint-1\n"
 
 GENERATIONS = 2
+
+GENERATION = re.compile(r"[0-9]{6}\.ckpt")
 
 PROGRESS = "progress.json"
 
@@ -59,7 +63,7 @@ class CheckpointStore:
         Raises:
             OSError: It cannot be written; what was there stays.
         """
-        folder = self.folder / key
+        folder = inside(self.folder, key)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = self._generations(key)
         number = int(earlier[-1].stem) + 1 if earlier else 0
@@ -98,7 +102,8 @@ class CheckpointStore:
         return None
 
     def _generations(self, key: str) -> list[Path]:
-        return sorted((self.folder / key).glob("*.ckpt"))
+        """Return the checkpoints of `key`, the oldest first; files that others put there do not count."""
+        return sorted(path for path in (self.folder / key).glob("*.ckpt") if GENERATION.fullmatch(path.name))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

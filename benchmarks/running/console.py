@@ -10,9 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from benchmarks.config import Cell
+from benchmarks.escape import for_terminal
 from benchmarks.records.record import Record
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.estimate import Estimate
@@ -176,7 +178,7 @@ class ConsoleObserver:
         self._bars.update(self._sweep, completed=self._finished)
         counter = f"[{self._finished}/{self._runs}]".replace("[", r"\[")
         if not record.complete:
-            reason = (record.failure or {}).get("reason", "")
+            reason = escape(for_terminal(str((record.failure or {}).get("reason", ""))))
             self._console.print(f"{counter} {cell.label} [red]FAILED[/red]: {reason}", highlight=False, soft_wrap=True)
             return
         states = ", ".join(f"{name} {100 * state['top1']:.2f}" for name, state in record.states.items())

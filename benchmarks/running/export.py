@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.config import Cell, Experiment, Phase, Profile
+from benchmarks.machine.paths import inside
 from benchmarks.machine.provenance import weights_sha256
 from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
@@ -190,7 +191,7 @@ def export(run: str, format_name: str, results: Path, checkpoints: Path, output:
         raise ExportError(f"format is {format_name!r}; it must be one of {', '.join(map(repr, FORMATS))}")
     record = find_record(run, results)
     suffix, write = FORMATS[format_name]
-    path = output or Path(f"{record.experiment}-{record.run_id}{suffix}")
+    path = output or inside(Path(), f"{record.experiment}-{record.run_id}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, FinetunedNetwork(record, CheckpointStore(checkpoints)))
     return path

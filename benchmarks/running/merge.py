@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.analysis.fairness import UnfairComparisonError, check_comparable
 from benchmarks.config import Cell, Experiment, canonical
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.paths import OutsideError, inside
+from benchmarks.methods.registry import find_method
 from benchmarks.records.record import (
     BESIDE,
     CHECKSUM,
@@ -17,11 +22,14 @@ from benchmarks.records.record import (
     RecordError,
     read_beside,
     read_record,
+    run_folder,
     runs_folder,
     stamped,
 )
 from benchmarks.records.rows import channels_csv, history_csv
+from benchmarks.running.adhoc import check_adds_only, find_any, known_experiments, load_experiment, save_experiment
 from benchmarks.running.bench import Bench
+from benchmarks.running.cells import cells_of
 from benchmarks.running.survey import check_same_configuration
 
 
@@ -69,12 +77,65 @@ def merge(
     for path in paths:
         label = f"{path.parent.parent.name}/{path.parent.name}"
         try:
+            inside(source, path.relative_to(source))
             record = read_record(path, unchecked=unchecked)
+            _check_method(record, str(path))
             _check_configuration(bench, record, experiments, str(path))
+            _check_company(bench.results, record, str(path))
             _bring_in(bench.results, path, record, merged, replace=replace)
-        except RecordError as error:
+        except (RecordError, OutsideError) as error:
             merged.refused[label] = str(error)
     return merged
+
+
+def bring_in_sweeps(source: Path, results: Path) -> dict[str, str]:
+    """Bring in the experiments without a file that a results folder keeps; return why some are refused, by path.
+
+    One that is known already may add methods, targets and seeds, and change nothing.
+    """
+    refused = {}
+    for path in sorted((source / "sweeps").glob("*.json")):
+        try:
+            inside(source, path.relative_to(source))
+            new = load_experiment(path)
+            for profile in new.profiles:
+                cells_of(new, profile)
+            if new.name in known_experiments(results):
+                kept = find_any(new.name, results)
+                check_adds_only(kept, new, str(path))
+                new = dataclasses.replace(new, title=kept.title, claim=kept.claim, priority=kept.priority)
+            if new.name not in EXPERIMENTS:
+                save_experiment(new, results)
+        except ValueError as error:
+            refused[str(path)] = str(error)
+    return refused
+
+
+def _check_method(record: Record, where: str) -> None:
+    """Refuse a record whose parts are not those of its method."""
+    try:
+        method = find_method(record.method)
+    except ValueError as error:
+        raise RecordError(f"{where}: {error}") from error
+    for part in ("regularizer", "importance", "selection"):
+        expected, found = getattr(method, part).name, getattr(record, part)
+        if found != expected:
+            raise RecordError(f"{where}: the {part} is {found[:40]!r}; that of {record.method!r} is {expected!r}")
+
+
+def _check_company(results: Path, record: Record, where: str) -> None:
+    """Refuse a record that could not stand in one table with those that are there."""
+    if not record.complete:
+        return
+    for path in sorted((runs_folder(results) / record.experiment).glob(f"{record.profile}-*/record.json")):
+        there = _existing(path)
+        if there is None or not there.complete or there.profile != record.profile or there.run_id == record.run_id:
+            continue
+        try:
+            check_comparable([there, record])
+        except UnfairComparisonError as error:
+            raise RecordError(f"{where} cannot stand beside {path}: {error}") from error
+        return
 
 
 def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str, Experiment], where: str) -> None:
@@ -86,17 +147,12 @@ def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str,
     cell = Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
     if cell.run_id != record.run_id:
         raise RecordError(f"{where} holds a run that is called {cell.run_id!r}, not {record.run_id!r}")
-    try:
-        check_same_configuration(cell, record, where, bench)
-    except RecordError:
-        raise
-    except ValueError as error:  # a method that is not known here
-        raise RecordError(f"{where}: {error}") from error
+    check_same_configuration(cell, record, where, bench)
 
 
 def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, replace: bool) -> None:
     label = f"{record.experiment}/{record.run_id}"
-    target = runs_folder(results) / record.experiment / record.run_id / "record.json"
+    target = run_folder(results, record.experiment, record.run_id) / "record.json"
     existing = _existing(target)
     if existing is not None and _results(existing) == _results(record):
         merged.present.append(label)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.config import digest
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.records.record import CHECKSUM, Record, read_beside, read_records, runs_folder
+from benchmarks.records.record import CHECKSUM, Record, find_records, read_beside, runs_folder
 from benchmarks.running.wandb_mirror import Place, log_epoch, log_overview, log_result, open_run, overview_row
 
 LEDGER = "published.json"
@@ -25,10 +25,11 @@ SUFFIXES = {"tables": ("csv", "md", "tex"), "figures": ("svg", "png")}
 
 @dataclass
 class Published:
-    """What came of it: names of W&B runs that were written, and of those that were there already."""
+    """What came of it: names of W&B runs that were written and that were there already; why records were refused."""
 
     written: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
 def publish(results: Path, place: Place, experiments: Sequence[str] | None = None, *, again: bool = False) -> Published:
@@ -41,11 +42,13 @@ def publish(results: Path, place: Place, experiments: Sequence[str] | None = Non
         again: Write those too that the ledger knows; W&B replaces them.
 
     Raises:
-        RecordError: A record cannot be read.
+        RecordError: The files beside a record were changed meanwhile.
         wandb.Error, OSError: W&B or its folder is in trouble; what was written is in the ledger.
     """
     ledger = Ledger(place, again=again)
-    records = read_records(results, experiments)
+    found = find_records(results, experiments)
+    records = found.records
+    ledger.published.refused = list(found.refused.values())
     for record in records:
         name, stamp = f"{record.experiment}/{record.run_id}", str(record.provenance.get(CHECKSUM))
         path = runs_folder(results) / record.experiment / record.run_id / "record.json"

@@ -233,7 +233,7 @@ def test_every_experiment_survives_its_text(name: str) -> None:
         (lambda e: e["profiles"]["quick"].update(batch_size=True), "profiles.quick.batch_size: .* integer, not 'True'"),
         (lambda e: e["profiles"]["quick"].update(macs_kept=[2.0]), r"macs_kept is 2.0; .* must be in \(0, 1\]"),
         (lambda e: e["profiles"]["quick"]["dense"].update(schedule="linear"), "dense.schedule: .*'cosine' or 'step'"),
-        (lambda e: e.update(name="../x"), r"the name is '../x'"),
+        (lambda e: e.update(name="../x"), r"the experiment is called '../x'"),
         (lambda e: e.update(profiles={}), "no profiles"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import subprocess
 import sys
@@ -109,10 +108,10 @@ def test_what_is_missing_damaged_or_another_network_is_refused(finished: tuple[P
     states = {**record.states, "finetuned": {**record.states["finetuned"], "weights_sha256": "0" * 64}}
     with pytest.raises(ExportError, match="the record names 0000"):
         FinetunedNetwork(dataclasses.replace(record, states=states), CheckpointStore(folder / "checkpoints"))
-    failed = json.loads(dataclasses.replace(record, status="failed", failure={"reason": "diverged"}).to_json())
     place = tmp_path / "runs" / record.experiment / record.run_id
-    place.mkdir(parents=True)
-    (place / "record.json").write_text(json.dumps(failed))
+    shutil.copytree(folder / "results" / "runs" / record.experiment / record.run_id, place)
+    failed = dataclasses.replace(record, status="failed", failure={"reason": "diverged"})
+    (place / "record.json").write_text(failed.to_json())
     with pytest.raises(ExportError, match="failed and left no network: diverged"):
         find_record(f"{record.experiment}/{record.run_id}", tmp_path)
 

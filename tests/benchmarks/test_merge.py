@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cli
-from benchmarks.config import Phase
+from benchmarks.config import Phase, run_name
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record, read_record, record_path, write_record
 from benchmarks.running.merge import Merged, merge
@@ -109,14 +110,21 @@ def test_record_without_checksum_gets_one_where_that_is_asked_for(tmp_path: Path
     assert "record_sha256" in read_record(record_path(tmp_path / "results", CELL)).provenance
 
 
+def renamed(**changes: str) -> Record:
+    """Return a record of another profile or method, called accordingly."""
+    record = fake_record(CELL, **changes)
+    return replace(record, run_id=run_name(record.profile, record.method, record.macs_kept, record.seed))
+
+
 def test_other_configuration_profile_or_method_is_refused(tmp_path: Path) -> None:
     other = small_cell(finetune=Phase(epochs=3, learning_rate=0.01))
     put(tmp_path / "elsewhere", fake_record(other))
     assert "finetune.epochs is 1 now and was 3" in bring(tmp_path).refused[CELL.label]
-    put(tmp_path / "elsewhere", fake_record(CELL, profile="paper"))
-    assert "of profile 'paper'" in bring(tmp_path).refused[CELL.label]
-    put(tmp_path / "elsewhere", fake_record(CELL, method="unheard-of"))
-    assert "called 'quick-unheard-of" in bring(tmp_path).refused[CELL.label]
+    put(tmp_path / "elsewhere", renamed(profile="paper"))
+    put(tmp_path / "elsewhere", renamed(method="unheard-of"))
+    refused = bring(tmp_path).refused
+    assert "of profile 'paper'" in refused["small/paper-oicsr-gl-keep50-seed0"]
+    assert "unheard-of" in refused["small/quick-unheard-of-keep50-seed0"]
 
 
 def test_command_exits_with_one_where_a_record_was_refused(

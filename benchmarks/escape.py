@@ -1,0 +1,119 @@
+"""Texts from files, made fit for the place where they are shown: one function per format.
+
+Whatever a record, a sweep or a table from elsewhere holds is text and nothing else: no markup, formula or command.
+HTML is escaped by the template `reporting/assets/report.html`, which escapes everything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+# what a Markdown reader takes for markup: emphasis, code, links, images, tables, HTML, headings, quotes, mathematics
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$^])")
+
+MARKDOWN_START = re.compile(r"^(\s*)([-+!=:]|\d+[.)])")  # of a line: lists, rules, definitions
+
+ADDRESS = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*):(?=\S)|\b(www)\.|(\S)@(?=\S)")  # what becomes a link by itself
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "λ": r"$\lambda$",
+}
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet computes
+
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that steer a terminal or the order of what is read
+
+
+def one_line(text: str) -> str:
+    """Return a text in one line: breaks become spaces, and characters that are not seen disappear."""
+    spaced = re.sub(r"[\s\x85\u2028\u2029]+", " ", text)
+    return "".join(character for character in spaced if unicodedata.category(character) not in HIDDEN).strip()
+
+
+def for_markdown(text: str) -> str:
+    r"""Return a text as Markdown that shows it, in one line and without a link.
+
+    Examples:
+        >>> for_markdown("a|b <script>")
+        'a\\|b \\<script\\>'
+        >>> for_markdown("javascript:alert(1)")
+        'javascript&#58;alert(1)'
+    """
+    plain = one_line(text).replace("&", "&amp;")
+    escaped = MARKDOWN_START.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", plain))
+    return ADDRESS.sub(_broken, escaped)
+
+
+def _broken(found: re.Match[str]) -> str:
+    scheme, www, before_at = found.groups()
+    return f"{scheme}&#58;" if scheme else f"{www}&#46;" if www else f"{before_at}&#64;"
+
+
+def for_latex(text: str) -> str:
+    r"""Return a text as LaTeX that prints it.
+
+    Examples:
+        >>> for_latex(r"50 % \input{x}")
+        '50 \\% \\textbackslash{}input\\{x\\}'
+    """
+    return "".join(LATEX.get(character, character) for character in one_line(text))
+
+
+def for_csv(text: str) -> str:
+    """Return a text as a cell that no spreadsheet computes: a formula gets an apostrophe in front.
+
+    Examples:
+        >>> for_csv("=HYPERLINK(1)")
+        "'=HYPERLINK(1)"
+    """
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+
+
+def for_terminal(text: str) -> str:
+    r"""Return a text that moves no cursor: what is not seen is written as its code, lines and tabs stay.
+
+    Examples:
+        >>> for_terminal("red\x1b[31m")
+        'red\\x1b[31m'
+    """
+    return "".join(_seen(character) for character in text)
+
+
+def _seen(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in HIDDEN:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def for_script(values: Any) -> str:
+    r"""Return values as JSON for a `<script>` element: nothing in it can end the element or begin a comment.
+
+    Examples:
+        >>> for_script({"title": "<!--<script>"})
+        '{"title":"\\u003c!--\\u003cscript\\u003e"}'
+    """
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.encode(errors="backslashreplace").decode()
