@@ -114,6 +114,11 @@ def for_script(values: Any) -> str:
         '{"title":"\\u003c!--\\u003cscript\\u003e"}'
     """
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode(errors="backslashreplace").decode()
+    return "".join(_harmless(character) for character in text)
+
+
+def _harmless(character: str) -> str:
+    if character not in "<>&" and unicodedata.category(character) not in HIDDEN:
+        return character
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))

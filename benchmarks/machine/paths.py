@@ -27,6 +27,15 @@ def inside(folder: Path, *parts: str | Path) -> Path:
         OutsideError: The path leads out of the folder, by `..`, as an absolute path, or through a link.
     """
     path = folder.joinpath(*parts)
+    check_inside(folder, path)
+    return path
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Make sure that a path leads into a folder.
+
+    Raises:
+        OutsideError: It does not.
+    """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutsideError(f"{path} leads out of {folder}, to {path.resolve()}: it is neither read nor written")
-    return path

@@ -17,7 +17,7 @@ from benchmarks.analysis.verdicts import Verdict, judge, to_plain
 from benchmarks.config import check_name
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.machine.paths import METHOD_CARDS, ROOT, inside
+from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
 from benchmarks.records.record import RecordError
@@ -84,7 +84,9 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
 
 def _inside(artefacts: Artefacts, folder: Path) -> Artefacts:
     """Return the same files, none of which would be written outside of a folder."""
-    return {inside(folder, path.relative_to(folder)): content for path, content in artefacts.items()}
+    for path in artefacts:
+        check_inside(folder, path)
+    return artefacts
 
 
 def _page_with_block(root: Path, page: str, block: str) -> bytes:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import html
-import json
+import base64
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from benchmarks.analysis.comparison import MAIN_METHODS, Comparison, rank
 from benchmarks.analysis.verdicts import Verdict
+from benchmarks.escape import for_script, one_line
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.paths import REPORT_ASSETS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.published import RESNET50, RESNET56, read_published
-from benchmarks.records.record import STATES, Record
+from benchmarks.records.record import STATES, STATES_OF, Record
 from benchmarks.reporting.figures.style import COLOURS
 from benchmarks.reporting.ledger import EXPLANATION, amount, headline, interval_text, p_text
 from benchmarks.reporting.paper_tables import PROFILE_ORDER
 
 STATE_NAMES = {
     "pruned": "pruned, before fine-tuning",
+    "recalibrated": "pruned and recalibrated",
     "finetuned": "fine-tuned",
     "regularized": "regularised, before pruning",
     "dense": "dense",
 }
+
+QUOTED = (("ResNet-56 on CIFAR-10", RESNET56), ("ResNet-50 on ImageNet", RESNET50))
 
 # dark enough on white and light enough on black; those of the main methods are the figures' own
 MORE_COLOURS = ("#8C564B", "#9467BD", "#BCBD22", "#17BECF", "#7B8794", "#C05780", "#5B8C2A", "#4A6FA5")
@@ -32,23 +41,57 @@ ON_BOTH = "#7B4FB5"  # instead of black, which a dark page swallows
 
 
 def html_report(records: Sequence[Record], comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> str:
-    """Return the page; links to records are relative to the results folder."""
-    data = json.dumps(page_data(records, comparisons), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    css, script = ((REPORT_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    parts = [
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',
-        f"<title>OICSR: results</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>",
-        _header(records),
-        _verdict_cards(verdicts),
-        _explorer(),
-        _quotations(),
-        "</main>",
-        f'<script type="application/json" id="data">{data.replace("</", "<" + chr(92) + "/")}</script>',
-        f"<script>\n{script}</script>\n</body>\n</html>\n",
-    ]
-    return "\n".join(parts)
+    """Return the page; links to records are relative to the results folder.
+
+    Every text is escaped by the template for the place where it stands; the page's policy lets a browser run the one
+    script whose hash it names, and nothing else.
+    """
+    css, script = (f"\n{(REPORT_ASSETS / name).read_text(encoding='utf-8')}" for name in ("report.css", "report.js"))
+    complete = sum(record.complete for record in records)
+    return _template().render(
+        policy=_policy(css, script),
+        css=Markup(css),
+        script=Markup(script),
+        data=Markup(for_script(page_data(records, comparisons))),
+        complete=complete,
+        failed=len(records) - complete,
+        headline=headline(verdicts).replace("**", ""),
+        explanation=EXPLANATION.replace("*", "").replace("`", ""),
+        cards=[_card(verdict) for verdict in verdicts],
+        states=[(name, STATE_NAMES[name]) for name in STATE_NAMES if name in _states(records)],
+        quoted=[(title, _quoted_rows(name)) for title, name in QUOTED],
+        quoted_header=("Method", "Base", "Pruned", "Speed-up", "Protocol", "Source"),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(REPORT_ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_seen,
+    )
+    return environment.get_template("report.html")
+
+
+def _seen(value: Any) -> Any:
+    """Take characters from a text that no page may hold, or that turn the order of what is read."""
+    return one_line(value) if type(value) is str else value
+
+
+def _policy(css: str, script: str) -> str:
+    """Return the content security policy: the page's own style and script by their hashes, no network at all."""
+    return (
+        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -56,13 +99,19 @@ def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> d
     complete = [record for record in records if record.complete]
     methods = sorted({record.method for record in complete}, key=rank)
     return {
-        "states": [state for state in STATES if any(state in record.states for record in records)],
+        "states": _states(records),
         "main": list(MAIN_METHODS),
         "titles": {method: find_method(method).title for method in methods},
         "looks": _looks(methods),
         "studies": [_study(comparison) for comparison in sorted(comparisons, key=_importance)],
         "runs": [_run(record) for record in complete],
     }
+
+
+def _states(records: Sequence[Record]) -> list[str]:
+    """Return the states that records tell of, in their order."""
+    there = {state for record in records for state in record.states}
+    return [state for state in STATES if state in (there or STATES_OF[1])]
 
 
 def _importance(comparison: Comparison) -> tuple[int, str]:
@@ -103,7 +152,7 @@ def _run(record: Record) -> dict[str, Any]:
         "study": f"{record.experiment}-{record.profile}",
         "run": record.run_id,
         "method": record.method,
-        "title": record.title,
+        "title": find_method(record.method).title,
         "seed": record.seed,
         "target": round(record.macs_kept, 6),
         "macs": state["macs"],
@@ -115,79 +164,36 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _link(run: str) -> str:
-    return f"runs/{run}/record.json".replace("%", "%25").replace("+", "%2B")
+    return f"runs/{quote(run)}/record.json"
 
 
-def _header(records: Sequence[Record]) -> str:
-    complete = sum(record.complete for record in records)
-    return (
-        "<header><h1>OICSR: does the claim hold?</h1>"
-        f'<span class="soft">{complete} complete runs, {len(records) - complete} failed</span>'
-        '<button id="theme" type="button">Dark</button></header>'
-    )
-
-
-def _verdict_cards(verdicts: Sequence[Verdict]) -> str:
-    cards = "\n".join(_card(verdict) for verdict in verdicts)
-    line = html.escape(headline(verdicts).replace("**", ""))
-    about = html.escape(EXPLANATION.replace("*", "").replace("`", ""))
-    return (
-        f'<section id="verdicts"><h2>Verdicts</h2><p>{line}</p><div class="verdicts">\n{cards}\n</div>'
-        f"<details><summary>How a verdict is reached</summary><p>{about}</p></details></section>"
-    )
-
-
-def _card(verdict: Verdict) -> str:
-    claim = verdict.claim
-    kind = verdict.verdict.replace(" ", "")
-    lines = [f'<p><span class="verdict {kind}">{verdict.verdict}</span> · claim {claim.id}</p>']
-    lines.append(f"<p>{html.escape(claim.statement)}</p>")
+def _card(verdict: Verdict) -> dict[str, Any]:
+    claim, numbers = verdict.claim, ""
     if verdict.effect is not None:
         numbers = f"{amount(claim, verdict.effect.mean)}, 95 % {interval_text(verdict)}, n = {verdict.n}"
-        lines.append(f"<p>{html.escape(numbers)}, p (Holm) {html.escape(p_text(verdict.p_holm))}</p>")
+        numbers += f", p (Holm) {p_text(verdict.p_holm)}"
     where = "; ".join(stratum.where for stratum in verdict.strata)
-    lines.append(f'<p class="soft">{html.escape("; ".join(part for part in (verdict.reason, where) if part))}</p>')
     runs = sorted({run for stratum in verdict.strata for run in stratum.runs})
-    if runs:
-        links = " ".join(f'<a href="{_link(run)}">{html.escape(run)}</a>' for run in runs)
-        lines.append(f"<details><summary>{len(runs)} records</summary><p>{links}</p></details>")
-    return f'<article class="card {kind}" data-claim="{claim.id}">{"".join(lines)}</article>'
+    return {
+        "claim": claim.id,
+        "kind": verdict.verdict.replace(" ", ""),
+        "verdict": verdict.verdict,
+        "statement": claim.statement,
+        "numbers": numbers,
+        "where": "; ".join(part for part in (verdict.reason, where) if part),
+        "runs": [(run, _link(run)) for run in runs],
+    }
 
 
-def _explorer() -> str:
-    options = "".join(f'<option value="{name}">{text}</option>' for name, text in STATE_NAMES.items())
-    return (
-        '<section id="explorer"><h2>Explorer</h2><div class="controls">'
-        '<label>Experiment <select id="study"></select></label>'
-        f'<label>State <select id="state">{options}</select></label>'
-        '<button id="all" type="button">All methods</button><button id="none" type="button">None</button></div>'
-        '<fieldset><legend>Methods</legend><div id="methods"></div></fieldset>'
-        '<p id="quick" class="quick" hidden>Quick run: it shows that the pipeline works; no verdict rests on it.</p>'
-        '<p id="level" class="soft"></p>'
-        '<svg id="plot" role="img" aria-label="Accuracy against MACs, one point per run"></svg>'
-        '<div id="tip" hidden></div>'
-        '<h2>Runs, by method and target</h2><p class="soft">Top-1 in %, mean ± standard deviation over seeds; a click '
-        "on a heading sorts; seeds link to their records.</p>"
-        '<div class="scroll"><table id="runs"><thead id="head"></thead><tbody id="rows"></tbody></table></div>'
-        "</section>"
-    )
-
-
-def _quotations() -> str:
-    tables = [("ResNet-56 on CIFAR-10", RESNET56), ("ResNet-50 on ImageNet", RESNET50)]
-    parts = [f"<details><summary>{title}</summary>{_quoted_table(name)}</details>" for title, name in tables]
-    return (
-        '<section id="quoted"><h2>Quoted from papers</h2><p class="soft">As printed, each under a protocol of its own: '
-        "no comparison under equal conditions.</p>" + "".join(parts) + "</section>"
-    )
-
-
-def _quoted_table(name: str) -> str:
-    head = "".join(f"<th>{text}</th>" for text in ("Method", "Base", "Pruned", "Speed-up", "Protocol", "Source"))
-    rows = []
-    for row in read_published(name).to_dict("records"):
-        numbers = [f"{row['base_percent']:.2f}", f"{row['pruned_percent']:.2f}", f"{row['speedup']:.2f}×"]
-        texts = [html.escape(str(row[column])) for column in ("protocol", "source")]
-        cells = "".join(f"<td>{text}</td>" for text in (html.escape(str(row["method"])), *numbers))
-        rows.append(f"<tr>{cells}" + "".join(f'<td class="wrap">{text}</td>' for text in texts) + "</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def _quoted_rows(name: str) -> list[list[str]]:
+    return [
+        [
+            str(row["method"]),
+            f"{row['base_percent']:.2f}",
+            f"{row['pruned_percent']:.2f}",
+            f"{row['speedup']:.2f}×",
+            str(row["protocol"]),
+            str(row["source"]),
+        ]
+        for row in read_published(name).to_dict("records")
+    ]

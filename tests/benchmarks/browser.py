@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -24,9 +26,10 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
 # the first notes down every error, the second runs the steps when the page is ready and leaves what they return
-LISTEN = "<script>window.faults=[];addEventListener('error',e=>faults.push(String(e.message)));" + "".join(
-    f"console.{kind}=(...a)=>faults.push('{kind}: '+a.join(' '));" for kind in ("error", "warn")
-)
+LISTEN = (
+    "<script>window.faults=[];addEventListener('error',e=>faults.push(String(e.message)));"
+    "addEventListener('securitypolicyviolation',e=>faults.push('policy: '+e.violatedDirective+' '+e.sourceFile));"
+) + "".join(f"console.{kind}=(...a)=>faults.push('{kind}: '+a.join(' '));" for kind in ("error", "warn"))
 LEAVE = (
     "<script>(async()=>{{let found;try{{found=await (async()=>{{{steps}}})()}}catch(e){{faults.push(String(e.stack))}}"
     "parent.postMessage(JSON.stringify({{found,faults}}),'*')}})()</script>"
@@ -53,9 +56,10 @@ def run_in_page(page: Path, steps: str, folder: Path, width: int = 1400) -> dict
     """
     text = page.read_text(encoding="utf-8")
     copy = folder / f"copy-{width}.html"
-    text = text.replace("<head>", f"<head>{LISTEN}</script>", 1).replace(
-        "</body>", LEAVE.format(steps=steps) + "</body>"
-    )
+    leave = LEAVE.format(steps=steps)
+    for script in (f"{LISTEN}</script>", leave):  # the page's policy stays, and lets these two run beside its own
+        text = text.replace("script-src ", f"script-src '{_hash(script)}' ", 1)
+    text = text.replace("<head>", f"<head>{LISTEN}</script>", 1).replace("</body>", leave + "</body>")
     copy.write_text(text, encoding="utf-8")
     frame = _frame(copy, folder, width, 1000)
     output = _start(
@@ -66,6 +70,11 @@ def run_in_page(page: Path, steps: str, folder: Path, width: int = 1400) -> dict
         raise RuntimeError(f"the browser left no note; it printed {output[:500]!r}")
     plain = noted.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     return dict(json.loads(plain))
+
+
+def _hash(script: str) -> str:
+    inner = script.removeprefix("<script>").removesuffix("</script>")
+    return f"sha256-{base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()}"
 
 
 def screenshot(page: Path, image: Path, folder: Path, width: int, height: int = 1600) -> None:

@@ -4,7 +4,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 const percent = (value) => (100 * value).toFixed(2);
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const mean = (values) => !values.length ? NaN : values.reduce((sum, value) => sum + value, 0) / values.length;
 const deviation = (values) => {
   if (values.length < 2) return NaN;
   const middle = mean(values);
@@ -30,7 +30,8 @@ function draw(name, attributes, parent, text) {
 
 /* ---- what is shown ---- */
 const study = () => DATA.studies.find((entry) => entry.name === choice.study);
-const runs = () => DATA.runs.filter((run) => run.study === choice.study && choice.methods.has(run.method));
+const runs = () => DATA.runs.filter((run) =>
+  run.study === choice.study && choice.methods.has(run.method) && choice.state in run.top1);
 
 function groups() {
   const found = new Map();
@@ -46,7 +47,7 @@ function groups() {
     row.kept = mean(group.map((run) => run.macs / run.dense_macs));
     row.params = mean(group.map((run) => run.params));
     for (const state of DATA.states) {
-      const values = group.map((run) => run.top1[state]);
+      const values = group.map((run) => run.top1[state]).filter((value) => value !== undefined);
       row[state] = mean(values);
       row[state + "_sd"] = deviation(values);
     }
@@ -128,7 +129,8 @@ function dot(svg, run, x, y, colour) {
 }
 
 /* ---- tables ---- */
-const spread = (row, state) => percent(row[state]) + (isNaN(row[state + "_sd"]) ? "" : " ± " + percent(row[state + "_sd"]));
+const spread = (row, state) => (isNaN(row[state]) ? "–" : percent(row[state])) +
+  (isNaN(row[state + "_sd"]) ? "" : " ± " + percent(row[state + "_sd"]));
 const COLUMNS = [
   ["title", "Method", (row) => row.title],
   ["target", "Target", (row) => (100 * row.target).toFixed(1) + " %"],
@@ -138,9 +140,10 @@ const COLUMNS = [
   ["dense", "Dense", (row) => spread(row, "dense")],
   ["regularized", "Regularised", (row) => spread(row, "regularized")],
   ["pruned", "Pruned", (row) => spread(row, "pruned")],
+  ["recalibrated", "Recalibrated", (row) => spread(row, "recalibrated")],
   ["finetuned", "Fine-tuned", (row) => spread(row, "finetuned")],
   ["change", "Change", (row) => (row.change >= 0 ? "+" : "") + percent(row.change)],
-];
+].filter(([key]) => key !== "recalibrated" || DATA.states.includes(key));
 
 const alphabetical = (first, second) => {
   const [a, b] = [first.toLowerCase(), second.toLowerCase()];
@@ -173,7 +176,7 @@ function table() {
     line.append(links);
     return line;
   }));
-  if (!rows.length) $("rows").append(make("tr", {}, make("td", { colspan: "11" }, "no runs chosen")));
+  if (!rows.length) $("rows").append(make("tr", {}, make("td", { colspan: String(COLUMNS.length + 1) }, "no runs chosen")));
 }
 
 function sort(key) {
@@ -194,7 +197,8 @@ function methods() {
       if (box.checked) choice.methods.add(name); else choice.methods.delete(name);
       show();
     });
-    const swatch = make("span", { class: "swatch", style: `background:${DATA.looks[name]}` });
+    const swatch = make("span", { class: "swatch" });
+    swatch.style.background = DATA.looks[name];
     return make("label", {}, box, swatch, DATA.titles[name]);
   }));
 }
