@@ -27,6 +27,8 @@ frame
 
 # doors for tests: one run without a sweep, one record without a file, a recorder without a GPU
 run_cell
+tune
+read_records
 parse_record
 Repeater
 _.replayed
@@ -43,3 +45,17 @@ _.to_frame
 
 # a type variable, named in annotations that are strings
 AnyRule
+
+# fields of a record's schema, which pydantic reads
+macs_with_norm_pool
+concentration
+cumulative
+val_top1_before
+val_top1_after
+record_sha256
+history_sha256
+channels_sha256
+
+# escapes of formats, for tables
+for_latex
+for_csv

@@ -44,4 +44,5 @@ class Details:
     def finetuning(self, record: Record) -> list[float]:
         """Return validation top-1 before fine-tuning and after each of its epochs; none without a history."""
         values = [row["val"] for row in self.history(record) if row["phase"] == "finetune"]
-        return [float(record.states["pruned"]["val_top1"]), *values] if values else []
+        start = record.states.get("recalibrated", record.states["pruned"])  # what fine-tuning starts from
+        return [float(start["val_top1"]), *values] if values else []

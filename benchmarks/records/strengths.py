@@ -59,11 +59,30 @@ def read_tuning(path: Path) -> dict[str, Any]:
     for method, chosen in data["chosen"].items():
         if not isinstance(chosen, dict) or not all(value is None or _is_strength(value) for value in chosen.values()):
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
-    if data["schema"] != SCHEMA:  # as the present schema has it
-        for targets in data["scores"].values():
-            for target, tries in targets.items():
-                targets[target] = {strength: {"loss": [], "top1": values} for strength, values in tries.items()}
+    data["scores"] = {
+        method: _scores(path, method, targets) for method, targets in _items(path, data.get("scores", {}))
+    }
     return data
+
+
+def _scores(path: Path, method: str, targets: Any) -> dict[str, dict[str, Any]]:
+    """Return the tries of a method by target and strength; those of the first schema as the present one has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for target, tries in _items(path, targets):
+        found[target] = {
+            strength: {"loss": [], "top1": values} if isinstance(values, list) else values
+            for strength, values in _items(path, tries)
+        }
+        for values in found[target].values():
+            if not isinstance(values, dict) or not all(isinstance(values.get(name), list) for name in ("loss", "top1")):
+                raise TuningError(f"{path}: the scores of {method!r} are no lists. Restore it, or tune again.")
+    return found
+
+
+def _items(path: Path, values: Any) -> list[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        raise TuningError(f"{path}: scores are {str(values)[:40]!r}, no table. Restore it, or tune again.")
+    return list(values.items())
 
 
 def _is_strength(value: Any) -> bool:

@@ -12,7 +12,7 @@ from benchmarks.analysis.claims import CLAIMS, Claim
 from benchmarks.analysis.verdicts import judge, to_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
-from benchmarks.records.record import Record
+from benchmarks.records.record import Record, read_records
 from benchmarks.reporting.ledger import headline, ledger_lines
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 
@@ -82,7 +82,7 @@ def test_recovery_is_read_from_histories(tmp_path: Path) -> None:
     records = records_of(experiment(methods=("oicsr-gl", "gl-out")))
     assert verdict_on("9", records)[0] == "not run"
     write_records(tmp_path, records)
-    [found] = judge(records, Details(tmp_path), [claim("9")])
+    [found] = judge(read_records(tmp_path), Details(tmp_path), [claim("9")])
     assert found.verdict == "supported" and found.effect is not None and 0.05 < found.effect.mean < 1
 
 

@@ -266,9 +266,9 @@ def test_damaged_record_is_kept_aside_and_run_again(tmp_path: Path) -> None:
         ({"schema": "other"}, "no record of schema"),
         ({"states": {"dense": {"top1": 97.0}}}, "states"),
         ({"status": "done"}, "status is 'done'"),
-        ({"seed": "0"}, "'seed' is"),
+        ({"seed": "0"}, "seed: Input should be a valid integer, not '0'"),
         ({"surprise": 1}, r"unknown \['surprise'\]"),
-        ({"run_id": "another"}, "wrong place"),
+        ({"run_id": "another"}, "which it calls 'another'"),
     ],
 )
 def test_records_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
