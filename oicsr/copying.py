@@ -1,0 +1,278 @@
+"""Copies of networks: for surgery, and for running one without a trace in the original."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_state
+from torch.overrides import TorchFunctionMode
+
+from oicsr.state import buffers_kept, generators_kept
+
+MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    AssertionError,
+)
+COPY_ERRORS = (*MODEL_ERRORS, copy.Error, pickle.PicklingError, OSError)
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_hooks_always_called",
+    "_global_forward_hooks_with_kwargs",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+Convert = Callable[[Tensor], Tensor]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and give every module its own mode back on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# copies
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class _CopiedTensors(TorchFunctionMode):
+    """Deep copies of tensors that are no parameters: those in a graph (a cached activation) are detached."""
+
+    def __init__(self, convert: Convert) -> None:
+        super().__init__()
+        self._convert = convert
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or (self._convert is torch.clone and args[0].is_leaf):
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            copied = self._convert(tensor.detach())
+            memo[id(tensor)] = copied.requires_grad_() if tensor.is_leaf and tensor.requires_grad else copied
+        return memo[id(tensor)]
+
+
+def copy_model(model: nn.Module, convert: Convert | None = None, *, constants: Convert = torch.clone) -> nn.Module:
+    """Return a deep copy of a network that runs its own code and holds its own modules.
+
+    Beyond `copy.deepcopy`: activations that a module keeps are detached, and functions that are bound to the original
+    by what they enclose (`forward = model.forward; model.forward = lambda x: forward(x)`) are bound to the copy.
+
+    Args:
+        model: The network.
+        convert: Makes each parameter and buffer of the copy; without it, they are copied.
+        constants: Makes each other tensor that a module holds.
+
+    Raises:
+        ValueError: The network cannot be copied, or its copy is the original in part; says why.
+    """
+    memo: dict[int, Any] = {}
+    if convert is not None:
+        for tensor in chain(model.parameters(), model.buffers()):
+            memo[id(tensor)] = convert(tensor)
+    try:
+        with _CopiedTensors(constants):
+            twin = copy.deepcopy(model, memo)
+    except COPY_ERRORS as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); "
+            "take what cannot be copied out of the modules (a lock, a file, a generator), or give the module that "
+            "holds it a __deepcopy__"
+        ) from error
+    originals = {id(module) for module in model.modules()}
+    for name, module in twin.named_modules():
+        if id(module) in originals:
+            raise ValueError(
+                f"{type(model).__name__} cannot be copied: the copy of {name or '(root)'!r} is the original itself "
+                f"(see __deepcopy__ of {type(module).__name__})"
+            )
+    _rebind(twin, memo)
+    return twin
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """Return a parameter itself and a copy of a buffer: a forward pass changes buffers, never parameters."""
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+
+def _rebind(twin: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Bind functions among the attributes and hooks of a copy's modules to the copy."""
+    for module in twin.modules():
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if isinstance(value, types.FunctionType):
+                attributes[name] = _bound(value, memo)
+        for name in HOOKS:
+            hooks = attributes.get(name) or {}
+            for key, hook in hooks.items():
+                if isinstance(hook, types.FunctionType):
+                    hooks[key] = _bound(hook, memo)
+
+
+def _bound(value: Any, memo: Mapping[int, Any], outer: tuple[Any, ...] = ()) -> Any:
+    """Return `value` with the originals that it refers to replaced by their copies; itself where there are none.
+
+    Args:
+        value: A module, tensor, method, partial or function, or anything else, which is returned as it is.
+        memo: Copy by the identity of its original.
+        outer: The functions that enclose `value`: one that refers to itself is followed once.
+    """
+    if isinstance(value, nn.Module | Tensor):
+        return memo.get(id(value), value)
+    if isinstance(value, types.MethodType):
+        owner = _bound(value.__self__, memo, outer)
+        return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+    if isinstance(value, functools.partial):
+        function, args = _bound(value.func, memo, outer), [_bound(part, memo, outer) for part in value.args]
+        return functools.partial(function, *args, **{k: _bound(v, memo, outer) for k, v in value.keywords.items()})
+    if isinstance(value, types.FunctionType) and value not in outer:
+        return _bound_function(value, memo, (*outer, value))
+    return value
+
+
+def _bound_function(
+    function: types.FunctionType, memo: Mapping[int, Any], outer: tuple[Any, ...]
+) -> types.FunctionType:
+    cells = [_cell_content(cell) for cell in function.__closure__ or ()]
+    enclosed = [_bound(content, memo, outer) for content in cells]
+    defaults = tuple(_bound(value, memo, outer) for value in function.__defaults__ or ())
+    keywords = {key: _bound(value, memo, outer) for key, value in (function.__kwdefaults__ or {}).items()}
+    before = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    if all(new is old for new, old in zip([*enclosed, *defaults, *keywords.values()], before, strict=True)):
+        return function
+    closure = tuple(types.CellType(content) for content in enclosed)
+    bound = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, defaults or None, closure or None
+    )
+    bound.__kwdefaults__ = keywords or None
+    bound.__dict__.update(function.__dict__)
+    return bound
+
+
+def _cell_content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# running without a trace
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def is_part_of_the_model(hook: object) -> bool:
+    """Return whether a hook is PyTorch's own and computes a weight (weight norm, spectral norm, pruning masks)."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+@contextmanager
+def hooks_off(model: nn.Module) -> Iterator[None]:
+    """Take off the users' hooks, of every module and the global ones; they are back on leaving."""
+    stores = [getattr(module, name, None) for module in model.modules() for name in HOOKS]
+    stores += [getattr(module_state, name, None) for name in GLOBAL_HOOKS]
+    saved = [(store, dict(store)) for store in stores if store]
+    try:
+        for store, hooks in saved:
+            store.clear()
+            store.update({key: hook for key, hook in hooks.items() if is_part_of_the_model(hook)})
+        yield
+    finally:
+        for store, hooks in saved:
+            store.clear()
+            store.update(hooks)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module the attributes back on leaving that it had: counters, caches, lists that a forward grew."""
+    saved = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, containers in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for container, content in containers:
+                _refill(container, content)
+
+
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, list | dict | set)]
+
+
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
+    """Give a form of a network that can be run in evaluation mode while the network stays as it is.
+
+    It shares the network's parameters, holds copies of its buffers and has none of the users' hooks: counters, caches
+    and statistics that a forward pass changes are its own. Where the network cannot be copied, it is the network
+    itself, whose attributes, buffers, hooks and modes are put back on leaving. The random state is put back as well.
+    """
+    try:
+        twin = copy_model(model, shared)
+    except ValueError:
+        with as_it_was(model):
+            yield model
+        return
+    with generators_kept(model), hooks_off(twin):
+        yield twin.eval()
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode without users' hooks, and make it what it was on leaving."""
+    with (
+        generators_kept(model),
+        hooks_off(model),
+        buffers_kept(model),
+        attributes_kept(model),
+        mode(model, training=False),
+    ):
+        yield
