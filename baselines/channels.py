@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from oicsr import Coupling, Member
+from oicsr.arguments import check_width
 from oicsr.coupling import Side
-from oicsr.layout import check_width
 
 Value = Callable[[str, Tensor], Tensor]  # a parameter's name and the parameter, to a value per element
 

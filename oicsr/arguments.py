@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling
+from oicsr.wrapping import unwrap
 
 
 def check_call(model: object, example_inputs: object) -> None:
@@ -42,3 +43,38 @@ def check_couplings(couplings: object) -> None:
     for entry in couplings:
         if not isinstance(entry, Coupling):
             raise TypeError(f"couplings holds a {type(entry).__name__}; it must hold what find_couplings returns")
+
+
+def check_fit(model: nn.Module, couplings: Sequence[Coupling]) -> None:
+    """Raise ValueError where couplings are another network's: a name is not there, or not as wide as they say.
+
+    The likeliest ones are those of the network before its channels were removed.
+    """
+    check_couplings(couplings)
+    model = unwrap(model)
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for coupling in couplings:
+        for member in coupling.members:
+            tensor = tensors.get(member.parameter)
+            if tensor is None:
+                raise ValueError(
+                    f"the couplings are not those of this {type(model).__name__}: it has no {member.parameter!r}, of "
+                    f"which {coupling.name!r} speaks. Call `find_couplings`"
+                )
+            check_width(member.parameter, member.dim, len(member.channels), tensor)
+
+
+def check_width(name: str, dim: int, width: int, weight: Tensor) -> None:
+    """Raise ValueError where an axis of a parameter is not as long as the couplings say.
+
+    The likeliest reason is that the couplings found before channels were removed are used on the network after it.
+    """
+    if dim >= weight.ndim or weight.shape[dim] != width:
+        raise ValueError(
+            f"the couplings are not those of this network: they give axis {dim} of {name!r} {width} slices, and its "
+            f"shape is {tuple(weight.shape)}. After channels were removed, use `shrink_couplings(couplings, plan)`; "
+            "for another network, call `find_couplings`"
+        )

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from oicsr.arguments import check_fit
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.layout import check_sides
+from oicsr.wrapping import unwrap
 
 
 def _per_weight(energy: Tensor, coupling: Coupling, model: nn.Module, sides: Sequence[Side]) -> Tensor:
@@ -63,10 +65,12 @@ def out_in_energy(
         One tensor `(num_channels,)` per coupling, without gradient.
 
     Raises:
-        ValueError: `normalize` or a side is unknown.
+        ValueError: `normalize` or a side is unknown, or the couplings are not the model's.
     """
     check_sides(sides)
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize is {normalize!r}; it must be one of {', '.join(map(repr, NORMALIZATIONS))}")
+    model = unwrap(model)
+    check_fit(model, couplings)
     energies = channel_energy(model, couplings, sides)
     return [NORMALIZATIONS[normalize](e, c, model, sides) for e, c in zip(energies, couplings, strict=True)]

@@ -11,10 +11,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_couplings
+from oicsr.arguments import check_couplings, check_width
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.fast.table import Table, make_table
 from oicsr.reference import Term
+from oicsr.wrapping import unwrap
 
 MAX_TABLES = 8  # kept per layout: one per device, type and memory order that the model was seen with
 _numbers = itertools.count()
@@ -91,16 +92,14 @@ class Layout:
     def weights(self, model: nn.Module) -> list[Tensor]:
         """Return the parameters, looked up in `model` by name at every call.
 
-        So a model on another device, of another type, copied or loaded since fits; one wrapped for distributed
-        training is looked into.
+        So a model on another device, of another type, copied or loaded since fits; one that is wrapped
+        (see `unwrap`) is looked into.
 
         Raises:
             ValueError: The model has no parameter of such a name, or it has another width: the couplings are those of
                 another network, such as the one before its channels were removed.
         """
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        weights = self._find(model)
+        weights = self._find(unwrap(model))
         if torch.compiler.is_compiling():
             self._check(weights)
             return weights
@@ -141,19 +140,6 @@ class Layout:
                 self._tables.clear()
             table = self._tables[key] = make_table(weights, self.terms, self.channels)
         return table
-
-
-def check_width(name: str, dim: int, width: int, weight: Tensor) -> None:
-    """Raise ValueError where an axis of a parameter is not as long as the couplings say.
-
-    The likeliest reason is that the couplings found before channels were removed are used on the network after it.
-    """
-    if dim >= weight.ndim or weight.shape[dim] != width:
-        raise ValueError(
-            f"the couplings are not those of this network: they give axis {dim} of {name!r} {width} slices, and its "
-            f"shape is {tuple(weight.shape)}. After channels were removed, use `shrink_couplings(couplings, plan)`; "
-            "for another network, call `find_couplings`"
-        )
 
 
 def numbered(number: int) -> Layout:

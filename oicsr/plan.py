@@ -73,8 +73,14 @@ class PruningPlan:
         """Return the one plan that does what this one and then `following` (made for the pruned model) do.
 
         Raises:
-            ValueError: `following` was made for a model of other widths.
+            ValueError: `following` was made for a model of other widths or names.
         """
+        unknown = [name for name in following.kept if name not in self.kept]
+        if unknown:
+            raise ValueError(
+                f"plans do not follow one another: the second keeps channels of {unknown[0]!r}, which the "
+                "first does not know"
+            )
         kept = {
             name: tuple(ids[i] for i in _valid(name, following.kept.get(name, tuple(range(len(ids)))), len(ids)))
             for name, ids in self.kept.items()
@@ -129,9 +135,33 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
     Args:
         couplings: Those of the model before.
         plan: The plan that was, or will be, applied to it.
+
+    Raises:
+        ValueError: The plan was made for other couplings.
     """
+    _check_plan(couplings, plan)
     slices = kept_slices(couplings, plan.kept)
     return [_shrink(coupling, channel_mask(coupling, plan.kept), slices) for coupling in couplings]
+
+
+def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
+    """Raise ValueError unless a plan speaks of channels and widths that couplings have."""
+    sizes = {coupling.name: coupling.num_channels for coupling in couplings}
+    for name, ids in plan.kept.items():
+        if name not in sizes:
+            raise ValueError(f"the plan is one of other couplings: there is none called {name!r}")
+        if max(ids) >= sizes[name]:
+            raise ValueError(
+                f"the plan is one of other couplings: it keeps channel {max(ids)} of {name!r}, which has {sizes[name]}"
+            )
+    widths = {member.axis: len(member.channels) for coupling in couplings for member in coupling.members}
+    for entry in plan.slices:
+        width = widths.get((entry.parameter, entry.dim))
+        if width is not None and width != entry.size:
+            raise ValueError(
+                f"the plan is one of other couplings: it expects {entry.size} slices on axis {entry.dim} of "
+                f"{entry.parameter!r}, which has {width}"
+            )
 
 
 def _shrink(coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor]) -> Coupling:
