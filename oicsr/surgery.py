@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from oicsr.copying import copy_model
+from oicsr.heads import Head
+from oicsr.inputs import ExampleInputs
+from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
+from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
+from oicsr.wrapping import unwrap
 
 FILE_FORMAT = "oicsr-pruned-1"
 
@@ -26,30 +33,38 @@ def remove_channels(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     absorb: bool = False,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> nn.Module:
     """Return a smaller network of the same class; `model` is left as it is.
 
-    `requires_grad`, gradients and the training mode stay. The same plan prunes a moving average of the weights.
+    `requires_grad`, gradients and the training mode stay. The same plan prunes a moving average of the weights. Of a
+    wrapped network (`DistributedDataParallel`, `AveragedModel`, `torch.compile`), the network inside is returned,
+    without the wrapper.
 
     Args:
         model: The network that the plan was made for.
         plan: Which channels stay.
         optimizer: An optimiser over the parameters of `model`: from now on it holds those of the smaller network,
-            and state of a parameter's shape (momentum, Adam's moments) is sliced as the parameter was.
+            and state of a parameter's shape (momentum, Adam's moments) is sliced as the parameter was. Parameters of
+            other modules that it holds (a loss with weights, a temperature) stay in it.
         absorb: Add what removed channels contribute as constants, their scale taken as zero, to the bias or the
             running mean of the layers that read them (see `plan_absorption`).
         example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
-        ValueError: The plan does not fit the model; the message names the parameter. Or `absorb` lacks inputs.
+        ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
+            optimiser holds none of the model's parameters or keeps a state that cannot be sliced (Adafactor, L-BFGS);
+            the message says which. Nothing is changed then.
 
     Warns:
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
     """
+    model = unwrap(model)
     _check_fits(model, plan)
-    small = copy.deepcopy(model)
     before = dict(model.named_parameters())
+    if optimizer is not None:
+        check_optimizer(optimizer, before, plan)
+    small = copy_model(model)
     for name, parameter in small.named_parameters():  # a deep copy leaves gradients behind
         grad = before[name].grad
         parameter.grad = None if grad is None else grad.clone()
@@ -59,15 +74,15 @@ def remove_channels(
         absorb_constants(small, plan, example_inputs)
     slice_module(small, plan.slices)
     if optimizer is not None:
-        _rebind(optimizer, before, dict(small.named_parameters()), plan)
+        rebind(optimizer, before, dict(small.named_parameters()), plan)
     return small
 
 
 def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
     """Slice parameters and buffers of `model` in place, and bring its modules' attributes in line."""
-    by_name: dict[str, list[Slice]] = defaultdict(list)
-    for entry in slices:
-        by_name[entry.parameter].append(entry)
+    by_name = slices_by_name(slices)
+    carriers = {entry.carrier: entry.owner for name, entry in computed_weights(model).items() if _is_weight(name)}
+    head = Head.of(model)
     shared: dict[int, tuple[nn.Parameter, list[Slice]]] = {}  # a tied parameter is sliced once
     touched: dict[nn.Module, list[Slice]] = defaultdict(list)
     for prefix, module in model.named_modules():
@@ -79,29 +94,27 @@ def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
                 if id(tensor) not in shared:
                     shared[id(tensor)] = _sliced(tensor, by_name[key]), by_name[key]  # type: ignore[assignment]
                 store[name], done = shared[id(tensor)]
-                touched[module] += done if name == "weight" else []
+                touched[carriers.get(key, module)] += done if name == "weight" or key in carriers else []
+    refresh(model)
     for module, done in touched.items():
         fix_attributes(module, done)
+    head.follow()
+
+
+def _is_weight(name: str) -> bool:
+    return name.rpartition(".")[2] == "weight"
 
 
 def _sliced(tensor: Tensor, slices: list[Slice]) -> Tensor:
     data, grad = tensor.detach(), tensor.grad
     for entry in slices:
-        data = _select(data, entry)
-        grad = None if grad is None else _select(grad, entry)
+        data = select_slices(data, entry)
+        grad = None if grad is None else select_slices(grad, entry)
     if not isinstance(tensor, nn.Parameter):
         return data
     parameter = nn.Parameter(data, requires_grad=tensor.requires_grad)
     parameter.grad = grad
     return parameter
-
-
-def _select(tensor: Tensor, entry: Slice) -> Tensor:
-    """Return the slices of `tensor` that stay; the memory format (channels_last) stays as well."""
-    picked = tensor.index_select(entry.dim, torch.tensor(entry.kept, device=tensor.device))
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return picked.contiguous(memory_format=torch.channels_last)
-    return picked
 
 
 def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
@@ -156,40 +169,6 @@ def _check_fits(model: nn.Module, plan: PruningPlan) -> None:
             )
 
 
-def _rebind(
-    optimizer: torch.optim.Optimizer,
-    before: dict[str, nn.Parameter],
-    after: dict[str, nn.Parameter],
-    plan: PruningPlan,
-) -> None:
-    """Let an optimiser of the parameters `before` hold those of `after`, its state sliced alike."""
-    names = {id(parameter): name for name, parameter in before.items()}
-    by_name: dict[str, list[Slice]] = defaultdict(list)
-    for entry in plan.slices:
-        by_name[entry.parameter].append(entry)
-    for group in optimizer.param_groups:
-        for position, old in enumerate(group["params"]):
-            if id(old) not in names:
-                raise ValueError(
-                    f"the optimiser holds a parameter of shape {tuple(old.shape)} that is not in the model"
-                )
-            new = after[names[id(old)]]
-            group["params"][position] = new
-            if old in optimizer.state:
-                state = optimizer.state.pop(old)
-                optimizer.state[new] = {
-                    key: _sliced_state(value, old, by_name[names[id(old)]]) for key, value in state.items()
-                }
-
-
-def _sliced_state(value: object, parameter: Tensor, slices: list[Slice]) -> object:
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    for entry in slices:
-        value = _select(value, entry)
-    return value
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # files
 # ----------------------------------------------------------------------------------------------------------------
@@ -205,9 +184,10 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
             (`PruningPlan.then` joins several).
 
     Raises:
-        ValueError: The plan does not lead to the shapes of `model`.
+        ValueError: The plan does not lead to the shapes of `model`, or a module keeps an extra state
+            (`get_extra_state`) that JSON cannot hold; the message names it.
     """
-    state = model.state_dict()
+    state, extra = _split_state(unwrap(model).state_dict())
     for entry in plan.slices:
         shape = tuple(state[entry.parameter].shape) if entry.parameter in state else None
         # non-persistent buffers are not in the state, and are rebuilt from the plan
@@ -218,13 +198,31 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
             )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     text = plan.to_json()
-    metadata = {"format": FILE_FORMAT, "plan": text, "sha256": _checksum(tensors, text)}
-    save_file(tensors, str(path), metadata=metadata)
+    metadata = {"format": FILE_FORMAT, "plan": text, "sha256": _checksum(tensors, text + extra)}
+    save_file(tensors, str(path), metadata=metadata | ({"extra": extra} if extra else {}))
 
 
-def _checksum(tensors: Mapping[str, Tensor], plan: str) -> str:
-    """Return the SHA-256 over the plan and all names, types, shapes and values."""
-    total = hashlib.sha256(plan.encode())
+def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a state, and the rest (extra states of modules) as JSON, empty where there is none."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    extra = {name: value for name, value in state.items() if name not in tensors}
+    for name, value in extra.items():
+        try:
+            survives = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            survives = False
+        if not survives:
+            raise ValueError(
+                f"the extra state {name!r} is a {type(value).__name__} that JSON does not hold; a file without pickle "
+                "takes tensors, numbers, texts, lists and dictionaries with texts as keys: let get_extra_state return "
+                "such"
+            )
+    return tensors, json.dumps(extra, sort_keys=True) if extra else ""
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return the SHA-256 over the texts of the header and all names, types, shapes and values."""
+    total = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         total.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -252,12 +250,13 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata.get("format") != FILE_FORMAT or "plan" not in metadata:
         raise ValueError(f"{path} was not written by save_pruned: its format is {metadata.get('format')!r}")
-    if metadata.get("sha256") != _checksum(tensors, metadata["plan"]):
+    extra = metadata.get("extra", "")
+    if metadata.get("sha256") != _checksum(tensors, metadata["plan"] + extra):
         raise ValueError(f"{path} was changed after it was written: its checksum is wrong")
     plan = PruningPlan.from_json(metadata["plan"])
     try:
         model = remove_channels(build_model(), plan)
-        model.load_state_dict(tensors)
+        model.load_state_dict({**tensors, **(json.loads(extra) if extra else {})})
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the model that build_model() gives: {error}") from error
     return model.eval()

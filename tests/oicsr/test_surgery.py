@@ -155,7 +155,7 @@ def test_optimizer_with_a_foreign_parameter_is_refused() -> None:
     model = Chain()
     plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, IMAGES), {"conv1": [0]})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(7))], lr=0.1)
-    with pytest.raises(ValueError, match=r"shape \(7,\) that is not in the model"):
+    with pytest.raises(ValueError, match="holds none of the model's parameters"):
         oicsr.remove_channels(model, plan, optimizer=optimizer)
 
 
