@@ -5,6 +5,7 @@ setup_context
 _.num_features
 _.normalized_shape
 _.num_parameters
+_.__class__
 
 # fields that are written to files, or read through asdict
 train_top1

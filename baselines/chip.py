@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from baselines.channels import over_mean
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling, Member
-from oicsr.tracing import mode
+from oicsr.copying import mode
 
 IMAGES = 32
 NOISE = 1e-12  # eigenvalues below this share of the largest count as zero

@@ -20,8 +20,8 @@ from torch.nn import functional
 from baselines.channels import channel_sums, over_mean
 from baselines.method import ImportanceSpec, Score, Scoring
 from oicsr import Coupling
+from oicsr.copying import mode
 from oicsr.coupling import SIDES, Side
-from oicsr.tracing import mode
 
 IMAGES = 256  # at most
 CHUNK = 16  # images whose gradients are held at once

@@ -18,7 +18,7 @@ from torch.nn import functional
 from baselines.channels import channel_sums
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
-from oicsr.tracing import mode
+from oicsr.copying import mode
 
 BATCHES = 30  # as many mini-batches as the authors average over between two removals
 

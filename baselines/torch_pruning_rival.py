@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling
+from oicsr.copying import mode
 from oicsr.coupling import SIDES
 from oicsr.penalties import check_strength
-from oicsr.tracing import mode
 
 FAILURES = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError)
 SPATIAL_SIZES = (32, 8, 28, 64, 96, 128, 224, 299)

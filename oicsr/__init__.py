@@ -19,6 +19,7 @@ from oicsr.penalties import (
     group_lasso,
 )
 from oicsr.plan import PruningPlan, shrink_couplings
+from oicsr.proof import Proof, prove
 from oicsr.proximal import ProximalGroupLasso
 from oicsr.pruning import prune
 from oicsr.reach import OutOfReachError
@@ -29,7 +30,8 @@ from oicsr.selection import select_channels
 from oicsr.strength import suggest_strength, weak_energy
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.ties import tie_couplings
-from oicsr.tracing import Trace, UnprunedChannelsWarning, find_couplings, trace_couplings
+from oicsr.tracing import Trace, UnprunedChannelsWarning, UntriedWarning, find_couplings, trace_couplings
+from oicsr.wrapping import unwrap
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ __all__ = [
     "GroupLasso",
     "Member",
     "OutOfReachError",
+    "Proof",
     "ProximalGrOWL",
     "ProximalGroupLasso",
     "ProximalRegularizer",
@@ -56,6 +59,7 @@ __all__ = [
     "ScheduledRegularizer",
     "Trace",
     "UnprunedChannelsWarning",
+    "UntriedWarning",
     "add_energy_gradient",
     "channel_energy",
     "count_macs",
@@ -66,6 +70,7 @@ __all__ = [
     "load_pruned",
     "out_in_energy",
     "plan_absorption",
+    "prove",
     "prune",
     "prune_iteratively",
     "recalibrate",
@@ -79,5 +84,6 @@ __all__ = [
     "suggest_strength",
     "tie_couplings",
     "trace_couplings",
+    "unwrap",
     "weak_energy",
 ]

@@ -15,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 
 from oicsr.arguments import check_call
 from oicsr.complexity import CONVOLUTIONS, TRANSPOSED
+from oicsr.copying import as_it_was
+from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.normalized import normalized_layers, row_name
 from oicsr.plan import PruningPlan
-from oicsr.state import buffers_kept, generators_kept
-from oicsr.tracing import as_inputs, mode
+from oicsr.wrapping import unwrap
 
 # Normalisations, and at which position they take their scale.
 _SCALES: dict[Callable[..., Any], int] = {
@@ -55,7 +56,7 @@ class Absorption:
 
 
 @torch.no_grad()
-def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Tensor | Sequence[Tensor]) -> Absorption:
+def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: ExampleInputs) -> Absorption:
     r"""Find what the channels that a plan removes add to the layers that read them, in evaluation mode.
 
     A channel whose normalisation has scale zero is constant: its shift, passed through the activation. Network
@@ -75,7 +76,7 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Tensor 
     Args:
         model: The network that the plan was made for; left as it is.
         plan: Which channels stay.
-        example_inputs: The input tensor, or the sequence of them, of one forward call.
+        example_inputs: The arguments of one forward call (see `find_couplings`).
 
     Returns:
         The shifts, and where they are approximate or missing. `remove_channels(..., absorb=True)` applies them.
@@ -85,11 +86,11 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Tensor 
         (entry.parameter, entry.dim): torch.tensor(sorted(set(range(entry.size)).difference(entry.kept)))
         for entry in plan.slices
     }
+    model, inputs = unwrap(model), as_inputs(example_inputs)
     watch = _Watch(model, removed)
-    inputs = as_inputs(example_inputs)
-    with generators_kept(model), buffers_kept(model), mode(model, training=False), watch:
-        model(*inputs)
-        model(*(_disturbed(x) for x in inputs))
+    with as_it_was(model), watch:
+        inputs.call(model)
+        inputs.map(_disturbed).call(model)
     homes = _homes(model, inputs, watch.readings)
     shifts: dict[str, Tensor] = {}
     approximate: dict[str, str] = {}
@@ -111,7 +112,7 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Tensor 
     return Absorption(shifts, approximate, left)
 
 
-def absorb_constants(model: nn.Module, plan: PruningPlan, example_inputs: Tensor | Sequence[Tensor] | None) -> None:
+def absorb_constants(model: nn.Module, plan: PruningPlan, example_inputs: ExampleInputs | None) -> None:
     """Do in place what `plan_absorption` finds, and warn of what is left. The channels are removed afterwards."""
     if example_inputs is None:
         raise ValueError("absorb=True needs example_inputs: the constants are observed in a forward pass")
@@ -246,7 +247,7 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, nam
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def _homes(model: nn.Module, inputs: Sequence[Tensor], readings: Mapping[str, _Reading]) -> dict[str, tuple[str, int]]:
+def _homes(model: nn.Module, inputs: Inputs, readings: Mapping[str, _Reading]) -> dict[str, tuple[str, int]]:
     """Return for each layer the bias that can take its constants, or the running mean, and the sign there."""
     homes: dict[str, tuple[str, int]] = {}
     users = Counter(bias for reading in readings.values() for bias in reading.biases)

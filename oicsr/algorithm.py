@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from oicsr.arguments import check_fit
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
+from oicsr.inputs import ExampleInputs
 from oicsr.names import Names
 from oicsr.penalties import Regularizer
 from oicsr.plan import PruningPlan, shrink_couplings
@@ -64,7 +66,7 @@ class PruningResult:
 
 def prune_iteratively(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     *,
     train: Train,
     make_regularizer: MakeRegularizer,
@@ -111,14 +113,15 @@ def prune_iteratively(
         couplings: What `find_couplings(model, example_inputs, scope=scope, ignore=ignore)` gives, where it is known.
 
     Raises:
-        ValueError: An argument is out of range or the target out of reach; what was trained so far is in `model`
-            only when the first step fails.
+        ValueError: An argument is out of range, `couplings` are another network's, or the target is out of reach; what
+            was trained so far is in `model` only when the first step fails.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps!r}; it must be 1 or more")
     target = _Goal.of(model, macs_kept, params_kept, cost, cost_kept)
     if couplings is None:
         couplings = find_couplings(model, example_inputs, scope=scope, ignore=ignore)
+    check_fit(model, couplings)
     current = list(couplings)
     original = {c.name: c.num_channels for c in current}
     macs, params, channels = [count_macs(model, example_inputs)], [count_params(model)], [sum(original.values())]

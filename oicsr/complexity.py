@@ -16,18 +16,27 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from oicsr.arguments import check_call
-from oicsr.tracing import as_inputs, mode
+from oicsr.copying import undisturbed
+from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.parametrized import make_plain
+from oicsr.wrapping import unwrap
 
-CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
-TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}  # function -> spatial axes
+TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
 class _Positions(TorchFunctionMode):
-    """Note, for each weight, at how many positions it is applied."""
+    """Note, for each weight, at how many positions it is applied, and the size of the batch that the first layer sees.
+
+    Attributes:
+        calls: Weight and number of positions, one entry per call.
+        batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Tensor, int]] = []
+        self.batch: int | None = None
 
     def __torch_function__(
         self,
@@ -38,35 +47,59 @@ class _Positions(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
-            source, weight = args[0], args[1] if len(args) > 1 else (kwargs or {})["weight"]
+            source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
             values = source if func in TRANSPOSED else result
             # every weight is used once per value of the output that belongs to one output channel
-            channels = weight.shape[0]
-            self.calls.append((weight, values.numel() // channels))
+            self.calls.append((weight, values.numel() // weight.shape[0]))
+            if self.batch is None:
+                inner = 1 + (CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)  # axes of one input
+                self.batch = source.shape[0] if source.ndim > inner else 1
         return result
 
 
-def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[dict[str, int], int]:
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs[name]
+
+
+def _batch_size(inputs: Inputs, seen: int | None) -> int:
+    """Return how many inputs an example holds.
+
+    That is what the first layer sees (`seen`) where an input or a list of inputs has as many along axis 0, or where it
+    sees a single one. A layer that sees others (frames of videos, windows) leaves axis 0 of the first input.
+    """
+    sizes = [tensor.shape[0] for tensor in inputs.tensors() if tensor.ndim]
+    sizes += [len(value) for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, list | tuple)]
+    if not sizes or seen == 1 or seen in sizes:
+        return seen or 1
+    return sizes[0]
+
+
+def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[dict[str, int], int]:
     """Return how often each element of each weight is used for one input.
 
     Args:
-        model: A network; run once, in evaluation mode, without gradient. (A run for shapes alone, on the meta device,
-            takes longer: there, normalisation layers are traced in Python.)
-        example_inputs: The input tensor, or the sequence of them, of one forward call; axis 0 is the batch.
+        model: A network; run once, in evaluation mode, without gradient, and left as it is. (A run for shapes alone, on
+            the meta device, takes longer: there, normalisation layers are traced in Python.)
+        example_inputs: The arguments of one forward call (see `find_couplings`). The batch is found by what the first
+            layer reads: it need not lie on the first input, nor be there at all.
 
     Returns:
         Parameter name to the number of positions (for a convolution: output height times width), and the MACs of
-        weights that are not parameters of the model but computed from them.
+        weights that are not parameters of the model but computed from them. A weight with a parametrization goes by
+        the parameter of its shape.
     """
     check_call(model, example_inputs)
-    inputs = as_inputs(example_inputs)
-    batch = inputs[0].shape[0]
-    if batch < 1:
-        raise ValueError(f"example_inputs have shape {tuple(inputs[0].shape)}; at least one input is needed")
+    model, inputs = unwrap(model), as_inputs(example_inputs)
+    for tensor in inputs.tensors():
+        if tensor.ndim and not tensor.shape[0]:
+            raise ValueError(f"example_inputs have shape {tuple(tensor.shape)}; at least one input is needed")
     counter = _Positions()
-    with mode(model, training=False), torch.no_grad(), counter:
-        model(*inputs)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    with undisturbed(model) as twin, torch.no_grad():
+        carriers = {name: entry.carrier for name, entry in make_plain(twin).items()} if twin is not model else {}
+        with counter:
+            inputs.call(twin)
+        names = {id(parameter): carriers.get(name, name) for name, parameter in twin.named_parameters()}
+    batch = _batch_size(inputs, counter.batch)
     positions: dict[str, int] = {}
     others = 0
     for weight, count in counter.calls:
@@ -78,18 +111,18 @@ def weight_positions(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
     return positions, others
 
 
-def count_macs(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> int:
+def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
     """Return the multiply-accumulates of all convolutions and linear layers for one input (batch 1).
 
     The paper's FLOPs: no bias, normalisation, activation, pooling or attention product. See the module's docstring.
 
     Args:
-        model: A network; left as it is.
-        example_inputs: The input tensor, or the sequence of them, of one forward call; axis 0 is the batch.
+        model: A network, wrapped or not; left as it is, counters and caches included.
+        example_inputs: The arguments of one forward call (see `weight_positions`).
     """
+    model = unwrap(model)
     positions, others = weight_positions(model, example_inputs)
-    parameters = dict(model.named_parameters())
-    return others + sum(count * parameters[name].numel() for name, count in positions.items())
+    return others + sum(count * model.get_parameter(name).numel() for name, count in positions.items())
 
 
 def count_params(model: nn.Module) -> int:

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
-from oicsr.arguments import check_couplings
+from oicsr.arguments import check_fit
 from oicsr.complexity import weight_positions
 from oicsr.coupling import Coupling
+from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
 from oicsr.plan import PruningPlan
+from oicsr.wrapping import unwrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +98,7 @@ def describe(
     model: nn.Module,
     couplings: Sequence[Coupling],
     plan: PruningPlan | None = None,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> Description:
     """Return a table of what can be removed, and of what a plan would remove.
 
@@ -110,7 +112,7 @@ def describe(
         The table; print it, or call `to_frame()`.
 
     Raises:
-        ValueError: The plan was made for other couplings.
+        ValueError: The couplings are not the model's, or the plan was made for other couplings.
 
     Example:
         >>> import torch, oicsr
@@ -121,7 +123,8 @@ def describe(
         0                   1         8      56    48
         whole network       1         8      58    48
     """
-    check_couplings(couplings)
+    model = unwrap(model)
+    check_fit(model, couplings)
     kept = {c.name: c.num_channels for c in couplings}
     if plan is not None:
         unknown = [name for name in plan.kept if name not in kept]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
+from torch import fx, nn
 
 from oicsr.arguments import check_call
+from oicsr.copying import copy_model, shared
+from oicsr.graph import export_graph
+from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.rules.calls import argument, operator_name, shape_of
-from oicsr.tracing import _export, _first_names, as_inputs
+from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}
 TRANSPOSED = {"aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d"}
@@ -52,14 +54,12 @@ def row_name(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def normalized_layers(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor]
-) -> tuple[list[NormalizedLayer], dict[str, str]]:
+def normalized_layers(model: nn.Module, example_inputs: ExampleInputs) -> tuple[list[NormalizedLayer], dict[str, str]]:
     """Find the layers whose output one BatchNorm alone reads, in evaluation mode.
 
     Args:
         model: Any network that `torch.export` can trace; left as it is.
-        example_inputs: The input tensor, or the sequence of them, of one forward call.
+        example_inputs: The arguments of one forward call (see `find_couplings`).
 
     Returns:
         These layers, and for every other convolution or linear layer its name and why it is not one of them.
@@ -68,20 +68,15 @@ def normalized_layers(
         ValueError: The model cannot be traced.
     """
     check_call(model, example_inputs)
-    exported = _export(model, as_inputs(example_inputs), training=False)
-    first_names = _first_names(model)
-    names = {
-        spec.arg.name: first_names[str(spec.target)]
-        for spec in exported.graph_signature.input_specs
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-    }
-    places = {node: names[node.name] for node in exported.graph.nodes if node.name in names}
+    graph = export_graph(copy_model(unwrap(model), shared), as_inputs(example_inputs), training=False)
+    nodes = graph.nodes.nodes
+    places = {node: graph.names[node.name] for node in nodes if node.name in graph.names}
     uses = Counter[str]()
     for node, name in places.items():
         uses[name] += len(node.users)
     found: list[NormalizedLayer] = []
     others: dict[str, str] = {}
-    for node in exported.graph.nodes:
+    for node in nodes:
         if operator_name(node) in CONVOLUTIONS | TRANSPOSED | {LINEAR}:
             layer = _normalized(node, places, uses)
             if isinstance(layer, NormalizedLayer):

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
 from oicsr.coupling import Coupling
 from oicsr.importance import out_in_energy
+from oicsr.inputs import ExampleInputs
 from oicsr.names import Names
 from oicsr.penalties import DEFAULT_STRENGTH, GroupLasso, Regularizer
 from oicsr.reach import OutOfReachError
@@ -23,7 +24,7 @@ from oicsr.tracing import Scope, find_couplings
 
 def prune(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     *,
     macs_kept: float | None = None,
     params_kept: float | None = None,
@@ -51,7 +52,7 @@ def prune(
 
     Args:
         model: The network. It stays as it is, unless `train` trains it.
-        example_inputs: The input tensor, or the sequence of them, of one forward call.
+        example_inputs: The arguments of one forward call (see `find_couplings`).
         macs_kept: The share of the MACs that remains, in (0, 1]. 0.5 where no target is given.
         params_kept: The share of the parameters, as a target in place of MACs.
         cost: Any cost of a model, as a target in place of MACs (see `select_channels`).
@@ -119,16 +120,14 @@ def prune(
     return replace(result, notes=tuple(notes))
 
 
-def _find(
-    model: nn.Module, inputs: Tensor | Sequence[Tensor], ignore: Names, tie: Sequence[Tie], scope: Scope
-) -> list[Coupling]:
+def _find(model: nn.Module, inputs: ExampleInputs, ignore: Names, tie: Sequence[Tie], scope: Scope) -> list[Coupling]:
     return tie_couplings(find_couplings(model, inputs, scope=scope, ignore=ignore), tie)
 
 
 def _reachable(
     couplings: Sequence[Coupling],
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     select: Callable[..., object],
     target: Mapping[str, object],
     limits: Mapping[str, object],

@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from oicsr.inputs import ExampleInputs as Inputs
 from oicsr.limits import DEFAULT_CAP, Limits
 from oicsr.targets import Channels, Target
 from oicsr.tracing import trace_couplings
@@ -18,7 +19,6 @@ class OutOfReachError(ValueError):
     """The target is below what the network can be pruned to with these caps, scope and rounding."""
 
 
-Inputs = Tensor | Sequence[Tensor]
 Retarget = Callable[[Channels], Target]
 
 

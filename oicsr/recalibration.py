@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from oicsr.copying import mode
 from oicsr.state import buffers_kept, devices_of, generators_kept
-from oicsr.tracing import mode
 
 _BUILT_IN = inspect.Signature(
     [

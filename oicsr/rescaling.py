@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from oicsr.inputs import ExampleInputs
 from oicsr.normalized import NormalizedLayer, normalized_layers, row_name
+from oicsr.wrapping import unwrap
 
 Norm = float | Tensor
 DEAD = 1e-6  # rows below this share of the norm that they would be brought to stay as they are
@@ -45,6 +47,7 @@ def row_norms(model: nn.Module) -> dict[str, float]:
         Layer name (the name of its weight without `.weight`) to the mean over all rows of their L2 norms, for every
         weight of two axes or more.
     """
+    model = unwrap(model)
     columns_first = {
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()
@@ -60,7 +63,7 @@ def row_norms(model: nn.Module) -> dict[str, float]:
 @torch.no_grad()
 def rescale(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     norms: Norm | Mapping[str, Norm],
 ) -> Rescaling:
     r"""Bring the rows in front of BatchNorm to a given norm; the function in evaluation mode stays the same.
@@ -84,7 +87,7 @@ def rescale(
 
     Args:
         model: The network; changed in place.
-        example_inputs: The input tensor, or the sequence of them, of one forward call.
+        example_inputs: The arguments of one forward call (see `find_couplings`).
         norms: The norm that every row gets: one number for all layers, or a mapping from layer name to a number or to
             a tensor `(rows,)`. Layers that the mapping does not name are left as they are. `row_norms(dense)` gives
             such a mapping.
@@ -106,6 +109,7 @@ def rescale(
         >>> print(oicsr.rescale(network, torch.randn(1, 3, 8, 8), norms=1.0))
         8 rows in 1 layers rescaled, 0 layers left as they are
     """
+    model = unwrap(model)
     layers, left = normalized_layers(model, example_inputs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if isinstance(norms, Mapping):

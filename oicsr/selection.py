@@ -8,14 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_call, check_couplings
+from oicsr.arguments import check_call, check_couplings, check_fit
 from oicsr.coupling import Coupling
+from oicsr.inputs import ExampleInputs
 from oicsr.limits import Limits
 from oicsr.plan import PruningPlan
 from oicsr.reach import reaches, refuse_distance, refuse_reach, widened
 from oicsr.search import find_cut
 from oicsr.targets import Channels, MacsModel, make_target
 from oicsr.ties import Tie, tie_couplings, tie_groups
+from oicsr.wrapping import unwrap
 
 __all__ = ["TOLERANCE", "MacsModel", "select_channels"]
 
@@ -26,7 +28,7 @@ def select_channels(
     scores: Sequence[Tensor],
     couplings: Sequence[Coupling],
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     *,
     macs_kept: float | None = None,
     params_kept: float | None = None,
@@ -76,8 +78,8 @@ def select_channels(
         The plan.
 
     Raises:
-        ValueError: An argument is out of range, a score is NaN, or the target is out of reach; the message says what
-            is within reach, and which argument to change to which value.
+        ValueError: An argument is out of range, the couplings are not the model's, a score is NaN, or the target is
+            out of reach; the message says what is within reach, and which argument to change to which value.
 
     Example:
         >>> import time, torch, oicsr
@@ -93,6 +95,8 @@ def select_channels(
     check_couplings(couplings)
     check_call(model, example_inputs)
     _check_scores(scores, couplings)
+    model = unwrap(model)
+    check_fit(model, couplings)
     tied = tie_couplings(couplings, tie)
     scores = _tied_scores(scores, couplings, tie)
     channels = Channels(tied)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from oicsr.complexity import weight_positions
 from oicsr.coupling import Coupling
+from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
 from oicsr.surgery import remove_channels
 
@@ -83,7 +84,7 @@ class MacsModel:
         self,
         couplings: Sequence[Coupling],
         model: nn.Module,
-        example_inputs: Tensor | Sequence[Tensor],
+        example_inputs: ExampleInputs,
     ) -> None:
         positions, others = weight_positions(model, example_inputs)
         self._cost = WeightCost(Channels(couplings), model, positions, others)
@@ -154,7 +155,7 @@ class Target:
 def make_target(
     channels: Channels,
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     *,
     macs_kept: float | None,
     params_kept: float | None,

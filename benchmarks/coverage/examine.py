@@ -37,7 +37,8 @@ from benchmarks.coverage.table import (
 )
 from benchmarks.models import build_model, input_shape
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
-from oicsr.tracing import MODEL_ERRORS, Scope, mode
+from oicsr.copying import MODEL_ERRORS, mode
+from oicsr.tracing import Scope
 
 MAX_REMOVED = 0.95
 

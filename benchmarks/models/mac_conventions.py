@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from oicsr import count_macs
-from oicsr.tracing import as_inputs, mode
+from oicsr.copying import mode
+from oicsr.inputs import as_inputs
 
 NORMS = {functional.batch_norm, torch.batch_norm}
 
@@ -70,5 +71,5 @@ def count_macs_with_norm_pool(model: nn.Module, example_inputs: Tensor | Sequenc
     inputs = as_inputs(example_inputs)
     counter = _Extras()
     with mode(model, training=False), torch.no_grad(), counter:
-        model(*inputs)
-    return count_macs(model, example_inputs) + counter.total // inputs[0].shape[0]
+        inputs.call(model)
+    return count_macs(model, example_inputs) + counter.total // inputs.tensors()[0].shape[0]

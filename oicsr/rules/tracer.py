@@ -17,6 +17,7 @@ from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
 
+RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -119,7 +120,11 @@ class Tracer:
         else:
             found = find_rule(node)
             rule = found or type(self).opaque
-            result = rule(self, node)
+            try:
+                result = rule(self, node)
+            except RULE_ERRORS as error:  # a form of the operator that its rule did not reckon with
+                why = f"has no rule for this form ({rule.__name__!r} raises {type(error).__name__}: {error})"
+                result = self.opaque(node, why)
         self._check(node, rule, result)
         depends = any(self.depends_on_input(n) for n in node.all_input_nodes)
         if isinstance(result, Value):

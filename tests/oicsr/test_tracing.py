@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import oicsr
 from oicsr.selection import MacsModel
-from oicsr.tracing import _ShapesOfNorms
+from oicsr.shapes import _ShapesOfNorms
 from tests.oicsr.networks import Basic, Chain, Mixed, check_every_channel, drop_third, zero_channels
 
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -275,10 +275,9 @@ class Odd(nn.Module):
         return self.three(torch.relu(self.two(torch.relu(x))))
 
 
-@pytest.mark.parametrize("kind", ["weight norm", "list"])
-def test_layers_with_weights_that_are_no_parameters_are_left_and_named(kind: str) -> None:
+def test_layers_with_weights_that_are_no_parameters_are_left_and_named() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="has a weight that is computed, not a parameter"):
-        couplings = oicsr.find_couplings(Odd(kind), IMAGES)
+        couplings = oicsr.find_couplings(Odd("list"), IMAGES)
     assert [c.name for c in couplings] == ["two"]
 
 
@@ -286,6 +285,7 @@ def test_layers_with_weights_that_are_no_parameters_are_left_and_named(kind: str
     ("kind", "names"),
     [
         ("functional", ["one", "weight", "two"]),
+        ("weight norm", ["one", "two"]),
         ("no affine", ["one", "two"]),
         ("transposed", ["one", "up", "two"]),
     ],
@@ -309,6 +309,16 @@ def test_channels_that_a_layer_norm_runs_over_stay() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="layer_norm.* normalises over the channels"):
         couplings = oicsr.find_couplings(model, torch.zeros(1, 3, 32, 32), scope="all")
     assert len(couplings) == 18 and all(".block.3" in c.name for c in couplings)  # the inner widths of the blocks
+
+
+def test_channels_under_a_layer_norm_go_where_shapes_alone_count() -> None:
+    """The pruned network runs, with other outputs."""
+    model = torchvision.models.convnext_tiny(weights=None, num_classes=10).eval()
+    images = torch.zeros(1, 3, 32, 32)
+    couplings = oicsr.find_couplings(model, images, scope="all", verify="shapes")
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, drop_third(couplings)))
+    assert small(images).shape == (1, 10)
+    assert small.features[0][1].normalized_shape == (small.features[0][0].out_channels,) == (64,)
 
 
 class PaddedShortcut(nn.Module):

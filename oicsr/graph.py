@@ -1,0 +1,101 @@
+"""The ATen graph of a network, from PyTorch's own exporter."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, mode
+from oicsr.inputs import Inputs, tensors_in
+from oicsr.rules import inline_blocks, leaf_modules
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a graph of ATen operators.
+
+    Attributes:
+        nodes: The graph.
+        names: Placeholder to the qualified name of the parameter or buffer that it stands for.
+        unused: Names of the parameters that nothing reads.
+        constants: Placeholders of other tensors, which are in the network's code.
+        modules: The network's modules by name.
+    """
+
+    nodes: fx.Graph
+    names: Mapping[str, str]
+    unused: tuple[str, ...]
+    constants: tuple[str, ...]
+    modules: Mapping[str, nn.Module]
+
+
+def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
+    """Trace a copy of a network in one mode; what its forward keeps in its modules is put back.
+
+    One image alone may be too little for BatchNorm in training mode, so it is taken twice then.
+
+    Raises:
+        ValueError: The exporter cannot trace it; says why.
+    """
+    try:
+        exported = _export(twin, inputs, training=training)
+    except ValueError:
+        if not training:
+            raise
+        doubled = inputs.map(lambda x: torch.cat([x, x]) if x.ndim else x)
+        exported = _export(twin, doubled, training=training)
+    graph = inline_blocks(exported.graph_module)
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    first = _first_names(twin)  # the exporter may call a tied parameter by any of its names
+    tensors = (InputKind.PARAMETER, InputKind.BUFFER)
+    names = {name: first[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
+    unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
+    unused = tuple(names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER)
+    constants = tuple(name for name, spec in kinds.items() if spec.kind is InputKind.CONSTANT_TENSOR)
+    return Graph(graph, names, unused, constants, dict(twin.named_modules()))
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Return for each name of a parameter or buffer the first name of the same tensor."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+@torch.no_grad()
+def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.ExportedProgram:
+    """Export a network as a function from the tensors in its inputs to those in its outputs, whatever holds them."""
+    with hooks_off(twin), mode(twin, training=training), leaf_modules(twin), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
+        own, forward = vars(twin).get("forward"), twin.forward
+
+        def flat(*tensors: Tensor) -> tuple[Any, ...]:
+            """Call the forward; the exporter refuses modules that keep an activation, so they have it taken away."""
+            with attributes_kept(twin):
+                return tuple(tensors_in(inputs.replace(tensors).call(forward)))
+
+        twin.forward = flat
+        try:
+            with redirect_stderr(io.StringIO()):  # where it fails, the exporter prints the whole graph
+                return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
+        except MODEL_ERRORS as error:
+            raise ValueError(
+                f"{type(twin).__name__} cannot be traced by torch.export: {type(error).__name__}: "
+                f"{first_line(error)} (check that the model runs on example_inputs and does not branch on the values "
+                "of tensors)"
+            ) from error
+        finally:
+            if own is None:
+                del twin.forward
+            else:
+                twin.forward = own

@@ -1,0 +1,420 @@
+"""A copy of a network on a bench: channels are set to zero and removed, and the outputs compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, shared
+from oicsr.coupling import Coupling, Member, channel_mask
+from oicsr.inputs import Inputs, tensors_in
+from oicsr.plan import PruningPlan
+from oicsr.state import devices_of, generators_kept
+from oicsr.surgery import slice_module
+
+Surgery = Callable[[nn.Module, PruningPlan], None]
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
+COARSE_TOLERANCE = 5e-2  # in half precision
+TRAINING_TOLERANCE = 1e-4  # statistics of a batch of two magnify rounding from layer to layer
+MAX_BYTES = 4 << 30  # of a copy in float64
+NUDGE = 1e-10  # of the inputs, to see whether training mode magnifies rounding
+EXAMPLES = 2
+FEWEST = 5  # channels that a trial leaves, so that one that mixes neighbours does not pass by chance
+WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+DROPOUTS = {
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+}
+
+
+def forms(model: nn.Module, inputs: Inputs) -> Iterator[tuple[torch.dtype | None, Inputs]]:
+    """Yield the precisions (None: the network's own) and inputs to try a network with, the best first."""
+    floats = [t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    fits = sum(t.numel() for t in floats) * torch.float64.itemsize <= MAX_BYTES
+    knows = all(t.device.type != "mps" for t in floats)
+    for dtype in (torch.float64, None) if fits and knows else (None,):
+        tensors = inputs.tensors()
+        sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
+        if len(sizes) == 1 and next(iter(sizes)) > EXAMPLES:
+            yield dtype, inputs.map(lambda tensor: tensor[:EXAMPLES])
+        yield dtype, inputs
+
+
+class Bench:
+    """A copy of a network with random parameters, in which channels can be set to zero, removed and brought back.
+
+    Attributes:
+        untried: What could not be tried, in the order found.
+        read_of_original: Names of the original's parameters and buffers that the copy was seen to read, and where.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        couplings: Sequence[Coupling],
+        *,
+        surgery: Surgery | None = None,
+        dtype: torch.dtype | None = torch.float64,
+        seed: int = 0,
+    ) -> None:
+        self.untried: list[str] = []
+        self.read_of_original: dict[str, str] = {}
+        self._surgery: Surgery = surgery or (lambda network, plan: slice_module(network, plan.slices))
+        self._couplings = couplings
+        self._dtype = dtype
+        self._seed = seed
+        self._originals = _storages(model)
+        self._model = copy_model(model, self._convert, constants=self._convert).eval()
+        generator = torch.Generator().manual_seed(seed)
+        _randomize(self._model, generator)
+        self._inputs = inputs.map(lambda tensor: _example(self._convert(tensor), generator))
+        self._kept, self._ambiguous = choose_kept(couplings, generator)
+        self._tensors = _named_tensors(self._model)
+        self._only_readers = False  # whether only the weights that read a channel are set to zero
+        self._expected: list[Tensor] = []
+        self._whole: dict[int, tuple[Tensor, Tensor]] = {}  # tensors with slices at zero, and their own values
+        self._small: tuple[tuple[str, ...], nn.Module] | None = None
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        """Return a copy in the precision of the trial; of a parameter, a parameter."""
+        wide = tensor.dtype if self._dtype is None else WIDER.get(tensor.dtype, tensor.dtype)
+        copied = tensor.detach().to(wide, copy=True)
+        return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Take off users' hooks, and put the random state back on leaving."""
+        with generators_kept(self._model), hooks_off(self._model):
+            yield
+
+    def first_run(self) -> str | None:
+        """Run the network with channels of all couplings at zero; return why that failed, or None where it went."""
+        try:
+            self._expected = self._zeroed_outputs(self._couplings)
+            if not _finite(self._expected):
+                self._only_readers = True  # a length of zero may have divided by zero (weight norm)
+                self._expected = self._zeroed_outputs(self._couplings)
+        except MODEL_ERRORS as error:
+            return f"its copy does not run ({type(error).__name__}: {first_line(error)})"
+        if not self._expected:
+            return "its output holds no tensors"
+        return None if _finite(self._expected) else "its outputs are not finite on the example inputs"
+
+    def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
+        """Return what happens where channels of zeros of `couplings` are removed, or None where nothing does."""
+        if len(couplings) == len(self._couplings):
+            expected = self._expected
+        else:
+            expected = self._zeroed_outputs(couplings)
+        try:
+            found = self._run(self._pruned(couplings), training=False)
+        except MODEL_ERRORS as error:
+            return f"cannot lose channels: its width is a number in the model's code ({first_line(error)})"
+        difference = _difference(expected, found, self._tolerance())
+        if difference is None or self._is_random(couplings, expected):
+            return None
+        return (
+            f"cannot lose channels: {difference} where channels of zeros go (an operator depends on how many channels "
+            "there are, or the width is a number in the model's code)"
+        )
+
+    def training_disagreement(self, couplings: Sequence[Coupling]) -> str | None:
+        """Return what happens in training mode without the channels of `couplings`, or None where nothing does.
+
+        Numbers are compared only where couplings of one width were left as wide as one another, so that their shapes
+        would not tell that the network joins them in training; and only where they mean something: not where they are
+        random, or where the statistics of so small a batch magnify rounding beyond all bounds.
+        """
+        try:
+            found = self._run(self._pruned(couplings), training=True)
+        except MODEL_ERRORS as error:
+            failed = self._training_outputs(couplings) is not None
+            return f"cannot lose channels: training mode fails without them ({first_line(error)})" if failed else None
+        expected = self._training_outputs(couplings) if self._ambiguous else None
+        difference = None if expected is None else _difference(expected, found, TRAINING_TOLERANCE)
+        if expected is None or difference is None:
+            return None
+        again = self._zeroed_outputs(couplings, training=True, seed=self._seed + 1, nudge=NUDGE)
+        if _difference(expected, again, TRAINING_TOLERANCE) is not None:
+            return None
+        return f"cannot lose channels: in training mode {difference} where channels of zeros go"
+
+    def _training_outputs(self, couplings: Sequence[Coupling]) -> list[Tensor] | None:
+        """Return the outputs in training mode with channels at zero; None where the network does not run there."""
+        try:
+            return self._zeroed_outputs(couplings, training=True)
+        except MODEL_ERRORS as error:
+            self.untried.append(
+                f"training mode of {type(self._model).__name__} could not be tried on the example inputs "
+                f"({type(error).__name__}: {first_line(error)})"
+            )
+            return None
+
+    def _is_random(self, couplings: Sequence[Coupling], expected: list[Tensor]) -> bool:
+        """Return, and note, whether the outputs in evaluation mode differ from run to run anyway."""
+        again = self._zeroed_outputs(couplings, seed=self._seed + 1)
+        if _difference(expected, again, self._tolerance()) is None:
+            return False
+        self.untried.append(f"the outputs of {type(self._model).__name__} in evaluation mode are random: not compared")
+        return True
+
+    def _tolerance(self) -> float:
+        dtypes = {t.dtype for t in self._tensors.values() if t.is_floating_point()}
+        return max((TOLERANCES.get(dtype, COARSE_TOLERANCE) for dtype in dtypes), default=TOLERANCES[torch.float64])
+
+    def _pruned(self, couplings: Sequence[Coupling]) -> nn.Module:
+        """Return a pruned copy, which shares the parameters that stay whole; the last one is kept.
+
+        Where channels are at zero at the time, they are those that go: `_zeroed_outputs` runs for the same couplings.
+        """
+        names = tuple(coupling.name for coupling in couplings)
+        if self._small is None or self._small[0] != names:
+            small = copy_model(self._model, shared)
+            self._surgery(small, PruningPlan.from_kept(couplings, {name: self._kept[name] for name in names}))
+            self._small = names, small
+        return self._small[1]
+
+    def _zeroed_outputs(
+        self, couplings: Sequence[Coupling], *, training: bool = False, seed: int | None = None, nudge: float = 0.0
+    ) -> list[Tensor]:
+        self._restore()
+        self._set_to_zero(couplings)
+        network = copy_model(self._model, shared) if training else self._model
+        return self._run(network, training=training, seed=seed, nudge=nudge)
+
+    def _set_to_zero(self, couplings: Sequence[Coupling]) -> None:
+        """Put tensors with every slice of the channels that go at zero in the place of the network's."""
+        for coupling in couplings:
+            stays = channel_mask(coupling, self._kept)
+            for member in coupling.members:
+                tensor = self._tensors[member.parameter]
+                if not self._goes_to_zero(member, tensor):
+                    continue
+                shape = [1] * tensor.ndim
+                shape[member.dim] = -1
+                factor = ((member.channels < 0) | stays[member.channels]).reshape(shape).to(tensor)
+                if id(tensor) in self._whole:
+                    tensor.data.mul_(factor)
+                else:
+                    self._whole[id(tensor)] = tensor, tensor.data
+                    tensor.data = tensor.data * factor
+
+    def _restore(self) -> None:
+        """Put the network's own tensors back."""
+        for tensor, values in self._whole.values():
+            tensor.data = values
+        self._whole.clear()
+
+    def _goes_to_zero(self, member: Member, tensor: Tensor) -> bool:
+        """Leave variances and their like as they are: buffers of positive numbers, which may be divided by."""
+        if self._only_readers:
+            return member.side == "in"
+        return isinstance(tensor, nn.Parameter) or not bool((tensor > 0).all())
+
+    def _run(self, network: nn.Module, *, training: bool, seed: int | None = None, nudge: float = 0.0) -> list[Tensor]:
+        seed = self._seed if seed is None else seed
+        torch.default_generator.manual_seed(seed)
+        for device in devices_of(self._model):
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        network.train(training)
+        inputs = self._inputs.map(lambda x: x * (1 + nudge)) if nudge else self._inputs
+        with _Watch(self._dtype, self._originals, self.read_of_original), _default_dtype(self._dtype):
+            outputs = _call_twice(network, inputs) if training else inputs.call(network)
+        return [tensor.detach() for tensor in tensors_in(outputs)]
+
+
+def _call_twice(network: nn.Module, inputs: Inputs) -> Any:
+    """Run a network; one input alone may be too little for BatchNorm in training mode, so add another one then."""
+    try:
+        return inputs.call(network)
+    except ValueError:
+        return inputs.map(_doubled).call(network)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    """Return a batch and a batch like it, its values moved along the last axis: equal ones have no variance."""
+    other = tensor.roll(1, -1) * 0.9 if tensor.is_floating_point() else tensor
+    return torch.cat([tensor, other]) if tensor.ndim else tensor
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# what is left to chance
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Choose the channels of each coupling that stay: an eighth to a quarter of them, five at least where it has more.
+
+    Couplings of one width keep different numbers of channels as long as there are any left to choose from.
+
+    Returns:
+        Coupling name to channel ids, and whether two couplings of one width had to be left equally wide.
+    """
+    kept: dict[str, tuple[int, ...]] = {}
+    taken: dict[int, set[int]] = defaultdict(set)
+    ambiguous = False
+    for coupling in couplings:
+        width = coupling.num_channels
+        least = min(FEWEST, width - 1)
+        low, high = max(least, width // 8), max(least, width // 4)
+        free = [n for n in range(low, high + 1) if n not in taken[width]]
+        free = free or [n for n in range(high + 1, width) if n not in taken[width]][:1]
+        ambiguous |= not free
+        free = free or list(range(low, high + 1))
+        count = free[int(torch.randint(len(free), (1,), generator=generator))]
+        taken[width].add(count)
+        order = torch.randperm(width, generator=generator)[:count]
+        kept[coupling.name] = tuple(sorted(order.tolist()))
+    return kept, ambiguous
+
+
+def _example(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return an input, or noise in the place of one that would show nothing: constant, or not finite."""
+    if not tensor.is_floating_point() or tensor.numel() < 2:
+        return tensor
+    if bool(tensor.isfinite().all()) and not _is_constant(tensor):
+        return tensor
+    noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+    return noise if not bool(tensor.isfinite().all()) else tensor + noise
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    flat = tensor.reshape(-1)
+    return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
+
+
+@torch.no_grad()
+def _randomize(model: nn.Module, generator: torch.Generator) -> None:
+    """Move what is constant, zero or a statistic, as training would: scales of zero hide whole blocks."""
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        """Return random numbers of the shape of `like`."""
+        return (low + (high - low) * torch.rand(like.shape, generator=generator)).to(like)
+
+    for parameter in model.parameters():
+        if not parameter.is_floating_point() or not parameter.numel():
+            continue
+        if _is_constant(parameter):
+            parameter.add_(uniform(parameter, 0.1, 0.5))
+        elif parameter.ndim < 2:
+            parameter.mul_(1 + uniform(parameter, 0.1, 0.5))
+        if bool((parameter == 0).any()):
+            size = parameter.square().mean().sqrt()
+            noise = (size * torch.randn(parameter.shape, generator=generator).to(parameter)).abs()
+            parameter.copy_(torch.where(parameter == 0, noise, parameter))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(uniform(buffer, -0.3, 0.3))
+        elif name.endswith("running_var"):
+            buffer.copy_(uniform(buffer, 0.5, 1.5))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# running and comparing
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _storages(model: nn.Module) -> dict[int, str]:
+    """Return the name of each parameter and buffer by the address of its memory."""
+    found: dict[int, str] = {}
+    for name, tensor in _named_tensors(model).items():
+        address = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+        if address:
+            found.setdefault(address, name)
+    return found
+
+
+class _Watch(TorchFunctionMode):
+    """Keep a trial in its precision, without dropout, and note where it reads a tensor of the original network."""
+
+    def __init__(self, dtype: torch.dtype | None, originals: Mapping[int, str], read: dict[str, str]) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._originals = originals
+        self._read = read
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        for value in (*args, *named.values()):
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if type(tensor) in (Tensor, nn.Parameter):
+                    self._note(tensor, func)
+        if func in DROPOUTS:
+            return args[0] if args else named["input"]
+        if self._dtype is None:
+            return func(*args, **named)
+        if func in CASTS:
+            return args[0].double()
+        wide = [_widened(value) for value in args]
+        return func(*wide, **{name: _widened(value) for name, value in named.items()})
+
+    def _note(self, tensor: Tensor, func: Callable[..., Any]) -> None:
+        if tensor.layout is torch.strided and tensor.device.type != "meta":
+            name = self._originals.get(tensor.untyped_storage().data_ptr())
+            if name is not None:
+                self._read.setdefault(name, getattr(func, "__name__", str(func)))
+
+
+def _widened(value: Any) -> Any:
+    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _finite(outputs: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in outputs)
+
+
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> str | None:
+    """Say how outputs differ; None where shapes agree, and numbers to `tolerance` of the largest."""
+    if len(expected) != len(found):
+        return f"{len(found)} outputs come in the place of {len(expected)}"
+    for before, after in zip(expected, found, strict=True):
+        if before.shape != after.shape:
+            return f"the shape of an output changes from {tuple(before.shape)} to {tuple(after.shape)}"
+        if not before.numel():
+            continue
+        if not (before.is_floating_point() or before.is_complex()):
+            if not torch.equal(before, after):
+                return "an output of integers changes"
+            continue
+        largest, change = float(before.abs().max()), float((before - after).abs().max())
+        if not change <= tolerance * largest + 1e-14:
+            return f"an output changes by {change:.1e} of {largest:.1e}"
+    return None

@@ -1,0 +1,430 @@
+"""The numeric proof: what a trace cannot see never ends in a wrong network."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import oicsr
+from oicsr import Coupling
+from oicsr.inputs import as_inputs
+from oicsr.proof import blame
+from oicsr.surgery import slice_module
+from oicsr.trials import Bench, choose_kept
+from tests.oicsr.networks import Basic, Chain, drop_third, randomize_norms
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+class Between(nn.Module):
+    """conv -> something of eight channels -> conv: the something is what is tried."""
+
+    def __init__(self, middle: Callable[[nn.Module, Tensor], Tensor], width: int = 8, **modules: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 6, 3)
+        self.three = nn.Conv2d(6, 4, 1)
+        self.middle = middle
+        self.scale, self.shift = nn.Parameter(torch.rand(width) + 0.5), nn.Parameter(torch.rand(width))
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(torch.relu(self.two(torch.relu(self.middle(self, self.one(x))))))
+
+
+def layer_norm_over_channels(net: nn.Module, x: Tensor) -> Tensor:
+    return functional.layer_norm(x.movedim(1, -1), (x.shape[1],), net.scale, net.shift).movedim(-1, 1)
+
+
+def by_hand(net: nn.Module, x: Tensor) -> Tensor:
+    return x / x.square().mean(1, keepdim=True).add(1e-5).sqrt()
+
+
+# what depends on the number of channels, or on a number in the code
+INEXACT: dict[str, Between] = {
+    "GroupNorm without scale": Between(lambda net, x: net.norm(x), norm=nn.GroupNorm(4, 8, affine=False)),
+    "group norm with its groups in an attribute": Between(
+        lambda net, x: functional.group_norm(x, 2, net.scale, net.shift), width=16
+    ),
+    "group norm without parameters": Between(lambda net, x: functional.group_norm(x, 4)),
+    "layer norm": Between(layer_norm_over_channels),
+    "layer norm without parameters": Between(
+        lambda net, x: functional.layer_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1)
+    ),
+    "root mean square by hand": Between(by_hand),
+    "divided by its own width": Between(lambda net, x: x / math.sqrt(net.two.in_channels)),
+    "divided by the width of the tensor": Between(lambda net, x: x / x.shape[1]),
+    "added its width": Between(lambda net, x: x + net.one.out_channels),
+    "cut at a number": Between(lambda net, x: torch.cat([x[:, 4:], x[:, :4].sigmoid()], 1)),
+    "a one-dimensional pool over the features": Between(
+        lambda net, x: functional.max_pool1d(x.movedim(1, -1).flatten(0, 2), 3, 1, 1).reshape(
+            x.shape[0], *x.shape[2:], x.shape[1]
+        ).movedim(-1, 1)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INEXACT)
+def test_what_depends_on_the_number_of_channels_is_left_and_named(kind: str) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(oicsr.UnprunedChannelsWarning) as caught:
+        couplings = oicsr.find_couplings(INEXACT[kind], torch.randn(2, 3, 8, 8))
+    assert [coupling.name for coupling in couplings] == ["two"]
+    assert any("'one'" in str(warning.message) or "module" in str(warning.message) for warning in caught)
+    reasons = oicsr.trace_couplings(INEXACT[kind], torch.randn(2, 3, 8, 8)).unpruned
+    assert reasons["one"]
+
+
+class Unbatched(nn.Module):
+    """Takes one image without a batch, as `nn.Conv2d` allows: channels lie on the first axis."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, width, 3, padding=1), nn.Linear(width * size * size, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).flatten())
+
+
+@pytest.mark.parametrize(("width", "size"), [(8, 8), (8, 6), (6, 8)])
+def test_unbatched_inputs_end_in_the_right_network_or_a_refusal(width: int, size: int) -> None:
+    check_right_or_refused(Unbatched(width, size), torch.randn(3, size, size), {"conv"})
+
+
+class TiedAutoencoder(nn.Module):
+    """The decoder is the encoder's weight, transposed; what it rebuilds is the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.encoder = nn.Conv2d(3, 12, 3), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = torch.relu(self.conv(x)).mean((2, 3))
+        return functional.linear(torch.relu(self.encoder(features)), self.encoder.weight.t())
+
+
+class TwoRoles(nn.Module):
+    """One parameter is a weight, and is also added to an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.two(torch.relu(self.one(x))))
+        return self.out(x + self.two.weight.sum(1))
+
+
+class ComputedScale(nn.BatchNorm2d):
+    """The scale is zero-centred."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = self.running_mean, self.running_var
+        return functional.batch_norm(x, *statistics, 1 + self.weight, self.bias, self.training, 0.1, self.eps)
+
+
+def check_right_or_refused(model: nn.Module, inputs: Tensor, layers: set[str]) -> None:
+    """Removing channels of zeros changes nothing, or the layers stay with a warning that names a reason."""
+    torch.manual_seed(0)
+    model = randomize_norms(model).double().eval()
+    inputs = inputs.double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", oicsr.UnprunedChannelsWarning)
+        couplings = oicsr.find_couplings(model, inputs, scope="all")
+    missing = layers - {coupling.name for coupling in couplings}
+    assert not missing or caught
+    kept = drop_third(couplings)
+    zeroed = zero_everything(model, couplings, kept)
+    small = oicsr.remove_channels(zeroed, oicsr.PruningPlan.from_kept(couplings, kept))
+    with torch.no_grad():
+        before, after = zeroed(inputs), small(inputs)
+    assert before.shape == after.shape
+    assert torch.allclose(before, after, rtol=1e-9, atol=1e-9 * float(before.abs().max()))
+
+
+@torch.no_grad()
+def zero_everything(model: nn.Module, couplings: Sequence[Coupling], kept: dict[str, list[int]]) -> nn.Module:
+    zeroed = copy.deepcopy(model)
+    tensors = {**dict(zeroed.named_parameters()), **dict(zeroed.named_buffers())}
+    for coupling in couplings:
+        gone = torch.tensor(sorted(set(range(coupling.num_channels)) - set(kept[coupling.name])))
+        for member in coupling.members:
+            index = torch.isin(member.channels, gone).nonzero().flatten()
+            tensors[member.parameter].index_fill_(member.dim, index, 0)
+    return zeroed
+
+
+def test_a_tied_weight_at_the_output_is_not_pruned() -> None:
+    check_right_or_refused(TiedAutoencoder(), torch.randn(2, 3, 8, 8), {"conv", "encoder"})
+    with pytest.warns(
+        oicsr.UnprunedChannelsWarning, match="'encoder.weight' is the weight of a layer, and is read elementwise"
+    ):
+        oicsr.find_couplings(TiedAutoencoder(), IMAGES)
+
+
+def test_a_parameter_in_two_roles_is_right_or_refused() -> None:
+    check_right_or_refused(TwoRoles(), torch.randn(4, 8), {"one", "two"})
+
+
+def test_a_computed_scale_is_right_or_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), ComputedScale(12), nn.ReLU(), nn.Conv2d(12, 4, 3))
+    check_right_or_refused(model, torch.randn(2, 3, 8, 8), {"0"})
+
+
+class JoinedInTraining(nn.Module):
+    """Two branches that are concatenated in evaluation mode and added up in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+        self.both, self.one = nn.Conv2d(12, 4, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.left(x), self.right(x)
+        if self.training:
+            return self.one(left + right)
+        return self.both(torch.cat([left, right], 1)) + self.one(left)
+
+
+def test_a_join_that_exists_in_training_only_is_found() -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="training mode"):
+        couplings = oicsr.find_couplings(JoinedInTraining(), torch.randn(2, 3, 8, 8))
+    assert len(couplings) <= 1
+    small = JoinedInTraining()
+    if couplings:
+        small = oicsr.remove_channels(small, oicsr.PruningPlan.from_kept(couplings, drop_third(couplings)))
+    assert small.train()(IMAGES).shape == (2, 4, 6, 6)
+
+
+def test_a_training_mode_that_needs_targets_is_said_and_takes_nothing_away() -> None:
+    class NeedsTargets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.out, self.temperature = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+            x = self.out(torch.relu(self.one(x))).mean((2, 3))
+            if not self.training:
+                return x
+            if targets is None:
+                raise ValueError("targets are needed in training mode")
+            return functional.cross_entropy(x / self.temperature, targets)
+
+    with pytest.warns(oicsr.UntriedWarning, match=r"targets are needed in training mode.*'temperature'"):
+        couplings = oicsr.find_couplings(NeedsTargets(), IMAGES)
+    assert [coupling.name for coupling in couplings] == ["one"]
+
+
+def test_random_outputs_and_outputs_without_tensors_are_said() -> None:
+    class Noisy(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * (1 + torch.rand(len(x), 1, 1, 1)))
+
+    assert oicsr.find_couplings(Noisy(), torch.randn(2, 3, 8, 8))  # the same noise on both sides
+
+    class NoisyInside(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.bn1(self.conv1(x))
+            x = self.pool(self.bn2(self.conv2(x * (1 + torch.rand(x.shape[1]).mean()))))
+            return self.fc(x.flatten(1))
+
+    trace = oicsr.trace_couplings(NoisyInside(), torch.randn(2, 3, 8, 8))
+    assert any("random" in reason for reason in trace.untried)
+
+
+class Uncopyable(Chain):
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        return self
+
+
+def test_a_network_that_is_its_own_copy_is_refused_unchanged() -> None:
+    model = Uncopyable()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"cannot be copied.*the original itself"):
+        oicsr.find_couplings(model, IMAGES)
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(Chain(), IMAGES), {"conv1": [0]})
+    with pytest.raises(ValueError, match=r"cannot be copied.*the original itself"):
+        oicsr.remove_channels(model, plan)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+HIDDEN: list[nn.Module] = []
+
+
+class ReadsAnother(nn.Module):
+    """A forward that reaches for an object which no copy can follow, as soon as it does not run in the exporter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        network = self if torch.compiler.is_exporting() else HIDDEN[-1]
+        return network.two(torch.relu(network.one(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_copy_that_runs_the_original_is_seen(dtype: torch.dtype) -> None:
+    """Such a copy gives the original's outputs: that nothing changes where channels go proves nothing."""
+    model = ReadsAnother().to(dtype)
+    HIDDEN.append(model)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'one' .*still reads 'one.weight' of the original"):
+        assert oicsr.find_couplings(model, IMAGES.to(dtype)) == []
+
+
+def test_without_zeroing_an_honest_copy_gives_other_outputs() -> None:
+    torch.manual_seed(0)
+    model, images = randomize_norms(Basic()).eval(), torch.randn(2, 3, 8, 8)
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, drop_third(couplings)))
+    assert not torch.allclose(small(images), model(images), atol=1e-3)
+
+
+def test_wrong_couplings_are_refuted_one_by_one_and_others_stand() -> None:
+    """Couplings are made wrong by hand: a reader is taken out of one, and one is given another's channels."""
+    torch.manual_seed(0)
+    model, images = Basic(), torch.randn(2, 3, 8, 8)
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    assert not oicsr.prove(model, images, couplings).refuted
+    stream = next(c for c in couplings if c.name == "stem")
+    short = Coupling("stem", stream.num_channels, tuple(m for m in stream.members if m.parameter != "project.weight"))
+    proof = oicsr.prove(model, images, [short if c is stream else c for c in couplings])
+    assert list(proof.refuted) == ["stem"] and "'stem' cannot lose channels" in proof.refuted["stem"]
+    shuffled = tuple(
+        oicsr.Member(m.parameter, m.dim, m.channels.flip(0), m.side, m.counts) if m.parameter == "b1.weight" else m
+        for m in stream.members
+    )
+    wrong = Coupling("stem", stream.num_channels, shuffled)
+    proof = oicsr.prove(model, images, [wrong if c is stream else c for c in couplings])
+    assert list(proof.refuted) == ["stem"] and "an output changes" in proof.refuted["stem"]
+
+
+def test_any_surgery_can_be_tried() -> None:
+    """One that forgets to slice is found out by the shapes that no longer fit."""
+    model = Chain()
+    couplings = oicsr.find_couplings(model, IMAGES)
+
+    def forgetful(network: nn.Module, plan: oicsr.PruningPlan) -> None:
+        slice_module(network, [entry for entry in plan.slices if not entry.parameter.startswith("bn2")])
+
+    proof = oicsr.prove(model, IMAGES, couplings, surgery=forgetful)
+    assert list(proof.refuted) == ["conv2"] and "number in the model's code" in proof.refuted["conv2"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "together", "expected"),
+    [({3}, set(), {3}), ({0, 6}, set(), {0, 6}), (set(range(7)), set(), set(range(7))), (set(), {2, 5}, {5})],
+)
+def test_blame_is_found_by_halving(bad: set[int], together: set[int], expected: set[int]) -> None:
+    couplings = [Coupling(str(i), 4, ()) for i in range(7)]
+
+    def trial(some: Sequence[Coupling]) -> str | None:
+        numbers = {int(coupling.name) for coupling in some}
+        return "fails" if numbers & bad or (together and together <= numbers) else None
+
+    assert {int(name) for name in blame(couplings, trial)} == expected
+
+
+def test_what_is_kept_differs_between_couplings_of_one_width() -> None:
+    couplings = [Coupling(str(i), 64, ()) for i in range(9)]
+    kept, ambiguous = choose_kept(couplings, torch.Generator().manual_seed(0))
+    assert len({len(ids) for ids in kept.values()}) == 9 and not ambiguous
+    assert all(8 <= len(ids) <= 16 for ids in kept.values())
+    kept, ambiguous = choose_kept([Coupling(str(i), 3, ()) for i in range(4)], torch.Generator().manual_seed(0))
+    assert ambiguous and {len(ids) for ids in kept.values()} == {2}
+    assert len(choose_kept([Coupling("a", 2, ())], torch.Generator())[0]["a"]) == 1
+
+
+def test_trials_leave_no_trace() -> None:
+    model = Basic().train()
+    model.an1.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state, default = torch.get_rng_state(), torch.get_default_dtype()
+    oicsr.prove(model, torch.randn(2, 3, 8, 8), oicsr.find_couplings(model, IMAGES))
+    torch.randn(2, 3, 8, 8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training and not model.an1.training and torch.get_default_dtype() is default
+    assert not torch.equal(state, torch.get_rng_state())  # the two calls of randn alone
+    torch.set_rng_state(state)
+    torch.randn(2, 3, 8, 8)
+    torch.randn(2, 3, 8, 8)
+    drawn = torch.get_rng_state()
+    torch.set_rng_state(state)
+    images = torch.randn(2, 3, 8, 8)
+    oicsr.prove(model, images, oicsr.find_couplings(model, images))
+    torch.randn(2, 3, 8, 8)
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_zeros_are_taken_back() -> None:
+    torch.manual_seed(0)
+    model, images = Basic(), torch.randn(2, 3, 8, 8)
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    bench = Bench(model, as_inputs(images), couplings)
+    tensors = {name: tensor.clone() for name, tensor in bench._tensors.items()}
+    with bench.ready():
+        assert bench.first_run() is None
+        assert all(bench.disagreement([coupling]) is None for coupling in couplings)
+    bench._restore()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in bench._tensors.items())
+
+
+def test_dead_blocks_hide_nothing() -> None:
+    """A scale, a layer or inputs of zero are given other values: nothing would show behind them."""
+
+    class Dead(Between):
+        def __init__(self) -> None:
+            super().__init__(by_hand)
+            nn.init.zeros_(self.three.weight)
+            nn.init.zeros_(self.two.weight)
+            self.one.weight.data[:4] = 0
+
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'one'|mean"):
+        couplings = oicsr.find_couplings(Dead(), IMAGES)
+    assert [coupling.name for coupling in couplings] == ["two"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_are_proved_in_double(dtype: torch.dtype) -> None:
+    model = Chain().to(dtype)
+    couplings = oicsr.find_couplings(model, torch.randn(2, 3, 8, 8, dtype=dtype))
+    assert [coupling.name for coupling in couplings] == ["conv1", "conv2"]
+    assert model.conv1.weight.dtype is dtype
+
+
+def test_code_that_casts_is_proved_in_double() -> None:
+    model = Between(lambda net, x: (x.float() * torch.arange(2.0).sum() + torch.zeros(1)).to(torch.float32))
+    trace = oicsr.trace_couplings(model, torch.randn(2, 3, 8, 8))
+    assert [coupling.name for coupling in trace.couplings] == ["one", "two"] and not trace.untried
+
+
+def test_code_that_knows_no_double_is_proved_in_its_own_precision() -> None:
+    constant = torch.randn(8, 8, 1, 1)  # of float32, and not the module's to convert
+
+    model = Between(
+        lambda net, x: x + functional.conv2d(net.probe(x[:, :1]), constant)[:, :1], probe=nn.Conv2d(1, 8, 1)
+    )
+    trace = oicsr.trace_couplings(model, torch.randn(2, 3, 8, 8))
+    assert "two" in {coupling.name for coupling in trace.couplings} and not trace.untried
+
+
+def test_verify_can_be_chosen() -> None:
+    model, images = INEXACT["divided by its own width"], torch.randn(2, 3, 8, 8)
+    for verify in ("shapes", "off"):
+        couplings = oicsr.find_couplings(model, images, verify=verify)  # type: ignore[arg-type]
+        assert [coupling.name for coupling in couplings] == ["one", "two"]
+    with pytest.raises(ValueError, match="verify is 'perhaps'"):
+        oicsr.find_couplings(model, images, verify="perhaps")  # type: ignore[arg-type]
+
+
+def test_shapes_that_cannot_be_tried_are_said() -> None:
+    model = Between(lambda net, x: x + x.new_tensor([float(x.detach().numel() and 1)]) + torch.ones(1))
+    with pytest.warns(oicsr.UntriedWarning, match="does not run on the meta device"):
+        oicsr.find_couplings(model, IMAGES, verify="shapes")
