@@ -74,6 +74,23 @@ class Streams:
         return {Root(root) for root in self._tracer.sets.find(ids).unique().tolist()}
 
 
+@dataclass
+class Reasons:
+    """Why channel sets stay: for each root the position of a text, -1 where the set may go."""
+
+    which: Tensor  # int64 (labels,)
+    texts: list[str]
+
+    def add(self, roots: Tensor, text: str) -> None:
+        """Let those of the sets that may go stay because of `text`."""
+        self.which[roots[self.which[roots] < 0]] = len(self.texts)
+        self.texts.append(text)
+
+    def of(self, roots: Tensor) -> list[str]:
+        """Return the reasons of some sets, each once, in the order of the sets."""
+        return [self.texts[position] for position in dict.fromkeys(self.which[roots].tolist()) if position >= 0]
+
+
 @dataclass(frozen=True)
 class ChannelIndex:
     """Which channel of which coupling every channel set is.
@@ -95,34 +112,31 @@ class ChannelIndex:
     names: Mapping[CouplingId, str]
 
     @staticmethod
-    def build(tracer: Tracer, roots: Tensor, reasons: Mapping[Root, str]) -> ChannelIndex:
+    def build(tracer: Tracer, roots: Tensor, reasons: Reasons) -> ChannelIndex:
         """Number the sets that may go (those without a reason to stay), coupling by coupling, layer by layer.
 
         All sets that one layer produces are of one coupling; it is named after the first layer that produces them.
         """
-        layers = [
-            (parameter, [root for root in roots_of(tracer.slots[parameter, dim], roots) if root not in reasons])
-            for parameter, dim in tracer.producers
-        ]
+        layers = []
         together = ChannelSets()
         together.new(len(roots))
-        for _, produced in layers:
-            members = torch.tensor(produced, dtype=torch.int64)
-            together.join(members[1:], members[:1].expand(max(0, len(members) - 1)))
-        coupled = together.roots().tolist()
-        owner, number = [-1] * len(roots), [-1] * len(roots)
+        for key in tracer.producers:
+            produced = roots[tracer.slots[key].ids]
+            produced = produced[reasons.which[produced] < 0]
+            if len(produced):
+                together.join(produced[1:], produced[:1].expand(len(produced) - 1))
+                layers.append((layer_name(key[0]), produced))
+        owner, number = torch.full((2, len(roots)), -1)
         couplings: dict[int, CouplingId] = {}
         names: dict[CouplingId, str] = {}
         sizes: dict[CouplingId, int] = defaultdict(int)
-        for parameter, produced in layers:
-            for root in dict.fromkeys(produced):
-                if owner[root] >= 0:
-                    continue
-                coupling = couplings.setdefault(coupled[root], CouplingId(len(couplings)))
-                names.setdefault(coupling, layer_name(parameter))
-                owner[root], number[root] = coupling, sizes[coupling]
-                sizes[coupling] += 1
-        return ChannelIndex(roots, torch.tensor(owner), torch.tensor(number), names)
+        for name, produced in layers:
+            coupling = couplings.setdefault(int(together.find(produced[0])), CouplingId(len(couplings)))
+            names.setdefault(coupling, name)
+            new = torch.tensor(list(dict.fromkeys(produced[owner[produced] < 0].tolist())), dtype=torch.int64)
+            owner[new], number[new] = coupling, torch.arange(sizes[coupling], sizes[coupling] + len(new))
+            sizes[coupling] += len(new)
+        return ChannelIndex(roots, owner, number, names)
 
     def sizes(self) -> list[int]:
         """Return how many channels each coupling has."""
@@ -134,11 +148,6 @@ class ChannelIndex:
         return self.owner[roots], self.number[roots]
 
 
-def roots_of(slot: Slot, roots: Tensor) -> list[Root]:
-    """Return the channel set of each slice of an axis."""
-    return [Root(root) for root in roots[slot.ids].tolist()]
-
-
 def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[str, str]]:
     """Build the couplings from the channel sets, and say which layers' channels stay.
 
@@ -148,34 +157,38 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
     """
     slots = _all_slots(tracer)
     roots = tracer.sets.roots()
-    reasons = {Root(root): reason for root, reason in tracer.sets.reasons().items()}
-    for root in tracer.sets.find(torch.tensor(sorted(streams), dtype=torch.int64)).tolist():
-        reasons.setdefault(Root(root), STREAM)
+    reasons = Reasons(*tracer.sets.reasons())
+    reasons.add(roots[torch.tensor(sorted(streams), dtype=torch.int64)], STREAM)
     index = ChannelIndex.build(tracer, roots, reasons)
     last = _last_channels(slots, index)
     if last:
-        reasons |= last
+        for root, text in last.items():
+            reasons.add(torch.tensor([root]), text)
         index = ChannelIndex.build(tracer, roots, reasons)
     members: dict[CouplingId, list[Member]] = defaultdict(list)
     for slot in slots:
         owner, number = index.of(slot)
-        for coupling in owner.unique().tolist():
-            if coupling >= 0:
-                channels = torch.where(owner == coupling, number, -1)
-                members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
+        for coupling in _present(owner):
+            channels = torch.where(owner == coupling, number, -1)
+            members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
     unpruned = _explain(tracer, roots, reasons)
-    tracer.unruled.extend(_notable(tracer, roots, reasons))
     found = []
     for (coupling, name), size in zip(index.names.items(), index.sizes(), strict=True):
-        if size < 2:
-            unpruned[name] = SINGLE
-            if any(len(slot.ids) > 1 for slot in slots if slot.side == "out" and layer_name(slot.parameter) == name):
-                tracer.unruled.append(
-                    f"the channels of {name!r} can only go all at once, as the model's code ties them"
-                )
-        else:
+        if size > 1:
             found.append(Coupling(name, size, tuple(members[coupling])))
+            continue
+        unpruned[name] = SINGLE
+        if any(len(tracer.slots[key].ids) > 1 for key in tracer.producers if layer_name(key[0]) == name):
+            tracer.unruled.append(f"the channels of {name!r} could only go all at once: the model's code ties them")
     return found, unpruned
+
+
+def _present(owner: Tensor) -> list[CouplingId]:
+    """Return the couplings that slices of an axis belong to."""
+    if bool((owner == owner[0]).all()):  # nearly always
+        first = int(owner[0])
+        return [CouplingId(first)] if first >= 0 else []
+    return [CouplingId(coupling) for coupling in owner.unique().tolist() if coupling >= 0]
 
 
 def _all_slots(tracer: Tracer) -> list[Slot]:
@@ -219,9 +232,10 @@ def _last_channels(slots: Sequence[Slot], index: ChannelIndex) -> dict[Root, str
         owner, number = index.of(slot)
         if bool((owner < 0).any()):
             continue  # a slice of it stays anyway
-        complete = any(len(number[owner == c].unique()) == sizes[c] for c in owner.unique().tolist())
-        axis = roots_of(slot, index.roots)
-        if not complete and last.keys().isdisjoint(axis):
+        if any(len(number[owner == coupling].unique()) == sizes[coupling] for coupling in _present(owner)):
+            continue  # it has slices of all channels of a coupling
+        axis = [Root(root) for root in index.roots[slot.ids].tolist()]
+        if last.keys().isdisjoint(axis):
             last[axis[0]] = f"is what {slot.parameter!r} needs to keep a channel"
     return last
 
@@ -231,18 +245,12 @@ def layer_name(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def _notable(tracer: Tracer, roots: Tensor, reasons: Mapping[Root, str]) -> list[str]:
-    """Return the reasons to warn of that keep channels of some layer."""
-    produced = (root for key in tracer.producers for root in roots_of(tracer.slots[key], roots))
-    found = dict.fromkeys(reasons[root] for root in produced if root in reasons)
-    return [reason for reason in found if tracer.is_notable(reason)]
-
-
-def _explain(tracer: Tracer, roots: Tensor, reasons: Mapping[Root, str]) -> dict[str, str]:
-    """Return for each layer some of whose output channels stay, why."""
+def _explain(tracer: Tracer, roots: Tensor, reasons: Reasons) -> dict[str, str]:
+    """Return for each layer some of whose output channels stay, why; leave what the user is to be warned of."""
     unpruned: dict[str, str] = {}
     for parameter, dim in tracer.producers:
-        for root in sorted(set(roots_of(tracer.slots[parameter, dim], roots))):
-            if root in reasons:
-                unpruned.setdefault(layer_name(parameter), reasons[root])
+        texts = reasons.of(roots[tracer.slots[parameter, dim].ids])
+        if texts:
+            unpruned.setdefault(layer_name(parameter), texts[0])
+        tracer.unruled.extend(text for text in texts if tracer.is_notable(text) and text not in tracer.unruled)
     return unpruned

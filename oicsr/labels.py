@@ -68,10 +68,13 @@ class ChannelSets:
         """Return the root of every label, as an int64 tensor indexed by label."""
         return self.find(torch.arange(self._count))
 
-    def reasons(self) -> dict[int, str]:
-        """Return why the sets that may not be removed stay, by their roots."""
-        found: dict[int, str] = {}
-        for labels, reason in self._fixed:
-            for root in self.find(labels).tolist():
-                found.setdefault(root, reason)
-        return found
+    def reasons(self) -> tuple[Tensor, list[str]]:
+        """Return why sets may not be removed.
+
+        Returns:
+            For each root the position of its reason, int64 `(labels,)`, -1 where the set may go; and the reasons.
+        """
+        which = torch.full((self._count,), -1)
+        for position in reversed(range(len(self._fixed))):  # the first reason is written last
+            which[self.find(self._fixed[position][0])] = position
+        return which, [reason for _, reason in self._fixed]
