@@ -6,6 +6,7 @@ import copy
 import functools
 import pickle
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -236,14 +237,14 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, list | dict | set)]
+    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, list | dict | set | deque)]
 
 
 def _refill(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
+    container.clear()
+    if isinstance(container, list | deque):
+        container.extend(content)
     else:
-        container.clear()
         container.update(content)
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from oicsr.copying import mode
+from oicsr.copying import attributes_kept, mode
 from oicsr.state import buffers_kept, devices_of, generators_kept
+from oicsr.wrapping import unwrap
 
 _BUILT_IN = inspect.Signature(
     [
@@ -73,14 +74,19 @@ def recalibrate(
     if isinstance(batches, Tensor):
         raise ValueError(f"batches is a tensor of shape {tuple(batches.shape)}; pass a list of batches, [batches]")
     estimate = _Estimate()
-    run = forward or _run
-    with generators_kept(model), buffers_kept(model, but=estimate.calls), mode(model, training=False):
+    run, network = forward or _run, unwrap(model)
+    with (
+        generators_kept(network),
+        buffers_kept(network, but=estimate.calls),
+        attributes_kept(network),
+        mode(network, training=False),
+    ):
         for batch in batches:
             with torch.no_grad(), estimate:
-                run(model, batch)
-        if not estimate.calls and any(name.endswith("running_mean") for name, _ in model.named_buffers()):
+                run(network, batch)
+        if not estimate.calls and any(name.endswith("running_mean") for name, _ in network.named_buffers()):
             raise ValueError("batches is empty, or no layer with running statistics ran: there is nothing to estimate")
-    for module in model.modules():
+    for module in network.modules():
         mean, counter = module._buffers.get("running_mean"), module._buffers.get("num_batches_tracked")
         if counter is not None and id(mean) in estimate.calls:
             counter.fill_(estimate.calls[id(mean)])
