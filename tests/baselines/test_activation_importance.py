@@ -54,7 +54,7 @@ def two_channels(norm: nn.Module | None) -> nn.Module:
 
 
 def test_scores_with_batchnorm_by_hand() -> None:
-    norm = nn.BatchNorm1d(2, eps=0.0)
+    norm = nn.BatchNorm1d(2, eps=1e-30)
     norm.running_var.copy_(torch.tensor([4.0, 1.0]))
     model = two_channels(norm)
     assert score("scale-in", model, torch.zeros(2, 1)) == [shares(1 * 5, 4 * 2)]
@@ -101,7 +101,7 @@ def test_without_normalisation_the_filters_stand_in_for_the_scale() -> None:
 
 
 def test_batchnorm_without_scale_and_shift() -> None:
-    norm = nn.BatchNorm1d(2, affine=False, eps=0.0)
+    norm = nn.BatchNorm1d(2, affine=False, eps=1e-30)
     norm.running_var.copy_(torch.tensor([4.0, 1.0]))
     filters = two_channels(None)
     model = nn.Sequential(nn.Linear(1, 2, bias=False), norm, nn.ReLU(), filters[2]).eval()
