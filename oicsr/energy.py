@@ -62,7 +62,7 @@ def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
     if not torch.is_grad_enabled():  # autograd's own bookkeeping takes longer than the energies of a small network
         plain = [weight.detach() for weight in weights]
         return passes.energies(plain, layout.table(plain))
-    return Energy.apply(layout, *weights)  # type: ignore[no-any-return]
+    return Energy.apply(layout.table(weights), *weights)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from oicsr.energy import energy_vector
 from oicsr.fast import passes
 from oicsr.fast.eager import eager
 from oicsr.layout import Layout
-from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, group_lasso, group_layout
+from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, group_layout, norm_sum
 
 
 class ProximalGroupLasso:
@@ -69,7 +69,7 @@ class ProximalGroupLasso:
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar: to be watched, not to be added to the loss."""
-        return self.strength * group_lasso([energy_vector(model, self._layout)])
+        return self.strength * norm_sum(model, self._layout)
 
     @torch.no_grad()
     @eager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from oicsr.fast import blocks
-from oicsr.fast.blocks import ADD, PRODUCT, SCALE, Operation, Scratch
+from oicsr.fast.blocks import ADD, PRODUCT, SCALE, Operation
 from oicsr.fast.table import Table, same_memory_order
 from oicsr.reference import along_axis, slice_energies
 
@@ -48,7 +48,7 @@ def energies(weights: Sequence[Tensor], table: Table) -> Tensor:
     """Return the energy of every channel, `(channels,)`; the weights are detached by the caller."""
     total = None if table.tiles is None else table.tiles.energies(weights)  # (channels + 1,)
     buckets = table.buckets if total is None else ()
-    scratch = Scratch(table.index.device)
+    scratch = blocks.scratch_on(table.index.device)
     parts = [part for bucket in buckets for part in blocks.bucket_energies(weights, bucket, scratch)]
     parts += [slice_energies(weights[term.weight], term.dim) for term, _ in table.others]
     if total is None:
@@ -134,7 +134,7 @@ def _combine(
         table: Their table.
         factors: `(channels,)`.
     """
-    per_slice, scratch = spread(table, factors, operation.neutral), Scratch(factors.device)
+    per_slice, scratch = spread(table, factors, operation.neutral), blocks.scratch_on(factors.device)
     done: dict[int, Tensor] = {}
     if table.tiles is not None:
         done = _by_kernels(operation, targets, weights, table, per_slice)
