@@ -56,7 +56,9 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
     parser.add_argument(
-        "--no-graphs", action="store_true", help="run training steps eagerly instead of from a CUDA graph"
+        "--graphs",
+        action="store_true",
+        help="replay training steps from CUDA graphs, checked at every epoch (default: take them one by one)",
     )
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
     parser.add_argument("--plan", action="store_true", help="show what would run and for how long, and run nothing")
@@ -81,7 +83,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
     _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
-    bench = replace(bench, graphs=not options.no_graphs)
+    bench = replace(bench, graphs=options.graphs)
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:
             follow(bench)

@@ -135,7 +135,7 @@ def engine(
         torch.Generator().manual_seed(0),
         regularizer=regularizer,
         precision=precision,
-        graphs=graphs,
+        graphs=graphs and settings.device.type == "cuda",
     )
 
 

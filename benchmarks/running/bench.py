@@ -48,7 +48,7 @@ class Bench:
         observers: Are told of every epoch and run.
         tuning: Folder of the tuning records that strengths are read from.
         control: Says between epochs whether to go on.
-        graphs: Whether training steps may be captured in CUDA graphs.
+        graphs: Whether training steps are to be captured in CUDA graphs.
     """
 
     device: torch.device
@@ -57,7 +57,7 @@ class Bench:
     observers: Sequence[Observer] = ()
     tuning: Path = Path("results/tuning")
     control: Control = field(default_factory=Control)
-    graphs: bool = True
+    graphs: bool = False
 
 
 @cache

@@ -9,10 +9,14 @@ the weights, adds up the totals and moves the counter on; its replay costs the h
 The first steps of a training are real ones, done one by one on a side stream: they make gradients and momentum, whose
 memory the graph then uses, let cuDNN and Triton choose and compile their kernels, and fill the tables of the
 regulariser. The last of them is watched for operations in which the host waits for the device. Where there are any,
-or where the capture itself fails, the same function goes on step by step, and `reason` says why. Neither way takes a
-step back or twice, so that nothing has to be saved and restored: weights, momentum, BatchNorm's statistics and random
-numbers are those of training without graphs, to rounding (the kernels are the same; gradients are added to zeros where
-they would be written). That is why graphs are no part of a stage's name.
+or where the capture itself fails, the same function goes on step by step, and `reason` says why. Weights, momentum,
+BatchNorm's statistics and random numbers are those of training without graphs, to rounding (the kernels are the same;
+gradients are added to zeros where they would be written). That is why graphs are no part of a stage's name.
+
+A replay counts only after it proved itself (`replay_check`): just after the capture, at half the learning rate of the
+step, so that a graph which remembers a rate is found; and with the first step of every epoch, as memory that a graph
+reads may have been given to something else meanwhile. That step is taken by itself and counts. Where a replay differs,
+the rest is trained step by step.
 
 A graph belongs to the tensors of one network: every training, and so every network after a removal, captures its own.
 """
@@ -21,7 +25,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -30,8 +35,7 @@ from torch import Tensor
 
 from benchmarks.datasets.contract import Batch
 from benchmarks.datasets.in_memory import Draws
-
-Call = Callable[[], None]
+from benchmarks.training.replay_check import Call, ReplayCheck
 
 WARM_UP = 3  # steps before a capture, as many as PyTorch's documentation takes
 
@@ -73,6 +77,10 @@ class Recorder(Protocol):
         ...
 
 
+class CaptureError(OSError):
+    """A capture failed and left the device unusable: trouble of the machine, which ends the sweep but fails no run."""
+
+
 class GraphRecorder:
     """Records CUDA graphs.
 
@@ -106,29 +114,53 @@ class GraphRecorder:
         return f"the host waits for the device in every step ({place})" if waits else ""
 
     def record(self, call: Call) -> Call:
-        """Capture the function; see `Recorder.record`."""
+        """Capture the function; see `Recorder.record`.
+
+        Raises:
+            RuntimeError: It cannot be captured; stream, allocator and random numbers are as they were before.
+            CaptureError: And they cannot be put back, so that nothing more can be done on the device.
+        """
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.current_stream(self._device)
+        numbers = torch.cuda.get_rng_state(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            call()
+        torch.cuda.set_stream(self._stream)
+        captured = False
+        try:
+            graph.capture_begin()
+            try:
+                call()
+            finally:
+                graph.capture_end()
+            captured = True
+        finally:
+            torch.cuda.set_stream(before)
+            if not captured:
+                self._clean_up(graph, numbers)
         replay: Call = graph.replay
         return replay
 
+    def _clean_up(self, graph: torch.cuda.CUDAGraph, numbers: Tensor) -> None:
+        """Leave a failed capture: its pool of memory, its hold on the random numbers.
 
-class Repeater:
-    """Records nothing and calls the function itself: the static buffers without a graph, on any device."""
-
-    def warm_up(self, call: Call) -> None:
-        """Call."""
-        call()
-
-    def watched(self, call: Call) -> str:
-        """Call; nothing speaks against a repetition."""
-        call()
-        return ""
-
-    def record(self, call: Call) -> Call:
-        """Return the function."""
-        return call
+        Ending a failed capture raises before it has done all that. Whether the device can be used is then tried.
+        """
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        with suppress(RuntimeError):  # the capture's end may have come this far
+            torch._C._cuda_endAllocateToPool(index, graph.pool())
+        with suppress(RuntimeError):
+            graph.reset()
+        try:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.set_rng_state(numbers, self._device)
+            torch.rand(1, device=self._device).cpu()
+            torch.cuda.set_rng_state(numbers, self._device)
+        except RuntimeError as error:
+            raise CaptureError(
+                "a failed capture of a CUDA graph left the device unusable in this process; do the run again without "
+                f"--graphs, and it goes on from its checkpoint ({str(error).splitlines()[0]})"
+            ) from error
 
 
 class StaticEpochs:
@@ -141,6 +173,7 @@ class StaticEpochs:
             their memory. A method, which is not kept alive: a training that is let go gives the memory of its graph
             back at once.
         parameters: Whose gradients those are.
+        changed: Returns the tensors that a step changes, by a name that begins with its kind.
         recorder: How steps are recorded.
         device: Where all of it happens.
 
@@ -155,6 +188,7 @@ class StaticEpochs:
         batches: ResidentBatches,
         step: Callable[..., Tensor],
         parameters: Sequence[Tensor],
+        changed: Callable[[], Mapping[str, Tensor]],
         recorder: Recorder,
         device: torch.device,
     ) -> None:
@@ -163,6 +197,9 @@ class StaticEpochs:
         self._batches, self._recorder, self._device = batches, recorder, device
         self._call = weakref.WeakMethod(step)
         self._parameters = list(parameters)
+        self._changed = weakref.WeakMethod(changed)
+        self._check = ReplayCheck(self._all_changed, device)
+        self._proven = self._tried_rate = False
         self._gradients: list[Tensor | None] | None = None  # held here, so that their memory stays the graph's
         self._replay: Call | None = None
         self._warm = 0
@@ -195,6 +232,7 @@ class StaticEpochs:
         copy_to_device(self._rates, torch.tensor(list(rates), dtype=torch.float64))
         self._position.zero_()
         self._totals.zero_()
+        self._proven = False
         if self._gradients is not None:
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
                 parameter.grad = gradient
@@ -203,6 +241,8 @@ class StaticEpochs:
         """Take one step, in the way that it is time for."""
         if self.reason:
             self._step()
+        elif self._replay is not None and not self._proven:
+            self._prove(self._replay)
         elif self._replay is not None:
             self._replay()
             self.replayed += 1
@@ -215,14 +255,46 @@ class StaticEpochs:
                 self._record()
 
     def _record(self) -> None:
+        """Capture the step, or say why not and leave everything as it was."""
+        before = self._check.moment()
         try:
             self._replay = self._recorder.record(self._step)
         except RuntimeError as error:
             cause: BaseException = error
             while cause.__context__ is not None:  # the end of a failed capture fails too, and says less
                 cause = cause.__context__
+            if not isinstance(cause, Exception):  # Ctrl-C in the middle of a capture
+                raise cause from None
             lines = str(cause).splitlines()
             self.reason = f"the capture failed: {lines[0] if lines else type(cause).__name__}"
+            self._check.put_back(before)
+
+    def _prove(self, replay: Call) -> None:
+        """Take a step by itself, after a replay of it whose result is compared and thrown away.
+
+        The first time it is tried at half the learning rate before, to no effect: a rate may have been captured.
+        """
+        if not self._tried_rate:
+            self._rates.mul_(0.5)
+            self._judge(self._check.difference(replay, self._step, counts=False))
+            self._rates.mul_(2)  # exact, as the halving
+            self._tried_rate = True
+        if self.reason:
+            self._step()
+        else:
+            self._judge(self._check.difference(replay, self._step, counts=True))
+        self._proven = True
+
+    def _judge(self, difference: str) -> None:
+        if difference:
+            self.reason = f"a replayed step is not the step itself: {difference}"
+            self._replay = None  # and with it the memory of its graph
+
+    def _all_changed(self) -> dict[str, Tensor]:
+        """Return all tensors that a step changes, by name."""
+        changed = self._changed()
+        assert changed is not None
+        return {**changed(), "totals of the epoch": self._totals, "position in the epoch": self._position}
 
     def _step(self) -> None:
         """Take the step that the counter points at; reads and writes the buffers alone."""

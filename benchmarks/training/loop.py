@@ -68,7 +68,7 @@ class Training:
         step: Number of removals before.
         epoch: Epochs done.
         rows: A row of history for each of them.
-        graphs: Whether steps may be captured in a CUDA graph, where that can be done (see `cuda_graphs`).
+        graphs: Whether steps are to be captured in a CUDA graph, where that can be done (see `cuda_graphs`).
         recorder: Captures steps; None for CUDA's own on a CUDA device, and none elsewhere.
         eager_reason: Why the last epoch was not replayed from a graph; empty where it was, or before the first.
     """
@@ -83,7 +83,7 @@ class Training:
     step: int = 0
     epoch: int = 0
     rows: list[EpochRow] = field(default_factory=list)
-    graphs: bool = True
+    graphs: bool = False
     recorder: Recorder | None = None
     eager_reason: str = field(default="", init=False)
 
@@ -145,7 +145,7 @@ class Training:
         with tuned(self._device):
             totals, seen = self._eager_epoch() if reason else self._static_epoch()
         reason = reason or (self._static.reason if self._static else "")
-        if reason != self.eager_reason and self._device.type == "cuda":
+        if self.graphs and reason != self.eager_reason:
             logger.warning("phase %r is trained step by step, not from a CUDA graph: %s", self.name, reason)
         self.eager_reason = reason
         loss_sum, penalty_sum, correct_sum, count = summed(torch.cat([totals, totals.new_tensor([seen])])).tolist()
@@ -154,7 +154,7 @@ class Training:
     def _obstacle(self) -> str:
         """Return why steps are not to be captured; empty where nothing speaks against it."""
         if not self.graphs:
-            return "switched off"
+            return "not asked for"
         if self._static is not None and self._static.reason:
             return self._static.reason
         if self.recorder is None and self._device.type != "cuda":
@@ -163,7 +163,7 @@ class Training:
             return "several processes share each batch"
         if not isinstance(self.batches, ResidentBatches):
             return "the images do not lie on the device"
-        if self.recorder is None and isinstance(self.regularizer, ScheduledRegularizer):
+        if isinstance(self.regularizer, ScheduledRegularizer):
             return f"the schedule of {type(self.regularizer).__name__} is kept on the host"
         return ""
 
@@ -189,7 +189,9 @@ class Training:
         if self._static is None:
             recorder = self.recorder or GraphRecorder(self._device)
             parameters = list(self.model.parameters())
-            self._static = StaticEpochs(self.batches, self._static_step, parameters, recorder, self._device)
+            self._static = StaticEpochs(
+                self.batches, self._static_step, parameters, self._changed, recorder, self._device
+            )
         rates = self._rates()
         totals = self._static.run(self.generator, rates)
         self._set_rate(rates[-1])  # a number again, as checkpoints hold it
@@ -198,6 +200,16 @@ class Training:
     def _static_step(self, images: Tensor, labels: Tensor, rate: Tensor, *, keep_gradients: bool) -> Tensor:
         self._set_rate(rate.float())  # the type that fused optimisers read
         return self._train_step(self.model, images, labels, rate, static=True, keep_gradients=keep_gradients)
+
+    def _changed(self) -> dict[str, Tensor]:
+        """Return the tensors that an optimisation step changes, by a name that begins with its kind."""
+        changed: dict[str, Tensor] = {f"parameter {name}": value for name, value in self.model.named_parameters()}
+        changed |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    changed[f"{key} {name}"] = value
+        return changed
 
     def _set_rate(self, rate: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
