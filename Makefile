@@ -17,7 +17,7 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
 
-.PHONY: help setup test lint package types report check faults perf paper test-web clean $(EXPERIMENTS)
+.PHONY: help setup test lint package types report check faults perf gpu paper test-web clean $(EXPERIMENTS)
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -75,6 +75,11 @@ faults: setup ## kill sweeps, damage their files, fill their disk: what is lost?
 
 perf: setup ## measure penalty, training, pruning and latency against peers (results/perf)
 	@$(BIN)/python -m benchmarks perf $(ARGS)
+
+gpu: ## with a CUDA device, in 9 minutes: its tests, its speed, missing runs (PARTS="tests perf runs" OUT=DIR PROFILE=paper)
+	@PYTHON=$(PYTHON); test ! -x $(BIN)/python || PYTHON=$(BIN)/python; $$PYTHON -m benchmarks gpu $(PARTS) \
+	  $(if $(OUT),--out $(OUT)) --results $(RESULTS) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
 
 clean: ## remove the environment and caches (never results, data or checkpoints)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
+from benchmarks.records.schema import need_checker
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.bench import Bench
 from benchmarks.running.checkpoints import CheckpointStore
@@ -32,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Verify every record and bring it in; exit with 1 where one was refused."""
+    need_checker()
     bench = Bench(
         torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=options.results / "tuning"
     )

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
 from benchmarks.perf.measure import Candidate
@@ -45,8 +44,12 @@ def torch_pruning_regularize(model: nn.Module, example_inputs: Tensor, strength:
     """Return `GroupNormPruner.regularize` of torch-pruning on a copy of a model (its own penalty, not Group Lasso).
 
     Raises:
-        RuntimeError: torch-pruning fails on the model; says how.
+        RuntimeError: torch-pruning is not installed, or fails on the model; says how.
     """
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise RuntimeError("torch-pruning is not installed") from error
     twin = copy.deepcopy(model)
     for parameter in twin.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -27,7 +27,6 @@ from benchmarks.reporting.figures import accuracy, channels, latency, training_c
 from benchmarks.reporting.figures.method_diagram import method_diagram
 from benchmarks.reporting.figures.style import Files
 from benchmarks.reporting.gathered import Gathered, gather
-from benchmarks.reporting.html_report import html_report
 from benchmarks.reporting.pages import readme_block, results_page, with_block
 from benchmarks.reporting.paper_tables import all_sheets
 from benchmarks.reporting.study import FIGURES, LATENCY, Study, title_of
@@ -67,6 +66,8 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
         study.drawn[comparison.name] = [kind for kind in FIGURES if drawn.get(_stem(comparison, kind))]
     artefacts[results / "claims.json"] = claims_json(study.verdicts).encode()
     names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
+    from benchmarks.reporting.html_report import html_report  # jinja2, which tables and plots do without
+
     artefacts[results / "report.html"] = html_report(records, study.comparisons, study.verdicts).encode()
     artefacts[(root or results) / "RESULTS.md"] = results_page(study, sheets, names, _prefix(results, root)).encode()
     coverage = read_rows(results / "coverage.csv")

@@ -7,11 +7,12 @@ from collections import defaultdict
 
 import pytest
 import torch
-import torch_pruning as tp
 from torch import nn
 
 import oicsr
 from benchmarks.models import build_model
+
+tp = pytest.importorskip("torch_pruning")
 
 Item = tuple[str, int, int]  # parameter or buffer, axis, slice
 Channels = set[frozenset[Item]]

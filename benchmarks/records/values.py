@@ -1,0 +1,100 @@
+"""The shape of a record's values, for pydantic."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # typing's own is not enough for pydantic before Python 3.12
+)
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from benchmarks.records.rows import CURVE_POINTS
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Curve = Annotated[list[Number], Field(min_length=CURVE_POINTS, max_length=CURVE_POINTS)]
+
+
+class State(TypedDict):
+    """A network as it was measured: accuracies, and sizes in multiply-accumulates and parameters."""
+
+    top1: Share
+    val_top1: Share
+    macs: Size
+    macs_with_norm_pool: Size
+    params: Size
+
+
+class Structure(TypedDict):
+    """How the energy lies over the channels of a network."""
+
+    near_zero: Share
+    concentration: Number
+    cumulative: Curve
+
+
+class Removal(TypedDict):
+    """One removal of channels."""
+
+    step: Count
+    macs: Size
+    val_top1_before: Share
+    val_top1_after: Share
+
+
+class Failure(TypedDict):
+    """Why a run failed."""
+
+    reason: str
+    traceback: NotRequired[str]
+
+
+class Provenance(TypedDict):
+    """Where a run was done."""
+
+    commit: NotRequired[str | None]
+    device: NotRequired[str]
+    device_type: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    record_sha256: NotRequired[str]
+    history_sha256: NotRequired[str]
+    channels_sha256: NotRequired[str]
+
+
+class Values(TypedDict):
+    """The fields of a record whose values are more than a text; what else they hold is free."""
+
+    strength: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seed: Count
+    macs_kept: Annotated[float, Field(gt=0, le=1)]
+    config: dict[str, Any]
+    states: dict[str, State]
+    widths: dict[str, Annotated[list[Size], Field(min_length=2, max_length=2)]]
+    structure: dict[str, Structure]
+    removals: list[Removal]
+    epochs: dict[str, Count]
+    compute: dict[str, Count]
+    timing: dict[str, Number]
+    provenance: Provenance
+    failure: NotRequired[Failure | None]
+    protocol: NotRequired[int]
+
+
+@cache
+def _adapter() -> TypeAdapter[Values]:
+    return TypeAdapter(Values)
+
+
+def problems_of(data: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the values of a record, one line each."""
+    try:
+        _adapter().validate_python(data, strict=True)
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {str(e['input'])[:40]!r}" for e in error.errors()]
+    return []
