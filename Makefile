@@ -1,7 +1,7 @@
 # `make` shows what there is. Every experiment is a target of its name: `make cifar10-resnet56`.
 # Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|cpu|paper,
-# JOBS=N (runs at a time), WANDB=online|offline|disabled, ARGS="any other option of python -m benchmarks run". The
-# published records lie in results/.
+# JOBS=N (runs at a time; by default as many as suit), WANDB=online|offline|disabled, ARGS="any other option of
+# python -m benchmarks run". The published records lie in results/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -36,7 +36,6 @@ $(VENV)/.done: pyproject.toml requirements.lock
 	  "$$UV" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: JOBS ?= 2 # a network this small hardly gains from a second thread
 demo: MACS_KEPT ?= 0.5 # one target is enough to see the comparison; the published records have 0.3 too
 $(EXPERIMENTS): setup
 	@$(BIN)/python -m benchmarks run $@ $(RUN_OPTIONS)

@@ -61,6 +61,26 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_or_auto(text: str) -> int | None:
+    """Read a whole number above 0, or `auto`, which is None."""
+    if text == "auto":
+        return None
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, and not auto") from error
+
+
+def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
+    """How much is done at a time; None for what suits the machine."""
+    parser.add_argument(
+        "--jobs",
+        type=positive_or_auto,
+        metavar="N",
+        help=f"{what} at a time (default: auto: for small networks on a CPU one per core, of one thread; else one)",
+    )
+
+
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Where the records lie."""
     parser.add_argument(

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.analysis.comparison import compare
-from benchmarks.commands.options import add_device, add_folders, choose_device, positive
+from benchmarks.commands.options import add_device, add_folders, add_jobs, choose_device
 from benchmarks.config import Cell, Profile
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import EXPERIMENTS
@@ -34,6 +34,7 @@ from benchmarks.running.engines.driver import Driver, SweepOutcome
 from benchmarks.running.engines.local import InProcess, Processes
 from benchmarks.running.engines.torchrun import TorchrunEngine, dismiss, follow
 from benchmarks.running.estimate import Estimate, Sweep, SweepEstimate, estimate, sweep_of
+from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, Control, budget_seconds, on_signals
 from benchmarks.running.survey import Survey, survey
 from benchmarks.running.wandb_mirror import WandbSink
@@ -71,7 +72,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where runs are done (default: local)"
     )
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
+    add_jobs(parser, "runs")
     parser.add_argument("--address", help="Ray: of a cluster to join, or auto (default: start one on this machine)")
     parser.add_argument(
         "--gpu-share", type=float, default=1.0, metavar="F", help="Ray: GPUs per run, may be a fraction (default: 1.0)"
@@ -176,6 +177,7 @@ def _images(profile: Profile) -> float:
 def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Console) -> SweepOutcome:
     todo = found.todo
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    options.jobs = _jobs(options, todo, bench.device, say)
     expected = estimate(bench, todo, found.complete, tell=say)
     seconds = expected.total / min(options.jobs, len(todo))
     profiles = ", ".join(dict.fromkeys(f"{cell.experiment.name} ({cell.profile_name})" for cell in todo))
@@ -195,6 +197,22 @@ def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Conso
             return Driver(bench, engine, control, [observer, sink]).drive(todo)
     finally:
         sink.close()
+
+
+def _jobs(options: argparse.Namespace, todo: Sequence[Cell], device: torch.device, say: Callable[[str], None]) -> int:
+    """Return how many runs are done at a time: as many as were asked for, else as many as suit this machine."""
+    if options.jobs is not None:
+        return int(options.jobs)
+    if options.engine != "local" or current_rank().count > 1:
+        return 1
+    threads = torch.get_num_threads()
+    jobs = choose_jobs(todo, device, len(todo))
+    if jobs is None:
+        return 1
+    torch.set_num_threads(jobs)  # one each
+    if threads > 1:
+        say(f"{jobs} at a time, one thread each; --jobs 1 gives all {threads} threads to one run")
+    return jobs
 
 
 def _engine(bench: Bench, control: Control, options: argparse.Namespace, expected: Estimate) -> Engine:

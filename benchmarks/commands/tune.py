@@ -7,18 +7,19 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device, positive
+from benchmarks.commands.options import add_choice, add_device, add_folders, add_jobs, choose_device
 from benchmarks.config import Cell
 from benchmarks.experiments import find_experiment
 from benchmarks.records.strengths import Tries, read_tuning
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import Control, Stopped, on_signals
 from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
 from benchmarks.training.loop import Score
@@ -54,13 +55,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
     add_folders(parser)
     add_device(parser)
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="methods tuned at a time (default: 1)")
+    add_jobs(parser, "methods")
 
 
 def command(options: argparse.Namespace) -> int:
     """Search the strengths of some experiments."""
     device = choose_device(options)
-    threads = options.threads or (1 if options.jobs > 1 else None)
+    threads = options.threads or (1 if (options.jobs or 1) > 1 else None)
     place = Place(str(device), options.results, options.checkpoints, threads)
     try:
         for name in options.experiments:
@@ -80,8 +81,9 @@ def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
     seeds = options.seeds or TUNING_SEEDS
     tuned, path = by_method(cells), None
-    search = _side_by_side if options.jobs > 1 and len(tuned) > 1 else _one_by_one
-    for method, found in search(place, tuned, seeds, options.jobs):  # written as they come: nothing done is lost
+    place, jobs = _shared_out(place, cells, len(tuned), options.jobs)
+    search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
+    for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
         path = keep(place.bench(), tuned[method], seeds, found)
     if path is None:
         print(f"{name}: no method of profile {profile} has a strength to choose")
@@ -94,6 +96,14 @@ def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
             for target, value in chosen.items()
         ]
         print(f"  {method}: {', '.join(said)}")
+
+
+def _shared_out(place: Place, cells: Sequence[Cell], methods: int, asked: int | None) -> tuple[Place, int]:
+    """Return where a search trains, and how many methods are tuned at a time."""
+    jobs = asked if asked is not None else choose_jobs(cells, torch.device(place.device), methods)
+    if asked is not None or jobs is None:
+        return place, jobs or 1
+    return replace(place, threads=1), jobs
 
 
 Found = Iterator[tuple[str, Mapping[str, Tries]]]

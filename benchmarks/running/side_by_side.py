@@ -1,0 +1,39 @@
+"""How many runs at a time suit this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.config import Cell
+from benchmarks.models import input_shape
+
+SMALL = 64  # pixels on a side: networks for images up to this size hardly gain from a second thread (results/perf)
+
+MEMORY = 2 * 2**30  # bytes of a run: MobileNetV2 in batches of 128 takes 1.4 GiB
+
+
+def choose_jobs(cells: Sequence[Cell], device: torch.device, most: int) -> int | None:
+    """Return how many runs of one thread each are done at a time; None where a run is better off with all threads.
+
+    One per thread that PyTorch may use, as far as there are runs and memory, where all networks are small and trained
+    on the CPU. A run then has one thread however many there are, so that its record does not depend on their number.
+
+    Args:
+        cells: The runs.
+        device: Of their training.
+        most: How many can be done at a time.
+    """
+    if device.type != "cpu" or any(input_shape(cell.experiment.model)[1] > SMALL for cell in cells):
+        return None
+    return max(1, min(torch.get_num_threads(), most, _memory() // MEMORY))
+
+
+def _memory() -> int:
+    """Return the bytes of memory of this machine; very many where the system does not say."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+        return 2**62
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
