@@ -11,12 +11,17 @@ import re
 import unicodedata
 from typing import Any
 
-# what a Markdown reader takes for markup: emphasis, code, links, images, tables, HTML, headings, quotes, mathematics
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$^])")
+# what a Markdown reader takes for markup inside a line: emphasis, code, links, images, cells, mathematics
+MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
-MARKDOWN_START = re.compile(r"^(\s*)([-+!=:]|\d+[.)])")  # of a line: lists, rules, definitions
+HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
-ADDRESS = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*):(?=\S)|\b(www)\.|(\S)@(?=\S)")  # what becomes a link by itself
+# what becomes a link by itself
+ADDRESS = re.compile(
+    r"(?i)([a-z][a-z0-9+.-]*(?=://)|\b(?:mailto|xmpp|javascript|vbscript|data)(?=:)):|(www)\.|(\S)@(?=\S)"
+)
+
+BROKEN = {"\ue000": "&#58;", "\ue001": "&#46;", "\ue002": "&#64;"}  # `one_line` leaves none of these in a text
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -52,22 +57,25 @@ def one_line(text: str) -> str:
 
 
 def for_markdown(text: str) -> str:
-    r"""Return a text as Markdown that shows it, in one line and without a link.
+    r"""Return a text as Markdown that shows it, inside a line and without a link.
 
     Examples:
         >>> for_markdown("a|b <script>")
-        'a\\|b \\<script\\>'
+        'a\\|b &lt;script&gt;'
         >>> for_markdown("javascript:alert(1)")
         'javascript&#58;alert(1)'
     """
-    plain = one_line(text).replace("&", "&amp;")
-    escaped = MARKDOWN_START.sub(r"\1\\\2", MARKDOWN.sub(r"\\\1", plain))
-    return ADDRESS.sub(_broken, escaped)
+    escaped = MARKDOWN.sub(r"\\\1", ADDRESS.sub(_broken, one_line(text)))
+    for character, entity in HTML.items():
+        escaped = escaped.replace(character, entity)
+    for private, entity in BROKEN.items():
+        escaped = escaped.replace(private, entity)
+    return escaped
 
 
 def _broken(found: re.Match[str]) -> str:
     scheme, www, before_at = found.groups()
-    return f"{scheme}&#58;" if scheme else f"{www}&#46;" if www else f"{before_at}&#64;"
+    return f"{scheme}\ue000" if scheme else f"{www}\ue001" if www else f"{before_at}\ue002"
 
 
 def for_latex(text: str) -> str:
@@ -78,6 +86,16 @@ def for_latex(text: str) -> str:
         '50 \\% \\textbackslash{}input\\{x\\}'
     """
     return "".join(LATEX.get(character, character) for character in one_line(text))
+
+
+def for_figure(text: str) -> str:
+    r"""Return a text that matplotlib draws as it is: dollars do not begin a formula; line breaks stay.
+
+    Examples:
+        >>> for_figure(r"$\frac$")
+        '\\$\\frac\\$'
+    """
+    return "\n".join(one_line(line).replace("$", r"\$") for line in text.split("\n"))
 
 
 def for_csv(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.coverage.networks import OUT_OF_SCOPE, TIMM, TORCHVISION
+from benchmarks.escape import for_csv, for_markdown
 
 COLUMNS = (
     "network image_size traced couplings scope invariance_error macs_before macs_after train_step seconds passed "
@@ -59,7 +60,8 @@ def to_csv(rows: Mapping[str, Row]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows[name] for name in [*listed(), *(n for n in rows if n not in set(listed()))] if name in rows)
+    safe = {name: {column: for_csv(cell) for column, cell in row.items()} for name, row in rows.items()}
+    writer.writerows(safe[name] for name in [*listed(), *(n for n in rows if n not in set(listed()))] if name in rows)
     return buffer.getvalue()
 
 
@@ -132,4 +134,4 @@ def _line(row: Row) -> str:
     if row["torch_pruning_reason"]:
         peer += f": {row['torch_pruning_reason']}"
     cells = [row["network"], *(row[column] for column in COLUMNS_SHOWN), peer, row["reason"]]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(for_markdown, cells)) + " |"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.escape import for_markdown
 from benchmarks.machine.provenance import device_name, git_state, versions
 from benchmarks.perf import latency, penalty, prune, train
 from benchmarks.perf.measure import Settings
@@ -48,7 +49,7 @@ def write(path: Path, device: str, name: str, section: Mapping[str, Any]) -> Non
     ordered = {key: sections[key] for key in BENCHMARKS if key in sections}
     path.write_text(json.dumps({"device": device, "sections": ordered}, indent=1, ensure_ascii=False) + "\n")
     tables = "\n".join(table(key, value) for key, value in ordered.items())
-    path.with_suffix(".md").write_text(f"# Speed on {device}\n\n{tables}")
+    path.with_suffix(".md").write_text(f"# Speed on {for_markdown(device)}\n\n{tables}")
 
 
 def table(name: str, section: Mapping[str, Any]) -> str:
@@ -69,4 +70,4 @@ def cell(value: object) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else for_markdown(str(value))

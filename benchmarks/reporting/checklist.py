@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.analysis.comparison import Comparison
+from benchmarks.escape import for_markdown
 from benchmarks.records.record import Record
 
 ENOUGH_PAIRS, ENOUGH_TARGETS = 3, 5
@@ -16,7 +17,7 @@ def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> l
     """Return item, yes or no, and what the records say; runs of profile `quick` do not count."""
     full = [record for record in records if record.complete and record.profile != "quick"]
     tables = [comparison for comparison in comparisons if comparison.profile != "quick"]
-    pairs = sorted({f"{r.config.get('dataset')} with {r.config.get('model')}" for r in full})
+    pairs = sorted({for_markdown(f"{r.config.get('dataset')} with {r.config.get('model')}") for r in full})
     targets = {c.name: len(c.targets) for c in tables}
     seeds = {c.name: int(c.table["n"].min()) for c in tables}
     sizes = {record.states["finetuned"]["params"] for record in full}

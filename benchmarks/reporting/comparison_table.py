@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.analysis.comparison import BEFORE_AFTER, Comparison
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
+from benchmarks.escape import one_line
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.table_files import NOT_RUN, Sheet, sheet_csv, sheet_latex, sheet_markdown
@@ -188,7 +189,7 @@ def to_latex(comparison: Comparison) -> str:
 
 def to_text(comparison: Comparison) -> str:
     """Return the table in aligned columns, for a terminal."""
-    plain = [[cell.replace("**", "") for cell in row] for row in display_rows(comparison)]
+    plain = [[one_line(cell.replace("**", "")) for cell in row] for row in display_rows(comparison)]
     rows = [row[:TERMINAL_COLUMNS] for row in [list(HEADER), *plain]]
     widths = [max(len(row[column]) for row in rows) for column in range(TERMINAL_COLUMNS)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]

@@ -39,7 +39,7 @@ def results_page(study: Study, sheets: Sequence[Sheet], latency: Sequence[str], 
         "",
     ]
     for sheet in sheets:
-        lines += [f"## {sheet.title}", "", *_folded(sheet)]
+        lines += [f"## {for_markdown(sheet.title)}", "", *_folded(sheet)]
     for comparison in study.comparisons:
         lines += _section(study, comparison, prefix)
     lines += _latency_section(latency, prefix)
@@ -59,7 +59,7 @@ def _folded(sheet: Sheet) -> list[str]:
 def _section(study: Study, comparison: Comparison, prefix: str) -> list[str]:
     experiment = EXPERIMENTS.get(comparison.experiment)
     title = title_of(comparison.experiment)
-    lines = [f"## {title}, profile {comparison.profile}", ""]
+    lines = [f"## {for_markdown(title)}, profile {for_markdown(comparison.profile)}", ""]
     if comparison.profile == "quick":
         lines += ["**Quick run: it shows that the pipeline works. No verdict rests on it.**", ""]
     lines += [experiment.claim, ""] if experiment else []
@@ -121,7 +121,7 @@ def readme_block(study: Study) -> str:
     comparison = _headline_comparison(study.comparisons)
     if comparison is None:
         return "Nothing has been run yet."
-    name = f"**{title_of(comparison.experiment)}** (profile `{comparison.profile}`)"
+    name = f"**{for_markdown(title_of(comparison.experiment))}** (profile `{comparison.profile}`)"
     links = "Everything: [RESULTS.md](RESULTS.md); to explore: [results/report.html](results/report.html)."
     figure = f"![Accuracy against MACs](results/figures/{comparison.name}.png)"
     return "\n".join([headline(study.verdicts), "", f"{name}. {links}", "", *_short_table(comparison), "", figure])
@@ -151,7 +151,7 @@ def _short_table(comparison: Comparison) -> list[str]:
     for row in rows:
         if row["method"] in (*MAIN_METHODS, *best):
             cells = [percent(row[f"{state}_top1"], row[f"{state}_sd"]) for state in ("pruned", "finetuned")]
-            title = f"{row['title']} (best of the others)" if row["method"] in best else row["title"]
+            title = for_markdown(str(row["title"])) + (" (best of the others)" if row["method"] in best else "")
             lines.append(f"| {title} | {row['n']} | {' | '.join(cells)} |")
     quick = " Profile quick says nothing about the claim." if comparison.profile == "quick" else ""
     return [*lines, "", f"Test top-1 in %, last epoch, mean ± standard deviation over n seeds.{quick}"]

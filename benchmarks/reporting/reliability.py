@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.escape import for_markdown
+
 FILE = "reliability.json"
 
 SCHEMA = "oicsr-reliability-1"
@@ -25,11 +27,13 @@ def reliability_section(results: Path) -> list[str]:
         return []
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        rows = [(kind["what"], kind["tried"], kind["survived"]) for kind in data["kinds"].values()]
+        kinds = [(kind["what"], kind["tried"], kind["survived"]) for kind in data["kinds"].values()]
+        rows = [[for_markdown(str(cell)) for cell in kind] for kind in kinds]
         known = data["schema"] == SCHEMA
-        kills = f"kills of the sweep `{data['sweep']}` ({data['runs']} runs)"
-        rest = f"everything else of a sweep of {data['small_runs']} runs"
-        origin = f"({data['date']}, {data['device']}; {kills}, {rest})"
+        said = {name: for_markdown(str(data[name])) for name in ("sweep", "runs", "small_runs", "date", "device")}
+        kills = f"kills of the sweep `{said['sweep']}` ({said['runs']} runs)"
+        rest = f"everything else of a sweep of {said['small_runs']} runs"
+        origin = f"({said['date']}, {said['device']}; {kills}, {rest})"
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ReliabilityError(f"{path} cannot be read: {error!r}. Run `make faults` again.") from error
     if not known:

@@ -8,22 +8,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from benchmarks.escape import for_csv, for_latex, for_markdown, one_line
+
 NOT_RUN = "not run"
 
-SPECIAL = {
-    "&": r"\&",
-    "%": r"\%",
-    "_": r"\_",
-    "#": r"\#",
-    "±": r"$\pm$",
-    "≈": r"$\approx$",
-    "−": "$-$",
-    "×": r"$\times$",
-}
-
-BOLD = re.compile(r"\*\*(.+?)\*\*")
-
-LINK = re.compile(r"\[([^\]]*)\]\(([^)]*)\)")
+BOLD = re.compile(r"\*\*([^*]+)\*\*")
 
 
 @dataclass(frozen=True)
@@ -32,10 +21,11 @@ class Sheet:
 
     Attributes:
         name: Of its files.
-        title: Above it.
+        title: Above it; a text.
         header: Names of the columns.
-        rows: Cells as Markdown: `**bold**` and links only. A row of one cell is a heading inside the table.
-        notes: What a reader must know.
+        rows: Cells as texts, each escaped for the format it is written in; one that is `**like this**` from end to end
+            is bold. A row of one cell is a heading inside the table.
+        notes: What a reader must know, as Markdown; what comes from a file must be escaped in it.
         numbers: The same as values: accuracies in [0, 1], unless a column's name says per cent.
     """
 
@@ -49,27 +39,36 @@ class Sheet:
 
 def sheet_csv(sheet: Sheet) -> str:
     """Return the numbers, six significant digits; `nan` where there is none (such as a deviation of one seed)."""
-    return str(sheet.numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n", na_rep="nan"))
+    numbers = sheet.numbers.map(lambda value: for_csv(value) if isinstance(value, str) else value).rename(
+        columns=for_csv
+    )
+    return str(numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n", na_rep="nan"))
 
 
 def sheet_markdown(sheet: Sheet) -> str:
     """Return the table as Markdown, its notes below."""
     width = len(sheet.header)
     align = ["---", *["---:"] * (width - 1)]
-    body = [row if len(row) > 1 else [f"*{row[0]}*", *[""] * (width - 1)] for row in sheet.rows]
-    lines = [_markdown_row(row) for row in (sheet.header, align, *body)]
+    cells = [[_markdown_cell(cell) for cell in row] for row in sheet.rows]
+    body = [row if len(row) > 1 else [f"*{row[0]}*", *[""] * (width - 1)] for row in cells]
+    lines = [_markdown_row(row) for row in (list(map(for_markdown, sheet.header)), align, *body)]
     return "\n".join([*lines, "", sheet.notes, ""])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(text: str) -> str:
+    bold = BOLD.fullmatch(text)
+    return f"**{for_markdown(bold[1])}**" if bold else for_markdown(text)
 
 
 def sheet_latex(sheet: Sheet) -> str:
     """Return the table as LaTeX for the booktabs package."""
     width = len(sheet.header)
     lines = [
-        *[f"% {line}" for line in sheet.notes.splitlines()],
+        *[f"% {one_line(line)}" for line in sheet.notes.splitlines()],
         r"\begin{tabular}{l" + "r" * (width - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex_cell, sheet.header)) + r" \\",
@@ -89,15 +88,14 @@ def _latex_row(row: Sequence[str], width: int) -> str:
 
 
 def _latex_cell(text: str) -> str:
-    plain = LINK.sub(r"\1", text)
-    escaped = "".join(SPECIAL.get(character, character) for character in plain)
-    return BOLD.sub(r"\\textbf{\1}", escaped)
+    bold = BOLD.fullmatch(text)
+    return rf"\textbf{{{for_latex(bold[1])}}}" if bold else for_latex(text)
 
 
 def files_of_sheet(sheet: Sheet) -> dict[str, bytes]:
     """Return the contents of the three files by suffix."""
     return {
         "csv": sheet_csv(sheet).encode(),
-        "md": f"# {sheet.title}\n\n{sheet_markdown(sheet)}".encode(),
+        "md": f"# {for_markdown(sheet.title)}\n\n{sheet_markdown(sheet)}".encode(),
         "tex": sheet_latex(sheet).encode(),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.escape import for_figure
 from benchmarks.reporting.figures.style import COLOURS, Files, headline, legend_below, render, style
 
 PROMISED: Any = {"marker": "|", "markersize": 12, "markeredgewidth": 1.6, "linestyle": "none"}
@@ -32,7 +33,8 @@ def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | Non
         axes.plot([], [], color="black", label="as the MACs promise", **PROMISED)
         axes.plot([], [], "o", color="black", markerfacecolor="white", markersize=6, label="measured, any widths")
         axes.plot([], [], "o", color="black", markersize=6, label="measured, widths rounded")
-        axes.set_yticks(range(len(lines)), [f"{model}, batch {batch}, {backend}" for model, batch, backend in lines])
+        labels = [for_figure(f"{model}, batch {batch}, {backend}") for model, batch, backend in lines]
+        axes.set_yticks(range(len(lines)), labels)
         axes.invert_yaxis()
         axes.set_xlim(left=min(1.0, *(row["x measured"] for row in rows)) - 0.05)
         axes.set_xlabel("speed-up over the dense network")

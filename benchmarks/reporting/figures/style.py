@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.analysis.comparison import MAIN_METHODS, Comparison
+from benchmarks.escape import for_figure
 from benchmarks.methods.registry import find_method
 
 # Okabe and Ito's palette, told apart in every kind of colour blindness
@@ -79,7 +80,7 @@ def style() -> Iterator[None]:
 
 def headline(figure: Figure, text: str) -> None:
     """Write the title above a figure, in more lines where it is wider than the figure."""
-    figure.suptitle(text, fontsize=10, wrap=True)
+    figure.suptitle(for_figure(text), fontsize=10, wrap=True)
 
 
 def render(figure: Figure) -> Files:
