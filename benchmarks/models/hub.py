@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.machine.weights_files import READ_ERRORS, in_short, what_it_is_instead
 from benchmarks.suggest import unknown_name
 
 PRETRAINED = "pretrained"  # as `weights`: those of the model's own hub
@@ -141,17 +141,25 @@ def local_state(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise ValueError(f"weights is {str(path)!r}; it must be {PRETRAINED!r} or the path of a local file")
+    instead = what_it_is_instead(path)
+    if instead:
+        raise ValueError(f"{path} holds no weights: {instead}")
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(str(path))
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} holds no weights that can be read safely: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the ways of a file that another program made
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except READ_ERRORS as error:
+        raise ValueError(f"{path} holds no weights that can be read safely: {in_short(error)}") from error
     for key in ("state_dict", "model"):  # training scripts wrap the state
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+    odd = next((name for name in state if not isinstance(name, str)), None)
+    if odd is not None:
+        raise ValueError(f"{path} names a tensor {odd!r}; names must be texts, as `state_dict()` gives them")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

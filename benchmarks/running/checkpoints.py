@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ import torch
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.leases import Lease, lease_path, wait_for_lease
 from benchmarks.machine.paths import inside
+from benchmarks.machine.weights_files import READ_ERRORS
 
 MAGIC = b"oicsr-checkpoint-1\n"
 
@@ -28,18 +28,6 @@ GENERATIONS = 2
 GENERATION = re.compile(r"[0-9]{6}\.ckpt")
 
 PROGRESS = "progress.json"
-
-# what torch.load raises at a file that was made to fool it: beside its own, those of pickle's machine and of tensors
-READ_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-)
 
 
 class CheckpointWarning(UserWarning):
