@@ -17,7 +17,7 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
 
-.PHONY: help setup test lint package types report check faults perf gpu paper test-web clean $(EXPERIMENTS)
+.PHONY: help setup test lint package sbom types report check faults perf gpu paper test-web clean $(EXPERIMENTS)
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -31,9 +31,11 @@ $(VENV)/.done: pyproject.toml requirements.lock
 	  || { echo "Python 3.11 to 3.13 is needed; PYTHON=$(PYTHON) is $$($(PYTHON) --version)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@UV="$$(command -v uv || true)"; \
-	  if [ -z "$$UV" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; UV=$(BIN)/uv; fi; \
-	  "$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock; \
-	  "$$UV" pip install --quiet --python $(BIN)/python --no-deps --editable .
+	  if [ -z "$$UV" ]; then UV=$(BIN)/uv; \
+	    awk '/^uv==/ {found = 1; print; next} found && /^[^ ]/ {exit} found' requirements.lock > $(VENV)/uv.lock; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock; fi; \
+	  "$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock; \
+	  "$$UV" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: MACS_KEPT ?= 0.5 # one target is enough to see the comparison; the published records have 0.3 too
@@ -54,6 +56,11 @@ package: setup ## build the wheel and source archive of the library and check th
 	@rm -rf build dist
 	@$(BIN)/python -m build --outdir dist . >/dev/null
 	@$(BIN)/twine check --strict dist/*
+
+sbom: setup ## write the software bill of materials of requirements.lock (dist/sbom.json, CycloneDX)
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json \
+	  requirements.lock
 
 types: setup ## check types
 	@$(BIN)/mypy oicsr baselines benchmarks
