@@ -1,8 +1,9 @@
 """The command line: `python -m benchmarks COMMAND`.
 
 Exit codes: 0: everything asked for is done (or, with a budget, cleanly stopped). 1: a run failed, a committed artefact
-differs, a record was refused, or the machine is in trouble (a full disk). 2: the command or its input is wrong; nothing
-was changed. 130: interrupted (Ctrl-C, SIGTERM) after a checkpoint, to be continued by the same command.
+differs, a record was refused, the machine is in trouble (a full disk), or the output could not be written; that nobody
+reads it any more (`| head`) is no failure. 2: the command or its input is wrong; nothing was changed. 130: interrupted
+(Ctrl-C, SIGTERM) after a checkpoint, to be continued by the same command.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from benchmarks.escape import for_terminal
+from benchmarks.machine.screen import lasting_screen
 from benchmarks.suggest import unknown_name
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -68,14 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m benchmarks: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
         return USAGE
     options = build_parser(argv[0] if argv else None).parse_args(argv)
+    with lasting_screen() as screen:
+        code = _do(options)
+    if screen.lost:
+        print(f"python -m benchmarks: its output could not be written: {screen.lost.strerror}", file=sys.stderr)
+    return FAILURE if screen.lost and code == OK else code
+
+
+def _do(options: argparse.Namespace) -> int:
+    """Run a command; return the exit code."""
     try:
         return int(options.module.command(options))
     except ValueError as error:
         print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
-    except BrokenPipeError:  # whoever read the output (head, less) has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
-        return FAILURE
     except OSError as error:
         print(f"python -m benchmarks: {for_terminal(str(error))}; what was done before is safe", file=sys.stderr)
         return USAGE if isinstance(error, FileNotFoundError) else FAILURE

@@ -31,6 +31,8 @@ STALE_AFTER = 60.0  # seconds without a touch after which an owner on another ma
 
 PAUSE = 0.2  # seconds between two looks at a lease that is taken
 
+SAY_AFTER = 3.0  # seconds of waiting for the same owner after which a person is told
+
 
 class LeaseLostError(OSError):
     """Another process took over: this one was silent for too long."""
@@ -51,6 +53,10 @@ class Owner:
     pid: int
     started: str
     token: str
+
+    def __str__(self) -> str:
+        """Say on which machine and in which process."""
+        return f"process {self.pid} on {self.machine.partition('/')[0]}"
 
 
 @cache
@@ -113,6 +119,21 @@ class Watch:
 
     seen: tuple[str, int] | None = None
     since: float = 0.0
+    waiting_for: str = ""
+    waiting_since: float = 0.0
+    said: bool = False
+
+    def to_say(self, path: Path) -> Owner | None:
+        """Return the owner of a lease that is waited for, once, when that takes more than `SAY_AFTER` seconds."""
+        owner = read_owner(path)
+        if owner is None:
+            return None
+        if owner.token != self.waiting_for:
+            self.waiting_for, self.waiting_since, self.said = owner.token, time.monotonic(), False
+        if self.said or time.monotonic() - self.waiting_since < SAY_AFTER:
+            return None
+        self.said = True
+        return owner
 
     def is_dead(self, owner: Owner, path: Path) -> bool:
         """Return whether the owner is dead, as far as can be told by now."""
@@ -188,10 +209,23 @@ def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
     return Lease(path, owner)
 
 
-def wait_for_lease(path: Path, pause: Callable[[], None]) -> Lease:
-    """Take the lease at `path`, waiting for its owner to end; `pause` is called between looks, and may raise."""
+def _say_nothing(owner: Owner) -> None:
+    """Nobody wants to know."""
+
+
+def wait_for_lease(path: Path, pause: Callable[[], None], say: Callable[[Owner], None] = _say_nothing) -> Lease:
+    """Take the lease at `path`, waiting for its owner to end.
+
+    Args:
+        path: The lease.
+        pause: Is called between looks, and may raise.
+        say: Is told of an owner that is waited for, once, after some seconds.
+    """
     watch = Watch()
     while (lease := try_lease(path, watch)) is None:
+        owner = watch.to_say(path)
+        if owner is not None:
+            say(owner)
         pause()
     return lease
 

@@ -32,6 +32,10 @@ class Observer(Protocol):
         """An epoch is over; `cached`: it was trained before, for this or another run."""
         ...
 
+    def waiting(self, cell: Cell, reason: str) -> None:
+        """A run waits for another process, for some seconds by now."""
+        ...
+
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """A run is over, complete or failed."""
         ...

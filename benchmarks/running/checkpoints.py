@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.machine.leases import Lease, lease_path, wait_for_lease
+from benchmarks.machine.leases import Lease, Owner, lease_path, wait_for_lease
 from benchmarks.machine.paths import inside
 from benchmarks.machine.weights_files import READ_ERRORS
 
@@ -73,9 +73,9 @@ class CheckpointStore:
             return None
         return data if isinstance(data, dict) and self._generations(key) else None
 
-    def lease(self, key: str, pause: Callable[[], None]) -> Lease:
-        """Wait until nobody else trains the stage `key`, and keep others from it; `pause` may raise meanwhile."""
-        return wait_for_lease(lease_path(self.folder, key), pause)
+    def lease(self, key: str, pause: Callable[[], None], say: Callable[[Owner], None]) -> Lease:
+        """Wait until nobody else trains the stage `key`, and keep others from it; see `wait_for_lease`."""
+        return wait_for_lease(lease_path(self.folder, key), pause, say)
 
     def load(self, key: str) -> dict[str, Any] | None:
         """Return the newest undamaged state of `key`, on the CPU, or None.

@@ -170,6 +170,12 @@ class ConsoleObserver:
             line = f"  {label} {stage.name}: epoch {epoch} of {stage.phase.epochs} for {since}; about {left} left"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def waiting(self, cell: Cell, reason: str) -> None:
+        """Print whom a run waits for."""
+        self._spoken = time.monotonic()
+        line = f"  {cell.label} waits: {for_terminal(reason)}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Print the run's results."""
         self._positions.pop(cell.label, None)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from benchmarks.machine.leases import PAUSE, Lease
+from benchmarks.machine.leases import PAUSE, Lease, Owner
 from benchmarks.machine.processes import current_rank, from_first
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.stopping import Control
@@ -26,9 +26,11 @@ class SharedStore(CheckpointStore):
         """Return the first process's checkpoint, on every process."""
         return from_first(partial(super().load, key))
 
-    def lease(self, key: str, pause: Callable[[], None]) -> Lease:
+    def lease(self, key: str, pause: Callable[[], None], say: Callable[[Owner], None]) -> Lease:
         """Keep others from a stage, as long as the first process holds the lease; all wait until it does."""
-        held: Any = super().lease(key, lambda: time.sleep(PAUSE)) if current_rank().first else _HeldElsewhere()
+        held: Any = _HeldElsewhere()
+        if current_rank().first:
+            held = super().lease(key, lambda: time.sleep(PAUSE), say)
         from_first(lambda: None)
         result: Lease = held
         return result

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from benchmarks.config import Cell, digest
 from benchmarks.datasets import Split
-from benchmarks.machine.leases import PAUSE
+from benchmarks.machine.leases import PAUSE, Owner
 from benchmarks.machine.precision import resolve_precision
 from benchmarks.machine.processes import current_rank
 from benchmarks.machine.provenance import device_name, weights_sha256
@@ -100,7 +101,7 @@ class StageTrainer:
         origin = {"weights": weights, "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
         saved = self._load(stage, origin)
         if saved is None or not _has_scores(saved, measure):
-            with self.bench.store.lease(stage.key, self._pause) as lease:
+            with self.bench.store.lease(stage.key, self._pause, partial(self._say, stage)) as lease:
                 saved = self._load(stage, origin)  # another run may have trained it while this one waited
                 scores = self._advance(stage, training, saved, origin, lease.check, measure=measure, plan=plan)
         else:
@@ -126,6 +127,10 @@ class StageTrainer:
         """Wait a little for another process to end its training of a stage."""
         self.bench.control.check()
         time.sleep(PAUSE)
+
+    def _say(self, stage: Stage, owner: Owner) -> None:
+        for observer in self.bench.observers:
+            observer.waiting(self.cell, f"stage {stage.name} is trained by {owner}")
 
     def _restore(self, stage: Stage, training: Training, saved: Snapshot) -> None:
         training.restore(saved)

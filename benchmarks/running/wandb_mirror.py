@@ -150,6 +150,9 @@ class WandbSink:
         self._epochs[cell.label] = number = self._epochs.get(cell.label, 0) + 1
         self._guarded(lambda: log_epoch(self._runs[cell.label], row, number))
 
+    def waiting(self, cell: Cell, reason: str) -> None:
+        """Nothing: nobody who looks at curves asks for it."""
+
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Note what came out, and end the W&B run."""
         if record.complete:

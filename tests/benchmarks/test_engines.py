@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks.config import Cell
 from benchmarks.machine.leases import lease_path, read_owner, try_lease
 from benchmarks.records.record import read_record, record_path, write_record
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
+from benchmarks.running.console import ConsoleObserver
 from benchmarks.running.engines.contract import Died, Ended, Engine, Event, Started, Task, Tell, perform
 from benchmarks.running.engines.driver import ATTEMPTS, Driver, MachineTroubleError, SweepOutcome
 from benchmarks.running.engines.local import InProcess
+from benchmarks.running.estimate import Estimate
 from benchmarks.running.outcome import Outcome
 from benchmarks.running.stopping import Control
 from tests.benchmarks.fakes import fake_history, fake_record
@@ -216,3 +222,22 @@ def test_lease_names_its_owner_while_a_run_is_at_work(tmp_path: Path) -> None:
 
     drive(bench, FakeEngine(end), [cell])
     assert owners[0] is not None and not path.exists()
+
+
+def test_a_run_that_waits_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.machine.leases.SAY_AFTER", 0.0)
+    bench, (first, *_) = small_bench(tmp_path), cells()
+    held = try_lease(lease_path(bench.results, first.experiment.name, first.run_id))
+    assert held is not None
+    console = Console(file=io.StringIO(), width=200)
+
+    class Screen(ConsoleObserver):
+        def waiting(self, cell: Cell, reason: str) -> None:
+            super().waiting(cell, reason)
+            held.release()
+
+    with Screen(console, 1, Estimate()) as observer:
+        outcome = Driver(bench, FakeEngine(), Control(), [observer]).drive([first])
+    assert len(outcome.records) == 1
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count(f"{first.label} waits: process {os.getpid()} on {socket.gethostname()} does this run") == 1

@@ -21,6 +21,7 @@ from benchmarks.machine.leases import (
     process_started,
     read_owner,
     try_lease,
+    wait_for_lease,
 )
 
 
@@ -134,3 +135,31 @@ def test_start_of_this_process_is_known() -> None:
     owner = new_owner()
     assert process_started(owner.pid) == owner.started
     assert replace(owner, token="") == replace(new_owner(), token="")
+
+
+def test_a_wait_for_another_owner_is_told_once_with_machine_and_process(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(locking.time, "monotonic", lambda: now)
+    hold(path, machine="node7/boot/4026", pid=321)
+    looks: list[float] = []
+    told: list[tuple[float, str]] = []
+
+    def pause() -> None:
+        nonlocal now
+        now += 1.0
+        looks.append(now)
+        if len(looks) == 10:  # another owner, whom a person must hear of too
+            hold(path, machine="node8/boot/4026", pid=7, token="third")
+        if len(looks) == 20:
+            path.unlink()
+
+    with wait_for_lease(path, pause, lambda owner: told.append((now, str(owner)))):
+        assert told == [(103.0, "process 321 on node7"), (113.0, "process 7 on node8")]
+
+
+def test_a_short_wait_is_not_told(path: Path) -> None:
+    hold(path)
+    with wait_for_lease(path, path.unlink, lambda owner: pytest.fail(f"told of {owner}")) as lease:
+        assert read_owner(path) == lease.owner

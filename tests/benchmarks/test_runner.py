@@ -40,6 +40,9 @@ class Log:
     def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
         (self.cached if cached else self.trained).append(f"{cell.method}/{stage.name}{row.epoch}")
 
+    def waiting(self, cell: Cell, reason: str) -> None:
+        pass
+
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         pass
 

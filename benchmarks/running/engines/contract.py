@@ -48,6 +48,14 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A run waits for another process."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """A run is over (`left`), or stopped at a checkpoint (`stopped`), or the machine is in trouble (`trouble`)."""
 
@@ -66,7 +74,7 @@ class Died:
     final: bool = False
 
 
-Event = Started | EpochDone | Ended | Died
+Event = Started | EpochDone | Waiting | Ended | Died
 
 Tell = Callable[[Event], None]
 
@@ -110,6 +118,10 @@ class Forward:
     def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
         """Tell of the epoch."""
         self._tell(EpochDone(cell, stage, row, cached))
+
+    def waiting(self, cell: Cell, reason: str) -> None:
+        """Tell for whom."""
+        self._tell(Waiting(cell, reason))
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Nothing: `Ended` tells it."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.config import Cell
 from benchmarks.machine.leases import PAUSE, Lease, Watch, lease_path, try_lease
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import CHECKSUM, Record, RecordError, read_record, record_path, write_record
 from benchmarks.running.bench import Bench, Observer
-from benchmarks.running.engines.contract import Died, Ended, Engine, EpochDone, Event, Started, Task
+from benchmarks.running.engines.contract import Died, Ended, Engine, EpochDone, Event, Started, Task, Waiting
 from benchmarks.running.run import lost_worker_record, strength_of
 from benchmarks.running.stages import stages_of
 from benchmarks.running.stopping import INTERRUPT, Control
@@ -104,6 +105,7 @@ class Driver:
             path = lease_path(self._bench.results, cell.experiment.name, cell.run_id)
             lease = try_lease(path, self._watches.setdefault(cell.label, Watch()))
             if lease is None:
+                self._watch_owner(cell, path)
                 continue
             todo.remove(cell)
             record = self._read(cell)
@@ -115,6 +117,15 @@ class Driver:
             self._engine.start(self._tasks[cell.label])
             return True
         return False
+
+    def _watch_owner(self, cell: Cell, path: Path) -> None:
+        owner = self._watches[cell.label].to_say(path)
+        if owner is not None:
+            self._say_waiting(Waiting(cell, f"{owner} does this run"))
+
+    def _say_waiting(self, event: Waiting) -> None:
+        for observer in self._observers:
+            observer.waiting(event.cell, event.reason)
 
     def _in_order(self, todo: Sequence[Cell]) -> list[Cell]:
         """Put first what need not wait for a stage that is trained just now, as far as can be seen."""
@@ -147,6 +158,8 @@ class Driver:
             case EpochDone():
                 for observer in self._observers:
                     observer.epoch_done(event.cell, event.stage, event.row, cached=event.cached)
+            case Waiting():
+                self._say_waiting(event)
             case Ended():
                 self._end(event)
             case Died():
