@@ -102,7 +102,7 @@ def test_sheet_formats() -> None:
     assert sheet_csv(sheet) == "a\n0.123457\nnan\n"
     assert "| *Heading* |  |" in sheet_markdown(sheet)
     latex = sheet_latex(sheet)
-    assert r"\textbf{1 $\pm$ 2} & x \& z \\" in latex and r"B\_\%" in latex and r"\multicolumn{2}{l}" in latex
+    assert r"\textbf{1 $\pm$ 2} & [x](y) \& z \\" in latex and r"B\_\%" in latex and r"\multicolumn{2}{l}" in latex
 
 
 def test_fairness_shows_untuned_strengths_and_three_conventions() -> None:
