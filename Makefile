@@ -34,7 +34,7 @@ $(VENV)/.done: pyproject.toml requirements.lock
 	  if [ -z "$$UV" ]; then UV=$(BIN)/uv; \
 	    awk '/^uv==/ {found = 1; print; next} found && /^[^ ]/ {exit} found' requirements.lock > $(VENV)/uv.lock; \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock; fi; \
-	  "$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock; \
+	  "$$UV" pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement requirements.lock; \
 	  "$$UV" pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
