@@ -1,18 +1,18 @@
-r"""What the next layer sees of a channel, told from the weights alone.
+r"""What the next layer sees of a channel, computed from the weights alone.
 
-Under BatchNorm the weights of a filter say nothing about how strong its channel is: multiplied by any factor, they give
-the same output. The scale γ and the shift β say it. The pre-activation of channel i is about `γ z + β` with z standard
-normal, so that after ReLU its second moment is
+Under BatchNorm, the weights of a filter say nothing about how strong its channel is: multiplied by any factor, they
+give the same output. The scale γ and the shift β do. The pre-activation of channel i is roughly `γ z + β` with standard
+normal z, so its second moment after ReLU is
 
     m(γ, β) = E[max(0, γ z + β)²] = (β² + γ²) Φ(β/γ) + β γ φ(β/γ),   γ > 0,
 
 and what the channel adds to the squares of the next layer's pre-activations is about `m(γ_i, β_i) ‖W^{l+1}_{:,i}‖²`.
-No data is needed. Three scores follow, all compared over the mean of their layer.
+No data is needed. Three scores follow, each divided by the mean of its layer.
 
 Each reading layer is paired with the normalisation layer that comes last before it, in the order of the forward pass;
 what a channel passes between the two (a gate, a filter without normalisation) is left out, and a sum of several
-branches counts as its last branch. Without a normalisation layer, inputs of mean zero and variance
-one, uncorrelated, are taken for granted: γ is then the norm of the channel's filter, and β its bias. Activations other
+branches counts as its last branch. Without a normalisation layer, uncorrelated inputs of mean
+zero and variance one are assumed: γ is then the norm of the channel's filter, and β its bias. Activations other
 than ReLU are treated as ReLU.
 """
 
@@ -62,7 +62,7 @@ def folded(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) ->
 
 
 class _Walk:
-    """A walk over what a channel passes: filters, normalisation layers, reading layers, in the order of the network.
+    """A walk over the layers that a channel passes through, in the order of the network.
 
     Attributes:
         seen: Σ over reading layers of m(γ, β) times in-energy, `(num_channels,)`.
@@ -114,7 +114,7 @@ class _Walk:
             self._shift = self._replaced(self._shift, self._values(member), member)
 
     def _variance(self, module: nn.Module, member: Member) -> Tensor:
-        """Return by what a normalisation layer divides the variance of each channel, `(num_channels,)`.
+        """Return the variance by which a normalisation layer divides each channel, `(num_channels,)`.
 
         GroupNorm keeps no statistics. A channel of a coupling owns whole groups of it, so that the filters' own energy
         stands for their variance.
@@ -156,25 +156,25 @@ class _Walk:
         return torch.where(own.to(before.device), after, before)
 
 
-FALLBACK = "without a normalisation layer γ is ‖W^l_{i,:}‖₂ and β the bias"
-MEAN = "over the mean of the layer's channels"
+FALLBACK = "without a normalisation layer, γ is ‖W^l_{i,:}‖₂ and β the bias"
+MEAN = "divided by the mean of the layer's channels"
 
 SEEN = ImportanceSpec(
     name="seen",
-    title="what the next layer sees",
+    title="expected next-layer contribution",
     score=seen,
     formula=f"m(γ_i, β_i) ‖W^{{l+1}}_{{:,i}}‖₂², m(γ, β) = (β² + γ²) Φ(β/γ) + β γ φ(β/γ); {FALLBACK}",
-    source="control of this suite: E[max(0, γ z + β)²], z standard normal, in closed form",
+    source="control: E[max(0, γ z + β)²] for standard normal z, in closed form",
     normalisation=MEAN,
     sides=("in", "norm"),  # filters only where there is no scale
 )
 
 SCALE_IN = ImportanceSpec(
     name="scale-in",
-    title="scale² times in energy",
+    title="scale² × in energy",
     score=scale_in,
     formula=f"γ_i² ‖W^{{l+1}}_{{:,i}}‖₂²; {FALLBACK}",
-    source="control of this suite",
+    source="control",
     normalisation=MEAN,
     sides=("in", "norm"),  # filters only where there is no scale
 )
@@ -183,9 +183,9 @@ FOLDED = ImportanceSpec(
     name="folded",
     title="out-in energy, BatchNorm folded",
     score=folded,
-    formula="(γ_i/σ_i)² ‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂², σ_i² the running variance (GroupNorm: ‖W^l_{i,:}‖₂²); "
-    "without a normalisation layer γ_i/σ_i is 1",
-    source="control of this suite",
+    formula="(γ_i/σ_i)² ‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂², where σ_i² is the running variance "
+    "(GroupNorm: ‖W^l_{i,:}‖₂²); without a normalisation layer, γ_i/σ_i is 1",
+    source="control",
     normalisation=MEAN,
     sides=SIDES,
     degree=None,  # the running variance does not follow the weights

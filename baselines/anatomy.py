@@ -1,16 +1,16 @@
 """The anatomy of Group Lasso over channels: which sides form a group, jointly or separately, and how the penalty acts.
 
 A channel has up to three sides: the filter that produces it (`out`), the columns that read it (`in`) and the scale of
-the normalisation layer between them (`norm`). Every selection of sides is a penalty; with two or three sides these are
-one group (`joint`) or one group each; and the penalty acts by its sub-gradient or by its proximal operator. `GROUPS`
-lists all of them, and everything else here follows from it. One entry is missing on purpose: out and in as one group is
+the normalisation layer between them (`norm`). Every selection of sides gives a penalty. Two or three sides form one
+group (`joint`) or one group each. The penalty acts through its sub-gradient or its proximal operator. `GROUPS` lists
+all of them, and everything else here follows from it. One entry is missing on purpose: out and in as one group is
 OICSR-GL itself, which is defined with the method (`benchmarks`).
 
 Some have a name in the literature. SSL (Wen et al., "Learning Structured Sparsity in Deep Neural Networks", NeurIPS
 2016) penalises the filters of each layer, `sum_l sum_i ||W^l_{i,:}||_2`, or its channels, `sum_l sum_i
 ||W^{l+1}_{:,i}||_2`, by plain sub-gradient and without a factor for the size of the group. With one BatchNorm per
-channel, `norm` alone is Network Slimming. The rest are controls: they tell what each side is worth, and what joining
-sides is worth.
+channel, `norm` alone is Network Slimming. The rest are controls: they show what each side contributes, and what joining
+sides contributes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 from oicsr.coupling import Side
 
 SSL = "Wen et al. 2016 (SSL)"
-CONTROL = "control of this suite"
+CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ GROUPS = (
     Group("gl-out", "Group Lasso (out)", ("out",), source=SSL),
     Group("gl-in", "Group Lasso (in)", ("in",), source=SSL),
     Group("gl-norm", "Group Lasso (scale)", ("norm",)),
-    Group("gl-out-norm", "Group Lasso (out, scale)", ("out", "norm")),
-    Group("gl-in-norm", "Group Lasso (in, scale)", ("in", "norm")),
+    Group("gl-out-norm", "Group Lasso (joint out and scale)", ("out", "norm")),
+    Group("gl-in-norm", "Group Lasso (joint in and scale)", ("in", "norm")),
     Group("oicsr-gl-norm", "OICSR-GL with scale", ("out", "in", "norm")),
-    Group("gl-separate", "Group Lasso (out and in apart)", ("out", "in"), joint=False),
-    Group("gl-separate-out-norm", "Group Lasso (separate out, scale)", ("out", "norm"), joint=False),
-    Group("gl-separate-in-norm", "Group Lasso (separate in, scale)", ("in", "norm"), joint=False),
-    Group("gl-separate-out-in-norm", "Group Lasso (separate out, in, scale)", ("out", "in", "norm"), joint=False),
+    Group("gl-separate", "Group Lasso (separate out and in)", ("out", "in"), joint=False),
+    Group("gl-separate-out-norm", "Group Lasso (separate out and scale)", ("out", "norm"), joint=False),
+    Group("gl-separate-in-norm", "Group Lasso (separate in and scale)", ("in", "norm"), joint=False),
+    Group("gl-separate-out-in-norm", "Group Lasso (separate out, in and scale)", ("out", "in", "norm"), joint=False),
 )
 
 NORMS: dict[Side, str] = {"out": "‖W^l_{i,:}‖₂", "in": "‖W^{l+1}_{:,i}‖₂", "norm": "|γ_i|"}
 MEMBERS: dict[Side, str] = {"out": "W^l_{i,:}", "in": "W^{l+1}_{:,i}", "norm": "γ_i"}
 WORDS: dict[Side, str] = {
-    "out": "filters (convolutions, depthwise and grouped too, and linear layers)",
+    "out": "filters (of convolutions, depthwise and grouped ones included, and of linear layers)",
     "in": "columns (of the convolutions and linear layers that read the channel)",
     "norm": "scales of normalisation layers",
 }
@@ -106,20 +106,20 @@ def _by_gradient(group: Group) -> RegularizerSpec:
         normalisation="none: groups are not weighted by their size",
         sides=group.sides,
         weight_decay_note="the experiment's own (SSL's CIFAR-10 example trains with 0, its ResNet-20 with 1e-4)",
-        grid=grid_around(1e-4) if group.sides == ("norm",) else USUAL_GRID,  # as Network Slimming, which it is
+        grid=grid_around(1e-4) if group.sides == ("norm",) else USUAL_GRID,  # it is Network Slimming
     )
 
 
 def _by_proximal_step(group: Group) -> RegularizerSpec:
     members = [MEMBERS[side] for side in group.sides]
-    groups = f"g = {' ⊕ '.join(members)}" if group.joint else f"g each of {', '.join(members)}"
-    overlap = "; a weight that is in two groups takes the factors of both" if {"out", "in"} <= {*group.sides} else ""
+    groups = f"g = {' ⊕ '.join(members)}" if group.joint else f"for each g among {', '.join(members)}"
+    overlap = "; a weight in two groups is scaled by both factors" if {"out", "in"} <= {*group.sides} else ""
     return RegularizerSpec(
         name=f"{group.name}-prox",
         title=f"{group.title}, proximal",
         make=partial(proximal_group_lasso, group.sides, group.joint),
         formula=f"g ← max(0, 1 − ηλ/‖g‖₂) g after each step of size η, {groups}{overlap}",
-        source=f"{group.source}, by the proximal operator in place of the sub-gradient",
+        source=f"{group.source}, with the proximal operator instead of the sub-gradient",
         penalised=_penalised(group),
         normalisation="none: groups are not weighted by their size",
         sides=group.sides,
@@ -140,5 +140,5 @@ def _norm(group: Group) -> str:
 def _penalised(group: Group) -> str:
     words = "; ".join(WORDS[side] for side in group.sides)
     if len(group.sides) == 1:
-        return f"of prunable channels: {words}"
-    return f"of prunable channels, {'as one group' if group.joint else 'each a group of its own'}: {words}"
+        return f"prunable channels: {words}"
+    return f"prunable channels, {'as one group' if group.joint else 'as separate groups'}: {words}"

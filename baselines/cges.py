@@ -6,7 +6,7 @@ Yoon and Hwang, "Combined Group and Exclusive Sparsity for Deep Neural Networks"
 
 so that channels are shared near the input and compete for weights near the output. With m = 0.2 the authors' μ goes
 from 0.2 to 0.8. Their groups are the weights that leave one input: columns, and for convolutions each position of the
-kernel by itself; here a column is the whole in-channel. The factors that they set by hand for each layer of one
+kernel separately; here a column is the complete in-channel. The factors that they set by hand for each layer of one
 network are left out. They train by proximal steps: after each step of the optimiser each group is shrunk by its
 2-norm, then each weight by the 1-norm of its group as it is then. The sub-gradient of the same penalty is there too.
 Any `sides` may form the group: with both it is the OICSR form.
@@ -139,7 +139,7 @@ CGES = RegularizerSpec(
     title="CGES (in)",
     make=in_channels,
     formula=f"λ Σ_l Σ_i ((1 − μ_l) ‖W^{{l+1}}_{{:,i}}‖₂ + (μ_l/2) ‖W^{{l+1}}_{{:,i}}‖₁²); {MU}",
-    source=f"{YOON}, by sub-gradient and without its hand-set factors per layer",
+    source=f"{YOON}, by sub-gradient, without its hand-set factors per layer",
     penalised="the columns of the convolutions and linear layers that read prunable channels",
     normalisation=NORMALISATION,
     weight_decay_note=DECAY,
@@ -155,6 +155,6 @@ CGES_PROX = replace(
     make=in_channels_proximal,
     formula="after a step of size η: g ← max(0, 1 − ηλ(1 − μ_l)/‖g‖₂) g, then w ← sign(w) max(0, |w| − ηλ μ_l ‖g‖₁); "
     f"g = W^{{l+1}}_{{:,i}}; {MU}",
-    source=f"{YOON}, its steps, without its hand-set factors per layer",
+    source=f"{YOON}, with the authors' steps, without their hand-set factors per layer",
     grid=grid_around(6e-5),  # the authors'
 )

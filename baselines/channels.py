@@ -64,7 +64,7 @@ def over_mean(scores: Iterable[Tensor]) -> list[Tensor]:
 
 
 def channel_vectors(model: nn.Module, coupling: Coupling, sides: Sequence[Side]) -> Tensor:
-    """Return the weights of each channel on one line, `(num_channels, weights)`, members side by side.
+    """Return the weights of each channel on one line, `(num_channels, weights)`, members concatenated.
 
     Where a channel owns fewer slices of a member than another one does, its line is filled up with zeros.
     """
@@ -82,7 +82,7 @@ def channel_vectors(model: nn.Module, coupling: Coupling, sides: Sequence[Side])
 
 
 def per_slice(member: Member, values: Tensor, weight: Tensor) -> Tensor:
-    """Return a value per channel as a tensor that broadcasts over a member's parameter; 0 for no channel of its own."""
+    """Return a value per channel, broadcastable over a member's parameter; 0 for other couplings' slices."""
     padded = torch.cat([values, values.new_zeros(1)])
     shape = [1] * weight.ndim
     shape[member.dim] = len(member.channels)

@@ -77,7 +77,7 @@ def _nuclear(gram: Tensor) -> Tensor:
 def feature_maps(model: nn.Module, couplings: Sequence[Coupling], images: Tensor) -> list[Tensor]:
     """Return what the first reading layer of each coupling gets of its channels, `(batch, channels, values)`.
 
-    A reading layer that takes its inputs in groups is passed over; where no other is, it is what the first layer of
+    A reading layer that takes its inputs in groups is skipped; where no other is, it is what the first layer of
     the coupling gives, without activation.
     """
     taps = [_tap(model, coupling) for coupling in couplings]
@@ -119,7 +119,7 @@ def _watched(model: nn.Module, taps: Sequence[tuple[Member, bool]]) -> Iterator[
 
 
 def _by_channel(values: Tensor, member: Member, coupling: Coupling) -> Tensor:
-    """Return the values of each channel on one line; a line is filled up with zeros where another channel has more."""
+    """Return the values of each channel on one line; shorter rows are padded with zeros."""
     axis = 1 if values.ndim > 2 else values.ndim - 1  # (batch, channels, height, width) or (batch, features)
     slices = values.movedim(axis, 1).flatten(2) if values.ndim > 2 else values[:, :, None]  # (batch, slices, pixels)
     own = [(member.channels == channel).nonzero().flatten() for channel in range(coupling.num_channels)]
@@ -134,9 +134,9 @@ CHIP = ImportanceSpec(
     name="chip",
     title="CHIP",
     score=independence,
-    formula="mean over images of ‖A‖_* − ‖A with row i zero‖_*, A the feature maps of the layer as rows",
+    formula="mean over images of ‖A‖_* − ‖A with row i zero‖_*, where the rows of A are the layer's feature maps",
     source="Sui et al. 2021 (CHIP), 32 images",
-    normalisation="over the mean of the layer's channels",
+    normalisation="divided by the mean of the layer's channels",
     sides=("out", "in", "norm"),
     degree=None,  # feature maps are not homogeneous in the weights
 )

@@ -28,7 +28,7 @@ from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.layout import Layout
 from oicsr.penalties import check_strength
 
-OCTAVES = 4.0  # γ lies between 1 and 2^4
+OCTAVES = 4.0  # γ is between 1 and 2^4
 
 
 class GroupNormPenalty:
@@ -88,9 +88,9 @@ DEPGRAPH = RegularizerSpec(
     formula="grad += λ γ_k w; γ_k = 2^(4 (I_max − I_k)/(I_max − I_min)), "
     "I_k = √(‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²)",
     source=f"{FANG}, group sparse learning",
-    penalised="filters, columns and BatchNorm scales of prunable channels, depthwise filters too (not in the source)",
-    normalisation="γ by the extremes of the coupling",
-    weight_decay_note="0 while it is on, as its authors train",
+    penalised="filters, columns and BatchNorm scales of prunable channels, and depthwise filters (added by this suite)",
+    normalisation="γ_k by the extremes of the coupling",
+    weight_decay_note="0 while the penalty is on, as its authors train",
     weight_decay=0.0,
     grid=grid_around(5e-4),  # the authors' for CIFAR
     sides=SIDES,
@@ -104,8 +104,8 @@ DEPGRAPH_NOSCALE = replace(
     title="DepGraph group norm without scale",
     make=partial(GroupNormPenalty, sides=("out", "in")),
     formula="grad += λ γ_k w; γ_k = 2^(4 (I_max − I_k)/(I_max − I_min)), I_k = √(‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖²)",
-    source=f"control of {FANG}: its group less the BatchNorm scale",
-    penalised="filters and columns of prunable channels, depthwise filters too; no scales",
+    source=f"control for {FANG}: its group without the BatchNorm scale",
+    penalised="filters and columns of prunable channels, and depthwise filters; no scales",
     sides=("out", "in"),
 )
 
@@ -115,6 +115,6 @@ GROUP_NORM = ImportanceSpec(
     score=group_norm,
     formula="‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²",
     source=f"{FANG}, with the normalisation of its CIFAR sparse learning",
-    normalisation="over the largest of the layer's channels",
+    normalisation="divided by the largest of the layer's channels",
     sides=SIDES,
 )

@@ -1,4 +1,4 @@
-"""Non-structured regularisation: every weight by itself, no channels.
+"""Non-structured regularisation: individual weights, no channels.
 
 L1 is `λ Σ |w|`, L2 is `(λ/2) Σ w²`, whose gradient is that of weight decay λ. Both act on the weights that OICSR acts
 on, each once: all elements of the convolutions and linear layers that produce or read prunable channels.
@@ -56,7 +56,7 @@ def l2(couplings: Sequence[Coupling], strength: float) -> ElementwisePenalty:
 
 
 PENALISED = "all weights of the convolutions (depthwise too) and linear layers that produce or read prunable channels"
-COMPARED = "Li et al. 2019 (OICSR), the non-structured rival of its comparison"
+COMPARED = "Li et al. 2019 (OICSR), a non-structured baseline of its comparison"
 
 L1_WEIGHTS = RegularizerSpec(
     name="l1-weights",
@@ -65,7 +65,7 @@ L1_WEIGHTS = RegularizerSpec(
     formula="λ Σ |w|",
     source=COMPARED,
     penalised=PENALISED,
-    normalisation="none: every weight alike",
+    normalisation="none: all weights are treated equally",
     reach="whole tensors",
     grid=grid_around(1e-4),  # the gradient of a weight, as large as a usual weight decay makes it at |w| = 0.2
 )
@@ -78,8 +78,8 @@ L2_WEIGHTS = RegularizerSpec(
     degree=2,
     source=COMPARED,
     penalised=PENALISED,
-    normalisation="none: every weight alike",
+    normalisation="none: all weights are treated equally",
     reach="whole tensors",
-    weight_decay_note="the experiment's own, to which λ is added for these weights",
+    weight_decay_note="the experiment's own, plus λ for these weights",
     grid=grid_around(1e-3),  # from half a usual weight decay to eight times that
 )

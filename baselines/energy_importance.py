@@ -1,7 +1,7 @@
 """Channel energy as importance: what the paper scores by (Eq. 8), over any sides of a channel.
 
 Whether the paper normalises energies before its global sort is not known, so every normalisation of
-`oicsr.out_in_energy` is an entry of its own; the suite's default is the layer's mean.
+`oicsr.out_in_energy` has its own entry; the suite's default is the layer's mean.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from oicsr.coupling import SIDES, Side
 
 ENERGY: dict[Side, str] = {"out": "‖W^l_{i,:}‖₂²", "in": "‖W^{l+1}_{:,i}‖₂²", "norm": "γ_i²"}
 OICSR = "Li et al. 2019 (OICSR), Eq. 8"
-FITS = "the importance that fits a penalty on"
+FITS = "matches a penalty on"
 SOURCES = {
     "out": f"{FITS} filters",
     "in": f"{FITS} columns",
     "norm": f"{FITS} normalisation scales; the fallback is this suite's",
-    "out-in": f"{OICSR}, normalised as this suite does",
+    "out-in": f"{OICSR}, with this suite's normalisation",
 }
 
 
@@ -37,9 +37,9 @@ def of(sides: Sequence[Side]) -> ImportanceSpec:
         name=name,
         title=f"{name} energy",
         score=_score("layer_mean", chosen) if chosen != ("norm",) else scale_energy,
-        formula=formula if chosen != ("norm",) else f"{formula}; without a normalisation layer {ENERGY['out']}",
+        formula=formula if chosen != ("norm",) else f"{formula}; without a normalisation layer, {ENERGY['out']}",
         source=SOURCES.get(name, f"{FITS} a group of these sides"),
-        normalisation="over the mean of the layer's channels",
+        normalisation="divided by the mean of the layer's channels",
         sides=chosen,
     )
 

@@ -35,7 +35,7 @@ L1_NORM = ImportanceSpec(
     score=l1_norm,
     formula="‖W^l_{i,:}‖₁",
     source="Li et al. 2017 (PFEC)",
-    normalisation="over the mean of the layer's channels",
+    normalisation="divided by the mean of the layer's channels",
     sides=("out",),
 )
 
@@ -45,6 +45,6 @@ L2_NORM = ImportanceSpec(
     score=l2_norm,
     formula="‖W^l_{i,:}‖₂",
     source="He et al. 2018 (SFP), with hard removal",
-    normalisation="over the mean of the layer's channels",
+    normalisation="divided by the mean of the layer's channels",
     sides=("out",),
 )

@@ -33,6 +33,6 @@ FPGM = ImportanceSpec(
     score=distances,
     formula="Σ_j ‖W^l_{i,:} − W^l_{j,:}‖₂",
     source="He et al. 2019 (FPGM)",
-    normalisation="over the mean of the layer's channels",
+    normalisation="divided by the mean of the layer's channels",
     sides=("out",),
 )

@@ -1,7 +1,7 @@
 """Group Hoyer: a measure of sparsity that does not change with the scale of the weights.
 
 Yang, Wen, Li, "DeepHoyer: Learning Sparser Neural Network with Differentiable Scale-Invariant Sparsity Measures", ICLR
-2020: for every layer `(Σ_g ||w_g||)² / Σ_g ||w_g||²`, which lies between 1 (one group left) and the number of groups
+2020: for every layer `(Σ_g ||w_g||)² / Σ_g ||w_g||²`, which is between 1 (one group left) and the number of groups
 (all equal); once for its filters and once for its input channels, as in the authors' code. Small groups are drawn to
 zero, large ones grow. Here the two sums are over the filters and over the columns of each coupling.
 """
@@ -26,7 +26,7 @@ class GroupHoyer:
     Args:
         couplings: The couplings of the model.
         strength: λ, not negative.
-        sides: Which weights of a channel count, each side as groups of its own.
+        sides: Which weights of a channel count, each side as separate groups.
 
     Raises:
         ValueError: `strength` is negative or not finite, or a side is unknown.
@@ -51,12 +51,12 @@ class GroupHoyer:
 
 GROUP_HOYER = RegularizerSpec(
     name="group-hoyer",
-    title="Group Hoyer",
+    title="Group-HS",
     make=GroupHoyer,
     formula="λ Σ_l ((Σ_i ‖W^l_{i,:}‖₂)² / Σ_i ‖W^l_{i,:}‖₂² + (Σ_i ‖W^{l+1}_{:,i}‖₂)² / Σ_i ‖W^{l+1}_{:,i}‖₂²)",
     source="Yang et al. 2020 (DeepHoyer), Group-HS over filters and over input channels",
-    penalised="filters and columns of prunable channels, each a group of its own",
-    normalisation="over the squared norm of the layer: the value does not change with its scale",
+    penalised="filters and columns of prunable channels, as separate groups",
+    normalisation="divided by the squared norm of the layer: the value does not change with its scale",
     sides=("out", "in"),
     degree=0,
     grid=grid_around(1e-3),  # the authors' default

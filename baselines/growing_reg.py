@@ -1,10 +1,10 @@
-"""GReg-1: an L2 penalty on the filters to be removed that grows as training goes on.
+"""GReg-1: an L2 penalty on the filters to be removed that grows during training.
 
 Wang et al., "Neural Pruning via Growing Regularization", ICLR 2021. Before training, the filters with the smallest L1
 norm of each layer are chosen; while training, `grad += λ w` for these alone, and λ grows by δ every 10 iterations up
 to a ceiling of 1, after which a stage of constant λ follows. That schedule is as long as it takes; here every method
 has the same number of steps, so λ grows by `strength` at every step (the authors' δ = 1e-4 every 10 iterations is a
-strength of 1e-5) up to the same ceiling, and there is no stage of its own. The authors set each layer's ratio by hand,
+strength of 1e-5) up to the same ceiling, and there is no separate stage. The authors set each layer's ratio by hand,
 and the filters that are penalised are those that go; here they are the ones that the shared selection would remove at
 the target, by the same L1 norm over its layer's mean. Without a target it is the same share of each layer.
 """
@@ -127,11 +127,11 @@ GREG1 = RegularizerSpec(
     title="GReg-1",
     make=GrowingPenalty,
     make_for_target=for_target,
-    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the filters that the selection would remove by their ‖W^l_{i,:}‖₁ at the "
-    "start (over the layer's mean), at the target; λ_t = min(λ t, 1) at step t",
-    source="Wang et al. 2021 (GReg-1), λ growing by its strength at each of the shared steps",
+    formula="(λ_t/2) Σ ‖W^l_{i,:}‖₂² over the filters that the selection would remove at the target, by their initial "
+    "‖W^l_{i,:}‖₁ divided by the layer's mean; λ_t = min(λ t, 1) at step t",
+    source="Wang et al. 2021 (GReg-1), where λ_t grows by the strength at every step",
     penalised="the chosen filters of prunable layers: convolutions (depthwise and grouped too) and linear layers",
-    normalisation="as the selection's: the share of each layer follows from the global order",
+    normalisation="that of the selection: each layer's share follows from the global ranking",
     sides=("out",),
     reach="some channels",
     degree=2,

@@ -31,11 +31,11 @@ def in_channels_proximal(couplings: Sequence[Coupling], strength: float) -> Prox
 
 
 ZHANG = "Zhang et al. 2018 (GrOWL)"
-VALUE = "Σ_l Σ_i θ_i ‖W^{l+1}_{:,[i]}‖₂, norms falling with i"
-PLD = "θ_i = λ(1 + max(0, ⌊0.1 n⌋ − i)/70): layers of fewer than 20 channels have equal weights"
+VALUE = "Σ_l Σ_i θ_i ‖W^{l+1}_{:,[i]}‖₂, norms in descending order"
+PLD = "θ_i = λ(1 + max(0, ⌊0.1 n⌋ − i)/70): layers with fewer than 20 channels get equal weights"
 OSCAR = "θ_i = λ(1 + (n − i)/70)"
 PENALISED = "the columns of the convolutions and linear layers that read prunable channels"
-UNWEIGHTED = "none: groups are not weighted by their size; weights fall within a layer, by rank"
+UNWEIGHTED = "none: groups are not weighted by their size; θ falls with the rank of a group in its layer"
 DECAY = "the experiment's own (the authors add L2 of 2e-3 for VGG-16)"
 
 GROWL = RegularizerSpec(
@@ -67,7 +67,7 @@ GROWL_PROX = RegularizerSpec(
     title="GrOWL (in), proximal",
     make=in_channels_proximal,
     formula=f"exact proximal operator of {VALUE}, after each step; {PLD}",
-    source=f"{ZHANG}, at every step in place of once per epoch",
+    source=f"{ZHANG}, at every step instead of once per epoch",
     sides=("in",),
     penalised=PENALISED,
     normalisation=UNWEIGHTED,

@@ -105,7 +105,7 @@ class HalfSpace:
             scale_channels(model, coupling, GROUP, torch.where(gone, 0.0, 1.0).to(square.dtype))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the steps taken; the weights before a step are remembered anew at each."""
+        """Return the steps taken; the weights before a step are stored again at each."""
         return {"steps": torch.tensor(self._steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -120,13 +120,13 @@ def for_target(couplings: Sequence[Coupling], strength: float, target: Target) -
 
 HALF_SPACE = RegularizerSpec(
     name="half-space",
-    title="OTO half-space",
+    title="OTO (HSPG)",
     make=HalfSpace,
     make_for_target=for_target,
     formula="y ← y − ηλ x_g/‖x_g‖₂ after each step from x to y; in the second half of training also g ← 0 where "
-    "⟨y_g, x_g⟩ < ε ‖x_g‖₂², ε = 0; g = W^l_{i,:} ⊕ γ_i, β_i follows",
-    source="Chen et al. 2021 (OTO), HSPG; momentum does not build up from the penalty",
-    penalised="filters and scales of prunable channels as one group; shifts and biases go to zero with it",
+    "⟨y_g, x_g⟩ < ε ‖x_g‖₂², ε = 0; g = W^l_{i,:} ⊕ γ_i, β_i is set to zero with g",
+    source="Chen et al. 2021 (OTO), HSPG; the penalty does not enter the momentum",
+    penalised="filters and scales of prunable channels as one group; shifts and biases are set to zero with it",
     normalisation="none",
     sides=GROUP,
     grid=grid_around(PROXIMAL_STRENGTH),

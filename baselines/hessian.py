@@ -82,7 +82,7 @@ def fisher_diagonal(
 
 
 FISHER = "h = mean over images of (∂L/∂w)²"
-MEAN = "over the mean of the layer's channels"
+MEAN = "divided by the mean of the layer's channels"
 
 HESSIAN = ImportanceSpec(
     name="hessian",

@@ -1,7 +1,7 @@
 """Isomorphic selection: channels are ranked among layers of the same structure only.
 
 Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024: scores of different kinds of structure do not compare,
-so that the network is taken apart into classes of couplings with the same graph (the same kinds of layers, met on the
+so that couplings are divided into classes with the same graph (the same kinds of layers, met on the
 same sides in the same order), and the same share of every class goes: its least important channels, whichever layer
 they are in. With one class this is the global order, with a class per layer the uniform selection.
 
@@ -34,7 +34,7 @@ def select_by_structure(
     original_widths: Mapping[str, int] | None = None,
     **options: Any,
 ) -> PruningPlan:
-    """Remove the same share of every class of couplings, the least important of each, until the MACs reach a target.
+    """Remove the same share of every class of couplings, least important first, until the MACs reach a target.
 
     Arguments, result and errors are those of `oicsr.select_channels`.
     """
@@ -74,6 +74,6 @@ ISOMORPHIC = SelectionSpec(
     name="isomorphic",
     title="isomorphic",
     select=select_by_structure,
-    formula="the same share of the channels of every class of layers of the same structure, the least important first",
+    formula="the same share of channels from every class of layers with the same structure, least important first",
     source="Fang et al. 2024 (Isomorphic Pruning), with the target in MACs",
 )

@@ -1,9 +1,9 @@
-"""LAMP over channels: a score that tells how much of what would remain of its layer a channel is.
+"""LAMP over channels: a channel's share of what would remain of its layer.
 
 Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, score a weight by its square over the
 sum of the squares of all weights of the layer that are at least as large. Here a group of weights takes the place of a
 weight, as in torch-pruning: the energy of a channel over all its sides. The most important channel of each layer
-scores 1, so that no layer can be emptied.
+scores 1, so no layer can be emptied.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ LAMP = ImportanceSpec(
     name="lamp",
     title="LAMP",
     score=lamp,
-    formula="E_i / Σ_{j: E_j ≥ E_i} E_j over the layer, E_i = ‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂² + γ_i²",
+    formula="E_i / Σ_{j: E_j ≥ E_i} E_j over the layer, where E_i = ‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂² + γ_i²",
     source="Lee et al. 2021 (LAMP), over groups as in torch-pruning",
-    normalisation="over the energy of the layer's channels that are no less important",
+    normalisation="divided by the total energy of the layer's channels that are at least as important",
     sides=SIDES,
 )

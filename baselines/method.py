@@ -1,8 +1,8 @@
-"""What a method is: a regulariser x an importance x a selection, each with the words for its card.
+"""A method: regulariser x importance x selection, each with the text of its card.
 
-The three are registered apart, so that any can be combined with any: `oicsr-gl+taylor+uniform` trains with OICSR-GL,
-scores by first-order Taylor and removes the same share of every layer. What is registered as a method has a name of
-its own in the literature, or is a control.
+The three are registered separately, so any combination is possible: `oicsr-gl+taylor+uniform` trains with OICSR-GL,
+scores by first-order Taylor and removes the same share of every layer. A registered method has its
+own name in the literature, or is a control.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Reach = Literal["channels", "some channels", "whole tensors"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What an importance may use beside the weights.
+    """What an importance may use besides the weights.
 
     Attributes:
         generator: Seeded, on the CPU.
@@ -60,11 +60,11 @@ Select = Callable[..., PruningPlan]
 # A proximal step is not multiplied by momentum, as a gradient is (by 10 at a momentum of 0.9), so it takes a larger λ.
 # GrOWL's authors, who step once per epoch, come to 0.007 to 0.028 per step.
 PROXIMAL_STRENGTH = 2e-2
-USUAL_GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # of sums of norms that act by their sub-gradient
+USUAL_GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)  # for sums of norms that act through their sub-gradient
 
 
 def grid_around(middle: float) -> tuple[float, ...]:
-    """Return five strengths in steps of two around one."""
+    """Return five strengths in factors of two around one."""
     return tuple(middle * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
 
 
@@ -85,8 +85,8 @@ class RegularizerSpec:
         weight_decay_note: What its source does about weight decay while it is on.
         weight_decay: The weight decay to train with while it is on; None keeps the experiment's.
         has_strength: Whether there is a strength to choose.
-        grid: The strengths to choose from, for training of the usual length; five, in steps of two, around what the
-            source uses where that is known.
+        grid: The strengths to choose from, for training of the usual length; five, in factors of two, around what the
+            source uses if that is known.
         sides: The sides of a channel whose weights it acts on.
         reach: Whether it acts on the weights of all channels of these sides, of some only, or on the whole tensors
             that a channel has a part in.
@@ -137,7 +137,7 @@ class ImportanceSpec:
     Attributes:
         name: Key on the command line.
         title: Name in tables and plots.
-        score: Returns one tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes.
+        score: Returns one tensor `(num_channels,)` per coupling: lowest scores are removed first.
         formula: The score of a channel, in symbols.
         source: Where the definition comes from.
         normalisation: What makes the scores of different layers comparable.
@@ -179,14 +179,14 @@ GREEDY = SelectionSpec(
     name="greedy",
     title="global greedy",
     select=select_channels,
-    formula="all channels of all layers sorted together, the least removed first, up to the cap of each layer",
+    formula="channels of all layers ranked together, least important removed first, up to the cap of each layer",
     source="Li et al. 2019 (OICSR), Algorithm 1",
 )
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to decide which channels go.
+    """A way to decide which channels are removed.
 
     Attributes:
         name: Key on the command line.
@@ -194,13 +194,13 @@ class Method:
         regularizer: How the network is trained first.
         importance: How channels are scored then.
         selection: How scores become a plan.
-        source: Who put the three together so.
-        ending: What follows the last removal: fine-tuning; or the weights are thrown away and the pruned shape is
-            trained from scratch, for as many epochs as all phases together (`"scratch-epochs"`), or for as much
+        source: Who combined the three in this way.
+        ending: What follows the last removal: fine-tuning, or the weights are discarded and the pruned shape is
+            trained from scratch, for as many epochs as all phases together (`"scratch-epochs"`) or with as much
             compute (`"scratch-compute"`).
         strength_of: Name of the method whose chosen strength this one takes over (a control of that method).
-        unpruned: Nothing is removed, whatever the target.
-        absorb: Whether surgery adds what removed channels still give (the shift after BatchNorm) to the next layer.
+        unpruned: Nothing is removed, regardless of the target.
+        absorb: Whether surgery adds the constants of removed channels (the shift after BatchNorm) to the next layer.
     """
 
     name: str

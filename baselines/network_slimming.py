@@ -20,7 +20,7 @@ from oicsr.penalties import check_strength
 
 
 class ScalePenalty:
-    """`strength` times the summed |γ| of the normalisation layers of prunable channels; 0 where there are none.
+    """`strength` times the summed |γ| of the normalisation layers of prunable channels; 0 if there are none.
 
     Raises:
         ValueError: `strength` is negative or not finite.
@@ -43,7 +43,7 @@ class ScalePenalty:
 
 @torch.no_grad()
 def batchnorm_scale(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
-    """Return |γ| of every channel, the mean where it passes several normalisation layers.
+    """Return |γ| of every channel, the mean if it passes several normalisation layers.
 
     A coupling without one is scored by the L2 norm of its filters over their mean, times the mean |γ| of the network
     (1 where it has none at all): the same scale, so that the global sort remains meaningful.
@@ -75,7 +75,8 @@ BATCHNORM_SCALE = ImportanceSpec(
     name="bn-scale",
     title="BatchNorm scale",
     score=batchnorm_scale,
-    formula="|γ_i|; without a normalisation layer ‖W^l_{i,:}‖₂ over its layer's mean, times the network's mean |γ|",
+    formula="|γ_i|; without a normalisation layer, ‖W^l_{i,:}‖₂ divided by its layer's mean, times the network's "
+    "mean |γ|",
     source="Liu et al. 2017; the fallback is this suite's",
     normalisation="none",
     sides=("norm",),

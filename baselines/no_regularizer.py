@@ -1,4 +1,4 @@
-"""No regulariser: ordinary training. Tells what a penalty is worth."""
+"""No regulariser: ordinary training. Shows what a penalty contributes."""
 
 from __future__ import annotations
 

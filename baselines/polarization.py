@@ -1,12 +1,12 @@
-"""Polarization: the scales of BatchNorm are parted into zeros and others, in place of shrinking them all.
+"""Polarization: separates the scales of BatchNorm into zeros and others, instead of shrinking all of them.
 
 Zhuang et al., "Neuron-level Structured Pruning using Polarization Regularizer", NeurIPS 2020:
 
     λ (t Σ|γ_i| - Σ|γ_i - α γ_mean|),
 
 with the mean over all scales, so that scales far from it on either side cost least: small ones fall to zero, large
-ones stay. After each step the authors clamp the scales to [0, 1]; their networks start from 0.5. Networks start
-trained here, from about 1, so that the upper bound is left out. t and α are 1, their code's defaults. The value may be
+ones stay. After each step the authors clamp the scales to [0, 1]; their networks start from 0.5. Here networks
+start trained, from about 1, so the upper bound is omitted. t and α are 1, their code's defaults. The value may be
 negative.
 """
 
@@ -24,9 +24,9 @@ from oicsr.penalties import check_strength
 
 
 class Polarization:
-    """`strength` times `t Σ|γ| - Σ|γ - α mean(γ)|` over the scales of prunable channels; 0 where there are none.
+    """`strength` times `t Σ|γ| - Σ|γ - α mean(γ)|` over the scales of prunable channels; 0 if there are none.
 
-    `advance`, called before each step, keeps the scales from being negative.
+    `advance`, called before each step, keeps the scales non-negative.
 
     Args:
         couplings: The couplings of the model.
@@ -62,11 +62,11 @@ class Polarization:
                 scale.clamp_(min=0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return nothing: the scales themselves are all the state there is."""
+        """Return nothing: the scales themselves are the only state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over nothing."""
+        """Restore nothing."""
 
 
 POLARIZATION = RegularizerSpec(
@@ -74,11 +74,11 @@ POLARIZATION = RegularizerSpec(
     title="Polarization",
     make=Polarization,
     formula="λ (Σ|γ_i| − Σ|γ_i − mean(γ)|), then γ ← max(0, γ)",
-    source="Zhuang et al. 2020 (Polarization), t = α = 1; its upper bound on γ is left out",
+    source="Zhuang et al. 2020 (Polarization), t = α = 1; without its upper bound on γ",
     penalised="the scales of the normalisation layers (BatchNorm, GroupNorm) of prunable channels; no weights",
-    normalisation="none: one mean over all layers",
+    normalisation="none: one mean for all layers",
     sides=("norm",),
-    reach="some channels",  # a large scale feels no pull where as many lie above the mean as below it
+    reach="some channels",  # a large scale has zero gradient if as many scales are above the mean as below it
     signed=True,
     grid=grid_around(1e-4),  # the authors' default
 )

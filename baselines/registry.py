@@ -1,4 +1,4 @@
-"""The rivals by name. A new one is a file of its own and one line here."""
+"""The rivals by name. A new one needs its own file and one line here."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
 SELECTIONS: dict[str, SelectionSpec] = by_name([GREEDY, UNIFORM, ISOMORPHIC])
 
 PEER = "torch-pruning 1.6, with the shared selection and surgery"
-COMPARED = "Li et al. 2019 (OICSR), a rival of its comparison"
+COMPARED = "Li et al. 2019 (OICSR), a non-structured baseline of its comparison"
 
 METHODS: dict[str, Method] = by_name(
     [
@@ -127,17 +127,15 @@ METHODS: dict[str, Method] = by_name(
         Method("random", "Random channels", NO_REGULARIZER, RANDOM, source="control"),
         Method("l1", "L1-norm filters", NO_REGULARIZER, L1_NORM, source="Li et al. 2017 (PFEC)"),
         Method("l2", "L2-norm filters", NO_REGULARIZER, L2_NORM, source="He et al. 2018 (SFP), with hard removal"),
-        Method("seen", "What the next layer sees", NO_REGULARIZER, SEEN, source="control"),
-        Method("scale-in", "Scale² times in energy", NO_REGULARIZER, SCALE_IN, source="control"),
+        Method("seen", "Expected next-layer contribution", NO_REGULARIZER, SEEN, source="control"),
+        Method("scale-in", "Scale² × in energy", NO_REGULARIZER, SCALE_IN, source="control"),
         Method("folded", "Out-in energy, BatchNorm folded", NO_REGULARIZER, FOLDED, source="control"),
-        Method(
-            "fpgm", "FPGM", NO_REGULARIZER, FPGM, source="He et al. 2019 (FPGM), with the global order of this suite"
-        ),
+        Method("fpgm", "FPGM", NO_REGULARIZER, FPGM, source="He et al. 2019 (FPGM), with this suite's global ranking"),
         Method("fpgm-uniform", "FPGM, uniform", NO_REGULARIZER, FPGM, UNIFORM, source="He et al. 2019 (FPGM)"),
-        Method("taylor", "Taylor, first order", NO_REGULARIZER, TAYLOR, source="Molchanov et al. 2019"),
+        Method("taylor", "Taylor-FO", NO_REGULARIZER, TAYLOR, source="Molchanov et al. 2019"),
         Method(
             "taylor-layer",
-            "Taylor, first order, by layer",
+            "Taylor-FO, layer-normalised",
             NO_REGULARIZER,
             TAYLOR_LAYER,
             source="Molchanov et al. 2017, 2019",
@@ -163,7 +161,7 @@ METHODS: dict[str, Method] = by_name(
             "Network Slimming, shifts absorbed",
             SLIMMING,
             BATCHNORM_SCALE,
-            source="Liu et al. 2017, with what removed channels still give added to the next layer",
+            source="Liu et al. 2017, with the constants of removed channels absorbed",
             strength_of="slimming",
             absorb=True,
         ),
@@ -178,14 +176,14 @@ METHODS: dict[str, Method] = by_name(
         Method(
             "polarization", "Polarization", POLARIZATION, BATCHNORM_SCALE, source="Zhuang et al. 2020 (Polarization)"
         ),
-        Method("group-hoyer", "Group Hoyer", GROUP_HOYER, energy.OUT_IN, source="Yang et al. 2020 (DeepHoyer)"),
-        Method("half-space", "OTO half-space", HALF_SPACE, energy.OUT_NORM, source="Chen et al. 2021 (OTO)"),
+        Method("group-hoyer", "Group-HS", GROUP_HOYER, energy.OUT_IN, source="Yang et al. 2020 (DeepHoyer)"),
+        Method("half-space", "OTO (HSPG)", HALF_SPACE, energy.OUT_NORM, source="Chen et al. 2021 (OTO)"),
         Method("hesso", "HESSO", HESSO, energy.OUT_NORM, source="Chen et al. 2024 (HESSO)"),
         Method("hessian", "Group Hessian", NO_REGULARIZER, HESSIAN, source="LeCun et al. 1989 (OBD), over groups"),
         Method("obd-c", "C-OBD", NO_REGULARIZER, OBD_C, source="Wang et al. 2019 (EigenDamage)"),
         Method("lamp", "LAMP", NO_REGULARIZER, LAMP, source="Lee et al. 2021 (LAMP), over groups"),
         Method("chip", "CHIP", NO_REGULARIZER, CHIP, UNIFORM, source="Sui et al. 2021 (CHIP)"),
-        Method("isomorphic", "Isomorphic pruning", NO_REGULARIZER, TAYLOR_LAYER, ISOMORPHIC, source="Fang et al. 2024"),
+        Method("isomorphic", "Isomorphic Pruning", NO_REGULARIZER, TAYLOR_LAYER, ISOMORPHIC, source="Fang et al. 2024"),
         Method("greg1", "GReg-1", GREG1, L1_NORM, source="Wang et al. 2021 (GReg-1)"),
         Method(
             "tp-group-norm",
@@ -202,7 +200,7 @@ METHODS: dict[str, Method] = by_name(
             peer.TP_MAGNITUDE_IMPORTANCE,
             source=PEER,
         ),
-        Method("dense-long", "Dense, all epochs", NO_REGULARIZER, energy.OUT_IN, source="control", unpruned=True),
+        Method("dense-long", "Dense (all epochs)", NO_REGULARIZER, energy.OUT_IN, source="control", unpruned=True),
         Method("tp-magnitude", "torch-pruning magnitude", NO_REGULARIZER, peer.TP_MAGNITUDE_IMPORTANCE, source=PEER),
     ]
 )

@@ -2,7 +2,7 @@
 
 Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019: the squared gradient of the loss with
 respect to a gate of 1 on the channel, summed over mini-batches. A gate on the channel scales all the weights that read
-it, so its gradient is `Σ w ∂L/∂w` over the columns of the channel: no gate has to be built into the network.
+it, so its gradient is `Σ w ∂L/∂w` over the columns of the channel, and no gate is needed in the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
 
-BATCHES = 30  # as many mini-batches as the authors average over between two removals
+BATCHES = 30  # mini-batches that the authors average over between two removals
 
 
 def taylor(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
@@ -29,7 +29,7 @@ def taylor(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) ->
     The model runs in evaluation mode; its weights, gradients and statistics are left as they are.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There are no batches.
     """
     total: list[Tensor] | None = None
     count = 0
@@ -61,7 +61,7 @@ def taylor_by_layer(model: nn.Module, couplings: Sequence[Coupling], scoring: Sc
     ICLR 2017, section 2.3.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There are no batches.
     """
     scores = taylor(model, couplings, scoring)
     return [score / torch.where(score.norm() > 0, score.norm(), 1) for score in scores]
@@ -69,22 +69,22 @@ def taylor_by_layer(model: nn.Module, couplings: Sequence[Coupling], scoring: Sc
 
 TAYLOR = ImportanceSpec(
     name="taylor",
-    title="Taylor, first order",
+    title="Taylor-FO",
     score=taylor,
     formula="mean over batches of (Σ_{w in W^{l+1}_{:,i}} w ∂L/∂w)²",
-    source="Molchanov et al. 2019, gate after each prunable channel",
+    source="Molchanov et al. 2019, with a gate after each prunable channel",
     normalisation="none",
-    sides=("out", "in", "norm"),  # by way of the gradient
+    sides=("out", "in", "norm"),  # through the gradient
     degree=None,  # the loss is not homogeneous in the weights
 )
 
 TAYLOR_LAYER = ImportanceSpec(
     name="taylor-layer",
-    title="Taylor, first order, by layer",
+    title="Taylor-FO, layer-normalised",
     score=taylor_by_layer,
-    formula="T_i / √(Σ_j T_j²) over the layer, T_i = mean over batches of (Σ_{w in W^{l+1}_{:,i}} w ∂L/∂w)²",
+    formula="T_i / √(Σ_j T_j²) over the layer, where T_i = mean over batches of (Σ_{w in W^{l+1}_{:,i}} w ∂L/∂w)²",
     source="Molchanov et al. 2019, with the layer normalisation of Molchanov et al. 2017",
-    normalisation="over the Euclidean norm of the layer's scores",
+    normalisation="divided by the Euclidean norm of the layer's scores",
     sides=("out", "in", "norm"),
     degree=None,
 )

@@ -1,12 +1,12 @@
-"""The field's most used library as a rival: torch-pruning's own pruners, run by this suite.
+"""The field's most widely used library as a rival: torch-pruning's own pruners, run by this suite.
 
-What is torch-pruning's own: its dependency graph, its importances and what its `regularize` adds to the gradients, all
-called as they are. What is shared with every other method: the training, the couplings of the scope (groups that are
-no prunable coupling are left out), the selection and the surgery. Scores are mapped from the channels of the layer that
-a group starts at to those of the coupling (the mean where several are one channel).
+torch-pruning contributes its dependency graph, its importances and what its `regularize` adds to the gradients, all
+unmodified. Training, the couplings of the scope (groups that are not prunable couplings are left out), selection and
+surgery are shared with every other method. Scores are mapped from the channels of the layer that
+a group starts at to those of the coupling (the mean if several map to one channel).
 
 Its pruners do not touch depthwise filters, and some networks make them fail (version 1.6.1: grouped convolutions, a
-group without BatchNorm, channels that are all equally important). That is an error here, never a silent number.
+group without BatchNorm, channels that are all equally important). Here this is an error, never a silent number.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _runs(model: nn.Module, inputs: Tensor) -> bool:
 
 
 class Peer:
-    """One of torch-pruning's pruners, built on a model and kept to the groups that are couplings.
+    """One of torch-pruning's pruners, built on a model and restricted to the groups that are couplings.
 
     Raises:
         ValueError: torch-pruning is missing, cannot trace the model, or finds no group for some coupling.
@@ -171,9 +171,9 @@ def _owners(couplings: Sequence[Coupling]) -> dict[str | None, tuple[Coupling, T
 
 
 class PeerPenalty:
-    """What one of torch-pruning's pruners adds to the gradients, built on the model that it first meets.
+    """What one of torch-pruning's pruners adds to the gradients, built on the first model that it is given.
 
-    The value reported is the potential with the present factors held fixed: the inner product of the weights and what
+    The reported value is the potential with the current factors held fixed: the inner product of the weights and what
     is added to their gradients, over the degree of the penalty.
 
     Args:
@@ -242,7 +242,7 @@ class PeerPenalty:
 
 
 class GrowingPeerPenalty:
-    """torch-pruning's growing regularisation: λ of a channel grows the faster, the less important it is.
+    """torch-pruning's growing regularisation: the less important a channel, the faster its λ grows.
 
     Its authors let λ grow by δ once per epoch; here it grows by δ over 390 steps, in equal parts every 10, so that the
     growth belongs to the shared schedule. δ is the base strength.
@@ -265,7 +265,7 @@ class GrowingPeerPenalty:
         self._penalty.add_gradient(model)
 
     def advance(self, model: nn.Module) -> None:
-        """Let λ grow at every tenth step."""
+        """Increase λ at every tenth step."""
         self._steps += 1
         pruner = self._pruner(model)
         if self._steps % GROWTH_INTERVAL == 0:
@@ -327,7 +327,7 @@ TP_GROUP_NORM = RegularizerSpec(
     degree=2,
     potential=False,
     normalisation=ITS_OWN,
-    weight_decay_note="0 while it is on, as its authors train",
+    weight_decay_note="0 while the penalty is on, as its authors train",
     weight_decay=0.0,
     grid=grid_around(5e-4),  # its authors' for CIFAR
 )
@@ -338,7 +338,7 @@ TP_BN_SCALE = RegularizerSpec(
     make=bn_scale,
     formula="grad += λ γ/‖γ_group‖ (root of the mean of squares over the BatchNorm layers of a group)",
     source=f"{LIBRARY}, BNScalePruner.regularize with group_lasso (Liu et al. 2017)",
-    penalised="BatchNorm scales of prunable channels; fails where a coupling has none",
+    penalised="BatchNorm scales of prunable channels; fails if a coupling has none",
     sides=("norm",),
     potential=False,
     normalisation=ITS_OWN,
@@ -349,9 +349,9 @@ TP_GROWING_REG = RegularizerSpec(
     name="tp-growing-reg",
     title="torch-pruning GrowingReg",
     make=GrowingPeerPenalty,
-    formula="grad += λ_k w; λ_k from λ on, growing by λ (I_max − I_k)/(I_max − I_min) over every 390 steps",
-    source=f"{LIBRARY}, GrowingRegPruner (Wang et al. 2021), growing every 10 steps in place of once per epoch",
-    penalised=f"filters and columns; {NO_DEPTHWISE}; no BatchNorm scales, as its addition to them is lost on a copy",
+    formula="grad += λ_k w; λ_k starts at λ and grows by λ (I_max − I_k)/(I_max − I_min) every 390 steps",
+    source=f"{LIBRARY}, GrowingRegPruner (Wang et al. 2021), growing every 10 steps instead of once per epoch",
+    penalised=f"filters and columns; {NO_DEPTHWISE}; no BatchNorm scales: its addition to them is lost on a copy",
     degree=2,
     potential=False,
     normalisation=ITS_OWN,
@@ -364,7 +364,7 @@ TP_GROUP_NORM_IMPORTANCE = ImportanceSpec(
     score=_score(_group_norm),
     formula="mean over the layers of a group of ‖w_k‖², BatchNorm scales included",
     source=f"{LIBRARY}, GroupMagnitudeImportance(p=2, normalizer='max')",
-    normalisation="over the largest of the group's channels",
+    normalisation="divided by the largest of the group's channels",
     sides=SIDES,
 )
 
@@ -372,9 +372,9 @@ TP_BN_SCALE_IMPORTANCE = ImportanceSpec(
     name="tp-bn-scale",
     title="torch-pruning BN scale",
     score=_score(_bn_scale),
-    formula="mean over the BatchNorm layers of a group of |γ_k|; fails where there is none",
+    formula="mean over the BatchNorm layers of a group of |γ_k|; fails if there is none",
     source=f"{LIBRARY}, BNScaleImportance",
-    normalisation="over the mean of the group's channels",
+    normalisation="divided by the mean of the group's channels",
     sides=("norm",),
 )
 
@@ -384,6 +384,6 @@ TP_MAGNITUDE_IMPORTANCE = ImportanceSpec(
     score=_score(_magnitude),
     formula="mean over the layers of a group of ‖w_k‖², BatchNorm scales included",
     source=f"{LIBRARY}, GroupMagnitudeImportance(p=2)",
-    normalisation="over the mean of the group's channels",
+    normalisation="divided by the mean of the group's channels",
     sides=SIDES,
 )

@@ -1,7 +1,7 @@
-"""Uniform selection: the same share of channels from every layer, whatever their scores are worth elsewhere.
+"""Uniform selection: the same share of channels from every layer, however they compare with other layers.
 
-What the global greedy selection of the paper is to be measured against. It is that selection, applied to the share of
-its layer that would be gone once a channel were removed: target, cap, rounding and errors are the same by construction.
+The baseline for the paper's global greedy selection. It is the same selection, applied to the share of its layer that
+would be removed along with a channel: target, cap, rounding and errors are the same by construction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def select_uniformly(
     original_widths: Mapping[str, int] | None = None,
     **options: Any,
 ) -> PruningPlan:
-    """Remove the same share of every layer's channels, the least important of each, until the MACs reach a target.
+    """Remove the same share of every layer's channels, least important first, until the MACs reach a target.
 
     Shares differ by less than one channel of a layer (one block of `round_to`), plus what the last step towards the
     target needs. Arguments, result and errors are those of `oicsr.select_channels`.
@@ -54,6 +54,6 @@ UNIFORM = SelectionSpec(
     name="uniform",
     title="uniform",
     select=select_uniformly,
-    formula="the same share of the channels of every layer, the least important of each",
+    formula="the same share of channels from every layer, least important first",
     source="control",
 )

@@ -114,7 +114,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "1b",
-        "The gain comes from joining both sides in one group: OICSR-GL keeps more than out and in as groups apart.",
+        "The gain comes from joining both sides in one group: OICSR-GL keeps more than separate out and in groups.",
         "this suite: the control of claim 1",
         (("oicsr-gl", "gl-separate"),),
     ),

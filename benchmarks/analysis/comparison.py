@@ -10,6 +10,7 @@ import pandas as pd
 
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
+from benchmarks.methods.registry import find_method
 from benchmarks.records.record import STATES_OF, Record
 
 # The paper's comparison with its controls, in the order and with the looks that every table and figure gives them.
@@ -116,11 +117,19 @@ def _marks(cells: Sequence[Sequence[Record]], state: str) -> list[str]:
     return tied_with_best([{r.seed: float(r.states[state]["top1"]) for r in cell} for cell in cells])
 
 
+def _title(record: Record) -> str:
+    """Return the registry's title, so that all records of a method read alike; an unknown method keeps its record's."""
+    try:
+        return find_method(record.method).title
+    except ValueError:
+        return record.title
+
+
 def _row(records: Sequence[Record], level: str) -> dict[str, object]:
     first = records[0]
     row: dict[str, object] = {
         "method": first.method,
-        "title": first.title,
+        "title": _title(first),
         "macs_kept": first.macs_kept,
         "n": len(records),
         "strength": first.strength,

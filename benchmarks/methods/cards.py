@@ -1,4 +1,4 @@
-"""Method cards: what every method is, by the registry. `make report` writes docs/methods.md."""
+"""Method cards: what each method is, from the registry. `make report` writes docs/methods.md."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS, SELE
 INTRODUCTION = """\
 # Method cards
 
-Written by `make report` from the registries in `benchmarks/methods/registry.py` and `baselines/`; `make check` keeps
-this page and the code the same. A method is a regulariser, an importance and a selection. Besides the named methods,
-any combination can be run: `--methods oicsr-gl+taylor+uniform` trains with `oicsr-gl`, scores by `taylor` and selects
-by `uniform` (`greedy` where the third part is left out).
+`make report` writes this page from the registries in `benchmarks/methods/registry.py` and `baselines/`; `make check`
+verifies that the page matches the code. A method is a regulariser, an importance and a selection. Besides the named
+methods, any combination can be run: `--methods oicsr-gl+taylor+uniform` trains with `oicsr-gl`, scores with `taylor`
+and selects with `uniform` (`greedy` if the third part is omitted).
 
-Symbols: W^l_{i,:} are the weights that produce channel i (row i of layer l; the filters of a depthwise or grouped
-convolution that belong to the channel are part of it), W^{l+1}_{:,i} those that read it (column i of the next layer),
-⊕ joins two groups of weights into one, λ is the strength, η the learning rate. Sums run over prunable channels only.
-No method penalises biases or the shifts of normalisation layers.
+Symbols: W^l_{i,:} are the weights that produce channel i: row i of layer l, including the filters of depthwise and
+grouped convolutions that belong to the channel. W^{l+1}_{:,i} are the weights that read it: column i of the next layer.
+⊕ joins two groups of weights into one, λ is the strength, and η is the learning rate. Sums run over prunable channels
+only. No method penalises biases or the shifts of normalisation layers, unless its card says so.
 """
 
 
@@ -30,9 +30,9 @@ def render() -> str:
         _table(METHODS.values()),
         "## Regularisers\n",
         *(_regularizer_card(spec) for spec in REGULARIZERS.values()),
-        "## Importances\n\nThe lower the score of a channel, the sooner it goes.\n",
+        "## Importances\n\nChannels with the lowest scores are removed first.\n",
         *(_importance_card(spec) for spec in IMPORTANCES.values()),
-        "## Selections\n\nThe target of MACs is met within 1 %; no layer loses more than its cap allows.\n",
+        "## Selections\n\nThe target in MACs is met within 1 %; no layer loses more channels than its cap allows.\n",
         *(_selection_card(spec) for spec in SELECTIONS.values()),
     ]
     return "\n".join(parts)

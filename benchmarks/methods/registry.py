@@ -1,4 +1,4 @@
-"""Every method of the arena: OICSR beside its rivals. The paper's claim is the one line in which they differ."""
+"""All methods: OICSR and its rivals. The paper's claim is the one line in which they differ."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ OICSR_GL = RegularizerSpec(
     make=out_in,
     formula="λ Σ_l Σ_i √(‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂²)",
     source=f"{LI}, Eq. 4 as reconstructed in PAPER.md",
-    penalised="filters and columns of prunable channels as one group: convolutions (depthwise too), linear layers",
+    penalised="filters and columns of prunable channels as one group: convolutions (depthwise included), linear layers",
     normalisation="none: groups are not weighted by their size",
-    weight_decay_note="the experiment's own (the paper's is not known)",
+    weight_decay_note="the experiment's own (the paper's is unknown)",
 )
 
 
@@ -69,11 +69,11 @@ def cges_out_in(couplings: Sequence[Coupling], strength: float) -> Cges:
     return Cges(couplings, ("out", "in"), strength)
 
 
-OVERLAP = "a weight that is in two groups takes the factors of both"
+OVERLAP = "a weight in two groups is scaled by both factors"
 
 GROUP = "g_i = W^l_{i,:} ⊕ W^{l+1}_{:,i}"
 
-GROWL_VALUE = f"Σ_l Σ_i θ_i ‖g_[i]‖₂, norms falling with i, {GROUP}"
+GROWL_VALUE = f"Σ_l Σ_i θ_i ‖g_[i]‖₂, norms in descending order, {GROUP}"
 
 OICSR_GL_PROX = replace(
     OICSR_GL,
@@ -81,7 +81,7 @@ OICSR_GL_PROX = replace(
     title="OICSR-GL, proximal",
     make=out_in_proximal,
     formula=f"g_i ← max(0, 1 − ηλ/‖g_i‖₂) g_i after each step of size η, {GROUP}; {OVERLAP}",
-    source=f"{LI}, Eq. 4, by proximal step (which of the two the authors use is not known)",
+    source=f"{LI}, Eq. 4, as a proximal step (whether the authors use it is unknown)",
     grid=grid_around(PROXIMAL_STRENGTH),
 )
 
@@ -91,7 +91,7 @@ OICSR_GROWL = replace(
     title="OICSR-GrOWL",
     make=growl_out_in,
     formula=f"{GROWL_VALUE}; {growl.PLD}",
-    source=f"{LI}: GrOWL in its general form; the sequence is that of Zhang et al. 2018 (the paper's is not known)",
+    source=f"{LI}: GrOWL in its general form; with the sequence of Zhang et al. 2018 (the paper's is unknown)",
     normalisation=growl.UNWEIGHTED,
 )
 
@@ -118,7 +118,7 @@ OICSR_CGES = replace(
     title="OICSR-CGES",
     make=cges_out_in,
     formula=f"λ Σ_l Σ_i ((1 − μ_l) ‖g_i‖₂ + (μ_l/2) ‖g_i‖₁²), {GROUP}; {cges.MU}",
-    source=f"{LI}: the general form, applied to {cges.YOON} by this suite",
+    source=f"{LI}: the general form, which this suite applies to {cges.YOON}",
     normalisation=cges.NORMALISATION,
     grid=cges.CGES.grid,
     degree=None,  # a sum of degrees 1 and 2
@@ -134,16 +134,16 @@ SELECTIONS: dict[str, SelectionSpec] = baselines.SELECTIONS
 
 
 def _from_scratch(name: str, title: str, ending: Ending) -> Method:
-    """Return a control that keeps the shape OICSR-GL finds, and none of its weights (Liu et al. 2019)."""
+    """Return a control that keeps the shape OICSR-GL finds but not its weights (Liu et al. 2019)."""
     return Method(name, title, OICSR_GL, OUT_IN, source="control", ending=ending, strength_of=OICSR_GL.name)
 
 
 METHODS: dict[str, Method] = by_name(
     [
         *(Method(spec.name, spec.title, spec, OUT_IN, source=spec.source) for spec in OURS),
-        Method("oicsr-gl-uniform", "OICSR-GL, uniform", OICSR_GL, OUT_IN, UNIFORM, source="control of the selection"),
-        _from_scratch("scratch-e", "Scratch, equal epochs", "scratch-epochs"),
-        _from_scratch("scratch-b", "Scratch, equal compute", "scratch-compute"),
+        Method("oicsr-gl-uniform", "OICSR-GL, uniform", OICSR_GL, OUT_IN, UNIFORM, source="control for the selection"),
+        _from_scratch("scratch-e", "Scratch-E (equal epochs)", "scratch-epochs"),
+        _from_scratch("scratch-b", "Scratch-B (equal compute)", "scratch-compute"),
         *baselines.METHODS.values(),
     ]
 )

@@ -24,14 +24,14 @@ PAPER_COLUMNS = (
     ("l2-weights", "L2"),
     ("gl-out", "Group Lasso"),
     ("growl", "GrOWL"),
-    ("gl-separate", "Group Lasso, out and in apart"),
+    ("gl-separate", "Group Lasso (separate out and in)"),
     ("oicsr-gl", "OICSR-GL"),
     ("oicsr-growl", "OICSR-GrOWL"),
 )
 
 PAPER_NOTES = (
     "Top-1 in %, mean ± standard deviation over seeds (n). L1 and L2 are the non-structured, Group Lasso and GrOWL the "
-    "separated regularisers, OICSR the joined ones; out and in apart is a control that the paper lacks. The paper's "
+    "separated regularisers, OICSR the joined ones; separate out and in is a control that the paper lacks. The paper's "
     "own values for these cells are not known to this project. Profile quick says nothing about the claim."
 )
 

@@ -1,4 +1,4 @@
-"""The results folder that the golden files were made from, and the command that makes them anew.
+"""The results folder that the golden files were made from, and the command that makes them again.
 
 `python -m tests.benchmarks.golden` writes `tests/benchmarks/golden/`; look at the difference before it is committed.
 """
@@ -103,7 +103,7 @@ def texts(artefacts: report.Artefacts) -> dict[str, str]:
 
 
 def main() -> None:
-    """Make the golden files anew."""
+    """Make the golden files again."""
     shutil.rmtree(GOLDEN, ignore_errors=True)
     GOLDEN.mkdir()
     with tempfile.TemporaryDirectory() as folder:

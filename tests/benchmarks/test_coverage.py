@@ -1,4 +1,4 @@
-"""The coverage table: honest rows, limits that hold, a list that leaves nobody out, a table that can go on."""
+"""The coverage table: honest rows, limits that hold, a complete list, a table that can be resumed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_processes_are_held_to_their_limits() -> None:
     assert "nothing foreseen" in row["reason"] and seconds < 5 and not stopped
 
 
-def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
+def test_a_table_resumes_and_says_what_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tried = []
@@ -134,7 +134,7 @@ def test_a_table_goes_on_where_it_was_and_says_what_is_not_run(
     widths = {line.count("|") - line.count(r"\|") for line in text.splitlines() if line.startswith("| torchvision:")}
     assert len(widths) == 1
     (tmp_path / "coverage.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="is no coverage table"):
+    with pytest.raises(ValueError, match="is not a coverage table"):
         command.command(
             argparse.Namespace(results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True)
         )

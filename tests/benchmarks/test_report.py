@@ -76,7 +76,7 @@ def test_coverage_is_stated_as_its_rows_say(tmp_path: Path) -> None:
     (results / "coverage.csv").write_text(coverage_table.to_csv(rows))
     artefacts = report.build(results, tmp_path)
     readme, docs = (artefacts[page].decode() for page in written)
-    assert "1 of 1 networks of torchvision and 1 of 2 networks of timm ([results/coverage.md]" in readme
+    assert "1 of 1 torchvision networks and 1 of 2 timm networks can be pruned to half of their MACs" in readme
     assert f"| timm | {len(TIMM)} | 2 | 1 | 50.0% of 2 | 0 | 0.0% of 1 |\n" in docs
     assert "| 1 | 1 | 100.0% of 1 | not run | not run |" in docs
     assert artefacts[results / "coverage.md"].decode() == coverage_table.to_markdown(rows)
