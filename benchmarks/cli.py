@@ -21,7 +21,7 @@ from benchmarks.suggest import unknown_name
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-# name: what it does; its options and what it does stand in benchmarks/commands/<name>.py
+# name: what it does; options and code are in benchmarks/commands/<name>.py
 COMMANDS = {
     "list": "show the experiments, methods, networks and data sets",
     "run": "run experiments: train what is missing, make the table and the plot",
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; a command's own parser reports what it does not know, for it alone can suggest what was meant."""
+        """Parse; a command's own parser reports what it does not know, since it alone can suggest what was meant."""
         parsed, rest = super().parse_known_args(args, namespace)
         if rest and self._defaults.get("module"):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -84,7 +84,7 @@ def _do(options: argparse.Namespace) -> int:
         print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
     except OSError as error:
-        print(f"python -m benchmarks: {for_terminal(str(error))}; what was done before is safe", file=sys.stderr)
+        print(f"python -m benchmarks: {for_terminal(str(error))}; work done so far is safe", file=sys.stderr)
         return USAGE if isinstance(error, FileNotFoundError) else FAILURE
     except RuntimeError as error:
         if not _is_of_data(error):
@@ -98,13 +98,13 @@ def _do(options: argparse.Namespace) -> int:
 
 def _is_of_data(error: RuntimeError) -> bool:
     """Return whether an error says that a data set is missing or damaged."""
-    from benchmarks.datasets.contract import DataError  # imports torch, as whatever raised this has done
+    from benchmarks.datasets.contract import DataError  # imports torch, but so did the code that raised this
 
     return isinstance(error, DataError)
 
 
 def build_parser(chosen: str | None = None) -> Parser:
-    """Return the parser, with the options of the chosen command only: the others' modules are not even imported."""
+    """Return the parser, with the options of the chosen command only: other modules are not imported."""
     parser = Parser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for name, text in COMMANDS.items():

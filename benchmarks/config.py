@@ -1,4 +1,4 @@
-"""Experiments as frozen dataclasses: every value that decides a result stands here, and none hides in code."""
+"""Experiments as frozen dataclasses: every value that affects a result is here, and none is hidden in code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-# oicsr's own, said again: its import brings PyTorch, which experiments do without (mypy holds the two together)
+# repeats oicsr's own type: importing it would import PyTorch, which experiments do not need (mypy checks both)
 PruningSchedule = Literal["linear", "geometric"]
 
-LARGEST = 2**63 - 1  # whole numbers beyond that fit no column of a table
+LARGEST = 2**63 - 1  # larger integers fit no table column
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -38,15 +38,15 @@ WantedPrecision = Literal["float32", "bfloat16", "auto"]
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training: SGD with momentum.
+    """One training phase: SGD with momentum.
 
     Attributes:
-        epochs: How many.
-        learning_rate: The highest one.
+        epochs: Number of epochs.
+        learning_rate: The peak learning rate.
         schedule: `"cosine"` down to zero, or `"step"`: times `decay` at each of `milestones`.
         milestones: Shares of the phase, in (0, 1).
         decay: Factor at each milestone.
-        warmup_epochs: Epochs of linear rise from zero at the beginning.
+        warmup_epochs: Epochs of linear warm-up from zero.
         weight_decay: L2 coefficient, on every parameter.
         momentum: Nesterov momentum.
     """
@@ -61,7 +61,7 @@ class Phase:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Refuse impossible values."""
         if self.epochs < 0 or self.learning_rate <= 0:
             raise ValueError(f"a phase needs epochs >= 0 and a learning rate > 0, not {self}")
         if self.schedule not in ("cosine", "step"):
@@ -69,7 +69,7 @@ class Phase:
 
     @cached_property
     def plain(self) -> Mapping[str, Any]:
-        """All values by name; not to be changed."""
+        """All values by name; do not modify."""
         return asdict(self)
 
     def rate_at(self, epoch: float) -> float:
@@ -91,7 +91,7 @@ def check_shares(macs_kept: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Profile:
-    """All the values of one way to run an experiment.
+    """All values of one way to run an experiment.
 
     Attributes:
         dense: Training of the dense network, once per seed, for all methods.
@@ -104,22 +104,22 @@ class Profile:
         train_images: How many of the training images are used (None: all but the validation split).
         validation_images: How many of the validation images are used (None: all).
         test_images: How many of the test images are used (None: all).
-        scope: Which channels may go.
-        max_removed: Largest share of a coupling's channels that may go (PAPER.md, D3).
-        cap_of: Whether that is a share of the original or the current width.
-        round_to: Widths are left a multiple of this.
+        scope: Which channels may be removed.
+        max_removed: Largest share of a coupling's channels that may be removed (PAPER.md, D3).
+        cap_of: Whether this is a share of the original or the current width.
+        round_to: Remaining widths are multiples of this.
         steps: Removals; the regulariser trains before each.
         pruning_schedule: How the target is spread over the steps.
-        precision: Of the forward and backward pass; `"auto"` is bfloat16 where the machine multiplies it in hardware,
-            else float32 (records hold which).
-        rescale: Before fine-tuning, rows in front of BatchNorm are brought to the mean row norm that their layer has in
-            the dense network, the function unchanged (`"dense-norm"`), or left as the regulariser left them (`"none"`).
-        recalibration_images: Training images, augmented, that estimate the normalisation statistics of a pruned
-            network anew, rounded up to whole batches; all of an epoch where there are fewer.
-        tries: Strengths that the search tries for each method and target.
-        grid_scale: Times the grid of each regulariser gives the strengths that are tried. A penalty acts in
-            proportion to learning rate times steps, so that short training needs more of it.
-        grids: Grids that replace those of some regularisers; all of one length.
+        precision: Of the forward and backward pass; `"auto"` is bfloat16 if the machine multiplies it in hardware,
+            otherwise float32 (records say which).
+        rescale: Before fine-tuning, filters in front of BatchNorm are rescaled to the mean norm of their layer in the
+            dense network, without changing the function (`"dense-norm"`), or left as they are (`"none"`).
+        recalibration_images: Augmented training images that re-estimate the normalisation statistics of a pruned
+            network, rounded up to full batches; at most one epoch.
+        tries: Number of strengths that the search tries for each method and target.
+        grid_scale: Factor on the grid of each regulariser. A penalty acts in proportion to learning rate times steps,
+            so short training needs larger strengths.
+        grids: Grids that replace those of some regularisers; all of the same length.
     """
 
     dense: Phase
@@ -160,24 +160,24 @@ class Profile:
 
     @cached_property
     def shared(self) -> Mapping[str, Any]:
-        """The values that each of its runs depends on, by name; not to be changed."""
-        # these say what else is run, not how one run is
+        """The values that each of its runs depends on, by name; do not modify."""
+        # these decide what else is run, not how one run is done
         others = ("methods", "macs_kept", "seeds", "tries", "grid_scale", "grids")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is compared, on what.
+    """An experiment: what is compared, and on what.
 
     Attributes:
-        name: On the command line, and a Make target.
-        title: In tables and plots.
+        name: Name on the command line, and a Make target.
+        title: Title in tables and plots.
         claim: What the comparison tests.
         model: Key of `benchmarks.models.MODELS`, `torchvision:NAME` or `timm:NAME`.
         dataset: Key of `benchmarks.datasets.DATASETS`, or `imagefolder:PATH[@SIZE]`.
         profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
-        priority: Of `run --pending`: the lower, the sooner.
+        priority: Order in `run --pending`: lower runs sooner.
         strengths_of: Experiment whose tuned strengths this one takes over, profile by profile; None for its own.
         weights: That the network starts from: a local file, `"pretrained"` (the hub's), or None (fresh ones).
     """
@@ -193,7 +193,7 @@ class Experiment:
     strengths_of: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that cannot be those of files."""
+        """Refuse names that cannot be file names."""
         check_name("experiment", self.name)
         for name in self.profiles:
             check_name("profile", name)
@@ -221,7 +221,7 @@ class Cell:
     macs_kept: float
 
     def __post_init__(self) -> None:
-        """Refuse names that cannot be those of files."""
+        """Refuse names that cannot be file names."""
         check_name("profile", self.profile_name)
         check_name("method", self.method)
 
@@ -247,14 +247,14 @@ def run_name(profile: str, method: str, macs_kept: float, seed: int) -> str:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Refuse a name that could lead anywhere but into the folder it is meant for.
+    """Refuse a name that could lead outside the folder it is meant for.
 
     Args:
         kind: A key of `LONGEST`.
         name: From a file, or from the command line.
 
     Raises:
-        ValueError: It holds more than letters, digits, '.', '_', '+' and '-', begins with a sign, or is too long.
+        ValueError: It contains more than letters, digits, '.', '_', '+' and '-', begins with a sign, or is too long.
     """
     if not NAME.fullmatch(name) or len(name) > LONGEST[kind]:
         raise ValueError(

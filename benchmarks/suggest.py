@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LISTED = 60  # names that a message has room for
+LISTED = 60  # names that fit in a message
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the text of an error about an unknown name: the nearest known one, and all where they are few."""
+    """Return the text of an error about an unknown name: the nearest known one, and all of them if they are few."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,1 +1,1 @@
-"""The commands, one file each: `add_options(parser)` says what may be asked, `command(options)` does it."""
+"""The commands, one file each: `add_options(parser)` declares the options, `command(options)` runs."""

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run what is missing, the networks first, torch-pruning after; write `coverage.csv` and `coverage.md`."""
+    """Run what is missing, first the networks, then torch-pruning; write `coverage.csv` and `coverage.md`."""
     path: Path = options.results / "coverage.csv"
     rows = read_rows(path)
     names = options.networks.split(",") if options.networks else listed()
@@ -64,7 +64,7 @@ def _tell(what: str, passed: str, reason: str) -> None:
 
 
 def _warm_up() -> None:
-    """Import what the networks need and trace once, so that each process starts with it."""
+    """Import what the networks need and trace once, so that every forked process starts with it."""
     torch.set_num_threads(1)
     trace_couplings(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 8, 8))
     import timm

@@ -1,4 +1,4 @@
-"""`export`: the network of a run, for use elsewhere."""
+"""`export`: write the network of a run to a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.running.export import FORMATS, export
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say which run, and into what."""
+    """Declare the options of the command."""
     add_folders(parser)
     parser.add_argument("run", metavar="RUN", help="EXPERIMENT/RUN_ID, or the folder of the run")
     parser.add_argument("--format", choices=tuple(FORMATS), default="safetensors", help="default: safetensors")

@@ -1,4 +1,4 @@
-"""`faults`: what is lost when sweeps are killed, their files damaged, their disk filled."""
+"""`faults`: kill sweeps, damage their files, fill their disk, and count what is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SWEEPS = {"demo": DEMO, "tiny": TINY}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say how many, over what."""
+    """Declare the options of the command."""
     add_results(parser)
     parser.add_argument(
         "--kills",
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Try every fault and write down the figures; exit with 1 where one was not survived."""
+    """Inject every fault and write the counts; exit with 1 if one was not survived."""
     with tempfile.TemporaryDirectory() as name:
         small = Arena(Path(name) / "small", TINY, options.seed)
         large = small if options.sweep == "tiny" else Arena(Path(name) / "large", SWEEPS[options.sweep], options.seed)

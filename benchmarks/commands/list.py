@@ -1,4 +1,4 @@
-"""`list`: what there is."""
+"""`list`: show experiments, methods, networks and data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.models import MODELS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Take none."""
+    """Declare no options."""
 
 
 def command(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`merge`: records from elsewhere."""
+"""`merge`: copy records that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.running.merge import bring_in_sweeps, merge
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say from where to where."""
+    """Declare the options of the command."""
     parser.add_argument("source", type=Path, nargs="+", metavar="DIR", help="results folder, as --results named it")
     add_results(parser)
     parser.add_argument(
@@ -46,7 +46,7 @@ def command(options: argparse.Namespace) -> int:
             print(f"refused: {for_terminal(f'{label}: {reason}')}", file=sys.stderr)
         refused += len(merged.refused) + len(sweeps)
         print(
-            f"{source}: {len(merged.added)} brought in, {len(merged.replaced)} replaced, {len(merged.present)} there "
-            f"already, {len(merged.refused)} refused"
+            f"{source}: {len(merged.added)} added, {len(merged.replaced)} replaced, {len(merged.present)} already "
+            f"there, {len(merged.refused)} refused"
         )
     return 1 if refused else 0

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def numbers(kind: str, parse: Callable[[str], float]) -> Callable[[str], list[fl
         try:
             return [parse(part) for part in text.split(",") if part]
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated list of {kind}") from error
+            raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of {kind}") from error
 
     return read
 
@@ -42,22 +42,22 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.isdigit() or not (last.isdigit() or "-" not in part):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1 or 0-4")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds such as 0,1 or 0-4")
         found += range(int(first), int(last or first) + 1)
     return _each(text, found)
 
 
 def _each(text: str, found: list[T]) -> list[T]:
-    """Return each value once, in order; nothing at all would mean the default, which was not asked for."""
+    """Return each value once, in order; refuse an empty list, which would mean the default."""
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} names nothing")
     return list(dict.fromkeys(found))
 
 
 def positive(text: str) -> int:
-    """Read a whole number above 0."""
+    """Read a positive integer."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
     return int(text)
 
 
@@ -82,14 +82,14 @@ def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """Where the records lie."""
+    """Add the option for the results folder."""
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the records (default: results)"
     )
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
-    """Where records and checkpoints lie."""
+    """Add the options for the folders of records and checkpoints."""
     add_results(parser)
     parser.add_argument(
         "--checkpoints",
@@ -103,18 +103,18 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
 def add_list(
     parser: argparse.ArgumentParser, option: str, read: Callable[[str], Any], text: str, *, required: bool = False
 ) -> None:
-    """Take a comma-separated list."""
+    """Add an option that takes a comma-separated list."""
     parser.add_argument(option, type=read, metavar="LIST", help=text, required=required)
 
 
 def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
-    """Which runs."""
+    """Add the options that choose runs."""
     parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
     parser.add_argument("--profile", help="quick, cpu or paper (default: paper with a CUDA device, else the first)")
-    text = "comma-separated, or all; any regularizer+importance[+selection] too (default: the profile's)"
+    text = "comma-separated, or all; also any regularizer+importance[+selection] (default: the profile's)"
     add_list(parser, "--methods", names, text)
     parser.add_argument(
-        "--seeds", type=seeds, metavar="LIST", help="comma-separated, ranges as 0-4 (default: the profile's)"
+        "--seeds", type=seeds, metavar="LIST", help="comma-separated, with ranges such as 0-4 (default: the profile's)"
     )
     parser.add_argument(
         "--macs-kept",
@@ -125,10 +125,10 @@ def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """On what."""
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")
+    """Add the options of the device."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads in all (default: PyTorch's); records depend on them"
+        "--threads", type=positive, metavar="N", help="total CPU threads (default: PyTorch's); records depend on it"
     )
 
 
@@ -136,9 +136,9 @@ def choose_device(options: argparse.Namespace) -> torch.device:
     """Return the device to train on, and set the number of threads.
 
     Raises:
-        ValueError: There is no such device.
+        ValueError: The device does not exist.
     """
-    import torch  # not every command that takes options from here needs the seconds of this import
+    import torch  # takes seconds, and not every command with these options needs it
 
     name = options.device
     try:

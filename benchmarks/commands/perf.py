@@ -27,10 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run the benchmarks; each row is written as it comes, so that a run that is cut off keeps what it has.
+    """Run the benchmarks; each row is written at once, so an interrupted run keeps its rows.
 
     Raises:
-        ValueError: There is no benchmark of such a name.
+        ValueError: A benchmark name is unknown.
     """
     for name in options.benchmark:
         if name not in BENCHMARKS:

@@ -1,4 +1,4 @@
-"""`publish`: records into Weights & Biases."""
+"""`publish`: replay records into Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.running.wandb_replay import publish
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say what goes where."""
+    """Declare the options of the command."""
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="names (default: all that have records)")
     add_results(parser)
     parser.add_argument("--project", default=PROJECT, help=f"W&B project (default: {PROJECT})")
-    parser.add_argument("--entity", help="W&B user or team (default: the one that is logged in)")
+    parser.add_argument("--entity", help="W&B user or team (default: the one logged in)")
     parser.add_argument(
         "--wandb",
         choices=("online", "offline"),
@@ -36,14 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Replay what is not there yet; exit with 1 where W&B fails or a record cannot be read."""
+    """Replay what is missing; exit with 1 if W&B fails or a record cannot be read."""
     place = Place(options.wandb, options.folder, options.project, options.entity)
     try:
         done = publish(options.results, place, options.experiments or None, again=options.again)
     except RecordError:
         raise
     except wandb_errors() as error:
-        print(f"W&B failed ({type(error).__name__}: {error}); the same command goes on from there", file=sys.stderr)
+        print(f"W&B failed ({type(error).__name__}: {error}); run the same command again to continue", file=sys.stderr)
         return 1
     print(f"{len(done.written)} W&B runs written, {len(done.present)} unchanged since they were published")
     if options.wandb == "offline" and done.written:

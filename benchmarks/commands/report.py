@@ -1,4 +1,4 @@
-"""`report`: every generated file from the records."""
+"""`report`: generate all files from the records."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.reporting.gathered import gather
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say where the records lie."""
+    """Declare the options of the command."""
     add_results(parser)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file differs")
 
 
 def command(options: argparse.Namespace) -> int:
-    """Make every generated file from the records; with `--check` only compare."""
+    """Generate all files from the records; with `--check`, only compare."""
     published = options.results.resolve() == ROOT / "results"
     gathered = gather(options.results)
     for reason in gathered.left_out.values():

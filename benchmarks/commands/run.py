@@ -1,4 +1,4 @@
-"""`run`: experiments, what is missing of them."""
+"""`run`: do the missing runs of experiments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.running.cells import by_priority, cells_of, default_profile
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say which runs, and how."""
+    """Declare the options of the command."""
     add_choice(parser, nargs="*")
     parser.add_argument(
         "--pending",
@@ -27,13 +27,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run what is missing of some experiments, then make their tables and plots.
+    """Do the missing runs of some experiments, then generate their tables and plots.
 
     Raises:
         ValueError: No experiment is named, and `--pending` is not given.
     """
     if not options.experiments and not options.pending:
-        raise ValueError("name an experiment (`list` shows them), or give --pending for all that is missing")
+        raise ValueError("name an experiment (`list` shows them), or use --pending for everything that is missing")
     return run_all(options, lambda device: _cells(options, device))
 
 

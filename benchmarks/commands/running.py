@@ -1,4 +1,4 @@
-"""What `run` and `sweep` share: options of running, and from runs to records, tables and plots."""
+"""What `run` and `sweep` share: their options, and the way from runs to records, tables and plots."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from benchmarks.running.wandb_mirror import WandbSink
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
 
-LONG = 3600.0  # seconds of training that a person is warned of
+LONG = 3600.0  # seconds of training above which the user is warned
 
-ALL_IMAGES = 50_000  # of a data set that a profile uses in full; compares profiles with one another only
+ALL_IMAGES = 50_000  # of a data set that a profile uses in full; only to compare profiles with each other
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """Say how runs are done."""
+    """Add the options that say how runs are done."""
     add_folders(parser)
     add_device(parser)
     parser.add_argument(
@@ -67,7 +67,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--budget-minutes",
         type=float,
         metavar="N",
-        help="stop cleanly, at a checkpoint, before N minutes have passed since the start (default: no limit)",
+        help="stop cleanly at a checkpoint within N minutes of the start (default: no limit)",
     )
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where runs are done (default: local)"
@@ -80,7 +80,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequence[Cell]]) -> int:
-    """Do what is missing of the chosen runs, then show tables and plots; return the exit code."""
+    """Do the chosen runs that are missing, then show tables and plots; return the exit code."""
     _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
@@ -96,9 +96,9 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be meant, whether or not there is anything to run."""
+    """Refuse contradictory options, whether or not there is anything to run."""
     if options.address and options.engine != "ray":
-        raise ValueError("--address is of a Ray cluster; give --engine ray with it")
+        raise ValueError("--address names a Ray cluster; add --engine ray")
     if options.budget_minutes is not None:
         budget_seconds(options.budget_minutes, 0.0)
 
@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
     console = Console()
     found = survey(bench, cells, retry_failed=options.retry_failed)
     for damaged in found.damaged:
-        console.print(f"{damaged}; kept beside as record.json.damaged, the run is done again", markup=False)
+        console.print(f"{damaged}; renamed to record.json.damaged; the run is done again", markup=False)
     if options.plan:
         return _show_plan(bench, cells, found, console)
     outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
@@ -130,14 +130,14 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
             say(f"  {method}: {sum(cell.method == method for cell in mine)} runs")
     say(
         f"plan: {len(found.todo)} of {len(cells)} runs to do, {expected.epochs_left} epochs, about "
-        f"{duration(expected.total)} one after the other on {bench.device} (shared stages count once)"
+        f"{duration(expected.total)} in sequence on {bench.device} (shared stages count once)"
     )
     warn_of_untuned(bench, found.todo, say)
     return OK
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
-    """Name the regularised methods that run at a strength nobody tuned for them."""
+    """Name the regularised methods that run at a strength that was not tuned for them."""
     untuned: dict[Sweep, list[str]] = {}
     for cell in cells:
         if choose_strength(bench.tuning, cell, find_method(cell.method)).source == UNTUNED:
@@ -150,10 +150,10 @@ def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], No
 
 
 def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Callable[[str], None]) -> None:
-    """Before more than an hour of training, say so, and what would be shorter."""
+    """Warn before more than an hour of training, and suggest shorter alternatives."""
     if seconds <= LONG:
         return
-    say(f"warning: this takes about {duration(seconds)} on {bench.device}. Shorter:")
+    say(f"warning: this takes about {duration(seconds)} on {bench.device}. Shorter alternatives:")
     first = cells[0]
     if len({cell.seed for cell in cells}) > 1:
         some = [cell for cell in cells if cell.seed == first.seed]
@@ -164,8 +164,8 @@ def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Cal
     others = [name for name, profile in first.experiment.profiles.items() if _images(profile) < _images(first.profile)]
     for name in others if len(names) == 1 else ():
         share = _images(first.experiment.profile(name)) / _images(first.profile)
-        say(f"  --profile {name} (each run trains on {100 * share:.2g} % of the images; other results)")
-    say("  --budget-minutes N stops at a checkpoint; the same command continues. --plan shows the plan alone.")
+        say(f"  --profile {name} (each run trains on {100 * share:.2g} % of the images; different results)")
+    say("  --budget-minutes N stops at a checkpoint; the same command continues. --plan only shows the plan.")
 
 
 def _images(profile: Profile) -> float:
@@ -218,7 +218,7 @@ def _jobs(options: argparse.Namespace, todo: Sequence[Cell], device: torch.devic
 def _engine(bench: Bench, control: Control, options: argparse.Namespace, expected: Estimate) -> Engine:
     if current_rank().count > 1:
         if options.engine != "local" or options.jobs > 1:
-            raise ValueError("under torchrun all processes do one run together; leave --engine and --jobs away")
+            raise ValueError("under torchrun all processes share one run; omit --engine and --jobs")
         return TorchrunEngine(bench, control, expected.epochs)
     if options.engine == "ray":
         from benchmarks.running.engines.ray import RayTasks
@@ -239,7 +239,7 @@ def _engine(bench: Bench, control: Control, options: argparse.Namespace, expecte
 
 
 def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]) -> int:
-    """Say what failed and what is left; return the exit code."""
+    """Report what failed and what is left; return the exit code."""
     failed = [record for record in records if not record.complete]
     for record in failed:
         reason = (record.failure or {}).get("reason")
@@ -249,8 +249,8 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
     if outcome.left:
         console.print(
-            f"{outcome.stopped}: {len(outcome.left)} runs are left, what was trained of them is in the checkpoints; "
-            "the same command goes on from there. Next: "
+            f"{outcome.stopped}: {len(outcome.left)} runs are left; their progress is in the checkpoints, and "
+            "the same command continues from there. Next: "
             + ", ".join(cell.label for cell in outcome.left[:3])
             + (", ..." if len(outcome.left) > 3 else ""),
             markup=False,
@@ -263,7 +263,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
 
 
 def show(console: Console, results: Path, cells: Sequence[Cell]) -> list[str]:
-    """Make the tables and plots of some experiments, and print the tables; return why records are left out."""
+    """Generate the tables and plots of some experiments and print the tables; return why records are left out."""
     names = list(dict.fromkeys(cell.experiment.name for cell in cells))
     profiles = {(cell.experiment.name, cell.profile_name) for cell in cells}
     found = gather(results, names)

@@ -1,4 +1,4 @@
-"""`status`: how far the experiments are."""
+"""`status`: show the progress of experiments."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PAR
 
 UNKNOWN = "time left unknown: no epoch measured on this machine yet"
 
-LISTED = 20  # runs that are named one by one, per state
+LISTED = 20  # runs listed by name, per state
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say of which experiments."""
+    """Declare the options of the command."""
     add_choice(parser, nargs="*")
     add_folders(parser)
     add_device(parser)
     parser.add_argument(
-        "--all", action="store_true", help=f"name every run that is not done (default: {LISTED} a state)"
+        "--all", action="store_true", help=f"list every run that is not done (default: {LISTED} per state)"
     )
 
 
@@ -54,13 +54,13 @@ def command(options: argparse.Namespace) -> int:
 
 
 def _folders(options: argparse.Namespace) -> str:
-    """Return the folder options as they were given, so that a hint can be copied as it is."""
+    """Return the folder options as they were given, so that a hint can be copied and run."""
     given = {"--results": options.results, "--checkpoints": options.checkpoints}
     return "".join(f" {name} {shlex.quote(str(path))}" for name, path in given.items() if str(path) != name[2:])
 
 
 def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch.device) -> list[str]:
-    """Return the profile that is named, or else the default one and all that have records."""
+    """Return the named profile, or otherwise the default one and all that have records."""
     if options.profile:
         return [options.profile] if options.experiments or options.profile in experiment.profiles else []
     folder = runs_folder(options.results) / experiment.name
@@ -70,7 +70,7 @@ def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch
 
 
 def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
-    """Return the lines of one sweep: counts, the matrix of methods, targets and seeds, and what is not as it should."""
+    """Return the lines of one sweep: counts, the matrix of methods, targets and seeds, and runs that need attention."""
     states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
     counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
     left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN

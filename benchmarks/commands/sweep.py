@@ -1,4 +1,4 @@
-"""`sweep`: any networks x data sets x methods x targets x seeds, without writing a file."""
+"""`sweep`: any networks x data sets x methods x targets x seeds, without an experiment file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from benchmarks.running.cells import cells_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say what is crossed, and how it is run."""
+    """Declare the options of the command."""
     listed = "comma-separated, as `list` shows them"
     add_list(parser, "--models", names, listed, required=True)
     add_list(parser, "--datasets", names, listed, required=True)
     add_list(parser, "--methods", names, "comma-separated, or all (default: the template's)")
     add_list(parser, "--macs-kept", shares, "comma-separated shares in (0, 1] (default: the template's)")
-    add_list(parser, "--seeds", seeds, "comma-separated, ranges as 0-2 (default: the template's)")
+    add_list(parser, "--seeds", seeds, "comma-separated, with ranges such as 0-2 (default: the template's)")
     parser.add_argument(
         "--template",
         metavar="EXPERIMENT",
         help="experiment whose profile gives all other values (default: the first one on the same data set)",
     )
-    parser.add_argument("--profile", help="of the template (default: paper with a CUDA device, else the first)")
+    parser.add_argument("--profile", help="the template's profile (default: paper with a CUDA device, else the first)")
     parser.add_argument(
         "--epochs",
-        type=numbers("three whole numbers such as 100,50,30", int),
+        type=numbers("three integers such as 100,50,30", int),
         metavar="D,R,F",
         help="epochs dense, regularized, finetune (default: the template's)",
     )
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run every combination; each pair of network and data set is kept as an experiment in the results folder."""
+    """Run every combination; each pair of network and data set is saved as an experiment in the results folder."""
     return run_all(options, lambda device: _cells(options, device))
 
 
@@ -51,7 +51,7 @@ def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     for experiment in make_experiments(options, device):
         if not options.plan:
             path = save_experiment(experiment, options.results)
-            print(f"kept as {path}; `run`, `status` and `report` know it as {experiment.name}")
+            print(f"saved as {path}; `run`, `status` and `report` accept the name {experiment.name}")
         for profile in experiment.profiles:
             cells += cells_of(experiment, profile)
     return cells

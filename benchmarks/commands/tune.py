@@ -1,4 +1,4 @@
-"""`tune`: strengths, chosen on the validation split."""
+"""`tune`: choose strengths on the validation split."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from benchmarks.training.loop import Score
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search trains; what a process of its own needs to know.
+    """Where a search trains: what a separate process needs to know.
 
     Attributes:
-        device: Of all training.
-        results: Folder of the results; tuning records are in `tuning/` inside.
+        device: Where all training runs.
+        results: Results folder; tuning records are in its `tuning/`.
         checkpoints: Folder of the checkpoints.
-        threads: Of each process; None for PyTorch's choice.
+        threads: Threads of each process; None for PyTorch's choice.
     """
 
     device: str
@@ -51,7 +51,7 @@ class Place:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say which runs' methods and targets are tuned."""
+    """Declare the options of the command."""
     add_choice(parser)
     add_folders(parser)
     add_device(parser)
@@ -75,7 +75,7 @@ def command(options: argparse.Namespace) -> int:
 def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
     experiment = find_experiment(name)
     if experiment.strengths_of:
-        print(f"{name} takes its strengths from {experiment.strengths_of}: tune that one")
+        print(f"{name} uses the strengths of {experiment.strengths_of}: tune that experiment")
         return
     profile = options.profile or default_profile(experiment, torch.device(place.device))
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)

@@ -1,11 +1,11 @@
-"""Coverage: which networks of torchvision and timm can be pruned, and torch-pruning on the same ones beside.
+"""Coverage: which networks of torchvision and timm can be pruned, by this library and by torch-pruning.
 
-Command: `python -m benchmarks coverage`. Every network goes through the same steps in a process of its own: trace, find
+Command: `python -m benchmarks coverage`. Every network goes through the same steps in its own process: trace, find
 the couplings, remove channels at random down to half of the MACs, compare the outputs in float64 with those of the
 unpruned network whose removed channels are empty, and take one step of training. A row of `coverage.csv` is written
-after each network, and a network with a row is not run again, so that an interrupted table goes on.
+after each network, and a network with a row is not run again, so that an interrupted table can be resumed.
 
-The limit is 60 s of processor time on one thread per network and tool (not of the clock: the machine may be shared).
+The limit is 60 s of CPU time on one thread per network and tool (not wall-clock time: the machine may be shared).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_REMOVED = 0.95
 
 IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
 
-WALL_SECONDS = 3600  # for a process that hangs without working; on a busy machine a minute of work takes many
+WALL_SECONDS = 3600  # for a process that hangs without working; on a busy machine, a minute of work takes many
 
 MEMORY_BYTES = 14 << 30
 
@@ -83,7 +83,7 @@ def first_output(output: Any) -> Tensor:
 
 @torch.no_grad()
 def disturb(model: nn.Module) -> None:
-    """Move what is initialised to a constant (scales of zero hide whole blocks), as training would."""
+    """Perturb constant initialisations (zero scales hide entire blocks), as training would."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if bool((parameter == parameter.flatten()[0]).all()):
@@ -110,9 +110,9 @@ def random_plan(
 
 @torch.no_grad()
 def invariance_error(model: nn.Module, images: Tensor, couplings: Sequence[Coupling], plan: PruningPlan) -> float:
-    """Empty the channels that go, remove them, and return the largest change of an output, relative, in float64.
+    """Zero the channels to remove, remove them, and return the largest relative change of an output, in float64.
 
-    `model` is changed: to float64, and to the emptied channels.
+    `model` is changed: to float64, and its channels are zeroed.
     """
     model.double()
     for coupling in couplings:
@@ -139,7 +139,7 @@ def takes_training_step(model: nn.Module, images: Tensor) -> bool:
 
 
 def examine(name: str) -> Row:
-    """Put a network through all steps; the row says how far it came, and why not further."""
+    """Run all steps on a network; the row says how far it got, and why not further."""
     row: Row = {"traced": "no", "passed": "no"}
     try:
         model, images = _prepare(name)
@@ -170,7 +170,7 @@ def _prepare(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coupling], PruningPlan]:
-    """Return couplings and a plan to half of the MACs, in the paper's scope where it reaches as far, else in all."""
+    """Return couplings and a plan to half of the MACs, in the paper's scope if it reaches that far, else in `all`."""
     scope: Scope
     for scope in ("inner", "all"):
         trace = trace_couplings(model, images, scope=scope)
@@ -185,9 +185,9 @@ def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coup
 
 
 def without_layer_norm(model: nn.Module, couplings: Sequence[Coupling]) -> tuple[list[Coupling], list[str]]:
-    """Return the couplings that no LayerNorm reads, and why the others are left out.
+    """Return the couplings that no LayerNorm reads, and why the others are excluded.
 
-    The statistics of a LayerNorm run over all channels, so that no channel can go without a change to the others.
+    The statistics of a LayerNorm run over all channels, so removing one would change the others.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     exact, reasons = [], []
@@ -233,8 +233,8 @@ def _describe(error: BaseException) -> str:
 
 
 def in_own_process(function: Callable[[str], Row], name: str, limit: float) -> tuple[Row, float, str]:
-    """Run a step in a process with limits; return its row, its seconds of processor time, and why it was stopped."""
-    context = multiprocessing.get_context("fork")  # libraries are imported already
+    """Run a step in a process with limits; return its row, its CPU seconds, and why it was stopped."""
+    context = multiprocessing.get_context("fork")  # libraries are already imported
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(function, name, limit, sender))
     start = time.perf_counter()
@@ -265,14 +265,14 @@ def _work(function: Callable[[str], Row], name: str, limit: float, sender: Any) 
     torch.set_num_threads(1)
     try:
         row = function(name)
-    except Exception as error:  # whatever a foreign library raises is the row's reason
+    except Exception as error:  # any error of a third-party library becomes the row's reason
         traceback.print_exc()
         row = {"reason": _describe(error), "torch_pruning_reason": _describe(error)}
     sender.send((row, time.process_time()))
 
 
 def cover(name: str, limit: float = LIMIT_SECONDS) -> Row:
-    """Return the row of a network, without what torch-pruning does with it."""
+    """Return the row of a network, without the columns of torch-pruning."""
     row, seconds, stopped = in_own_process(examine, name, limit)
     found = {"network": name, "traced": "no", "passed": "no", **row, "seconds": f"{seconds:.1f}"}
     if stopped:
@@ -282,7 +282,7 @@ def cover(name: str, limit: float = LIMIT_SECONDS) -> Row:
 
 
 def cover_peer(name: str, limit: float = LIMIT_SECONDS) -> Row:
-    """Return the columns that tell of torch-pruning."""
+    """Return the columns of torch-pruning."""
     row, seconds, stopped = in_own_process(examine_peer, name, limit)
     found = {"torch_pruning": "no", "torch_pruning_reason": stopped, **row, "torch_pruning_seconds": f"{seconds:.1f}"}
     return {column: found.get(column, "") for column in COLUMNS if column.startswith("torch_pruning")}

@@ -1,4 +1,4 @@
-"""Which networks the coverage table is about, by name: committed, so that no network can leave the table unseen.
+"""The networks of the coverage table, by name; the list is committed so that none can disappear unnoticed.
 
 Of torchvision: every classifier it lists. Of timm: small members of every family whose layers are convolutions, two to
 five of each where the family has kinds that differ (attention on channels, anti-aliasing, other normalisations).

@@ -20,11 +20,11 @@ DATASETS: dict[str, Callable[[], Data]] = {
 
 
 def load_dataset(name: str) -> Data:
-    """Return a data set by name; any images in folders of classes are `imagefolder:PATH[@SIZE]`.
+    """Return a data set by name; `imagefolder:PATH[@SIZE]` names any images in class folders.
 
     Raises:
-        ValueError: There is no data set of that name.
-        DataError: Its files are missing or damaged; says which, and what to do.
+        ValueError: No data set has that name.
+        DataError: Its files are missing or damaged; the message says which, and what to do.
     """
     if name.startswith(PREFIX):
         return load_image_folder(name)

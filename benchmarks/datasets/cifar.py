@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their standard files: every file's MD5 is checked before it is unpickled.
 
-Looked for in `$OICSR_DATA`, then in `./data`, then downloaded there. Mean and standard deviation are those of all
+Looked up in `$OICSR_DATA`, then in `./data`, otherwise downloaded there. Mean and standard deviation are those of all
 pixels of the 50,000 training images (not the mean of the images' own deviations, a second convention in circulation).
 """
 
@@ -19,7 +19,7 @@ import torch
 from benchmarks.datasets.contract import DataError, MissingDataError
 from benchmarks.datasets.in_memory import Augmentation, DataSplits, Images, split_validation
 
-if TYPE_CHECKING:  # torchvision takes seconds to import: where images are read, not where records are
+if TYPE_CHECKING:  # torchvision takes seconds to import: only when images are read
     from torchvision.datasets import CIFAR10
 
 
@@ -87,16 +87,16 @@ def _load(source: Source) -> DataSplits:
 
 
 def data_folders() -> list[Path]:
-    """Return the folders in which data sets are looked for, in order."""
+    """Return the folders that are searched for data sets, in order."""
     named = os.environ.get("OICSR_DATA")
     return [*([Path(named)] if named else []), Path("data")]
 
 
 def find_root(source: Source) -> Path:
-    """Return the folder that holds the data set, downloading it to the last resort where there is none.
+    """Return the folder of the data set; if it is missing, download it to the last folder searched.
 
     Raises:
-        MissingDataError: It is nowhere and cannot be downloaded.
+        MissingDataError: It was not found and cannot be downloaded.
     """
     for folder in data_folders():
         if (folder / source.folder).is_dir():
@@ -107,7 +107,7 @@ def find_root(source: Source) -> Path:
     except (URLError, OSError, RuntimeError) as error:
         looked = ", ".join(str((folder / source.folder).absolute()) for folder in data_folders())
         raise MissingDataError(
-            f"{source.name} was not found (looked for {looked}) and could not be downloaded ({error}). Put the "
+            f"{source.name} was not found (looked in {looked}) and could not be downloaded ({error}). Put the "
             f"standard folder {source.folder!r} in one of these places or set OICSR_DATA to the folder that holds it. "
             "`make demo` needs no data."
         ) from error

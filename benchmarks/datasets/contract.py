@@ -22,7 +22,7 @@ class DataError(RuntimeError):
 
 
 class MissingDataError(DataError):
-    """A data set is nowhere to be found: nothing can be run on it, and nothing is wrong with it."""
+    """A data set was not found: it is missing, not damaged."""
 
 
 class EpochBatches(Protocol):
@@ -40,7 +40,7 @@ class EpochBatches(Protocol):
 
 
 class Data(Protocol):
-    """What runs need of a data set, wherever its images lie."""
+    """What runs need of a data set, wherever its images are stored."""
 
     @property
     def train(self) -> Sized:
@@ -54,17 +54,17 @@ class Data(Protocol):
 
     @property
     def test(self) -> Sized:
-        """Touched once per state, after the last epoch."""
+        """Evaluated once per state, after the last epoch."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """Labels run from 0 to this, less one."""
+        """Labels run from 0 to this minus 1."""
         ...
 
     @property
     def checksum(self) -> str:
-        """SHA-256 that tells one data set from another."""
+        """SHA-256 that identifies the data set."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class Data(Protocol):
     def evaluation_batches(
         self, split: Split, batch_size: int, device: torch.device, rank: Rank = ALONE
     ) -> Iterator[Batch]:
-        """Yield the images of a split as they are, in order; each process its share of the batches."""
+        """Yield the images of a split as they are, in order; each process takes its share of the batches."""
         ...
 
 

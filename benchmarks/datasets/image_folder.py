@@ -1,4 +1,4 @@
-"""ImageNet-1K, and any other images in folders of classes: decoded as they are needed, by workers beside the training.
+"""ImageNet-1K, and any other images in class folders: decoded on demand by worker processes.
 
 Layout, as torchvision's `ImageFolder`: `train/CLASS/IMAGE` and `val/CLASS/IMAGE` (or `test/`); a folder of classes
 alone is split by a fixed permutation. Training: a random part of the image of 8 to 100 % of its area, resized, half of
@@ -29,11 +29,11 @@ from benchmarks.datasets.in_memory import Normalize
 from benchmarks.machine.cores import available_cores
 from benchmarks.machine.processes import ALONE, Rank
 
-if TYPE_CHECKING:  # torchvision takes seconds to import: where images are read, not where records are
+if TYPE_CHECKING:  # torchvision takes seconds to import: only when images are read
     from torchvision.transforms import v2
 
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks take them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks expect
 
 IMAGE_SIZE, RESIZED = 224, 256
 
@@ -41,7 +41,7 @@ IMAGENET_CLASSES = 1_000
 
 VALIDATION_SHARE, MOST_VALIDATION = 0.1, 10_000
 
-TEST_SHARE = 0.2  # of a folder that has no test images of its own
+TEST_SHARE = 0.2  # of a folder without its own test images
 
 PREFETCH = 4  # batches per worker
 
@@ -74,8 +74,8 @@ class FolderSplits:
     Attributes:
         train: Training images, without the validation split.
         validation: Fixed images of the training set that choose strengths.
-        test: Touched once per state.
-        num_classes: Labels run from 0 to this, less one.
+        test: Evaluated once per state.
+        num_classes: Labels run from 0 to this minus 1.
         checksum: SHA-256 over the names and labels of all files (not over their contents).
         image_size: Height and width of what networks see.
         workers: Processes that decode; 0: the training process itself.
@@ -97,10 +97,10 @@ class FolderSplits:
     def limited(
         self, train_images: int | None = None, validation_images: int | None = None, test_images: int | None = None
     ) -> FolderSplits:
-        """Return the same data set with fewer images, chosen by a fixed permutation (the files lie class by class).
+        """Return the same data set with fewer images, chosen by a fixed permutation (files are ordered by class).
 
         Raises:
-            ValueError: There are not that many.
+            ValueError: There are fewer images than that.
         """
         return replace(
             self,
@@ -116,7 +116,7 @@ class FolderSplits:
     def evaluation_batches(
         self, split: Split, batch_size: int, device: torch.device, rank: Rank = ALONE
     ) -> Iterator[Batch]:
-        """Yield the images of a split, resized and cropped, in order; each process its share of the batches."""
+        """Yield the images of a split, resized and cropped, in order; each process takes its share of the batches."""
         files: Files = getattr(self, split)
         batches = torch.arange(len(files)).split(batch_size)[rank.index :: rank.count]
         items = [[(i, 0) for i in batch.tolist()] for batch in batches]
@@ -181,7 +181,7 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
         try:
             image = self._read(path)
         except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{path} is no readable image: {error}. Restore it, or remove it.") from error
+            raise DataError(f"{path} is not a readable image: {error}. Restore it, or remove it.") from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pixels: Tensor = self._transform(self._to_tensor(image))
@@ -194,10 +194,10 @@ def _load(
     settings: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _one_thread} if workers else {}
     loader = DataLoader(
         _Decoded(files, transform),
-        batch_sampler=items,  # an index may be anything that the data set takes
+        batch_sampler=items,  # an index may be anything that the data set accepts
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the loader's own seed is not used; drawn elsewhere, it would move dropout
+        generator=torch.Generator(),  # unused seed of the loader; the global generator would move dropout
         **settings,
     )
     normalize = Normalize(MEAN, STD, device)
@@ -236,13 +236,13 @@ def load_imagenet() -> FolderSplits:
     """Return ImageNet-1K: its validation images are the test split; 10,000 of its training images choose strengths.
 
     Raises:
-        DataError: It is not there, or not in this layout.
+        DataError: It is missing or has another layout.
     """
     looked = [folder / "imagenet" for folder in data_folders()]
     root = next((folder for folder in looked if (folder / "train").is_dir() and (folder / "val").is_dir()), None)
     if root is None:
         raise MissingDataError(
-            f"ImageNet-1K was not found (looked for {', '.join(str(folder.absolute()) for folder in looked)}). It "
+            f"ImageNet-1K was not found (looked in {', '.join(str(folder.absolute()) for folder in looked)}). It "
             f"cannot be downloaded without an account at image-net.org. Put it there as {LAYOUT}, or set OICSR_DATA to "
             "the folder that holds `imagenet`. `make demo` needs no data."
         )
@@ -259,8 +259,8 @@ def load_image_folder(name: str) -> FolderSplits:
     """Return the images of a folder by name: `imagefolder:PATH`, or `imagefolder:PATH@SIZE` for other than 224 pixels.
 
     Raises:
-        ValueError: The size is no number.
-        DataError: There is no such folder, or it has another layout.
+        ValueError: The size is not a number.
+        DataError: The folder does not exist or has another layout.
     """
     path, _, size = name.removeprefix(PREFIX).partition("@")
     if size and not (size.isdigit() and int(size)):
@@ -272,7 +272,7 @@ def read_folder(root: Path, image_size: int = IMAGE_SIZE) -> FolderSplits:
     """Return the images under a folder.
 
     Raises:
-        DataError: There is no such folder, or it has another layout.
+        DataError: The folder does not exist or has another layout.
     """
     test_folder = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if (root / "train").is_dir() and test_folder is not None:
@@ -293,7 +293,7 @@ def default_workers() -> int:
     """Return the number of decoding processes: `OICSR_WORKERS`, or one per core, up to 16.
 
     Raises:
-        ValueError: The variable is no number.
+        ValueError: The variable is not a number.
     """
     named = os.environ.get("OICSR_WORKERS")
     if named is None:
@@ -319,7 +319,7 @@ def _files(root: Path) -> tuple[Files, list[str]]:
 
 
 def _split(files: Files, count: int) -> tuple[Files, Files]:
-    """Split `count` files off, by a permutation that is the same for everyone, always; both parts stay in order."""
+    """Split off `count` files by a fixed permutation; both parts keep their order."""
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
     return files.take(sorted(order[count:])), files.take(sorted(order[:count]))
 

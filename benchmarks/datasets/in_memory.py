@@ -38,7 +38,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random shifts by up to `padding` pixels (zeros come in), and mirroring where `flip`."""
+    """Random shifts by up to `padding` pixels (filled with zeros), and mirroring if `flip`."""
 
     padding: int
     flip: bool
@@ -51,8 +51,8 @@ class DataSplits:
     Attributes:
         train: Training images, without the validation split.
         validation: Fixed images of the training set that choose strengths.
-        test: Touched once per state, after the last epoch.
-        num_classes: Labels run from 0 to this, less one.
+        test: Evaluated once per state, after the last epoch.
+        num_classes: Labels run from 0 to this minus 1.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, over all pixels.
         augmentation: What training may do to an image.
@@ -81,16 +81,16 @@ class DataSplits:
     def evaluation_batches(
         self, split: Split, batch_size: int, device: torch.device, rank: Rank = ALONE
     ) -> Iterator[Batch]:
-        """Yield the images of a split as they are, in order; each process its share of the batches."""
+        """Yield the images of a split as they are, in order; each process takes its share of the batches."""
         return batches_in_order(getattr(self, split), self, batch_size, device, rank)
 
     def limited(
         self, train_images: int | None = None, validation_images: int | None = None, test_images: int | None = None
     ) -> DataSplits:
-        """Return the same data set with fewer images: the first ones, of orders that never change.
+        """Return the same data set with fewer images: the first ones of fixed permutations.
 
         Raises:
-            ValueError: There are not that many.
+            ValueError: There are fewer images than that.
         """
         return replace(
             self,
@@ -109,7 +109,7 @@ def _first(images: Images, count: int | None, what: str) -> Images:
 
 
 def split_validation(images: Images, validation_images: int) -> tuple[Images, Images]:
-    """Split into training and validation images by a permutation that is the same for everyone, always."""
+    """Split into training and validation images by a fixed permutation."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return images.take(order[validation_images:]), images.take(order[:validation_images])
 
@@ -160,7 +160,7 @@ class TrainingBatches:
     """The training images of one data set, in a new order and newly augmented at each epoch.
 
     The random numbers of an epoch are drawn on the CPU from one generator, so that the order and the augmentation are
-    the same on every device, for every method, and after every resumption. The last, smaller batch is dropped where
+    the same on every device, for every method, and after every resume. The last, smaller batch is dropped where
     there is at least one full one (BatchNorm). Where several processes share a run, each yields its part of every
     batch.
     """
@@ -212,7 +212,7 @@ def shifted_windows(pixels: Tensor, augmentation: Augmentation) -> Tensor:
 def batches_in_order(
     images: Images, data: DataSplits, batch_size: int, device: torch.device, rank: Rank = ALONE
 ) -> Iterator[Batch]:
-    """Yield images as they are, in order, the last batch smaller; every process takes another batch in turn."""
+    """Yield images unaugmented and in order, the last batch smaller; processes take the batches in turn."""
     normalize = Normalize(data.mean, data.std, device)
     for start in range(rank.index * batch_size, len(images), rank.count * batch_size):
         stop = start + batch_size

@@ -1,4 +1,4 @@
-"""The experiments: every file in this folder defines `EXPERIMENT`, and is found by itself."""
+"""The experiments: every file in this folder defines `EXPERIMENT` and is found automatically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_experiment(name: str) -> Experiment:
     """Return an experiment by name.
 
     Raises:
-        ValueError: There is none of that name; says the nearest one.
+        ValueError: No experiment has that name; the message suggests the nearest one.
     """
     if name not in EXPERIMENTS:
         raise ValueError(unknown_name("experiment", name, EXPERIMENTS))

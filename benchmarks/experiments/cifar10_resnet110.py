@@ -2,7 +2,7 @@
 
 Command: `make cifar10-resnet110`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
 data. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not known
-(PAPER.md). Targets there: 1.63 and 2.1 times fewer MACs, near where others' numbers lie (38.6 and 52.3 % of the MACs
+(PAPER.md). Targets there: 1.63 and 2.1 times fewer MACs, close to published numbers (38.6 and 52.3 % of the MACs
 removed).
 """
 

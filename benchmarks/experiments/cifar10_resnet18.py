@@ -2,7 +2,7 @@
 
 Command: `make cifar10-resnet18`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
 data. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is not known
-(PAPER.md). Pruned is the inner width of each basic block, as in the authors' ResNet file.
+(PAPER.md). The inner width of each basic block is pruned, as in the authors' ResNet file.
 """
 
 from dataclasses import replace

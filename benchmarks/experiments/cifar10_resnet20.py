@@ -2,7 +2,7 @@
 
 Command: `make cifar10-resnet20`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
 data. Profile `cpu` is a study for two CPU cores (an hour or two in all, minutes per method and seed): 4,000 images and
-few epochs, so that its accuracies lie far below those of full training; what it compares, it compares fairly. Profile
+few epochs. Its accuracies are far below those of full training, but its comparisons are fair. Profile
 `study` is all images in 15 + 10 + 5 epochs: a day or two of two CPU cores with bfloat16, less than an hour of a GPU
 (an estimate). Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the paper's own is
 not known (PAPER.md).
@@ -23,7 +23,7 @@ CPU = Profile(
     validation_images=1_000,
     test_images=3_000,
     grid_scale=16.0,
-    # the usual grid, scaled, is too weak for it here: 0.0004 and 0.0008 changed nothing (LOG.md); as wide as the others
+    # the usual grid, scaled, is too weak here: 0.0004 and 0.0008 changed nothing (LOG.md); as wide as the others'
     grids={"slimming": (0.004, 0.008, 0.016, 0.032, 0.064)},
 )
 

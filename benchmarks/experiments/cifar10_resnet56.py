@@ -3,7 +3,7 @@
 Command: `make cifar10-resnet56`. Profile `quick` (minutes on two cores, a few of the images, few epochs) shows
 that the pipeline works on the real data. Profile `paper` needs a GPU: 200 + 100 + 100 epochs per method, the lengths
 that torch-pruning's published comparison uses; the paper's own recipe is not known (PAPER.md). Targets there: 2.1 and
-2.55 times fewer MACs, where others' numbers lie.
+2.55 times fewer MACs, where published numbers exist.
 """
 
 from benchmarks.config import Experiment, Phase, Profile

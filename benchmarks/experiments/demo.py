@@ -1,8 +1,8 @@
-"""The demo: the whole pipeline on handwritten digits, in about a minute on two cores, without a download.
+"""The demo: the complete pipeline on handwritten digits, in about a minute on two cores, without a download.
 
 Command: `make demo`. Claim: before fine-tuning, OICSR-GL keeps more accuracy at equal MACs than Group Lasso on the
-out-channels alone, than L1-norm filters, and than no regulariser. A network this small on digits this easy shows how
-the comparison works; it is no evidence about image recognition.
+out-channels alone, L1-norm filters, or no regulariser. A network this small on digits this easy shows how the
+comparison works; it is not evidence about image recognition.
 """
 
 from benchmarks.config import Experiment, Phase, Profile

@@ -1,14 +1,14 @@
 """Handwritten digits, complete: every method, ten seeds, four targets, on two CPU cores.
 
-Command: `make digits` (hours; `python -m benchmarks tune digits` before, where the tuning record is not there). Claim:
-all that a small network can carry. Digits are easy and the network is small: what holds here may not hold elsewhere.
+Command: `make digits` (hours; run `python -m benchmarks tune digits` first if the tuning record is missing). Claim: all
+that a small network can show. Digits are easy and the network is small: what holds here may not hold elsewhere.
 Lengths and rates are the demo's, so that the demo is a part of this study. `digits-iterative` and
 `digits-cap50` change one part each.
 """
 
 from benchmarks.config import Experiment, Phase, Profile
 
-# named one by one: a method that is registered later does not change a published experiment
+# listed explicitly: a method registered later must not change a published experiment
 METHODS = (
     "oicsr-gl",
     "oicsr-gl-prox",
@@ -67,7 +67,7 @@ METHODS = (
     "hesso",
 )
 
-# another importance for the weights that one regulariser left, at the strength that was tuned for it
+# other importances on the weights of one regulariser, at the strength tuned for it
 SAME_WEIGHTS = (
     "oicsr-gl+out",
     "oicsr-gl+in",
@@ -78,7 +78,7 @@ SAME_WEIGHTS = (
     "oicsr-gl+out-in-max",
 )
 
-# The usual grids are too weak here for these: on them the strongest was best. All have five strengths, in steps of two.
+# The usual grids are too weak for these here: their strongest value was best. Five strengths each, in factors of two.
 GRIDS = {
     "greg1": (0.01, 0.02, 0.04, 0.08, 0.16),
     "l1-weights": (0.004, 0.008, 0.016, 0.032, 0.064),

@@ -1,7 +1,7 @@
-"""Handwritten digits, rows left as the regularisers leave them: what rescaling before fine-tuning is worth.
+"""Handwritten digits, filters not rescaled: what rescaling before fine-tuning contributes.
 
 Command: `make digits-as-is`. Claim: shrinking penalties slow the first epochs of fine-tuning down through the effective
-learning rate, and rescaling rows undoes that. Everything else is that of `digits`, strengths included.
+learning rate, and rescaling filters undoes that. Everything else is as in `digits`, strengths included.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """Handwritten digits: no coupling may lose more than half of its channels, as the paper's algorithm has it.
 
 Command: `make digits-cap50`. Claim: the cap that the paper names (PAPER.md, D3; this suite's experiments take 90 %)
-costs or gains accuracy before fine-tuning. Everything else is that of `digits`. Under this cap 51 % of the MACs is the
-least that can be reached.
+costs or gains accuracy before fine-tuning. Everything else is as in `digits`. Under this cap, 51 % of the MACs is the
+lowest share that can be reached.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """Handwritten digits, a chain with GroupNorm: which sides of a channel a penalty needs (docs/anatomy.md).
 
-Command: `make digits-groupnorm`. Claim: under BatchNorm rows are scale-free, so that the scale or the columns must be
-in the group; without it, rows tell as much as columns. The networks `digits-batchnorm`, `digits-groupnorm` and
-`digits-plain` differ in their normalisation alone, and are trained alike.
+Command: `make digits-groupnorm`. Claim: under BatchNorm, filters are scale-free, so the scale or the columns must be in
+the group; without it, filters say as much as columns. The networks `digits-batchnorm`, `digits-groupnorm` and
+`digits-plain` differ only in their normalisation, and are trained in the same way.
 """
 
 from benchmarks.config import Experiment

@@ -1,7 +1,7 @@
 """Handwritten digits: removal in three steps, each after a third of the regularised training.
 
-Command: `make digits-iterative`. Claim: at high ratios several removals leave more accuracy than one; everything else,
-the epochs in all too, is that of `digits`.
+Command: `make digits-iterative`. Claim: at high ratios, several removals keep more accuracy than one. Everything else,
+including the total number of epochs, is as in `digits`.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""ImageNet-1K, MobileNetV2: a network that was made small by hand, not in the paper.
+"""ImageNet-1K, MobileNetV2: a network that is small by design; not in the paper.
 
 Command: `make imagenet-mobilenetv2`, on several GPUs `torchrun --nproc-per-node N -m benchmarks run imagenet-
 mobilenetv2 --profile paper`. It needs ImageNet-1K (`$OICSR_DATA/imagenet/train` and `val`). Profile `quick` is a few

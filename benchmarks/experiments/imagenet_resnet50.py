@@ -4,7 +4,7 @@ Command: `make imagenet-resnet50`, on several GPUs `torchrun --nproc-per-node N 
 --profile paper`. It needs ImageNet-1K (`$OICSR_DATA/imagenet/train` and `val`). Profile `quick` is a few dozen images:
 it shows that the pipeline works. Profile `paper`: torchvision's recipe for ResNet-50 (90 epochs, batch 256, learning
 rate 0.1 divided by ten every 30 epochs, weight decay 1e-4); regularised and fine-tuning epochs are our choice, as the
-paper's are not known. Pruned are the two inner widths of each bottleneck, at most half of each (PAPER.md).
+paper's are not known. The two inner widths of each bottleneck are pruned, at most half of each (PAPER.md).
 """
 
 from dataclasses import replace

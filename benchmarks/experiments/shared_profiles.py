@@ -1,7 +1,7 @@
-"""Profiles that several experiments share. An experiment says in its own file what it changes, and why.
+"""Profiles that several experiments share. Each experiment's file says what it changes, and why.
 
-The paper's epochs, learning rates, batch size and weight decay are not known for any data set (PAPER.md). Where nothing
-else is said, `paper` profiles take what the field takes: on CIFAR SGD with Nesterov momentum 0.9, batch 128, learning
+The paper's epochs, learning rates, batch size and weight decay are not known for any data set (PAPER.md). Unless stated
+otherwise, `paper` profiles use the field's usual recipe: on CIFAR SGD with Nesterov momentum 0.9, batch 128, learning
 rate 0.1 on a cosine, weight decay 5e-4, 200 epochs for the dense network, and the 100 + 100 epochs of torch-pruning's
 published comparison for the regularised and the fine-tuned one.
 """
@@ -10,7 +10,7 @@ from benchmarks.config import Phase, Profile
 
 METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1", "slimming", "none", "random")
 
-# every selection of a channel's sides, in one group or one per side, by sub-gradient and by proximal step
+# every selection of a channel's sides, as one group or one per side, by sub-gradient and by proximal step
 ANATOMY = (
     "oicsr-gl",
     "oicsr-gl-norm",

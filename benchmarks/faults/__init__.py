@@ -1,1 +1,1 @@
-"""Sweeps that are killed on purpose, and what was lost."""
+"""Fault injection: sweeps that are killed on purpose, and what was lost."""

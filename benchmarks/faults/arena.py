@@ -1,4 +1,4 @@
-"""A place in which a sweep is run, killed, resumed and compared with one that was left alone."""
+"""A folder in which a sweep is run, killed, resumed and compared with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ YEARS = 10 * 365 * 86_400.0  # seconds
 
 
 class FaultError(AssertionError):
-    """A fault was not survived; says what was lost."""
+    """A fault was not survived; the message says what was lost."""
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Tally:
 
     Attributes:
         what: The fault, in words.
-        tried: How often.
-        survived: How often without a loss.
+        tried: Number of attempts.
+        survived: Attempts without a loss.
         losses: What went wrong.
     """
 
@@ -66,7 +66,7 @@ class Tally:
 
 @dataclass
 class Life:
-    """A command at work in a process of its own."""
+    """A command running in its own process."""
 
     process: Any
     log: Path
@@ -84,15 +84,15 @@ class Life:
         return int(self.process.exitcode)
 
     def text(self) -> str:
-        """Return what it printed so far."""
+        """Return its output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
 
     def trains(self) -> bool:
-        """Return whether it began its work, or has none."""
+        """Return whether it started working, or has no work."""
         return "expected to take" in self.text() or "nothing to run" in self.text()
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Wait until something is so; False where the command ended first."""
+        """Wait until a condition holds; False if the command ended first."""
         while not condition():
             if not self.process.is_alive():
                 return condition()
@@ -104,7 +104,7 @@ class Arena:
     """A sweep, a folder to run it in, and what it leaves when nothing disturbs it.
 
     Args:
-        folder: Everything lies here.
+        folder: Holds everything.
         command: The sweep, without folders.
         seed: Of the faults.
     """
@@ -114,7 +114,9 @@ class Arena:
         self.random = random.Random(seed)
         kinds = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
-        if "forkserver" in kinds:  # imports the suite once: a command is at work at once, and killed at work
+        if (
+            "forkserver" in kinds
+        ):  # imports the suite once: a command starts working at once, and is killed while it works
             self._context.set_forkserver_preload(PRELOAD)
         self._lives = 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,12 +124,12 @@ class Arena:
 
     @property
     def results(self) -> Path:
-        """Where the records lie."""
+        """The folder of the records."""
         return self.folder / "results"
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
+        """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     def _undisturbed(self) -> dict[str, Any]:
@@ -149,7 +151,7 @@ class Arena:
         return Life(process, log)
 
     def clear(self) -> None:
-        """Remove all that sweeps left."""
+        """Remove everything that sweeps left behind."""
         for folder in (self.results, self.checkpoints):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,7 +160,7 @@ class Arena:
         return sorted(runs_folder(self.results).glob("*/*/record.json"))
 
     def stage_owners(self) -> list[int]:
-        """Return the processes that train a stage just now."""
+        """Return the processes that are training a stage."""
         owners = [read_owner(path) for path in (self.checkpoints / ".locks").glob("*.owner")]
         return [owner.pid for owner in owners if owner is not None]
 
@@ -182,7 +184,7 @@ class Arena:
         return f"other results in {different}" if different else None
 
     def recover(self, *more: str) -> str | None:
-        """Run the sweep to its end; return what was lost, or None."""
+        """Run the sweep to completion; return what was lost, or None."""
         life = self.live(*more)
         code = life.wait()
         return f"exit code {code}: {life.text()[-1500:]}" if code else self.loss()
@@ -198,7 +200,7 @@ def results_of(path: Path) -> tuple[Any, str]:
 
 
 def _live(argv: list[str], log: str, file_limit: int | None, clock: bool) -> None:
-    """Be a command: the body of its process."""
+    """Run a command; the body of its process."""
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(number, 1)
     os.dup2(number, 2)

@@ -1,7 +1,7 @@
-"""Faults on purpose: sweeps are killed, their files damaged, their disk filled; what is left must be as if never.
+"""Fault injection: sweeps are killed, their files damaged, their disk filled; the results must be unaffected.
 
-Every sweep is a real command in a process of its own. What it leaves is compared, bit for bit but for times and
-provenance, with what the same command leaves undisturbed. `make faults` runs all of it over the demo and writes
+Every sweep is a real command in its own process. Its results are compared, bit for bit except for times and provenance,
+with those of the same command undisturbed. `make faults` runs all of it over the demo and writes
 `results/reliability.json`; the tests run a short form over an even smaller sweep.
 """
 
@@ -28,7 +28,7 @@ SCHEMA = "oicsr-reliability-1"
 
 
 def kills(arena: Arena, count: int) -> Tally:
-    """Kill the sweep at random moments until it was killed often enough, each sweep to its end."""
+    """Kill the sweep at random moments until it was killed often enough; run each sweep to completion."""
     tally = Tally("SIGKILL of the command at a random moment")
     while tally.tried < count:
         arena.clear()
@@ -101,7 +101,7 @@ def damaged_records(arena: Arena, count: int, kind: str) -> Tally:
         whole, before = target.read_bytes(), read_record(path)
         damage(target, kind, arena.random)
         noticed = _is_noticed(path, before)
-        if position == 0 and target == path:  # once, all the way
+        if position == 0 and target == path:  # once, to completion
             tally.note(None if noticed and arena.recover() is None else f"{target} was not restored")
             continue
         target.write_bytes(whole)
@@ -110,7 +110,7 @@ def damaged_records(arena: Arena, count: int, kind: str) -> Tally:
 
 
 def _is_noticed(path: Path, before: Record) -> bool:
-    """Return whether damage is noticed, or changed nothing: 1e-05 and 1E-05 are one number, and one bit apart."""
+    """Return whether damage is noticed, or changed nothing: 1e-05 and 1E-05 are one number, but differ in a bit."""
     try:
         record = read_record(path)
     except RecordError:
@@ -119,7 +119,7 @@ def _is_noticed(path: Path, before: Record) -> bool:
 
 
 def full_disk(arena: Arena, count: int) -> Tally:
-    """Let no file grow beyond a random size; then let it, and go on."""
+    """Limit files to a random size; then lift the limit and resume."""
     tally = Tally("full disk (RLIMIT_FSIZE), then room again")
     largest = max(path.stat().st_size for path in arena.checkpoints.glob("*/*.ckpt"))
     for _ in range(count):
@@ -150,7 +150,7 @@ def two_commands(arena: Arena, count: int) -> Tally:
 
 
 def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
-    """Kill a worker that trains a stage; the command itself must end complete."""
+    """Kill a worker that trains a stage; the command itself must complete."""
     tally = Tally(f"a worker of --engine {engine} --jobs 2 killed at work")
     for _ in range(count):
         arena.clear()
@@ -168,7 +168,7 @@ def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
 
 
 def jumping_clock(arena: Arena, count: int) -> Tally:
-    """Kill the sweep, move all times of its files by years, and go on with a clock that jumps at every look."""
+    """Kill the sweep, shift all its file times by years, and resume with a clock that jumps at every reading."""
     tally = Tally("a clock that jumps by years, and files from the past and the future")
     for _ in range(count):
         arena.clear()

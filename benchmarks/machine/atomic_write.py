@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a file so that it is either the old or the whole new one, whatever happens.
+    """Write a file so that it always holds either the old content or the complete new content.
 
     Not `durable`: a loss of power may undo it; for what can be written again at no cost.
     """

@@ -61,7 +61,7 @@ class Owner:
 
 @cache
 def this_machine() -> str:
-    """Return what tells this machine, since its boot, and this container from any other."""
+    """Return an identifier of this machine, since its boot, and of this container."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     parts = [boot.read_text().strip() if boot.is_file() else "", str(namespace.stat().st_ino) if boot.is_file() else ""]
@@ -69,7 +69,7 @@ def this_machine() -> str:
 
 
 def process_started(pid: int) -> str | None:
-    """Return when a process of this machine started, or None where there is none (a zombie is none)."""
+    """Return when a process of this machine started, or None if it does not exist (zombies do not count)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -115,7 +115,7 @@ def read_owner(path: Path) -> Owner | None:
 
 @dataclass
 class Watch:
-    """What an observer saw of the owner of one lease, to tell a silent one from a living one."""
+    """What an observer saw of the owner of one lease, to distinguish a silent owner from a living one."""
 
     seen: tuple[str, int] | None = None
     since: float = 0.0
@@ -166,7 +166,7 @@ class Lease:
                 return
             try:
                 os.utime(self.path)
-            except OSError:  # a disk in trouble: silence is all that is left to do
+            except OSError:  # the disk failed: the lease can only fall silent
                 continue
 
     def check(self) -> None:
@@ -231,7 +231,7 @@ def wait_for_lease(path: Path, pause: Callable[[], None], say: Callable[[Owner],
 
 
 def lease_path(folder: Path, *names: str) -> Path:
-    """Return where the lease of a piece of work lies, in a folder of results or checkpoints.
+    """Return the path of a lease in a folder of results or checkpoints.
 
     Raises:
         OutsideError: That leads out of the folder.

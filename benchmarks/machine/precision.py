@@ -20,7 +20,7 @@ def resolve_precision(precision: str, device_type: str) -> Literal["float32", "b
         device_type: `"cpu"` or `"cuda"`.
 
     Raises:
-        ValueError: `precision` is none of these.
+        ValueError: `precision` is not one of these.
     """
     if precision == "auto":
         return "bfloat16" if has_bfloat16(device_type) else "float32"
@@ -32,7 +32,7 @@ def resolve_precision(precision: str, device_type: str) -> Literal["float32", "b
 
 
 def has_bfloat16(device_type: str) -> bool:
-    """Return whether bfloat16 is multiplied in hardware, and may be: not emulated, and not switched off in oneDNN."""
+    """Return whether bfloat16 is multiplied in hardware: not emulated, and not disabled in oneDNN."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # oneDNN: a limit such as AVX512_CORE takes bfloat16 away, AVX512_CORE_BF16 and all above leave it

@@ -74,10 +74,10 @@ def build_model(name: str, num_classes: int, weights: str | None = None) -> nn.M
         num_classes: Outputs of the classifier.
         weights: None: freshly initialised. A path: a local `*.safetensors` file or one of `torch.save` with a
             `state_dict`, read without executing anything in it. `"pretrained"`: the hub's, for networks of torchvision
-            and timm. A classifier for another number of classes is left freshly initialised.
+            and timm. A classifier for another number of classes stays freshly initialised.
 
     Raises:
-        ValueError: The name is unknown (the message suggests the nearest one), or the weights cannot be had or do not
+        ValueError: The name is unknown (the message suggests the nearest one), or the weights are missing or do not
             fit.
     """
     model = find_builder(name)(num_classes)

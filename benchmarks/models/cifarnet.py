@@ -1,9 +1,8 @@
 """CifarNet: two 5x5 convolutions and three linear layers.
 
-Which CifarNet Li et al. 2019 take is not known. This one has the widths of TensorFlow's CIFAR tutorial (64, 64, 384,
-192), with BatchNorm in the place of local response normalisation: the latter's statistics run over neighbouring
-channels, so that no channel could leave without a change to its neighbours. The plain form leaves normalisation out,
-and may well be the paper's.
+Which CifarNet Li et al. 2019 use is unknown. This one has the widths of TensorFlow's CIFAR tutorial (64, 64, 384,
+192), with BatchNorm instead of local response normalisation, whose statistics run over neighbouring channels, so that
+removing a channel would change its neighbours. The plain form has no normalisation and may well be the paper's.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 DenseNet-40: three dense blocks of 12 basic layers, growth rate 12, no compression: depth `3 * 12 + 4 = 40` (stem, two
 transitions and classifier are the four). The stem has 24 channels, twice the growth rate, as in the pruning papers.
 
-DenseNet-89: which one Li et al. 2019 take is not known: neither the growth rate nor the type of its blocks. Depth 89 is
-not of the form `3n + 4` or `6n + 4` of the CIFAR networks, so this one follows the arithmetic of the ImageNet family,
-where four dense blocks of bottleneck layers have depth `2 * layers + 5` (stem, three transitions and classifier are the
-five; DenseNet-121 has 6 + 12 + 24 + 16 = 58 layers): 42 layers, split 6 + 12 + 16 + 8. Growth rate 12, compression 0.5
-and a 3x3 stem without pooling, as in DenseNet-BC for CIFAR.
+DenseNet-89: which one Li et al. 2019 use is unknown: neither growth rate nor block type is given. Depth 89 is not of
+the form `3n + 4` or `6n + 4` of the CIFAR networks, so this one follows the arithmetic of the ImageNet family, where
+four dense blocks of bottleneck layers have depth `2 * layers + 5` (stem, three transitions and classifier are the five;
+DenseNet-121 has 6 + 12 + 24 + 16 = 58 layers): 42 layers, split 6 + 12 + 16 + 8. Growth rate 12, compression 0.5 and a
+3x3 stem without pooling, as in DenseNet-BC for CIFAR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.models.initialization import initialize
 
 
 class BasicLayer(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, whose output is put behind the input."""
+    """BatchNorm, ReLU and a 3x3 convolution, whose output is concatenated to the input."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BasicLayer(nn.Module):
 
 
 class BottleneckLayer(nn.Module):
-    """A 1x1 convolution to four times the growth rate, and a 3x3 one whose output is put behind the input."""
+    """A 1x1 convolution to four times the growth rate, and a 3x3 one whose output is concatenated to the input."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()

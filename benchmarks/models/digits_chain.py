@@ -1,8 +1,8 @@
 """A chain of four convolutions for 8x8 digits, with BatchNorm, with GroupNorm and without normalisation.
 
-The three differ in nothing else, so that they tell what a method owes to the normalisation: which weights of a channel
-have a scale that means something depends on it. GroupNorm has groups of two channels: a channel cannot leave a group
-without changing its statistics, and so whole groups are removed.
+The three differ in nothing else, so they show what a method owes to normalisation, which decides whether the scale of a
+channel's weights means anything. GroupNorm has groups of two channels. Removing one channel of a group would change the
+group's statistics, so complete groups are removed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ def initialize(model: nn.Module) -> nn.Module:
     """Initialise a model in place, as the field does, and return it.
 
     Convolutions: He et al. 2015, normal, fan-out, gain of ReLU; the fan-out of a grouped convolution is that of one
-    group, so that depthwise filters do not start out nearly zero beside the others. Normalisation: scale 1, shift 0.
+    group, so that depthwise filters do not start far smaller than the others. Normalisation: scale 1, shift 0.
     Linear layers keep PyTorch's own: uniform within `1 / sqrt(in_features)`.
     """
     for module in model.modules():

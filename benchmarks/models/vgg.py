@@ -1,8 +1,8 @@
 """VGG-16 and VGG-19 with BatchNorm for 32x32 images.
 
 The convolutions of Simonyan and Zisserman 2015 (configurations D and E), without bias because BatchNorm follows, and
-one linear classifier on the flattened map: the form that pruning papers use on CIFAR. The plain form has a bias in the
-place of BatchNorm, as the networks of 2015 had.
+one linear classifier on the flattened map: the form that pruning papers use on CIFAR. The plain form has a bias
+instead of BatchNorm, like the networks of 2015.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Latency: how much of the speed-up that the MACs promise is there when the pruned network runs."""
+"""Latency: how much of the speed-up promised by the MACs a pruned network achieves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(settings: Settings) -> Iterator[dict[str, Any]]:
 def _rows(
     name: str, backend: str, networks: Mapping[int, nn.Module], macs: Mapping[int, int], settings: Settings
 ) -> list[dict[str, Any]]:
-    torch.compiler.reset()  # a class of networks is compiled anew a few times only, then run as it is
+    torch.compiler.reset()  # torch.compile recompiles a class only a few times, then runs it eagerly
     shape = input_shape(name)
     rows = []
     for batch in dict.fromkeys((1, min(BATCHES[1], settings.batch_size))):
@@ -61,7 +61,7 @@ def _rows(
             for rounding, network in networks.items()
         }
         for candidate in candidates.values():
-            candidate()  # compiles: not a matter of the time for rounds
+            candidate()  # compiles, outside the time for rounds
         times = in_turns(candidates, settings.repeats, settings.device, seconds=SECONDS)
         for rounding in ROUNDINGS:
             promised, measured = macs[0] / macs[rounding], median_ratio(times, "0", str(rounding))
@@ -83,7 +83,7 @@ def _rows(
 
 
 def pruned_networks(name: str, example: Tensor) -> dict[int, nn.Module]:
-    """Return the dense network as 0, and pruned ones by what their widths are multiples of."""
+    """Return the dense network under 0, and pruned ones by the multiple that their widths are rounded to."""
     torch.manual_seed(0)
     model = find_builder(name)(10).eval()
     couplings = quiet_couplings(model, example)

@@ -1,4 +1,4 @@
-"""Timing in turns: candidates run one after another in every round, so that a busy machine slows all of them alike."""
+"""Interleaved timing: candidates run in turn in every round, so that a busy machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Candidate = Callable[[], object]
 
 Times = dict[str, list[float]]
 
-LEAST_ROUNDS = 3  # of any measurement that is cut short
+LEAST_ROUNDS = 3  # even if a measurement is cut short
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settings:
     """How to measure.
 
     Attributes:
-        device: Where.
+        device: Where to measure.
         repeats: Rounds that count.
         batch_size: Images per training step.
         models: Names of networks; empty for each benchmark's own.
@@ -50,7 +50,7 @@ def in_turns(
 ) -> Times:
     """Return the seconds of each candidate in each round; the order rotates from round to round.
 
-    After `seconds` there are no more rounds, but three at the least.
+    No round starts after `seconds`, except the first three.
     """
     names = list(candidates)
     times: Times = {name: [] for name in names}
@@ -90,7 +90,7 @@ def captured(candidate: Candidate, device: torch.device) -> Candidate:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -106,7 +106,7 @@ def median_ratio(times: Times, over: str, under: str) -> float:
 
 
 def quiet_couplings(model: nn.Module, example_inputs: Tensor, scope: Scope = "inner") -> list[Coupling]:
-    """Return the couplings without a word on channels that stay: what is measured here is time."""
+    """Return the couplings, without warnings about channels that are kept: only time is measured here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnprunedChannelsWarning)
         return find_couplings(model, example_inputs, scope=scope)

@@ -1,4 +1,4 @@
-"""What users would otherwise run: the peers that every ratio refers to."""
+"""What users would otherwise run: the peers in every ratio."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _rows(name: str, settings: Settings) -> list[dict[str, Any]]:
     model = find_builder(name)(10).to(settings.device)
     example = torch.zeros(1, *shape, device=settings.device)
     candidates, counts, failure = _penalties(model, example)
-    if shape[1] <= 64 or settings.device.type == "cuda":  # an ImageNet step takes a CPU too long
+    if shape[1] <= 64 or settings.device.type == "cuda":  # an ImageNet step takes too long on a CPU
         candidates["step"] = training_step(model, settings.batch_size, shape)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -93,7 +93,7 @@ def _own_forms(model: nn.Module, couplings: Sequence[Coupling]) -> dict[str, Can
 def training_step(model: nn.Module, batch_size: int, shape: tuple[int, int, int]) -> Candidate:
     """Return forward, backward and SGD with momentum on one batch; gradients stay where they are."""
     device = next(model.parameters()).device
-    if device.type == "cpu":  # as the suite's training does; else the first penalty after a step pays for its memory
+    if device.type == "cpu":  # as in the suite's training; otherwise the first penalty after a step pays for its memory
         keep_freed_memory()
     images = torch.randn(batch_size, *shape, device=device)
     labels = torch.arange(batch_size, device=device) % 10

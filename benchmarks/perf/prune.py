@@ -43,7 +43,7 @@ def run(settings: Settings) -> list[dict[str, Any]]:
     channels: dict[str, int] = {}
     _once(names[0])  # the first trace of a process loads the exporter
     for _ in range(max(1, settings.repeats // 4)):
-        for name in names:  # in turns
+        for name in names:  # interleaved
             seconds, channels[name] = _once(name)
             rounds[name].append(seconds)
     rows = []
@@ -77,7 +77,7 @@ def _once(name: str) -> tuple[dict[str, float], int]:
 
 
 def processor_seconds(candidate: Candidate) -> float:
-    """Return the time that this process spends on a processor in one call, with one thread."""
+    """Return the CPU time of one call on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.process_time()

@@ -42,7 +42,7 @@ def conditions(settings: Settings) -> dict[str, Any]:
 
 
 def write(path: Path, device: str, name: str, section: Mapping[str, Any]) -> None:
-    """Put one section into the device's file, beside those that are there, and draw the tables anew."""
+    """Put one section into the device's file, next to the existing ones, and rewrite the tables."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text()) if path.is_file() else {"sections": {}}
     sections = {**found["sections"], name: dict(section)}

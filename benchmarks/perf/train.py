@@ -88,7 +88,7 @@ def synthetic(count: int) -> DataSplits:
 def plain_epoch(model: nn.Module, data: DataSplits, settings: Settings) -> Candidate:
     """Return one epoch of the loop that users write."""
     on_gpu = settings.device.type == "cuda"
-    workers = min(4, available_cores()) if on_gpu else 0  # on a CPU the workers would take the model's cores
+    workers = min(4, available_cores()) if on_gpu else 0  # on a CPU, workers would take the model's cores
     loader = DataLoader(
         PlainDataset(data.train),
         settings.batch_size,
@@ -161,7 +161,7 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     cores = 1 if on_gpu else torch.get_num_threads()
     make_plain, make_engine = (partial(make, name, total, settings) for make in (_plain, _engine))
     with ExitStack() as stack:
-        # on a CPU in a process of its own: what training sets for its process must not speed up the plain loop
+        # on a CPU in its own process: settings of the engine must not speed up the plain loop
         plain = make_plain() if on_gpu else stack.enter_context(Workers(1, make_plain, cores))
         candidates = {"plain": plain} | {key: training._train_epoch for key, training in own.items()}
         if cores > 1:

@@ -14,12 +14,12 @@ from benchmarks.perf.measure import Candidate
 
 
 class Workers:
-    """Processes that each make a candidate of their own and, at every call, all run it once at the same time.
+    """Processes that each build their own candidate and, at every call, all run it once simultaneously.
 
     Args:
         count: How many.
         make: Makes the candidate, in the process; can be pickled.
-        threads: Of each process.
+        threads: Threads of each process.
     """
 
     def __init__(self, count: int, make: Callable[[], Candidate], threads: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Experiments without a file: crossings that were asked for on the command line, kept as JSON beside their records."""
+"""Sweeps without an experiment file: combinations given on the command line, saved as JSON with their records."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SCHEMA = "oicsr-experiment-1"
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
-SHOWN = 3  # problems that an error names
+SHOWN = 3  # problems that an error lists
 
 AXES = ("methods", "macs_kept", "seeds")
 
-PRIORITY = 90  # after those that have a file
+PRIORITY = 90  # after experiments with a file
 
 
 class ExperimentError(ValueError):
@@ -41,11 +41,11 @@ def make_experiments(options: argparse.Namespace, device: torch.device) -> list[
     """Return one experiment per network and data set.
 
     Args:
-        options: What was asked for, as `benchmarks.commands.sweep` names it.
-        device: Decides on the profile where none is named.
+        options: The options of `benchmarks.commands.sweep`.
+        device: Decides the profile if none is named.
 
     Raises:
-        ValueError: A name is unknown, or a network does not take the images of a data set.
+        ValueError: A name is unknown, or a network does not accept the images of a data set.
     """
     for dataset in options.datasets:
         if dataset not in DATASETS:
@@ -99,16 +99,16 @@ def _profile(profile: Profile, options: argparse.Namespace) -> Profile:
 
 
 def known_experiments(results: Path) -> list[str]:
-    """Return the names of all experiments: those that have a file, then those kept in a results folder."""
+    """Return the names of all experiments: those with a file, then those saved in a results folder."""
     kept = sorted(path.stem for path in _folder(results).glob("*.json"))
     return [*EXPERIMENTS, *(name for name in kept if name not in EXPERIMENTS)]
 
 
 def find_any(name: str, results: Path) -> Experiment:
-    """Return an experiment that has a file, or one that is kept in a results folder.
+    """Return an experiment with a file, or one saved in a results folder.
 
     Raises:
-        ValueError: There is none of that name, or its file is damaged.
+        ValueError: No experiment has that name, or its file is damaged.
     """
     if name not in EXPERIMENTS and name in known_experiments(results):
         path = _folder(results) / f"{name}.json"
@@ -124,7 +124,7 @@ def _folder(results: Path) -> Path:
 
 
 def save_experiment(experiment: Experiment, results: Path) -> Path:
-    """Keep an experiment in a results folder; one that is already there gets the new methods, targets and seeds."""
+    """Save an experiment in a results folder; an existing one gains the new methods, targets and seeds."""
     path = inside(results, "sweeps", f"{experiment.name}.json")
     if path.is_file():
         experiment = _united(load_experiment(path), experiment)
@@ -135,7 +135,7 @@ def save_experiment(experiment: Experiment, results: Path) -> Path:
 
 
 def _united(kept: Experiment, new: Experiment) -> Experiment:
-    """Return the new experiment with what was asked for before, where all other values are the same."""
+    """Return the new experiment, extended by the earlier one if all other values are the same."""
     profiles = {**kept.profiles, **new.profiles}
     for name in kept.profiles.keys() & new.profiles.keys():
         old, young = kept.profiles[name], new.profiles[name]
@@ -148,10 +148,10 @@ def _united(kept: Experiment, new: Experiment) -> Experiment:
 
 
 def check_adds_only(kept: Experiment, new: Experiment, where: str) -> None:
-    """Refuse an experiment that says of a known one anything but further profiles, methods, targets and seeds.
+    """Refuse an experiment that differs from a known one in more than added profiles, methods, targets and seeds.
 
     Raises:
-        ExperimentError: It does; says what.
+        ExperimentError: It does; the message says how.
     """
     for name in ("model", "dataset", "weights"):
         if getattr(kept, name) != getattr(new, name):
@@ -164,10 +164,10 @@ def check_adds_only(kept: Experiment, new: Experiment, where: str) -> None:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read a kept experiment; nothing in the file is executed.
+    """Read a saved experiment; nothing in the file is executed.
 
     Raises:
-        ExperimentError: It cannot be read, or is not an experiment; says why.
+        ExperimentError: It cannot be read, or is not an experiment; the message says why.
     """
     try:
         return parse_experiment(path.read_text(encoding="utf-8"), str(path))
@@ -179,11 +179,11 @@ def parse_experiment(text: str, where: str) -> Experiment:
     """Read the text of an experiment.
 
     Raises:
-        ExperimentError: It does not follow the schema; names the first values that are wrong.
+        ExperimentError: It does not follow the schema; the message lists the first wrong values.
     """
     try:
         data = json.loads(text)
-        json.dumps(data)  # what is nested so deep that it cannot be written is refused here, too
+        json.dumps(data)  # JSON nested too deeply to be written is refused here, too
     except (ValueError, RecursionError) as error:
         raise ExperimentError(f"{where} is not a readable experiment: {error}") from error
     if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
@@ -196,10 +196,10 @@ def parse_experiment(text: str, where: str) -> Experiment:
 
 def _validated(data: dict[str, Any], where: str) -> Experiment:
     """Return the experiment that JSON values describe, each value checked against the type of its field."""
-    from pydantic import TypeAdapter, ValidationError  # half a second, and only a kept sweep needs it
+    from pydantic import TypeAdapter, ValidationError  # takes half a second, and only saved sweeps need it
 
     try:
-        # as JSON, so that lists become tuples although nothing else is converted
+        # as JSON, so that lists become tuples and nothing else is converted
         experiment: Experiment = TypeAdapter(Experiment).validate_json(json.dumps(data), strict=True, extra="forbid")
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'experiment'}: {_problem(e)}" for e in error.errors()]
@@ -209,7 +209,7 @@ def _validated(data: dict[str, Any], where: str) -> Experiment:
 
 
 def _problem(error: Mapping[str, Any]) -> str:
-    """Return what is wrong with one value, quoting it where it is short enough to help."""
+    """Return what is wrong with one value, quoting it if it is short enough to help."""
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] in ("missing", "value_error"):
         return message

@@ -22,10 +22,10 @@ from benchmarks.running.stopping import Control
 
 
 class Observer(Protocol):
-    """Something that is told how a sweep goes on."""
+    """Something that is notified of a sweep's progress."""
 
     def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
-        """A run begins."""
+        """A run starts."""
         ...
 
     def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
@@ -46,10 +46,10 @@ class Bench:
     """Where runs happen.
 
     Attributes:
-        device: Of all training.
+        device: Where all training runs.
         results: Folder of the records.
         store: Checkpoints.
-        observers: Are told of every epoch and run.
+        observers: Notified of every epoch and run.
         tuning: Folder of the tuning records that strengths are read from.
         control: Says between epochs whether to go on.
         graphs: Whether training steps are to be captured in CUDA graphs.

@@ -1,4 +1,4 @@
-"""From experiments to runs: which there are, which are done, and about how long the rest will take."""
+"""The runs of an experiment, and their order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cells_of(
     seeds: Sequence[int] | None = None,
     macs_kept: Sequence[float] | None = None,
 ) -> list[Cell]:
-    """Return the runs of an experiment, seed by seed, so that a sweep that is cut short has whole comparisons.
+    """Return the runs of an experiment, seed by seed, so that a sweep that is cut short has complete comparisons.
 
     Raises:
         ValueError: A method is unknown, or a target is not in (0, 1].
@@ -36,7 +36,7 @@ def cells_of(
 
 
 def default_profile(experiment: Experiment, device: torch.device) -> str:
-    """Return `paper` on a GPU where the experiment has it, else the experiment's first profile."""
+    """Return `paper` on a GPU if the experiment has it, otherwise the experiment's first profile."""
     return "paper" if device.type == "cuda" and "paper" in experiment.profiles else next(iter(experiment.profiles))
 
 

@@ -1,4 +1,4 @@
-"""How energy lies over the channels of a network before any is removed."""
+"""How energy is distributed over the channels of a network before any is removed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def describe_structure(model: nn.Module, couplings: Sequence[Coupling]) -> dict[
         `near_zero`: share of the channels whose norm is below a thousandth of their coupling's largest.
         `cumulative`: share of the energy in the strongest channels of each coupling, at equally spaced shares of its
         channels from 0 to 1, averaged over the couplings.
-        `concentration`: twice the area of that curve above the diagonal (a Gini coefficient): 0 where all channels
-        are equal, towards 1 where a few hold everything.
+        `concentration`: twice the area of that curve above the diagonal (a Gini coefficient): 0 if all channels
+        are equal, close to 1 if a few hold everything.
     """
     energies = [energy.double().cpu() for energy in channel_energy(model, couplings)]
     near_zero = torch.cat([energy < NEAR_ZERO**2 * energy.max() for energy in energies])

@@ -1,6 +1,6 @@
-"""Checkpoints that survive a killed process: written atomically, two generations, each with its checksum.
+"""Checkpoints that survive a killed process: written atomically, in two generations, each with a checksum.
 
-A checkpoint is read with `weights_only=True`, after its SHA-256 was found right: nothing in a file is executed.
+A checkpoint is read with `weights_only=True`, after its SHA-256 was verified. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class CheckpointStore:
         self.folder = folder
 
     def save(self, key: str, state: dict[str, Any], progress: Mapping[str, Any] | None = None) -> None:
-        """Write a new generation of the checkpoint `key`; the one before stays, older ones go.
+        """Write a new generation of the checkpoint `key`; keep the previous one, delete older ones.
 
         Args:
             key: Names the stage.
             state: Tensors, numbers, texts, and dictionaries and lists of them.
-            progress: What `progress` tells of it without reading the weights.
+            progress: What the method `progress` returns without reading the weights.
 
         Raises:
-            OSError: It cannot be written; what was there stays.
+            OSError: It cannot be written; existing files are kept.
         """
         folder = inside(self.folder, key)
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class CheckpointStore:
             write_atomically(folder / PROGRESS, json.dumps(progress).encode())
 
     def progress(self, key: str) -> dict[str, Any] | None:
-        """Return what was said of the newest checkpoint of `key`, for people and estimates; None where nothing was."""
+        """Return the recorded progress of the newest checkpoint of `key`, for people and estimates, or None."""
         try:
             data = json.loads((self.folder / key / PROGRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -81,7 +81,7 @@ class CheckpointStore:
         """Return the newest undamaged state of `key`, on the CPU, or None.
 
         Warns:
-            CheckpointWarning: A generation was damaged and is passed over.
+            CheckpointWarning: A generation is damaged and is skipped.
         """
         for path in reversed(self._generations(key)):
             state = read_checkpoint(path)
@@ -90,12 +90,12 @@ class CheckpointStore:
         return None
 
     def _generations(self, key: str) -> list[Path]:
-        """Return the checkpoints of `key`, the oldest first; files that others put there do not count."""
+        """Return the checkpoints of `key`, oldest first; unrelated files are ignored."""
         return sorted(path for path in (self.folder / key).glob("*.ckpt") if GENERATION.fullmatch(path.name))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the state in a checkpoint file, or None, with a warning, where it is damaged."""
+    """Return the state in a checkpoint file, or warn and return None if it is damaged."""
     try:
         content = path.read_bytes()
         prefix = len(MAGIC) + 65
@@ -103,11 +103,11 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         if header != MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
             raise ValueError("its checksum is wrong")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the ways of a file that another program made
+            warnings.simplefilter("ignore", UserWarning)  # about a file that another program made
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
     except READ_ERRORS as error:
-        warnings.warn(f"checkpoint {path} is damaged ({error}) and is passed over", CheckpointWarning, stacklevel=3)
+        warnings.warn(f"checkpoint {path} is damaged ({error}) and is skipped", CheckpointWarning, stacklevel=3)
         return None
     return state

@@ -1,4 +1,4 @@
-"""What a person sees while runs go on: bars with the time left on a terminal, plain lines elsewhere."""
+"""Progress of a sweep: bars with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from benchmarks.records.rows import EpochRow
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.stages import Stage
 
-HEARTBEAT = 30.0  # seconds of silence, at most, off a terminal
+HEARTBEAT = 30.0  # seconds of silence at most, without a terminal
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: `45 s`, `12 min`, `5 h 20 min`, `18 days 19 h`.
+    """Return a time as people say it: `45 s`, `12 min`, `5 h 20 min`, `18 days 19 h`.
 
     Examples:
         >>> duration(27053.4 * 60)
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 class Heartbeat:
-    """Calls a function on a thread of its own, again and again, until it is stopped."""
+    """Calls a function repeatedly on its own thread until it is stopped."""
 
     def __init__(self, seconds: float, beat: Callable[[], None]) -> None:
         self._seconds, self._beat = seconds, beat
@@ -56,7 +56,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; no beat comes after."""
+        """Stop; no further beat follows."""
         self._stopped.set()
         self._thread.join()
 
@@ -67,7 +67,7 @@ class Heartbeat:
 
 @dataclass
 class _Position:
-    """Where a run is: its stages, the one that trains, its last epoch, and when that ended."""
+    """Position of a run: its stages, the current one, its last epoch, and when that epoch ended."""
 
     stages: Sequence[Stage]
     index: int = 0
@@ -76,13 +76,13 @@ class _Position:
 
 
 class ConsoleObserver:
-    """Shows the progress of a sweep. The time left is the estimate, scaled by how the epochs so far compared to it.
+    """Shows the progress of a sweep. The time left is the estimate, scaled by how epochs so far compared with it.
 
     Args:
-        console: Where to print; off a terminal there are plain lines and no bars.
-        runs: How many there are.
-        estimate: Of all of them.
-        parallel: Whether several are at work at a time: then every line says whose it is.
+        console: Where to print; without a terminal, plain lines instead of bars.
+        runs: Number of runs.
+        estimate: Estimated time of all runs.
+        parallel: Whether several runs are active at once; then every line names its run.
     """
 
     def __init__(self, console: Console, runs: int, estimate: Estimate, *, parallel: bool = False) -> None:
@@ -98,7 +98,7 @@ class ConsoleObserver:
             console=console,
             disable=not console.is_terminal,
         )
-        self._positions: dict[str, _Position] = {}  # by label, of the runs at work
+        self._positions: dict[str, _Position] = {}  # of the active runs, by label
         self._spoken = time.monotonic()
         self._heartbeat = Heartbeat(1.0 if console.is_terminal else HEARTBEAT / 4, self.beat)
         self._sweep: TaskID = self._bars.add_task("runs", total=runs, info="")
@@ -145,7 +145,7 @@ class ConsoleObserver:
             )
 
     def _move(self, cell: Cell, stage: Stage, epoch: int) -> None:
-        """Note that an epoch of a stage is over; after the last one the next stage is at work."""
+        """Note that an epoch of a stage is finished; after the last one, move to the next stage."""
         position = self._positions.setdefault(cell.label, _Position([stage]))
         keys = [known.key for known in position.stages]
         position.index = keys.index(stage.key) if stage.key in keys else position.index
@@ -154,7 +154,7 @@ class ConsoleObserver:
             position.index, position.epoch = position.index + 1, 0
 
     def beat(self) -> None:
-        """On a terminal move the bar inside the epoch; elsewhere print a line after half a minute of silence."""
+        """Move the bar inside the epoch on a terminal; elsewhere, print a line after half a minute of silence."""
         now = time.monotonic()
         if not self._positions:
             return

@@ -31,11 +31,11 @@ Sweep = tuple[str, str]
 
 @dataclass
 class SweepEstimate:
-    """What is left of one experiment in one profile; a stage that several sweeps need counts for the first of them.
+    """Remaining work of one experiment in one profile; a stage that several sweeps share counts for the first.
 
     Attributes:
-        seconds: One run after the other; None where the time of an epoch is not known.
-        epochs: Not trained yet.
+        seconds: Runs in sequence; None if the time of an epoch is unknown.
+        epochs: Epochs still to train.
     """
 
     seconds: float | None = 0.0
@@ -47,7 +47,7 @@ class Estimate:
     """How long runs will take.
 
     Attributes:
-        seconds: By stage key, for what is left of the stages that are not finished.
+        seconds: By stage key, for the rest of each unfinished stage.
         epochs: Seconds of one epoch by stage key.
         sweeps: By experiment and profile.
     """
@@ -58,12 +58,12 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """Seconds of everything, one run after the other, as far as it is known."""
+        """Total seconds with runs in sequence, as far as known."""
         return sum(sweep.seconds or 0.0 for sweep in self.sweeps.values())
 
     @property
     def epochs_left(self) -> int:
-        """Epochs that are not trained yet."""
+        """Epochs still to train."""
         return sum(sweep.epochs for sweep in self.sweeps.values())
 
 
@@ -79,17 +79,17 @@ def estimate(
     calibrate: bool = True,
     tell: Callable[[str], None] = _silent,
 ) -> Estimate:
-    """Estimate the time of runs, from epochs that this machine trained (its checkpoints, else records) or steps.
+    """Estimate the time of runs from epochs that this machine trained (checkpoints, else records) or from steps.
 
     Args:
-        bench: Whose checkpoints and device are meant.
+        bench: Gives checkpoints and device.
         cells: The runs that have no record yet.
-        records: Of finished runs; those of this device say how long an epoch takes.
-        calibrate: Measure a few training steps where no epoch was measured; otherwise that time stays unknown.
-        tell: Is told what is measured, which takes a while with large networks.
+        records: Records of finished runs; those of this device show how long an epoch takes.
+        calibrate: Measure a few training steps if no epoch was measured; otherwise that time stays unknown.
+        tell: Called with what is being measured, which takes a while for large networks.
 
     Raises:
-        MissingDataError: A data set is not there (a damaged one makes its runs fail, each by itself).
+        MissingDataError: A data set is missing (a damaged one only fails its own runs).
     """
     pending = _pending_stages(bench, cells)
     known = {stage.key: bench.store.progress(stage.key) or {} for _, stage in pending}
@@ -117,12 +117,12 @@ def _add_evaluations(result: Estimate, cells: Sequence[Cell], measured: Mapping[
     """Add the evaluation of each pruned network."""
     for cell in cells:
         sweep = result.sweeps[sweep_of(cell)]
-        if sweep.seconds is not None:  # a sweep whose stages are all another's was not measured: little to evaluate
+        if sweep.seconds is not None:  # a sweep that shares all its stages was not measured; little is left to evaluate
             sweep.seconds += measured.get(sweep_of(cell), 0.0) * FORWARD_SHARE * cell.macs_kept
 
 
 def _pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Stage]]:
-    """Return the stages that runs need, each once, with the first of the runs that needs it."""
+    """Return the stages that runs need, each once, with the first run that needs it."""
     pairs = []
     for cell in cells:
         method = find_method(cell.method)
@@ -133,7 +133,7 @@ def _pending_stages(bench: Bench, cells: Sequence[Cell]) -> list[tuple[Cell, Sta
 
 
 def sweep_of(cell: Cell) -> Sweep:
-    """Return experiment and profile of a run: what is estimated, and shown, as one."""
+    """Return experiment and profile of a run, the unit of estimates and display."""
     return cell.experiment.name, cell.profile_name
 
 
@@ -146,7 +146,7 @@ def epochs_done(progress: Mapping[str, Any]) -> int:
 def _from_checkpoints(
     stages: Iterable[tuple[Cell, Stage]], known: Mapping[str, Mapping[str, Any]], bench: Bench
 ) -> dict[Sweep, float]:
-    """Return the seconds of an epoch of the unpruned network, where this machine trained some."""
+    """Return the seconds per epoch of the unpruned network, if this machine trained any."""
     machine = device_name(bench.device)
     measured: dict[Sweep, list[float]] = {}
     for cell, stage in stages:
@@ -158,7 +158,7 @@ def _from_checkpoints(
 
 
 def _from_records(records: Iterable[Record], bench: Bench) -> dict[Sweep, float]:
-    """Return the seconds of an epoch of the unpruned network, from the dense phase of records of this device."""
+    """Return the seconds per epoch of the unpruned network, from the dense phase of this device's records."""
     machine = device_name(bench.device)
     measured: dict[Sweep, list[float]] = {}
     for record in records:
@@ -169,7 +169,7 @@ def _from_records(records: Iterable[Record], bench: Bench) -> dict[Sweep, float]
 
 
 def _calibrated(bench: Bench, cell: Cell) -> float:
-    """Return the seconds of an epoch of the unpruned network, by measuring a few steps; 0 where data is damaged."""
+    """Return the seconds per epoch of the unpruned network, from a few measured steps; 0 if the data is damaged."""
     try:
         data = splits_of(cell)
     except MissingDataError:
@@ -180,7 +180,7 @@ def _calibrated(bench: Bench, cell: Cell) -> float:
 
 
 def _seconds_per_image(bench: Bench, cell: Cell) -> float:
-    """Measure the seconds that a training step takes per image, on a copy of the network that is thrown away."""
+    """Measure the seconds that a training step takes per image, on a throwaway copy of the network."""
     data = splits_of(cell)
     model = fresh_model(cell, data.num_classes, bench.device).train()
     images, labels = next(data.evaluation_batches("train", CALIBRATION_IMAGES, bench.device))

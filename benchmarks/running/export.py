@@ -1,9 +1,9 @@
-"""Taking a network out of the project: the fine-tuned network of a run as a file that needs nothing of this suite.
+"""Exporting the fine-tuned network of a run to a file that does not depend on this suite.
 
 `safetensors`: weights and plan, for `oicsr.load_pruned` and the network's own constructor. `onnx`: for ONNX Runtime,
-any batch size. `torch-export`: for `torch.export.load`. Nothing is trusted: the checkpoint's checksum must be right, it
-is read without unpickling code, its weights must have the SHA-256 that the record names, and an exported graph must
-give the network's outputs before its file is kept.
+any batch size. `torch-export`: for `torch.export.load`. Nothing is trusted: the checkpoint's checksum must match, it
+is read without unpickling code, its weights must have the SHA-256 of the record, and an exported graph must reproduce
+the network's outputs before its file is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oicsr import PruningPlan, remove_channels, save_pruned
 
 TOLERANCE = 1e-4
 
-EXAMPLE_BATCH = 2  # the exporter takes a batch of one for a constant
+EXAMPLE_BATCH = 2  # the exporter treats a batch of one as a constant
 
 CHECKED_BATCHES = (1, 3)
 
@@ -36,24 +36,24 @@ PHASES = ("dense", "regularized", "finetune")
 
 
 class ExportError(ValueError):
-    """A run cannot be exported; says why."""
+    """A run cannot be exported; the message says why."""
 
 
 class FinetunedNetwork:
-    """The network that a run ended with.
+    """The final network of a run.
 
     Attributes:
         model: In evaluation mode, on the CPU.
-        plan: From what `build` gives to `model`.
+        plan: Leads from the network of `build` to `model`.
         build: Builds the network before pruning.
-        example: Images of the shape that it is meant for.
+        example: Images of the expected shape.
     """
 
     def __init__(self, record: Record, store: CheckpointStore) -> None:
         """Rebuild it from the checkpoint of its last stage.
 
         Raises:
-            ExportError: There is no such checkpoint, or it holds another network than the record tells of.
+            ExportError: The checkpoint is missing, or holds a network other than the record's.
         """
         key = stages_of(cell_of(record), find_method(record.method), record.strength, device_type(record))[-1].key
         saved = store.load(key)
@@ -79,7 +79,7 @@ def device_type(record: Record) -> str:
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the run that a record tells of, from the record's own configuration (experiments may have changed)."""
+    """Return the run of a record, from the record's own configuration (experiments may have changed)."""
     config = record.config
     values = {field.name: config[field.name] for field in fields(Profile) if field.name in config}
     values |= {name: Phase(**{**config[name], "milestones": tuple(config[name]["milestones"])}) for name in PHASES}
@@ -100,13 +100,13 @@ def find_record(run: str, results: Path) -> Record:
     """Return the record of a run: its folder, or `EXPERIMENT/RUN_ID` under the results.
 
     Raises:
-        ExportError: There is none, or the run failed.
+        ExportError: The run does not exist or failed.
         RecordError: It cannot be read.
     """
     places = [Path(run) / "record.json", results / "runs" / run / "record.json"]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise ExportError(f"there is no run {run!r}; looked for {' and '.join(map(str, places))}")
+        raise ExportError(f"there is no run {run!r}; looked in {' and '.join(map(str, places))}")
     record = read_record(path)
     if not record.complete:
         raise ExportError(f"run {run!r} failed and left no network: {(record.failure or {}).get('reason')}")
@@ -119,10 +119,10 @@ def write_safetensors(path: Path, network: FinetunedNetwork) -> None:
 
 
 def write_onnx(path: Path, network: FinetunedNetwork) -> None:
-    """Write an ONNX graph with its weights inside, for any batch size.
+    """Write an ONNX graph with embedded weights, for any batch size.
 
     Raises:
-        ExportError: A package is missing, or ONNX Runtime gives other outputs than the network.
+        ExportError: A package is missing, or the outputs of ONNX Runtime differ from the network's.
     """
     try:
         import onnxruntime
@@ -148,7 +148,7 @@ def write_torch_export(path: Path, network: FinetunedNetwork) -> None:
     """Write an exported program of PyTorch, for any batch size.
 
     Raises:
-        ExportError: The program gives other outputs than the network.
+        ExportError: The program's outputs differ from the network's.
     """
     program = torch.export.export(network.model, (network.example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.export.save(program, str(path))
@@ -185,7 +185,7 @@ def export(run: str, format_name: str, results: Path, checkpoints: Path, output:
         output: The file; without it, named after the run, in the current folder.
 
     Raises:
-        ExportError: There is nothing that can be exported, or the export went wrong.
+        ExportError: There is nothing to export, or the export failed.
     """
     if format_name not in FORMATS:
         raise ExportError(f"format is {format_name!r}; it must be one of {', '.join(map(repr, FORMATS))}")

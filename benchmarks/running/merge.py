@@ -1,4 +1,4 @@
-"""Bringing in records that were made elsewhere: each is verified, and none replaces another unseen."""
+"""Merging records that were made elsewhere: each is verified, and none silently replaces another."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from benchmarks.running.survey import check_same_configuration
 
 @dataclass
 class Merged:
-    """What came of it, by run.
+    """The result of a merge, by run.
 
     Attributes:
-        added: Brought in.
-        replaced: Brought in where a failed run was, or another one that was to be replaced.
-        present: There already, with the same results.
-        refused: Left out; with the reason.
+        added: Copied.
+        replaced: Copied over a failed run, or over another record that was to be replaced.
+        present: Already there, with the same results.
+        refused: Refused, with the reason.
     """
 
     added: list[str] = field(default_factory=list)
@@ -58,14 +58,14 @@ def merge(
     replace: bool = False,
     unchecked: bool = False,
 ) -> Merged:
-    """Bring the records under a results folder into that of `bench`.
+    """Copy the records under a results folder into that of `bench`.
 
     Args:
-        bench: Its results folder takes the records.
+        bench: Its results folder receives the records.
         source: Another results folder.
         experiments: By name: a record of one of these must have been made with its values.
-        replace: Let a complete record replace another complete one of the same run; the old one is kept beside.
-        unchecked: Accept records without checksum, and give them one.
+        replace: Let a complete record replace another complete one of the same run, keeping the old file.
+        unchecked: Accept records without a checksum and add one.
 
     Raises:
         ValueError: There are no records under `source`.
@@ -89,9 +89,9 @@ def merge(
 
 
 def bring_in_sweeps(source: Path, results: Path) -> dict[str, str]:
-    """Bring in the experiments without a file that a results folder keeps; return why some are refused, by path.
+    """Copy the saved sweeps of a results folder; return why some are refused, by path.
 
-    One that is known already may add methods, targets and seeds, and change nothing.
+    A sweep that exists already may gain methods, targets and seeds, but nothing else may differ.
     """
     refused = {}
     for path in sorted((source / "sweeps").glob("*.json")):
@@ -124,7 +124,7 @@ def _check_method(record: Record, where: str) -> None:
 
 
 def _check_company(results: Path, record: Record, where: str) -> None:
-    """Refuse a record that could not stand in one table with those that are there."""
+    """Refuse a record that cannot share a table with the existing ones."""
     if not record.complete:
         return
     for path in sorted((runs_folder(results) / record.experiment).glob(f"{record.profile}-*/record.json")):
@@ -134,14 +134,14 @@ def _check_company(results: Path, record: Record, where: str) -> None:
         try:
             check_comparable([there, record])
         except UnfairComparisonError as error:
-            raise RecordError(f"{where} cannot stand beside {path}: {error}") from error
+            raise RecordError(f"{where} cannot be compared with {path}: {error}") from error
         return
 
 
 def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str, Experiment], where: str) -> None:
     experiment = experiments.get(record.experiment)
     if experiment is None:
-        return  # of a sweep that is not known here: its records are held against one another when tables are made
+        return  # of a sweep that is unknown here: its records are checked against each other when tables are made
     if record.profile not in experiment.profiles:
         raise RecordError(f"{where} is of profile {record.profile!r}, which {record.experiment!r} does not have")
     cell = Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
@@ -164,12 +164,12 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
         if not replace:
             raise RecordError(
                 f"{path} differs from the complete record {target} ({_first_difference(existing, record)}): one is "
-                "wrong. Look at both; --replace takes the new one and keeps the old one beside"
+                "wrong. Look at both; --replace takes the new one and keeps a copy of the old one"
             )
     if target.is_file():
         target.replace(target.with_name("record.json.replaced"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # what bears its checksums is copied as it is; not durably, for the source is still there
+    # files with valid checksums are copied unchanged, without fsync: the source still exists
     if CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
         contents = {name: path.with_name(name).read_bytes() for name, key in BESIDE.items() if key in record.provenance}
         contents["record.json"] = path.read_bytes()
@@ -181,7 +181,7 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
 
 
 def _stamped_files(path: Path, record: Record) -> dict[str, bytes]:
-    """Return the files of a record that bore no checksums, by name; with checksums from now on."""
+    """Return the files of a record that had no checksums, by name, with checksums added."""
     beside = read_beside(path, record, unchecked=True)
     files = {"history.csv": history_csv(beside.history)}
     if beside.channels:
@@ -191,7 +191,7 @@ def _stamped_files(path: Path, record: Record) -> dict[str, bytes]:
 
 
 def _existing(target: Path) -> Record | None:
-    """Return the record that is there; a damaged one counts as none."""
+    """Return the existing record; a damaged one counts as missing."""
     try:
         return read_record(target) if target.is_file() else None
     except RecordError:
@@ -199,7 +199,7 @@ def _existing(target: Path) -> Record | None:
 
 
 def _results(record: Record) -> dict[str, Any]:
-    """Return all in which two equal runs are equal."""
+    """Return everything that must match between two equal runs."""
     values = {name: value for name, value in vars(record).items() if name not in ("timing", "provenance")}
     if record.failure:  # a traceback names files of one machine
         values["failure"] = {name: value for name, value in record.failure.items() if name != "traceback"}

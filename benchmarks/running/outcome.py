@@ -1,4 +1,4 @@
-"""What a run leaves: its progress so far, and the record made of it."""
+"""The outcome of a run: its progress so far, and the record made from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from oicsr import (
 
 @dataclass
 class Progress:
-    """What of a run is done, so that a failure can say how far it came."""
+    """What a run has done so far, so that a failure can report how far it got."""
 
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: list[EpochRow] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves: its record, and the files beside it."""
+    """The outcome of a run: its record and the accompanying files."""
 
     record: Record
     history: Sequence[EpochRow]
@@ -55,7 +55,7 @@ def outcome_of(
     progress: Progress,
     failure: dict[str, Any] | None,
 ) -> Outcome:
-    first_seed = cell.seed == cell.profile.seeds[0]  # channels of one seed are enough for a picture
+    first_seed = cell.seed == cell.profile.seeds[0]  # the channels of one seed are enough for a figure
     channels = progress.channels if first_seed else []
     record = stamped(_record(bench, cell, method, strength, progress, failure), progress.history, channels)
     return Outcome(record, progress.history, channels)

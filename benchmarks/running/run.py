@@ -43,8 +43,8 @@ from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
 
-# What makes a run a failed one: all that its training, its data and its method may raise. Trouble of the machine
-# (OSError: a full disk) is no property of the run: it ends the sweep, and the run goes on another time.
+# What makes a run fail: anything that its training, its data or its method may raise. A problem of the machine
+# (OSError: a full disk) is not a property of the run: it ends the sweep, and the run resumes another time.
 RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
 
 
@@ -52,8 +52,8 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
     """Do one run and write its record, complete or failed.
 
     Raises:
-        Stopped: The control asked to stop; a checkpoint holds all that was done.
-        OSError: The machine is in trouble (a full disk).
+        Stopped: The control asked to stop; a checkpoint holds all work done so far.
+        OSError: The machine has a problem (a full disk).
     """
     left = execute(bench, cell, strength_of(bench, cell))
     write_record(bench.results, left.record, left.history, left.channels)
@@ -63,12 +63,12 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
 
 
 def strength_of(bench: Bench, cell: Cell) -> Strength:
-    """Return the strength that a run has here."""
+    """Return the strength of a run."""
     return choose_strength(bench.tuning, cell, find_method(cell.method))
 
 
 def execute(bench: Bench, cell: Cell, strength: Strength) -> Outcome:
-    """Do one run; return its record, complete or failed, and what goes with it, without writing any of it.
+    """Do one run; return its record, complete or failed, and its other results, without writing anything.
 
     Raises:
         Stopped: See `run_cell`.
@@ -84,12 +84,12 @@ def execute(bench: Bench, cell: Cell, strength: Strength) -> Outcome:
     except RUN_FAILURES as error:
         failure = describe_failure(error, progress)
         if bench.device.type == "cuda":
-            torch.cuda.empty_cache()  # what was too much for this run is room for the next
+            torch.cuda.empty_cache()  # memory that was too little for this run may suffice for the next
     return outcome_of(bench, cell, method, strength, progress, failure)
 
 
 def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str) -> Outcome:
-    """Return the record of a run whose process died again and again; its checkpoints say how far it came."""
+    """Return the record of a run whose process died repeatedly; its checkpoints show how far it got."""
     method, progress = find_method(cell.method), Progress()
     for stage in stages_of(cell, method, strength.value, bench.device.type):
         state = bench.store.load(stage.key)
@@ -106,7 +106,7 @@ def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str
 
 
 def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
-    """Return the validation score of the pruned and recalibrated network; the test set is not looked at.
+    """Return the validation score of the pruned and recalibrated network; the test set is not used.
 
     Raises:
         DivergedError: Training diverged.
@@ -123,14 +123,14 @@ def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
 
 @lru_cache(maxsize=8)
 def _couplings(model: str, num_classes: int, shape: tuple[int, int, int], scope: Scope) -> list[Coupling]:
-    """Return the couplings of a network, which many runs share: they depend on its architecture alone."""
+    """Return the couplings of a network, which many runs share: they depend only on its architecture."""
     with torch.random.fork_rng(devices=[]):
         network = build_model(model, num_classes)
     return find_couplings(network, torch.zeros(1, *shape), scope=scope)
 
 
 class _Run:
-    """One run on its way."""
+    """One run in progress."""
 
     def __init__(
         self,
@@ -150,13 +150,13 @@ class _Run:
         self.data, self.inputs = self.trainer.data, self.trainer.inputs
 
     def go(self) -> None:
-        """Go through all stages."""
+        """Run all stages."""
         model = self.fresh()
         dense = self.trainer.train(self.stages[0], model, None, measure=True)
         self.measure("dense", model, dense)
         norms = row_norms(model)
         model, plan = self.prune(model)
-        if self.method.ending != "finetune":  # a control from scratch: the shape alone
+        if self.method.ending != "finetune":  # a control from scratch: only the shape is kept
             model = remove_channels(self.fresh(), plan)
         self.measure_now("pruned", model)
         self.progress.removals[-1]["val_top1_after"] = self.progress.states["pruned"]["val_top1"]
@@ -197,7 +197,7 @@ class _Run:
             model = remove_channels(model, following, absorb=self.method.absorb, example_inputs=self.inputs)
             current, plan = shrink_couplings(current, following), plan.then(following)
             removal = {"step": step, "val_top1_before": trained.validation.top1, "macs": count_macs(model, self.inputs)}
-            if self.on_test and step + 1 < profile.steps:  # after the last one, the pruned network is measured anyway
+            if self.on_test and step + 1 < profile.steps:  # the pruned network is measured after the last one anyway
                 removal["val_top1_after"] = self.trainer.evaluate(model, "validation").top1
             progress.removals.append(removal)
         progress.widths = widths(dense, plan)
@@ -220,7 +220,7 @@ class _Run:
     def build_regularizer(
         self, couplings: Sequence[Coupling], step: int, select: Callable[..., PruningPlan]
     ) -> Regularizer | None:
-        """Build the method's regulariser, for the next removal where it depends on that."""
+        """Build the method's regulariser, for the next removal if it depends on that."""
         profile = self.cell.profile
         macs_kept = share_after(step, profile.steps, self.cell.macs_kept, profile.pruning_schedule)
         batches = self.data.training_batches(profile.batch_size, self.bench.device, current_rank())
@@ -234,14 +234,16 @@ class _Run:
         return agreed(self.method.importance.score(model, couplings, Scoring(generator, self.scoring_batches)))
 
     def scoring_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the first training images, not augmented, for importances that look at data."""
+        """Yield the first training images, not augmented, for importances that use data."""
         batch = self.cell.profile.batch_size
         return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
 
     def recalibrate(self, model: nn.Module) -> None:
-        """Estimate the normalisation statistics anew, on training images that are the same for every method."""
+        """Re-estimate the normalisation statistics, on training images that are the same for every method."""
         generator = torch.Generator().manual_seed(recalibration_seed(self.cell))
-        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device)  # all, on each process
+        batches = self.data.training_batches(
+            self.cell.profile.batch_size, self.bench.device
+        )  # all of them, on each process
         count = -(-self.cell.profile.recalibration_images // batches.batch_size)
         if not any(name.endswith("running_mean") for name, _ in model.named_buffers()):
             return
@@ -249,12 +251,12 @@ class _Run:
             recalibrate(model, islice(batches.epoch(generator), count))
 
     def measure_now(self, state: str, model: nn.Module) -> None:
-        """Evaluate a network as it is, and write it down."""
+        """Evaluate a network and record the result."""
         scores = self.trainer.evaluate(model, "test"), self.trainer.evaluate(model, "validation")
         self.measure(state, model, StageResult(*scores, []))
 
     def measure(self, state: str, model: nn.Module, result: StageResult) -> None:
-        """Write down one of the states."""
+        """Record one of the states."""
         assert result.test is not None
         self.progress.states[state] = {
             "top1": result.test.top1,

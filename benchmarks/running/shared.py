@@ -40,14 +40,14 @@ class _HeldElsewhere(AbstractContextManager["_HeldElsewhere"]):
     """The lease of another process of this run."""
 
     def check(self) -> None:
-        """Nothing: the first process looks."""
+        """Do nothing: the first process checks."""
 
     def __exit__(self, *error: object) -> None:
-        """Nothing: the first process gives it back."""
+        """Do nothing: the first process releases it."""
 
 
 class SharedControl(Control):
-    """Lets the first process decide for all whether to go on."""
+    """Lets the first process decide for all whether to continue."""
 
     def __init__(self, inner: Control, expected: Mapping[str, float]) -> None:
         super().__init__(expected=expected)

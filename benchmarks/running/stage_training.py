@@ -27,12 +27,12 @@ from benchmarks.running.stages import Stage
 from benchmarks.training.loop import EVALUATION_BATCH, Score, Snapshot, Training, evaluate
 from oicsr import Regularizer, count_macs
 
-PASSES = 3  # forward, gradient of the inputs, gradient of the weights: as many multiply-accumulates each
+PASSES = 3  # forward, input gradient, weight gradient: the same number of multiply-accumulates each
 
 
 @dataclass
 class StageResult:
-    """What a stage leaves: scores on test (where measured) and validation split, the history, and how long it took."""
+    """The result of a stage: scores on the validation split and (if measured) the test split, history and times."""
 
     test: Score | None
     validation: Score
@@ -45,7 +45,7 @@ class StageResult:
 
 
 class StageTrainer:
-    """Trains the stages of one run, and notes in its progress what they took."""
+    """Trains the stages of one run and notes their times in its progress."""
 
     def __init__(self, bench: Bench, cell: Cell, progress: Progress) -> None:
         self.bench, self.cell, self.progress = bench, cell, progress
@@ -63,23 +63,23 @@ class StageTrainer:
         plan: str = "",
         weights: str = "",
     ) -> StageResult:
-        """Finish a stage, from its checkpoint where there is one; `model` then holds its weights.
+        """Complete a stage, from its checkpoint if there is one; `model` then holds its weights.
 
-        Nobody else trains the same stage meanwhile.
+        No other process trains the same stage meanwhile.
 
         Args:
             stage: What to train.
-            model: The network that the stage begins with; changed in place.
-            regularizer: Of the stage.
+            model: The network that the stage starts from; changed in place.
+            regularizer: Regulariser of the stage.
             measure: Whether the test set is evaluated at the end.
             plan: The removals that led to `model`, as JSON; with it the checkpoint is enough to build the network
                 again (`export`).
-            weights: Digest of the network that the stage goes back to, where `model` was derived from it since by
-                arithmetic that rounds differently elsewhere; without it, that of `model`.
+            weights: Digest of the network that the stage originates from, if `model` was derived from it by arithmetic
+                that rounds differently on other machines; by default that of `model`.
 
         Raises:
             DivergedError: Training diverged.
-            Stopped: The control asked to stop; a checkpoint holds all that was done.
+            Stopped: The control asked to stop; a checkpoint holds all work done so far.
         """
         batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device, current_rank())
         images = len(batches) * batches.batch_size * stage.phase.epochs
@@ -115,16 +115,16 @@ class StageTrainer:
         return result
 
     def _load(self, stage: Stage, origin: dict[str, str]) -> Snapshot | None:
-        """Return the checkpoint of a stage, unless it goes on from other weights or other removals than these."""
+        """Return the checkpoint of a stage, unless it started from other weights or other removals."""
         saved = self.bench.store.load(stage.key)
         if saved is not None and saved.get("origin", origin) != origin:
-            message = f"checkpoint {stage.key} of {self.cell.label} begins at another network; it is passed over"
+            message = f"checkpoint {stage.key} of {self.cell.label} starts from another network and is skipped"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
             return None
         return saved
 
     def _pause(self) -> None:
-        """Wait a little for another process to end its training of a stage."""
+        """Wait briefly for another process to finish training a stage."""
         self.bench.control.check()
         time.sleep(PAUSE)
 
@@ -148,7 +148,7 @@ class StageTrainer:
         measure: bool,
         plan: str,
     ) -> dict[str, Any]:
-        """Train the epochs that are missing, a checkpoint after each; measure the end, the test set once, ever."""
+        """Train the missing epochs, with a checkpoint after each, and evaluate at the end; the test set just once."""
         if saved is not None:
             self._restore(stage, training, saved)
         control = self.bench.control
@@ -183,7 +183,7 @@ class StageTrainer:
             observer.epoch_done(self.cell, stage, row, cached=cached)
 
     def evaluate(self, model: nn.Module, split: Split) -> Score:
-        """Evaluate a model on the images of a split as they are."""
+        """Evaluate a model on the unaugmented images of a split."""
         batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
         return evaluate(model, batches, self.precision)
 
@@ -195,5 +195,5 @@ def origin_digest(model: nn.Module) -> str:
 
 
 def _has_scores(saved: Snapshot, measure: bool) -> bool:
-    """Return whether a stage is at its end, and was measured on the test set where that is asked for."""
+    """Return whether a stage is complete, and evaluated on the test set if requested."""
     return "scores" in saved and bool(saved["scores"]["test"] or not measure)

@@ -1,8 +1,8 @@
-"""The stretches of training that a run consists of, and which of them runs share.
+"""The training stages of a run, and which of them runs share.
 
-A stage is named by a hash of everything that decides its outcome: so the dense network of a seed is trained once for
+A stage is named by a hash of everything that determines its outcome. So the dense network of a seed is trained once for
 all methods, methods with the same regulariser and strength share that training (unless the regulariser depends on what
-will be removed), and a stage that was interrupted is found again. The random numbers of a stage depend on seed, phase
+will be removed), and an interrupted stage is found again. The random numbers of a stage depend on seed, phase
 and step only: every method sees the same images in the same order.
 """
 
@@ -16,20 +16,20 @@ from benchmarks.config import PROTOCOL, Cell, Phase, Profile, digest
 from benchmarks.machine.precision import resolve_precision
 from oicsr.algorithm import share_after
 
-STAGE_FORMAT = 1  # raise it where the meaning of a stage's values changes
+STAGE_FORMAT = 1  # increase it if the meaning of a stage's values changes
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training.
+    """One training stage.
 
     Attributes:
         key: Names its checkpoint.
         name: `"dense"`, `"regularized"` or `"finetune"`.
         step: Removals before it.
         phase: How it is trained.
-        seed: Of its random numbers.
-        share: Share of the dense MACs that the network has then, about (for estimates of time).
+        seed: Seed of its random numbers.
+        share: Approximate share of the dense MACs that the network has then (for time estimates).
     """
 
     key: str
@@ -47,7 +47,7 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
     stages = [Stage(key, "dense", 0, profile.dense, _seed(cell, "dense", 0), 1.0)]
     regularizer = method.regularizer
     phase = profile.regularized
-    if regularizer.weight_decay is not None:  # the method's own definition asks for it
+    if regularizer.weight_decay is not None:  # required by the method's definition
         phase = replace(phase, weight_decay=regularizer.weight_decay)
     share = 1.0
     for step in range(profile.steps):
@@ -65,10 +65,10 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
 
 
 def last_phase(profile: Profile, method: Method, macs_kept: float) -> Phase:
-    """Return how the pruned network is trained: fine-tuned, or from scratch in the dense network's manner.
+    """Return how the pruned network is trained: fine-tuned, or from scratch like the dense network.
 
-    The budget of equal compute is Liu et al.'s ("Rethinking the Value of Network Pruning", 2019): the epochs that the
-    whole network took, times how much cheaper the pruned one is, and the fine-tuning epochs.
+    The budget of equal compute is Liu et al.'s ("Rethinking the Value of Network Pruning", 2019): the epochs of the
+    full network, multiplied by how much cheaper the pruned one is, plus the fine-tuning epochs.
     """
     if method.ending == "finetune":
         return profile.finetune
@@ -92,7 +92,7 @@ def _seed(cell: Cell, name: str, step: int) -> int:
 
 
 def recalibration_seed(cell: Cell) -> int:
-    """Return the seed of the images that recalibrate, which all methods of a seed share."""
+    """Return the seed of the recalibration images, which all methods of a seed share."""
     return _seed(cell, "recalibration", 0)
 
 

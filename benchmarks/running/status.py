@@ -1,4 +1,4 @@
-"""How far experiments are: every run done, partial, failed, damaged or missing, and about how long the rest takes."""
+"""Status of experiments: each run done, partial, failed, damaged or missing, and the expected time left."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MARKS = {DONE: "#", PARTIAL: "+", FAILED: "x", DAMAGED: "!", MISSING: "."}
 
 @dataclass(frozen=True)
 class CellStatus:
-    """How far one run is.
+    """Status of one run.
 
     Attributes:
         cell: The run.
         state: One of `MARKS`.
         progress: Share of its epochs that are trained, in [0, 1].
-        detail: Why it failed, what is wrong with its record, or where in which stage it is.
+        detail: Why it failed, what is wrong with its record, or its current stage and epoch.
     """
 
     cell: Cell
@@ -39,11 +39,11 @@ class CellStatus:
 
 @dataclass
 class SweepStatus:
-    """How far one experiment is in one profile.
+    """Status of one experiment in one profile.
 
     Attributes:
         cells: All its runs.
-        seconds: Expected for what is left, one run after the other; None where this machine measured none.
+        seconds: Expected time left with runs in sequence; None if this machine has measured nothing.
     """
 
     cells: list[CellStatus] = field(default_factory=list)
@@ -55,7 +55,7 @@ class SweepStatus:
 
 
 def status_of(bench: Bench, cells: Sequence[Cell]) -> dict[tuple[str, str], SweepStatus]:
-    """Return how far runs are, by experiment and profile. Reads records and checkpoints, and changes nothing."""
+    """Return the status of runs, by experiment and profile. Reads records and checkpoints and changes nothing."""
     known: dict[str, dict[str, Any]] = {}
     found: dict[tuple[str, str], SweepStatus] = {}
     pending: list[Cell] = []
@@ -105,7 +105,7 @@ def _unfinished(
         return CellStatus(cell, DAMAGED, progress, wrong)
     if record is not None:
         return CellStatus(cell, FAILED, progress, str((record.failure or {}).get("reason")))
-    # a dense network that is finished belongs to all methods of its seed: by itself it makes no run partial
+    # a finished dense network is shared by all methods of its seed: it alone makes no run partial
     if not any(done[1:]) and (not done[0] or known[stages[0].key].get("finished")):
         return CellStatus(cell, MISSING, progress)
     position = max(index for index, epochs in enumerate(done) if epochs)

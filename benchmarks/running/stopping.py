@@ -1,4 +1,4 @@
-"""When to stop: Ctrl-C, SIGTERM and a limit of time end work between two epochs, after a checkpoint."""
+"""When to stop: Ctrl-C, SIGTERM and a time limit end work between two epochs, after a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-SAFETY = 1.2  # times the longest epoch of a stage so far is what the next one may take
+SAFETY = 1.2  # times the longest epoch of a stage so far bounds the next one
 
-RESERVE_SHARE, RESERVE_MAX = 0.1, 20.0  # of a limit of time, kept for the tables and plots; seconds at most
+RESERVE_SHARE, RESERVE_MAX = 0.1, 20.0  # of a time limit, reserved for the tables and plots; seconds at most
 
 
 class Stopped(Exception):
@@ -22,16 +22,16 @@ INTERRUPT, OUT_OF_TIME = "interrupted", "out of time"
 
 
 def never() -> bool:
-    """Nobody asks to stop."""
+    """Never asks to stop."""
     return False
 
 
 class Control:
-    """Decides between epochs whether to go on.
+    """Decides between epochs whether to continue.
 
     Args:
-        seconds: How long work may go on from now (None: without limit); counted on a monotonic clock.
-        asked: Returns whether somebody asked to stop.
+        seconds: How long work may continue from now on (None: no limit), on a monotonic clock.
+        asked: Returns whether a stop was requested.
         expected: Seconds of an epoch by stage key, for stages that were not measured yet.
     """
 
@@ -50,28 +50,28 @@ class Control:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long work may still go on; None: without limit."""
+        """How long work may still continue; None: no limit."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
     def stop_reason(self, seconds: float = 0.0) -> str | None:
-        """Return why not to begin something that takes `seconds`, or None to go on."""
+        """Return why not to start something that takes `seconds`, or None to continue."""
         if self._asked():
             return INTERRUPT
         left = self.seconds_left
         return OUT_OF_TIME if left is not None and left < seconds else None
 
     def check(self, seconds: float = 0.0) -> None:
-        """Go on, or not.
+        """Continue, or raise.
 
         Raises:
-            Stopped: Somebody asked to stop, or `seconds` is more than what is left.
+            Stopped: A stop was requested, or `seconds` exceeds the time left.
         """
         reason = self.stop_reason(seconds)
         if reason:
             raise Stopped(reason)
 
     def before_epoch(self, key: str) -> None:
-        """Go on with an epoch of stage `key` where it will end in time, and what follows it too.
+        """Continue with an epoch of stage `key` if it, and what follows it, will end in time.
 
         Raises:
             Stopped: See `check`.

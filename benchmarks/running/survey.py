@@ -16,7 +16,7 @@ from benchmarks.running.outcome import resolved_config
 
 @dataclass
 class Survey:
-    """What of a sweep is there already."""
+    """The part of a sweep that exists already."""
 
     todo: list[Cell] = field(default_factory=list)
     complete: list[Record] = field(default_factory=list)
@@ -26,12 +26,12 @@ class Survey:
 
 
 def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -> Survey:
-    """Look which runs have a record already.
+    """Find out which runs already have a record.
 
-    A damaged record is kept beside as `record.json.damaged`, and its run is done again.
+    A damaged record is renamed to `record.json.damaged`, and its run is done again.
 
     Raises:
-        RecordError: A record was made with another configuration; says what differs.
+        RecordError: A record was made with another configuration; the message says what differs.
     """
     found = Survey()
     for cell in cells:
@@ -46,7 +46,7 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
             found.damaged.append(str(error))
             found.todo.append(cell)
             continue
-        if record.protocol != PROTOCOL:  # what it measured is not what runs measure now
+        if record.protocol != PROTOCOL:  # made under another version of the protocol
             found.outdated.append(record)
             found.todo.append(cell)
             continue
@@ -61,14 +61,14 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
 
 
 def check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench) -> None:
-    """Make sure that a record was made with the values that its run has now.
+    """Check that a record was made with the present values of its run.
 
     Raises:
-        RecordError: It was not; says what differs.
+        RecordError: It was not; the message says what differs.
     """
     method = find_method(cell.method)
     values = resolved_config(cell, method, bench.device.type)
-    if cell.profile.precision == "auto":  # the machine that did the run chose; tables do not mix what they chose
+    if cell.profile.precision == "auto":  # chosen by the machine of the run; tables do not mix them
         values["precision"] = record.config.get("precision")
     expected = flatten({**values, "strength": choose_strength(bench.tuning, cell, method).value})
     found = flatten({**record.config, "strength": record.strength})
@@ -85,7 +85,7 @@ def check_same_configuration(cell: Cell, record: Record, where: str, bench: Benc
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names; tuples and lists are one thing."""
+    """Return nested values under dotted names; tuples count as lists."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""Strength search: as many tries for every method, judged on the validation images of several networks.
+"""Strength search: the same number of trials for every method, judged on validation images of several networks.
 
-What is compared is the loss of the pruned and recalibrated network at the target MACs: a continuous score, which tells
-strengths apart where accuracies tie. The networks have seeds that no comparison uses. Each search starts with the
-method's grid. While the best strength is at the edge of what was tried, it goes on beyond that edge; once the best one
-lies inside, it tries between the best and the better of its neighbours. All tries and the choice go into a record
-(`results/tuning/`) that experiments read their strengths from.
+The search compares the loss of the pruned and recalibrated network at the target MACs: a continuous score that
+distinguishes strengths whose accuracies tie. The networks have seeds that no comparison uses. Each search starts with
+the method's grid. While the best strength is at the edge of those tried, the search continues beyond that edge; once
+the best one is inside, it tries between the best and the better of its neighbours. All trials and the choice go into a
+record (`results/tuning/`) that experiments read their strengths from.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from benchmarks.running.run import validate_recalibrated
 from benchmarks.training.loop import DivergedError, Score
 
 TUNING_SEEDS = (1000, 1001)  # far from those of any comparison
-CHANCE_DEVIATIONS = 3.0  # an accuracy within so many standard deviations of guessing is at chance level
+CHANCE_DEVIATIONS = 3.0  # an accuracy within this many standard deviations of guessing is at chance level
 
 Tell = Callable[[Cell, float, Score | None], None]
 Ask = Callable[[float], Mapping[str, Any]]
 
 
 def search(grid: Sequence[float], tries: int, ask: Ask) -> Tries:
-    """Try strengths: the middle of a grid first, then where the best one is.
+    """Try strengths: first the middle of a grid, then around the best one.
 
     Args:
         grid: Strengths in ascending order, at a constant ratio.
-        tries: How many strengths to try in all.
-        ask: Returns what a strength came to: `{"loss": [...], "top1": [...]}`, one value per network, None where
+        tries: Total number of strengths to try.
+        ask: Returns the scores of a strength: `{"loss": [...], "top1": [...]}`, one value per network, None where
             training diverged.
 
     Returns:
@@ -62,7 +62,7 @@ def _middle(grid: Sequence[float], count: int) -> list[float]:
 
 
 def next_strength(tries: Tries, ratio: float) -> float:
-    """Return the strength to try next: beyond the edge where the best one is there, else between it and a neighbour."""
+    """Return the strength to try next: beyond the edge if the best one is there, else between it and a neighbour."""
     losses = mean_losses(tries)
     strengths = sorted(losses)
     best = strengths.index(min(strengths, key=lambda strength: (losses[strength], strength)))
@@ -76,7 +76,7 @@ def next_strength(tries: Tries, ratio: float) -> float:
 
 
 def mean_losses(tries: Tries) -> dict[float, float]:
-    """Return the mean loss over the networks by strength; infinite where training diverged on any."""
+    """Return the mean loss over the networks by strength; infinite if training diverged on any of them."""
     return {
         float(text): math.inf if None in found["loss"] else float(np.mean(found["loss"]))
         for text, found in tries.items()
@@ -86,18 +86,18 @@ def mean_losses(tries: Tries) -> dict[float, float]:
 def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, str]:
     """Choose a strength by the one-standard-error rule.
 
-    Strengths whose loss exceeds the best one's by no more than the standard error of that difference (over the same
-    networks) tie with it; of an unbroken row of such strengths around the best, the one nearest to their geometric
-    middle is chosen. With one network only equal losses tie.
+    Strengths whose loss exceeds the best one's by at most the standard error of that difference (over the same
+    networks) tie with it. Among the contiguous tied strengths around the best, the one nearest to their geometric
+    middle is chosen. With one network, only equal losses tie.
 
     Args:
-        tries: What each strength came to.
-        num_classes: Of the data set; guessing is right once in so many.
-        images: Validation images that each accuracy comes from.
+        tries: The scores of each strength.
+        num_classes: Classes of the data set, which set the accuracy of guessing.
+        images: Number of validation images behind each accuracy.
 
     Returns:
-        The strength, and `"inside"` or `"edge"` for where the best one is among those tried; None with `"chance"` where
-        the best accuracy is no better than guessing, and with `"diverged"` where every strength diverged.
+        The strength, and `"inside"` or `"edge"` for the position of the best one among those tried; None with
+        `"chance"` if the best accuracy is no better than guessing, and with `"diverged"` if every strength diverged.
     """
     losses = mean_losses(tries)
     strengths = sorted(losses)
@@ -136,10 +136,10 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
         bench: Where to train.
         cells: Runs of one method, one per target.
         seeds: Networks that are trained for it.
-        tell: Is told cell, strength and validation score (None: training diverged) of each try.
+        tell: Called with cell, strength and validation score (None: training diverged) of each trial.
 
     Returns:
-        The tries by target, as text.
+        The trials by target, as text.
     """
 
     def ask(cell: Cell, strength: float) -> Mapping[str, Any]:
@@ -166,7 +166,7 @@ def _try(bench: Bench, cell: Cell, strength: float, tell: Tell) -> Score | None:
 
 
 def is_tuned(cell: Cell) -> bool:
-    """Return whether a run's method has a strength of its own to choose."""
+    """Return whether a run's method has its own strength to choose."""
     method = find_method(cell.method)
     return method.has_strength and method.strength_of is None
 
@@ -188,9 +188,9 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
 
 
 def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mapping[str, Tries]) -> Path:
-    """Write what the tries of one method came to into the tuning record, with the choice; return its path.
+    """Write the trials of one method and the choice into the tuning record; return its path.
 
-    Networks of other seeds than those of the record make a new record: choices are compared over the same ones.
+    Networks with seeds other than the record's start a new record: choices are compared over the same networks.
     """
     first = cells[0]
     path = tuning_path(bench.tuning, first.experiment.name, first.profile_name)

@@ -1,7 +1,7 @@
 """Weights & Biases as a mirror of the records, never their source; offline unless asked otherwise.
 
-One W&B run per record, its id made from experiment and run: whatever writes it (a run that goes on, or `publish` later)
-writes the same W&B run, and writing it again replaces it. Whatever goes wrong in W&B, training goes on.
+One W&B run per record, with an id derived from experiment and run: a resumed run or a later `publish` writes the same
+W&B run, and writing it again replaces it. If W&B fails, training continues.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ COLUMNS = ("method", "seed", "macs_kept", "macs", "params", *(f"{state}_top1" fo
 
 CURVES = ("learning_rate", "train_loss", "penalty", "train_top1", "val_loss", "val_top1")
 
-INIT_SECONDS = 30  # how long W&B may take to answer before it is left alone
+INIT_SECONDS = 30  # how long W&B may take to answer before it is given up
 
 
 class WandbWarning(UserWarning):
-    """Something could not be written to W&B; the records are not concerned."""
+    """Something could not be written to W&B; the records are not affected."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Place:
     Attributes:
         mode: `"offline"`: into a folder, for `wandb sync` later. `"online"`: needs `wandb login`.
         folder: Where W&B keeps its files.
-        project: All of them are in one.
-        entity: User or team; None: the one that is logged in.
+        project: The project of all runs.
+        entity: User or team; None: the one logged in.
     """
 
     mode: Mode
@@ -57,7 +57,7 @@ def wandb_id(experiment: str, run_id: str) -> str:
 
 
 def open_run(place: Place, experiment: str, profile: str, name: str, kind: str, config: dict[str, Any]) -> Any:
-    """Open a W&B run; under a W&B agent it is the one that the agent gave out."""
+    """Open a W&B run; under a W&B agent, use the agent's."""
     import wandb
 
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def log_epoch(run: Any, row: EpochRow, number: int) -> None:
 
 
 def log_result(run: Any, record: Record) -> None:
-    """Note what came out in the summary, where W&B's own charts and tables find it."""
+    """Write the results to the summary, where W&B's charts and tables find them."""
     values: dict[str, Any] = {"status": record.status, "strength": record.strength}
     for state, measured in record.states.items():
         values |= {f"{state}/{name}": measured[name] for name in ("top1", "val_top1", "macs", "params")}
@@ -126,7 +126,7 @@ def log_overview(run: Any, rows: Iterable[list[Any]]) -> None:
 
 
 class WandbSink:
-    """Writes what it is told of into W&B; on a failure it says so once, and leaves W&B alone from then on."""
+    """Mirrors events into W&B; after a failure it warns once and stops mirroring."""
 
     def __init__(self, mode: Mode, folder: Path) -> None:
         self._place = Place(mode, folder)
@@ -140,7 +140,7 @@ class WandbSink:
         self._guarded(lambda: self._open(cell))
 
     def _open(self, cell: Cell) -> None:
-        if cell.label not in self._runs:  # a run whose worker died begins twice
+        if cell.label not in self._runs:  # a run whose worker died starts twice
             arguments = cell.experiment.name, cell.profile_name, cell.run_id, cell.method, run_config(cell)
             self._runs[cell.label] = open_run(self._place, *arguments)
         self._epochs[cell.label] = 0
@@ -154,7 +154,7 @@ class WandbSink:
         """Nothing: nobody who looks at curves asks for it."""
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
-        """Note what came out, and end the W&B run."""
+        """Write the results and end the W&B run."""
         if record.complete:
             self._rows.setdefault((cell.experiment.name, cell.profile_name), []).append(overview_row(record))
         self._guarded(lambda: self._finish(cell.label, record))
@@ -165,7 +165,7 @@ class WandbSink:
         run.finish(exit_code=0 if record.complete else 1)
 
     def close(self) -> None:
-        """Log accuracy against MACs of what was run, and end all W&B runs (those of stopped runs as they are)."""
+        """Log accuracy against MACs of the finished runs, and end all W&B runs (also those of stopped runs)."""
         for run in self._runs.values():
             self._guarded(run.finish)
         if not os.environ.get("WANDB_SWEEP_ID"):
@@ -185,7 +185,7 @@ class WandbSink:
             action()
         except wandb_errors() as error:
             self._broken = True
-            message = f"W&B failed ({type(error).__name__}: {error}); training goes on, the records are complete"
+            message = f"W&B failed ({type(error).__name__}: {error}); training continues, and the records are complete"
             warnings.warn(message, WandbWarning, stacklevel=3)
 
 

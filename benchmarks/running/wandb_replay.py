@@ -1,7 +1,7 @@
 """Replaying records into Weights & Biases: one project, a group per experiment, tables and figures as artifacts.
 
-Idempotent twice over: a ledger beside the W&B files says which record went where, so that nothing unchanged is sent
-again; and the ids of W&B runs are made from the records, so that sending again replaces instead of doubling.
+Publishing is idempotent. A ledger next to the W&B files says which record went where, so unchanged records are not sent
+again, and the ids of W&B runs derive from the records, so sending one again replaces it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUFFIXES = {"tables": ("csv", "md", "tex"), "figures": ("svg", "png")}
 
 @dataclass
 class Published:
-    """What came of it: names of W&B runs that were written and that were there already; why records were refused."""
+    """The result: names of W&B runs that were written or existed already, and why records were refused."""
 
     written: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
@@ -33,17 +33,17 @@ class Published:
 
 
 def publish(results: Path, place: Place, experiments: Sequence[str] | None = None, *, again: bool = False) -> Published:
-    """Write all records of a results folder into W&B, where they are not there yet.
+    """Write the records of a results folder into W&B, except those that are there already.
 
     Args:
         results: Holds `runs/`, `tables/` and `figures/`.
-        place: Where to.
+        place: The destination.
         experiments: Names (None: all).
-        again: Write those too that the ledger knows; W&B replaces them.
+        again: Also write those in the ledger; W&B replaces them.
 
     Raises:
-        RecordError: The files beside a record were changed meanwhile.
-        wandb.Error, OSError: W&B or its folder is in trouble; what was written is in the ledger.
+        RecordError: The files of a record were changed meanwhile.
+        wandb.Error, OSError: W&B or its folder failed; what was written is in the ledger.
     """
     ledger = Ledger(place, again=again)
     found = find_records(results, experiments)
@@ -74,7 +74,7 @@ def _files(results: Path, name: str) -> Iterator[Path]:
 
 
 class Ledger:
-    """Which record went where, in a file beside W&B's own; one that is damaged counts as empty."""
+    """Which record went where, in a file next to W&B's own; a damaged one counts as empty."""
 
     def __init__(self, place: Place, *, again: bool) -> None:
         self._path = place.folder / LEDGER
@@ -92,7 +92,7 @@ class Ledger:
         return {target: entry for target, entry in entries if isinstance(entry, dict)}
 
     def once(self, name: str, stamp: str, action: Callable[[], None]) -> None:
-        """Do something for a record, unless it was done for the same content before."""
+        """Do something for a record, unless it was already done for the same content."""
         known = self._all.setdefault(self._target, {})
         if known.get(name) == stamp and not self._again:
             self.published.present.append(name)

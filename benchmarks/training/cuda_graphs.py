@@ -1,8 +1,8 @@
-"""A whole optimisation step as one CUDA graph, replayed without a word between host and device inside an epoch.
+"""A complete optimisation step as one CUDA graph, replayed without host synchronisation inside an epoch.
 
-All that a step reads lies in buffers whose addresses never change: the data set, the order, shifts and flips of the
+Everything a step reads is in buffers whose addresses never change: the data set, the order, shifts and flips of the
 epoch, the learning rate of each of its steps, and a counter on the device that says which step it is. They are filled
-once per epoch, from the same random numbers of the CPU that a step by itself would use. So a step is a function
+once per epoch, from the same CPU random numbers that an eager step would use. So a step is a function
 without arguments: it picks its images by index, augments them, goes forward and backward, adds the penalty, updates
 the weights, adds up the totals and moves the counter on; its replay costs the host one call.
 
@@ -37,12 +37,12 @@ from benchmarks.datasets.contract import Batch
 from benchmarks.datasets.in_memory import Draws
 from benchmarks.training.replay_check import Call, ReplayCheck
 
-WARM_UP = 3  # steps before a capture, as many as PyTorch's documentation takes
+WARM_UP = 3  # steps before a capture, as in PyTorch's documentation
 
 
 @runtime_checkable
 class ResidentBatches(Protocol):
-    """Training batches that are put together on the device, from images that lie there."""
+    """Training batches that are assembled on the device, from images stored there."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -69,7 +69,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, call: Call) -> Call:
-        """Return what stands for `call`, without its effect now.
+        """Return a replacement for `call`, without running it now.
 
         Raises:
             RuntimeError: It cannot be recorded.

@@ -55,7 +55,7 @@ class Score:
 
 @dataclass
 class Training:
-    """A stretch of training that can stop after any epoch and go on later.
+    """A training stage that can stop after any epoch and resume later.
 
     Attributes:
         model: Trained in place; on its device already.
@@ -162,13 +162,13 @@ class Training:
         if current_rank().count > 1:
             return "several processes share each batch"
         if not isinstance(self.batches, ResidentBatches):
-            return "the images do not lie on the device"
+            return "the images are not on the device"
         if isinstance(self.regularizer, ScheduledRegularizer):
             return f"the schedule of {type(self.regularizer).__name__} is kept on the host"
         return ""
 
     def _rates(self) -> list[float]:
-        """Return the learning rate of each step of the present epoch."""
+        """Return the learning rate of each step of the current epoch."""
         steps = len(self.batches)
         return [self.phase.rate_at(self.epoch + position / steps) for position in range(steps)]
 
@@ -227,7 +227,7 @@ class Training:
     ) -> Tensor:
         """Take one optimisation step; return sums over its images: loss, penalty and right answers, float64 `(3,)`.
 
-        `network` is the model, or what stands for it where several processes share a batch; the penalty is of the
+        `network` is the model, or its wrapper if several processes share a batch; the penalty is computed from the
         model's own weights, which are the same on all. With `static`, nothing may be remembered from one call to the
         next outside of the tensors themselves; with `keep_gradients`, gradients stay in the memory that they have.
         """
@@ -264,7 +264,7 @@ class Training:
         return regularizer(self.model)
 
     def snapshot(self) -> Snapshot:
-        """Return everything that is needed to go on after the last epoch."""
+        """Return everything needed to resume after the last epoch."""
         scheduled = self.regularizer if isinstance(self.regularizer, ScheduledRegularizer) else None
         return {
             "epoch": self.epoch,
@@ -286,7 +286,7 @@ class Training:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         for group in self.optimizer.param_groups:
             group["fused"] = self._fused  # of this device, not of the one that the checkpoint is from
-        self._static = None  # a graph would go on with the momentum from before
+        self._static = None  # a graph would continue with the old momentum
         if isinstance(self.regularizer, ScheduledRegularizer):
             self.regularizer.load_state_dict(snapshot["regularizer"])
         self.generator.set_state(snapshot["generator"].cpu())

@@ -243,7 +243,7 @@ def test_hesso_saliency_by_hand() -> None:
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_structures_tell_layers_apart() -> None:
+def test_structures_distinguish_layers() -> None:
     widths = [3, 20, 20, 20]
     convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
     model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(20 * 64, 30), nn.Linear(30, 2)).double()

@@ -100,7 +100,7 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "--models", "resnet20", "--datasets", "cifar10", "--epochs", "1"], "three numbers"),
     ],
 )
-def test_wrong_input_is_told_apart_with_a_suggestion(
+def test_wrong_input_gets_an_error_with_a_suggestion(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -112,11 +112,11 @@ def test_wrong_input_is_told_apart_with_a_suggestion(
     ("option", "value", "message"),
     [
         ("--seeds", "4-2", "names nothing"),
-        ("--seeds", "a", "no list of seeds"),
+        ("--seeds", "a", "not a list of seeds"),
         ("--methods", ",", "names nothing"),
         ("--macs-kept", "", "names nothing"),
-        ("--macs-kept", "half", "no comma-separated list"),
-        ("--jobs", "0", "whole number of 1 or more"),
+        ("--macs-kept", "half", "not a comma-separated list"),
+        ("--jobs", "0", "integer of 1 or more"),
     ],
 )
 def test_a_list_that_names_nothing_is_not_the_default(
@@ -161,7 +161,7 @@ def test_run_plan_status_and_failures_from_end_to_end(
         patch.setattr(stopping.Control, "stop_reason", lambda self, s=0.0: "out of time" if next(asked) else None)
         assert run("run", "small", "--methods", "none", "--budget-minutes", "5") == 0
     text = capsys.readouterr().out
-    assert "out of time: 1 runs are left" in text and "the same command goes on" in text
+    assert "out of time: 1 runs are left" in text and "the same command continues" in text
     assert run("run", "small", "--methods", "none", "--pending") == 0
     failed = fake_record(small_cell("gl-out"), failure={"reason": "training diverged"})
     write_record(Path("r"), failed, fake_history())
@@ -282,7 +282,7 @@ def test_interrupted_command_exits_with_130(
 ) -> None:
     monkeypatch.setattr(stopping.Control, "stop_reason", lambda self, seconds=0.0: stopping.INTERRUPT)
     assert run("run", "small", "--methods", "none") == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command continues" in capsys.readouterr().out
 
 
 def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +393,7 @@ def test_many_runs_are_merged_and_counted(capsys: pytest.CaptureFixture[str], mo
 def test_the_runs_whose_commands_are_timed_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert thousand.write_runs(Path("elsewhere"), experiments=2, runs=50) == 50
     assert cli.main(["merge", "elsewhere", "--results", "r"]) == 0
-    assert "50 brought in, 0 replaced, 0 there already, 0 refused" in capsys.readouterr().out
+    assert "50 added, 0 replaced, 0 already there, 0 refused" in capsys.readouterr().out
     assert cli.main(["report", "--results", "r"]) == 0
     assert Path("r/figures/sweep-cifar10-resnet56-1-quick-joint.png").is_file()
     assert cli.main(["report", "--results", "r", "--check"]) == 0

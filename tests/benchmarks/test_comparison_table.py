@@ -66,7 +66,7 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
     assert all(row[-1] == "not run" for row in paper.rows[1:]) and len(paper.rows) > 1
 
 
-def test_own_runs_and_quotations_stand_apart() -> None:
+def test_own_runs_and_quotations_are_separate() -> None:
     sheet = field_sheet([COMPARISON], "resnet56", "cifar10", RESNET56, "t")
     headings = [position for position, row in enumerate(sheet.rows) if len(row) == 1]
     assert len(headings) == 2 and headings[0] == 0

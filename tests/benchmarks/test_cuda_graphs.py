@@ -59,7 +59,7 @@ def test_resumed_in_the_middle_equals_uninterrupted(kind: str) -> None:
     whole = finish(training(kind, Repeater()))
     first = training(kind, Repeater())
     first.run_epoch(nothing)
-    saved = first.snapshot()  # copied below: an optimiser goes on in the very tensors that it is given
+    saved = first.snapshot()  # copied below: an optimiser continues in the tensors that it is given
     again = training(kind, Repeater())
     again.run_epoch(nothing)
     again.run_epoch(nothing)  # an epoch too many, with gradients and momentum of its own
@@ -88,7 +88,7 @@ def test_warm_up_may_last_longer_than_an_epoch() -> None:
         (Counting(obstacle="the host waits"), "the host waits"),
     ],
 )
-def test_what_cannot_be_recorded_goes_on_step_by_step_and_says_why(recorder: Counting, reason: str) -> None:
+def test_what_cannot_be_recorded_runs_step_by_step_and_says_why(recorder: Counting, reason: str) -> None:
     eager, other = finish(training("oicsr-gl", None)), finish(training("oicsr-gl", recorder))
     assert_same(eager, other)
     assert other.eager_reason.startswith(reason) and "\n" not in other.eager_reason
@@ -96,7 +96,7 @@ def test_what_cannot_be_recorded_goes_on_step_by_step_and_says_why(recorder: Cou
 
 
 class Elsewhere:
-    """Batches that do not lie on the device."""
+    """Batches that are not on the device."""
 
     def __init__(self, batches: TrainingBatches) -> None:
         self.epoch, self._length = batches.epoch, len(batches)
@@ -116,7 +116,7 @@ def test_reasons_not_to_begin() -> None:
     assert isinstance(loader.batches, ResidentBatches)
     loader.batches = Elsewhere(loader.batches)  # type: ignore[arg-type]
     loader.run_epoch(nothing)
-    assert loader.eager_reason == "the images do not lie on the device"
+    assert loader.eager_reason == "the images are not on the device"
 
 
 def scheduled() -> list[str]:

@@ -134,7 +134,7 @@ def test_run_whose_workers_die_again_and_again_is_recorded_as_failed(tmp_path: P
 
 def test_full_disk_ends_the_sweep_and_leaves_no_lease(tmp_path: Path) -> None:
     engine = FakeEngine(lambda task, attempt: Ended(task.cell, trouble="OSError: No space left on device"))
-    with pytest.raises(MachineTroubleError, match=r"cannot go on: .*No space left"):
+    with pytest.raises(MachineTroubleError, match=r"cannot continue: .*No space left"):
         drive(small_bench(tmp_path), engine, cells())
     assert engine.closed and not list((tmp_path / "results" / ".locks").glob("*.owner"))
 
@@ -155,7 +155,7 @@ def test_what_need_not_wait_for_a_stage_in_training_goes_first(tmp_path: Path) -
     assert engine.started[:2] == ["oicsr-gl", "oicsr-gl"]  # of seeds 0 and 1: their dense networks are trained together
 
 
-def test_task_reports_trouble_of_the_machine_apart_from_failures_of_the_run(
+def test_task_reports_machine_problems_separately_from_failed_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, cell = small_bench(tmp_path), small_cell()

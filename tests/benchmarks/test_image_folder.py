@@ -183,5 +183,5 @@ def test_classes_must_agree_and_damaged_images_are_named(tmp_path: Path) -> None
         read_folder(tmp_path)
     (tmp_path / "val/cow").rename(tmp_path / "val/dog")
     (tmp_path / "val/dog/a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"val/dog/a\.png is no readable image"):
+    with pytest.raises(DataError, match=r"val/dog/a\.png is not a readable image"):
         list(replace(read_folder(tmp_path), workers=0).evaluation_batches("test", 2, CPU))

@@ -29,7 +29,7 @@ def bring(folder: Path, **options: bool) -> Merged:
     return merge(small_bench(folder), folder / "elsewhere", KNOWN, **options)
 
 
-def test_record_is_brought_in_with_its_history_and_a_second_time_found_there(tmp_path: Path) -> None:
+def test_record_is_added_with_its_history_and_found_the_second_time(tmp_path: Path) -> None:
     source = put(tmp_path / "elsewhere", fake_record(CELL))
     assert bring(tmp_path).added == [CELL.label]
     target = record_path(tmp_path / "results", CELL)
@@ -136,7 +136,7 @@ def test_command_exits_with_one_where_a_record_was_refused(
     assert "no records under" in capsys.readouterr().err
     put(source, fake_record(CELL))
     assert cli.main(["merge", str(source), "--results", str(results)]) == 0
-    assert "1 brought in" in capsys.readouterr().out
+    assert "1 added" in capsys.readouterr().out
     put(source, fake_record(CELL, 0.1))
     assert cli.main(["merge", str(source), "--results", str(results)]) == 1
     shown = capsys.readouterr()

@@ -114,7 +114,7 @@ def test_stop_between_epochs_leaves_a_checkpoint_and_no_record(tmp_path: Path) -
     assert progress is not None and progress["epoch"] == 1 and not progress["finished"]
 
 
-def test_checkpoint_that_begins_at_another_network_is_passed_over(tmp_path: Path) -> None:
+def test_checkpoint_that_starts_from_another_network_is_skipped(tmp_path: Path) -> None:
     cell = small_cell()
     bench = small_bench(tmp_path)
     run_cell(bench, cell)
@@ -127,7 +127,7 @@ def test_checkpoint_that_begins_at_another_network_is_passed_over(tmp_path: Path
     other = {**state, "origin": {**state["origin"], "plan": "0" * 64}}
     other["model"] = {name: torch.zeros_like(value) for name, value in state["model"].items()}
     bench.store.save(finetune.key, other)
-    with pytest.warns(CheckpointWarning, match="begins at another network"):
+    with pytest.warns(CheckpointWarning, match="starts from another network"):
         run_cell(bench, cell)
     assert outcome(tmp_path, cell) == before
     with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def test_control_stops_before_an_epoch_that_would_not_end_in_time(monkeypatch: p
         Control(seconds=20, expected={"a": 30.0}).before_epoch("a")  # measured on nothing yet, but expected
 
 
-def test_control_leaves_room_for_what_lies_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_reserves_time_for_work_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     control = Control(seconds=60)
     control.after_epoch("a", 1.0)

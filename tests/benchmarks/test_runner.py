@@ -139,7 +139,7 @@ def test_training_is_shared_between_targets_unless_it_depends_on_them() -> None:
     assert key("greg1") != key("greg1", macs_kept=0.3) and key("greg1") != key("greg1+l1+uniform")
 
 
-def test_a_regularizer_is_told_what_will_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_regularizer_learns_what_will_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     targets: list[Target] = []
 
     def watched(couplings: Sequence[Coupling], strength: float, target: Target) -> None:
@@ -296,7 +296,7 @@ def test_controls_train_the_pruned_shape_from_scratch(tmp_path: Path) -> None:
     assert equal_epochs.strength == ours.strength
 
 
-def test_dense_control_removes_nothing_whatever_the_target(tmp_path: Path) -> None:
+def test_dense_control_removes_nothing_at_any_target(tmp_path: Path) -> None:
     (cell,) = cells_of(small_experiment(), "quick", methods=["dense-long"], macs_kept=[0.5])
     record = run_cell(small_bench(tmp_path), cell)
     assert cell.macs_kept == 1.0

@@ -132,7 +132,7 @@ def test_merge_refuses_it(tmp_path: Path, kind: str, capsys: pytest.CaptureFixtu
     put(tmp_path / "elsewhere", fake_record(small_cell()))
     assert cli.main(["merge", str(tmp_path / "elsewhere"), "--results", str(tmp_path / "results")]) == 1
     shown = capsys.readouterr()
-    assert str(path) in shown.err and reason in shown.err and "1 brought in" in shown.out
+    assert str(path) in shown.err and reason in shown.err and "1 added" in shown.out
 
 
 def test_merge_refuses_a_record_whose_parts_are_those_of_another_method(
@@ -148,7 +148,7 @@ def test_merge_refuses_what_could_not_stand_in_one_table(tmp_path: Path, capsys:
     put(tmp_path / "elsewhere", fake_record(small_cell(seed=1), provenance={"device_type": "cuda"}))
     assert cli.main(["merge", str(tmp_path / "elsewhere"), "--results", str(tmp_path / "results")]) == 1
     shown = capsys.readouterr().err
-    assert "cannot stand beside" in shown and "different device type: cpu, cuda" in shown
+    assert "cannot be compared with" in shown and "different device type: cpu, cuda" in shown
     assert cli.main(["report", "--results", str(tmp_path / "results")]) == 0
 
 

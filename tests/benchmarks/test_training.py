@@ -1,4 +1,4 @@
-"""The training loop: it learns, stops and goes on bit for bit, and lets each kind of regulariser act its own way."""
+"""The training loop: it learns, stops and resumes bit for bit, and applies each kind of regulariser in its own way."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_offline_run_of_wandb_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("trouble", ["no network", "folder", "not installed"])
-def test_training_goes_on_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+def test_training_continues_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     import wandb
 
     folder = tmp_path / "wandb"
@@ -140,7 +140,7 @@ def test_training_goes_on_without_wandb(tmp_path: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(wandb, "init", fail)
     sink = WandbSink("online", folder)
-    with pytest.warns(WandbWarning, match="training goes on"):
+    with pytest.warns(WandbWarning, match="training continues"):
         sink.run_started(CELLS[0], [])
     sink.run_finished(CELLS[0], fake_record(CELLS[0]), fake_history())  # silent from now on
     sink.close()

@@ -1,7 +1,7 @@
 """Where runs are done: in this process, in several processes of this machine, or on a Ray cluster.
 
-An engine does tasks and tells what happens; `drive` decides which task is next, holds the runs' leases, writes their
-records and tries again where a worker died. Every run is done by the same function, `perform`.
+An engine does tasks and reports events. `drive` chooses the next task, holds the runs' leases, writes their records and
+retries if a worker died. Every run is done by the same function, `perform`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.running.stopping import Control, Stopped
 
 @dataclass(frozen=True)
 class Task:
-    """A run to do, with the strength that was looked up where it was asked for."""
+    """A run to do, with the strength that the driver looked up."""
 
     cell: Cell
     strength: Strength
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Started:
-    """A run began."""
+    """A run started."""
 
     cell: Cell
     stages: Sequence[Stage]
@@ -39,7 +39,7 @@ class Started:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is over."""
+    """An epoch is finished."""
 
     cell: Cell
     stage: Stage
@@ -57,7 +57,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run is over (`left`), or stopped at a checkpoint (`stopped`), or the machine is in trouble (`trouble`)."""
+    """A run is finished (`left`), stopped at a checkpoint (`stopped`), or the machine has a problem (`trouble`)."""
 
     cell: Cell
     left: Outcome | None = None
@@ -67,7 +67,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Died:
-    """The process of a run was killed; `final`: the engine itself tried again, in vain."""
+    """The process of a run was killed; `final`: the engine's own retries failed."""
 
     cell: Cell
     reason: str
@@ -83,40 +83,40 @@ class Engine(Protocol):
     """Does tasks.
 
     Attributes:
-        slots: How many at once.
+        slots: Number of concurrent tasks.
     """
 
     slots: int
 
     def start(self, task: Task) -> None:
-        """Begin a task; there are fewer than `slots` at work."""
+        """Start a task; fewer than `slots` are running."""
         ...
 
     def wait(self, tell: Tell) -> None:
-        """Wait a while, or until something happened, and tell of it."""
+        """Wait a while, or until something happens, and report it."""
         ...
 
     def stop(self) -> None:
-        """Ask every task to end after its next checkpoint."""
+        """Ask every task to stop after its next checkpoint."""
         ...
 
     def close(self) -> None:
-        """End everything at once."""
+        """Stop everything at once."""
         ...
 
 
 class Forward:
-    """An observer that turns what it is told into events."""
+    """An observer that turns notifications into events."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
 
     def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
-        """Tell of the start."""
+        """Report the start."""
         self._tell(Started(cell, list(stages)))
 
     def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
-        """Tell of the epoch."""
+        """Report the epoch."""
         self._tell(EpochDone(cell, stage, row, cached))
 
     def waiting(self, cell: Cell, reason: str) -> None:
@@ -124,11 +124,11 @@ class Forward:
         self._tell(Waiting(cell, reason))
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
-        """Nothing: `Ended` tells it."""
+        """Do nothing: `Ended` reports it."""
 
 
 def perform(bench: Bench, task: Task, control: Control, tell: Tell) -> None:
-    """Do a task to its end, whatever the end is, and tell of it."""
+    """Do a task and report how it ended."""
     here = replace(bench, observers=[Forward(tell)], control=control)
     try:
         left = execute(here, task.cell, task.strength)

@@ -17,24 +17,24 @@ from benchmarks.running.run import lost_worker_record, strength_of
 from benchmarks.running.stages import stages_of
 from benchmarks.running.stopping import INTERRUPT, Control
 
-ATTEMPTS = 3  # of a run whose worker dies
+ATTEMPTS = 3  # attempts per run if its workers die
 
 LOOK_AHEAD = 64  # runs that are compared when the next is chosen
 
 
 class MachineTroubleError(OSError):
-    """A file cannot be written: what was asked for cannot go on here."""
+    """A file cannot be written, so the command cannot continue here."""
 
 
 @dataclass
 class SweepOutcome:
-    """What came of a sweep.
+    """The result of a sweep.
 
     Attributes:
-        records: Of the runs that ended here.
-        elsewhere: Records that another command wrote meanwhile.
+        records: Records of the runs that ended here.
+        elsewhere: Records that another command wrote in the meantime.
         left: Runs without a record.
-        stopped: Why some are left, or None.
+        stopped: Why some runs are left, or None.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -44,7 +44,7 @@ class SweepOutcome:
 
 
 class Driver:
-    """Does runs on an engine; no run that another command over the same results does at the same time."""
+    """Does runs on an engine, except those that another command on the same results is doing."""
 
     def __init__(self, bench: Bench, engine: Engine, control: Control, observers: Sequence[Observer]) -> None:
         self._bench, self._engine, self._control, self._observers = bench, engine, control, observers
@@ -58,10 +58,10 @@ class Driver:
         self._outcome = SweepOutcome()
 
     def drive(self, cells: Sequence[Cell]) -> SweepOutcome:
-        """Do runs until all have a record, or it is time to stop.
+        """Do runs until all have a record or it is time to stop.
 
         Raises:
-            MachineTroubleError: The disk is full or the like; all that was done before is safe.
+            MachineTroubleError: The disk is full, for example; all earlier work is safe.
         """
         for cell in cells:
             self._note(cell)
@@ -76,7 +76,7 @@ class Driver:
                     self._engine.wait(self._hear)
                 elif self._outcome.stopped:
                     break
-                elif todo:  # all that is left is at work elsewhere
+                elif todo:  # another command is doing all remaining runs
                     time.sleep(PAUSE)
         finally:
             self._engine.close()
@@ -100,7 +100,7 @@ class Driver:
                 self._engine.stop()
 
     def _start_one(self, todo: list[Cell]) -> bool:
-        """Start, or tick off, the first run that nobody does; return whether there was one."""
+        """Start the first run that no other command is doing, or mark it as done; return whether there was one."""
         for cell in self._in_order(todo):
             path = lease_path(self._bench.results, cell.experiment.name, cell.run_id)
             lease = try_lease(path, self._watches.setdefault(cell.label, Watch()))
@@ -110,7 +110,7 @@ class Driver:
             todo.remove(cell)
             record = self._read(cell)
             if record is not None and (record.complete or _checksum_of(record) != self._before[cell.label]):
-                lease.release()  # another command did it since this one looked
+                lease.release()  # another command did it in the meantime
                 self._outcome.elsewhere.append(record)
                 return True
             self._leases[cell.label] = lease
@@ -128,7 +128,7 @@ class Driver:
             observer.waiting(event.cell, event.reason)
 
     def _in_order(self, todo: Sequence[Cell]) -> list[Cell]:
-        """Put first what need not wait for a stage that is trained just now, as far as can be seen."""
+        """Put runs first that need not wait for a stage in training, as far as can be seen."""
         if not self._leases:
             return list(todo)
         busy = {key for label in self._leases for key in self._open_stages(label)}
@@ -167,7 +167,7 @@ class Driver:
 
     def _end(self, event: Ended) -> None:
         if event.trouble:
-            raise MachineTroubleError(f"{event.cell.label} cannot go on: {event.trouble}")
+            raise MachineTroubleError(f"{event.cell.label} cannot continue: {event.trouble}")
         if event.left is not None:
             record, history = event.left.record, event.left.history
             self._leases[event.cell.label].check()
@@ -181,7 +181,7 @@ class Driver:
         self._leases.pop(event.cell.label).release()
 
     def _mourn(self, event: Died) -> None:
-        """Try again where a worker died; after some attempts the run is a failed one."""
+        """Retry after a worker died; after some attempts the run counts as failed."""
         cell = event.cell
         attempts = self._attempts[cell.label] = self._attempts.get(cell.label, 0) + 1
         if self._outcome.stopped:

@@ -1,4 +1,4 @@
-"""Runs on this machine: in this process, or each in a process of its own."""
+"""Runs on this machine: in this process, or each in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.running.stopping import Control
 
 POLL = 0.5  # seconds
 
-# imported at first use: seconds that every process would take
+# imported on first use: it would cost every process seconds
 LAZY = ["torch.export._trace", "sklearn.datasets", "torchvision.datasets"]
 
 
@@ -42,10 +42,10 @@ class InProcess:
             perform(self._bench, task, self._control, tell)
 
     def stop(self) -> None:
-        """Nothing: the control that was given says when."""
+        """Do nothing: the given control decides when."""
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: nothing is open."""
 
 
 @dataclass
@@ -58,14 +58,14 @@ class _Worker:
 
 
 class Processes:
-    """Several runs at a time, each in a process of its own, so that one that is killed takes nothing along.
+    """Several runs at a time, each in its own process, so that a killed one does not affect the others.
 
     Args:
         bench: Where to run. Its CPU threads, and the machine's GPUs, are divided among the processes.
-        control: Of the whole command.
+        control: The control of the command.
         jobs: How many runs at a time.
         expected: Seconds of an epoch by stage key.
-        device_named: Whether the device was asked for by name; otherwise GPUs are dealt out in turn.
+        device_named: Whether the device was named explicitly; otherwise GPUs are assigned round-robin.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Processes:
         self._bench, self._control, self._expected = replace(bench, observers=()), control, expected
         self._devices = 1 if device_named or bench.device.type != "cuda" else torch.cuda.device_count()
         self._threads = max(1, torch.get_num_threads() // jobs)
-        # the fork server imports the suite once and never touches a GPU or a thread: its children start at once, clean
+        # the fork server imports the suite once and never uses a GPU or a thread, so its children start fast and clean
         kinds = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
         if "forkserver" in kinds:
@@ -97,7 +97,7 @@ class Processes:
         self._workers.append(_Worker(process, ours, task.cell, slot))
 
     def wait(self, tell: Tell) -> None:
-        """Tell what the processes tell, and which of them died."""
+        """Report the events of the processes, and which of them died."""
         ready = wait([worker.events for worker in self._workers], POLL)
         for worker in [worker for worker in self._workers if worker.events in ready]:
             try:
@@ -116,11 +116,11 @@ class Processes:
             tell(Died(worker.cell, _reason(worker.process.exitcode)))
 
     def stop(self) -> None:
-        """Ask every process to end after its next checkpoint."""
+        """Ask every process to stop after its next checkpoint."""
         self._stop.set()
 
     def close(self) -> None:
-        """Kill what is still at work."""
+        """Kill the processes that are still running."""
         for worker in self._workers:
             worker.process.kill()
             worker.process.join()
@@ -143,8 +143,8 @@ def _work(
     seconds: float | None,
     expected: dict[str, float],
 ) -> None:
-    """Do one run in a process of its own. Where the parent is gone, telling fails and the process ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches all processes; the parent says what it means
+    """Do one run in its own process. If the parent is gone, reporting fails and the process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches all processes; the parent decides what it means
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:

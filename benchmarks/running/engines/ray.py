@@ -1,7 +1,7 @@
 """Runs as tasks of a Ray cluster (extra `ray`): several small networks on one GPU, retried when a worker dies.
 
-Records come back to the driver, which alone writes them. Checkpoints lie where `--checkpoints` says, on the machine of
-the worker: on a cluster this should be a shared folder, so that a run goes on where any other machine left it.
+Records come back to the driver, which alone writes them. Checkpoints are under `--checkpoints` on the worker's machine.
+On a cluster this should be a shared folder, so that any machine can resume a run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INSTALL = "the Ray engine needs the extra `ray`: pip install 'ray[default]' (or 
 
 
 class Mailbox:
-    """Carries what workers tell to the driver, and the wish to stop to the workers; an actor."""
+    """An actor that carries events to the driver and stop requests to the workers."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -57,7 +57,7 @@ class RayTasks:
 
     Args:
         bench: Where to run; its folders as they are called on every machine.
-        control: Of the whole command.
+        control: The control of the command.
         jobs: How many runs at a time, at most.
         expected: Seconds of an epoch by stage key.
         address: Of a cluster (`auto`: the one that runs on this machine); None starts one here.
@@ -85,7 +85,7 @@ class RayTasks:
         self._bench = replace(bench, observers=(), control=Control(), store=store, results=bench.results.absolute())
         self._control, self._expected, self._threads = control, expected, threads
         gpus = gpu_share if bench.device.type == "cuda" else 0
-        # Ray itself repeats a task whose worker died; an exception is none of its business, `perform` reports it
+        # Ray retries a task whose worker died, but not on exceptions: `perform` reports those
         options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": ATTEMPTS - 1, "retry_exceptions": False}
         self._remote = self._ray.remote(**options)(_work)
         self._mailbox = self._ray.remote(num_cpus=0)(Mailbox).remote()
@@ -98,7 +98,7 @@ class RayTasks:
         self._tasks[reference] = task.cell
 
     def wait(self, tell: Tell) -> None:
-        """Tell what came into the mailbox, and which tasks ended."""
+        """Report what arrived in the mailbox, and which tasks ended."""
         done, _ = self._ray.wait(list(self._tasks), timeout=POLL)
         for event in self._ray.get(self._mailbox.take.remote()):
             tell(event)
