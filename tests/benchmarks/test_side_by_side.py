@@ -69,7 +69,7 @@ def test_runs_are_done_side_by_side_unless_another_number_is_given(capsys: pytes
     ]
     with pytest.raises(SystemExit):
         options("--jobs", "many")
-    assert "'many' is no whole number of 1 or more, and not auto" in capsys.readouterr().err
+    assert "'many' is not an integer of 1 or more, and not auto" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("threads")
