@@ -120,6 +120,8 @@ class Profile:
         grid_scale: Factor on the grid of each regulariser. A penalty acts in proportion to learning rate times steps,
             so short training needs larger strengths.
         grids: Grids that replace those of some regularisers; all of the same length.
+        strengths_of: Experiment whose tuned strengths are taken over instead of this profile's own, for all methods
+            alike; None for those of the experiment.
     """
 
     dense: Phase
@@ -144,6 +146,7 @@ class Profile:
     tries: int = 7
     grid_scale: float = 1.0
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    strengths_of: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible targets, and grids of unequal length: no method may be tuned harder than another."""
@@ -162,7 +165,7 @@ class Profile:
     def shared(self) -> Mapping[str, Any]:
         """The values that each of its runs depends on, by name; do not modify."""
         # these decide what else is run, not how one run is done
-        others = ("methods", "macs_kept", "seeds", "tries", "grid_scale", "grids")
+        others = ("methods", "macs_kept", "seeds", "tries", "grid_scale", "grids", "strengths_of")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 

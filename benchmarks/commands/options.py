@@ -81,6 +81,25 @@ def add_jobs(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_graphs(parser: argparse.ArgumentParser) -> None:
+    """Add the option for CUDA graphs."""
+    parser.add_argument(
+        "--graphs",
+        action="store_true",
+        help="replay training steps from CUDA graphs, checked at every epoch (default: take them one by one)",
+    )
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add the option for a time limit."""
+    parser.add_argument(
+        "--budget-minutes",
+        type=float,
+        metavar="N",
+        help="stop cleanly at a checkpoint within N minutes of the start (default: no limit)",
+    )
+
+
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Add the option for the results folder."""
     parser.add_argument(

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.analysis.comparison import compare
-from benchmarks.commands.options import add_device, add_folders, add_jobs, choose_device
+from benchmarks.commands.options import add_budget, add_device, add_folders, add_graphs, add_jobs, choose_device
 from benchmarks.config import Cell, Profile
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import EXPERIMENTS
@@ -56,19 +56,10 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="offline",
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
-    parser.add_argument(
-        "--graphs",
-        action="store_true",
-        help="replay training steps from CUDA graphs, checked at every epoch (default: take them one by one)",
-    )
+    add_graphs(parser)
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
     parser.add_argument("--plan", action="store_true", help="show what would run and for how long, and run nothing")
-    parser.add_argument(
-        "--budget-minutes",
-        type=float,
-        metavar="N",
-        help="stop cleanly at a checkpoint within N minutes of the start (default: no limit)",
-    )
+    add_budget(parser)
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where runs are done (default: local)"
     )

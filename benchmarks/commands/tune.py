@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -12,17 +13,28 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.commands.options import add_choice, add_device, add_folders, add_jobs, choose_device
+from benchmarks.commands.options import (
+    add_budget,
+    add_choice,
+    add_device,
+    add_folders,
+    add_graphs,
+    add_jobs,
+    choose_device,
+)
 from benchmarks.config import Cell
 from benchmarks.experiments import find_experiment
-from benchmarks.records.strengths import Tries, read_tuning
+from benchmarks.machine.leases import process_age
+from benchmarks.records.strengths import Tries, read_tuning, tuned_under
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.side_by_side import choose_jobs
-from benchmarks.running.stopping import Control, Stopped, on_signals
+from benchmarks.running.stopping import OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
 from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
 from benchmarks.training.loop import Score
+
+OK, INTERRUPTED = 0, 130
 
 
 @dataclass(frozen=True)
@@ -34,20 +46,26 @@ class Place:
         results: Results folder; tuning records are in its `tuning/`.
         checkpoints: Folder of the checkpoints.
         threads: Threads of each process; None for PyTorch's choice.
+        graphs: Whether training steps are to be replayed from CUDA graphs.
+        deadline: When to stop, on the clock that all processes of a machine share (`time.monotonic`); None: never.
     """
 
     device: str
     results: Path
     checkpoints: Path
     threads: int | None
+    graphs: bool = False
+    deadline: float | None = None
 
     def bench(self, asked: object = None) -> Bench:
         """Return the bench."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        control = Control(asked=asked) if asked is not None else Control()  # type: ignore[arg-type]
-        store = CheckpointStore(self.checkpoints)
-        return Bench(torch.device(self.device), self.results, store, tuning=self.results / "tuning", control=control)
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        control = Control(left, asked) if asked is not None else Control(left)  # type: ignore[arg-type]
+        store, device = CheckpointStore(self.checkpoints), torch.device(self.device)
+        folder = self.results / "tuning"
+        return Bench(device, self.results, store, tuning=folder, control=control, graphs=self.graphs)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,35 +74,44 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser)
     add_device(parser)
     add_jobs(parser, "methods")
+    add_graphs(parser)
+    add_budget(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     """Search the strengths of some experiments."""
     device = choose_device(options)
     threads = options.threads or (1 if (options.jobs or 1) > 1 else None)
-    place = Place(str(device), options.results, options.checkpoints, threads)
+    limit = None if options.budget_minutes is None else budget_seconds(options.budget_minutes, process_age())
+    deadline = None if limit is None else time.monotonic() + limit
+    place = Place(str(device), options.results, options.checkpoints, threads, options.graphs, deadline)
     try:
         for name in options.experiments:
             _tune(place, name, options)
-    except Stopped:
-        print("interrupted; run the same command again to continue from the last epoch")
-        return 130
-    return 0
+    except Stopped as stopped:
+        print(f"{stopped}; run the same command again to continue from the last epoch")
+        return OK if str(stopped) == OUT_OF_TIME else INTERRUPTED
+    return OK
 
 
 def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
     experiment = find_experiment(name)
-    if experiment.strengths_of:
-        print(f"{name} uses the strengths of {experiment.strengths_of}: tune that experiment")
-        return
     profile = options.profile or default_profile(experiment, torch.device(place.device))
+    owner = tuned_under(experiment, experiment.profile(profile))
+    if owner != experiment.name:
+        print(f"{name} ({profile}) uses the strengths of {owner}: tune that experiment")
+        return
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
     seeds = options.seeds or TUNING_SEEDS
     tuned, path = by_method(cells), None
     place, jobs = _shared_out(place, cells, len(tuned), options.jobs)
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
+    stopped = ""
     for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
-        path = keep(place.bench(), tuned[method], seeds, found)
+        path = keep(place.bench(), tuned[method], seeds, found.tries) if found.tries else path
+        stopped = stopped or found.stopped
+    if stopped:
+        raise Stopped(stopped)
     if path is None:
         print(f"{name}: no method of profile {profile} has a strength to choose")
         return
@@ -106,14 +133,22 @@ def _shared_out(place: Place, cells: Sequence[Cell], methods: int, asked: int | 
     return replace(place, threads=1), jobs
 
 
-Found = Iterator[tuple[str, Mapping[str, Tries]]]
+@dataclass(frozen=True)
+class Part:
+    """What the search of one method found, and why it stopped before its last target (empty: it did not)."""
+
+    tries: Mapping[str, Tries]
+    stopped: str = ""
+
+
+Found = Iterator[tuple[str, Part]]
 
 
 def _one_by_one(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
     with on_signals() as asked:
         bench = place.bench(asked)
         for method, cells in tuned.items():
-            yield method, tune_method(bench, cells, seeds, _tell_try)
+            yield method, _search(bench, cells, seeds)
 
 
 def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
@@ -130,9 +165,15 @@ def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequ
                 future.cancel()
 
 
-def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> dict[str, Tries]:
+def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
     with on_signals() as asked:
-        return tune_method(place.bench(asked), cells, seeds, _tell_try)
+        return _search(place.bench(asked), cells, seeds)
+
+
+def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
+    found = tune_method(bench, cells, seeds, _tell_try)
+    stopped = "" if len(found) == len(cells) else bench.control.stop_reason() or OUT_OF_TIME
+    return Part(found, stopped)
 
 
 def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:

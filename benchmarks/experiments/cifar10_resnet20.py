@@ -9,7 +9,7 @@ not known (PAPER.md).
 """
 
 from benchmarks.config import Experiment, Phase, Profile
-from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK, CIFAR_STUDY
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK, CIFAR_STUDY, study_rates
 
 CPU = Profile(
     dense=Phase(epochs=10, learning_rate=0.1, warmup_epochs=1),
@@ -37,6 +37,7 @@ EXPERIMENT = Experiment(
         "quick": CIFAR_QUICK,
         "cpu": CPU,
         "study": CIFAR_STUDY,
+        **study_rates(CIFAR_STUDY),
         "paper": CIFAR_PAPER,
     },
 )

@@ -6,7 +6,10 @@ that torch-pruning's published comparison uses; the paper's own recipe is not kn
 2.55 times fewer MACs, where published numbers exist.
 """
 
+from dataclasses import replace
+
 from benchmarks.config import Experiment, Phase, Profile
+from benchmarks.experiments.shared_profiles import CIFAR_STUDY, NO_TRAINING, STUDY_HEADLINE
 
 QUICK_METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1", "none", "random")
 
@@ -32,6 +35,15 @@ EXPERIMENT = Experiment(
             validation_images=500,
             test_images=1_000,
             grid_scale=40.0,
+        ),
+        "study": replace(
+            CIFAR_STUDY,
+            dense=Phase(epochs=12, learning_rate=0.2, warmup_epochs=1),
+            regularized=Phase(epochs=6, learning_rate=0.1),
+            finetune=replace(CIFAR_STUDY.finetune, epochs=3),
+            methods=(*STUDY_HEADLINE, *NO_TRAINING),
+            macs_kept=(1 / 2.1,),
+            strengths_of="cifar10-resnet20",
         ),
         "paper": Profile(
             dense=Phase(epochs=200, learning_rate=0.1, warmup_epochs=1),

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.escape import for_markdown
 from benchmarks.machine.provenance import device_name, git_state, versions
-from benchmarks.perf import latency, penalty, prune, train
+from benchmarks.perf import latency, penalty, prune, pruned, steps, train
 from benchmarks.perf.measure import Settings
 
 BENCHMARKS: dict[str, tuple[Callable[[Settings], Iterable[dict[str, Any]]], str]] = {
@@ -21,6 +21,8 @@ BENCHMARKS: dict[str, tuple[Callable[[Settings], Iterable[dict[str, Any]]], str]
     "prune": (prune.run, prune.NOTE),
     "latency": (latency.run, latency.NOTE),
     "train": (train.run, train.NOTE),
+    "steps": (steps.run, steps.NOTE),
+    "pruned": (pruned.run, pruned.NOTE),
 }
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.config import Cell
+from benchmarks.config import Cell, Experiment, Profile
 from benchmarks.machine.paths import PUBLISHED_TUNING, inside
 
 if TYPE_CHECKING:
@@ -98,12 +98,18 @@ def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:
     return cell.profile.grids.get(own.name, scaled)
 
 
+def tuned_under(experiment: Experiment, profile: Profile) -> str:
+    """Return the name of the experiment whose tuning record gives the strengths."""
+    return profile.strengths_of or experiment.strengths_of or experiment.name
+
+
 def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     """Return the strength of a run: the one tuned for its method and target, else the middle of the grid.
 
     A combination such as `oicsr-gl+taylor` that was not tuned takes the strength that was tuned for the method of its
     regulariser's name: another importance for the same weights. Where no strength works at a target, the one of the
-    nearest weaker target that has one is taken, and the source says so.
+    nearest weaker target that has one is taken, and the source says so. Where the strengths are those of another
+    experiment, which has other targets, the one of the nearest target is taken, and the source says so.
 
     Args:
         folder: Of the tuning records; one that is not there is looked for among the published ones.
@@ -115,21 +121,26 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     """
     if not method.has_strength:
         return Strength(0.0, "none needed")
-    tuned_as = cell.experiment.strengths_of or cell.experiment.name
+    tuned_as = tuned_under(cell.experiment, cell.profile)
     path = tuning_path(folder, tuned_as, cell.profile_name)
     if not path.is_file():
         path = tuning_path(PUBLISHED_TUNING, tuned_as, cell.profile_name)
     tuned = _tuned(path)
     for name in (method.strength_of or cell.method, method.regularizer.name):
         chosen = tuned.get(name, {})
-        if f"{cell.macs_kept:g}" not in chosen:
+        target = f"{cell.macs_kept:g}"
+        if chosen and tuned_as != cell.experiment.name and target not in chosen:
+            target = min(chosen, key=lambda text: abs(math.log(float(text) / cell.macs_kept)))
+        if target not in chosen:
             continue
         weaker = sorted((float(text), value) for text, value in chosen.items() if value is not None)
-        works = next(((target, value) for target, value in weaker if target >= cell.macs_kept - 1e-6), None)
+        works = next(((share, value) for share, value in weaker if share >= float(target) - 1e-6), None)
         if works is None:
             break
         source = f"tuned on validation{_for(name, cell.method)} ({path.name})"
-        if chosen[f"{cell.macs_kept:g}"] is None:
+        if target != f"{cell.macs_kept:g}":
+            source = f"that of {target}, the nearest target; {source}"
+        if chosen[target] is None:
             source = f"no strength works at this target, that of {works[0]:g} is taken; {source}"
         return Strength(float(works[1]), source)
     grid = grid_of(cell, method)

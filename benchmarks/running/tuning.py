@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.records.strengths import SCHEMA, Tries, grid_of, read_tuning, tu
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
 from benchmarks.running.run import validate_recalibrated
+from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import DivergedError, Score
 
 TUNING_SEEDS = (1000, 1001)  # far from those of any comparison
@@ -139,7 +141,7 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
         tell: Called with cell, strength and validation score (None: training diverged) of each trial.
 
     Returns:
-        The trials by target, as text.
+        The trials by target, as text; the finished targets where the control asked to stop, which the caller checks.
     """
 
     def ask(cell: Cell, strength: float) -> Mapping[str, Any]:
@@ -152,7 +154,11 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
     found = {}
     for cell in cells:
         grid = grid_of(cell, find_method(cell.method))
-        found[f"{cell.macs_kept:g}"] = search(grid, cell.profile.tries, lambda strength, cell=cell: ask(cell, strength))  # type: ignore[misc]
+        try:
+            tries = search(grid, cell.profile.tries, partial(ask, cell))
+        except Stopped:
+            break
+        found[f"{cell.macs_kept:g}"] = tries
     return found
 
 
@@ -184,6 +190,7 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
     """Tune every method of an experiment at every target, one after the other; return the tuning record's path."""
     for tuned in by_method(cells).values():
         keep(bench, tuned, seeds, tune_method(bench, tuned, seeds, tell))
+        bench.control.check()
     return tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
 
 
