@@ -21,7 +21,7 @@ from benchmarks.training.loop import autocast
 
 MODELS = ("resnet20", "resnet56")
 
-SIDE_BY_SIDE = (1, 2, 4, 6)
+SIDE_BY_SIDE = (1, 3, 6)
 
 BATCHES = 100  # of an epoch that is measured side by side
 
