@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from oicsr.arguments import check_plan
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
@@ -52,6 +53,7 @@ def remove_channels(
         example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
+        TypeError: `model` is no module, or `plan` no plan.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
             optimiser holds none of the model's parameters or keeps a state that cannot be sliced (Adafactor, L-BFGS);
             the message says which. Nothing is changed then.
@@ -59,6 +61,7 @@ def remove_channels(
     Warns:
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
     """
+    check_plan(model, plan)
     model = unwrap(model)
     _check_fits(model, plan)
     before = dict(model.named_parameters())

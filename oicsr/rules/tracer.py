@@ -18,6 +18,8 @@ from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
+OUTPUT = "is an output of the model"
+INPUT = "is read from the model's input"
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -93,7 +95,7 @@ class Tracer:
                 self.values[node] = self._call(node)
             elif node.op == "output":
                 for source in node.all_input_nodes:
-                    self.fix(source, "is an output of the model")
+                    self.fix(source, OUTPUT)
         self._settle_splits()
 
     def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
@@ -104,7 +106,7 @@ class Tracer:
             reason = self.notable("is combined with a tensor that is a constant of the model's code")
             self.values[node] = Value(None, reason, depends_on_input=False)
         else:
-            self.values[node] = Value(None, "is read from the model's input")
+            self.values[node] = Value(None, INPUT)
 
     def _call(self, node: fx.Node) -> Result:
         if node.target is operator.getitem:
@@ -188,7 +190,9 @@ class Tracer:
         value = self.values[node]
         if node in self.parameters and math.prod(shape_of(node)) > MAX_LABELLED_ELEMENTS:
             return self.notable(f"is combined with {self.parameters[node]!r}, which has too many elements to follow")
-        return value.reason if isinstance(value, Value) and value.reason else "holds channels that are not followed"
+        if isinstance(value, Value) and value.reason:
+            return value.reason
+        return self.notable(f"{self.where(node)} gives values that cannot follow the channels")
 
     # how a rule gives up
 
