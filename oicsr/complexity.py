@@ -8,6 +8,7 @@ ResNet-50 at 224x224 has 4,089,184,256 of them and 25,557,032 parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -84,8 +85,8 @@ def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[d
             layer reads: it need not lie on the first input, nor be there at all.
 
     Returns:
-        Parameter name to the number of positions (for a convolution: output height times width), and the MACs of
-        weights that are not parameters of the model but computed from them. A weight with a parametrization goes by
+        Name of a parameter or buffer to the number of positions (for a convolution: output height times width), and
+        the MACs of weights that are neither, but computed. A weight with a parametrization goes by
         the parameter of its shape.
     """
     check_call(model, example_inputs)
@@ -98,7 +99,8 @@ def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[d
         carriers = {name: entry.carrier for name, entry in make_plain(twin).items()} if twin is not model else {}
         with counter:
             inputs.call(twin)
-        names = {id(parameter): carriers.get(name, name) for name, parameter in twin.named_parameters()}
+        tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer
+        names = {id(tensor): carriers.get(name, name) for name, tensor in tensors}
     batch = _batch_size(inputs, counter.batch)
     positions: dict[str, int] = {}
     others = 0
@@ -122,7 +124,15 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
     """
     model = unwrap(model)
     positions, others = weight_positions(model, example_inputs)
-    return others + sum(count * model.get_parameter(name).numel() for name, count in positions.items())
+    return others + sum(count * find_tensor(model, name).numel() for name, count in positions.items())
+
+
+def find_tensor(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer by its qualified name."""
+    path, _, local = name.rpartition(".")
+    module = model.get_submodule(path)
+    tensor = module._parameters.get(local)
+    return module.get_buffer(local) if tensor is None else tensor
 
 
 def count_params(model: nn.Module) -> int:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from oicsr.complexity import weight_positions
+from oicsr.complexity import find_tensor, weight_positions
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
@@ -61,7 +61,7 @@ class WeightCost:
         self._rest = rest
         self._weights: list[tuple[int, list[Tensor]]] = []
         for name, count in times.items():
-            weight = model.get_parameter(name)
+            weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
             others = weight.numel() // math.prod(len(axis) for axis in axes)
             self._weights.append((count * others, axes))
