@@ -131,7 +131,8 @@ def describe(
         if unknown:
             raise ValueError(f"the plan names the coupling {unknown[0]!r}, which is not among the given ones")
         kept |= {name: len(ids) for name, ids in plan.kept.items()}
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    learned = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
     positions: Mapping[str, int] | None = None
     others = 0
     if example_inputs is not None:
@@ -144,7 +145,7 @@ def describe(
             None if positions is None else rest + sum(positions.get(t, 0) * s[t] for t in tensors)
             for s in (sizes, after)
         ]
-        params = [sum(s[t] for t in tensors) for s in (sizes, after)]
+        params = [sum(s[t] for t in tensors if t in learned) for s in (sizes, after)]
         return CouplingRow(name, layers, channels, stays, *params, *macs)
 
     rows = []

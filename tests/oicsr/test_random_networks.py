@@ -262,10 +262,19 @@ FORWARDS: dict[str, Callable[[Step, Tensor], Tensor]] = {
     "checkpoint": lambda step, x: checkpoint(lambda y: torch.relu(step.first(y)), x, use_reentrant=False),
     **LEFT,
 }
+
+
+def average(model: nn.Module) -> nn.Module:
+    """Wrap without the copy that PyTorch makes, which it cannot make of masked weights."""
+    wrapper = AveragedModel(nn.Identity())
+    wrapper.module = model
+    return wrapper
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "plain": lambda model: model,
     "DataParallel": nn.DataParallel,
-    "AveragedModel": AveragedModel,
+    "AveragedModel": average,
     "compiled": lambda model: torch.compile(model, backend="eager"),  # type: ignore[return-value]
 }
 KINDS = sorted(
