@@ -101,14 +101,16 @@ def build_segmenter(name: str, classes: int) -> nn.Module:
     """Return a network that scores every pixel, with its auxiliary head where it has one."""
     import torchvision
 
-    return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    return model
 
 
 def build_video(name: str, classes: int) -> nn.Module:
     """Return a classifier of videos."""
     import torchvision
 
-    return torchvision.models.get_model(name, weights=None, num_classes=classes)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return model
 
 
 def build_sequence(name: str, classes: int) -> nn.Module:
@@ -163,6 +165,12 @@ def example_sequence(model: nn.Module, name: str) -> Tensor:
     return random(1, SAMPLES) if name.endswith("m5") else random(8, 128)
 
 
+def example_for_detector(model: nn.Module, name: str) -> Tensor:
+    """Return two images; SSD300 needs those that it is named after."""
+    size = 300 if name.endswith("ssd300_vgg16") else 128
+    return random(3, size, size)
+
+
 def _short(name: str) -> str:
     return name.partition(":")[2]
 
@@ -170,7 +178,7 @@ def _short(name: str) -> str:
 CLASSIFIERS = Task(build_model, example_images)
 TASKS = {
     "segmentation": Task(lambda name, n: build_segmenter(_short(name), n), lambda _, name: random(3, 96, 96)),
-    "detection": Task(lambda name, n: build_detector_backbone(_short(name), n), lambda _, name: random(3, 128, 128)),
+    "detection": Task(lambda name, n: build_detector_backbone(_short(name), n), example_for_detector),
     "video": Task(
         lambda name, n: build_video(_short(name), n), lambda _, name: random(*OWN_VIDEO.get(_short(name), VIDEO))
     ),
