@@ -92,7 +92,7 @@ def _do(options: argparse.Namespace) -> int:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue from the last epoch", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue from its last checkpoint", file=sys.stderr)
         return INTERRUPTED
 
 
