@@ -32,7 +32,7 @@ from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.side_by_side import choose_jobs
-from benchmarks.running.stopping import OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
+from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
 from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
 from benchmarks.training.loop import Score
 
@@ -163,10 +163,12 @@ def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequ
         try:
             while pending:
                 done, _ = wait(pending, POLL, FIRST_COMPLETED)
-                if asked():
-                    stop.set()
                 for future in done:
                     yield pending.pop(future), future.result()
+                if asked():
+                    stop.set()
+                    for future in [future for future in pending if future.cancel()]:  # those that did not begin
+                        yield pending.pop(future), Part({}, INTERRUPT)
         finally:
             for future in pending:
                 future.cancel()

@@ -6,6 +6,10 @@ import csv
 import hashlib
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +22,7 @@ from hypothesis import strategies as st
 
 from benchmarks import cli
 from benchmarks.escape import FORMULA
-from benchmarks.machine.paths import OutsideError
+from benchmarks.machine.paths import ROOT, OutsideError
 from benchmarks.records.record import Record, stamped
 from benchmarks.records.rows import ChannelRow, channels_csv, history_csv
 from benchmarks.records.strengths import TuningError, read_tuning, tuning_path
@@ -179,3 +183,38 @@ def test_folders_of_any_name(sandbox: Path, name: str, capsys: pytest.CaptureFix
     assert cli.main(["status", "demo", f"--results={results}", f"--checkpoints={name}3", "--device", "cpu"]) == 0
     assert (results / "RESULTS.md").is_file() and {path.name for path in Path().iterdir()} == {name, f"{name}2"}
     assert "Traceback" not in capsys.readouterr().err
+
+
+def command(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in a shell that prepares itself first; as root, without root's right to write everywhere."""
+    drop = "-dac_override,-dac_read_search"
+    limited = f"setpriv --bounding-set={drop} --inh-caps={drop} " if os.geteuid() == 0 else ""
+    shell = f'{before} exec {limited}"$0" -m benchmarks "$@"'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    whole = ["bash", "-c", shell, sys.executable, *arguments]
+    return subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(sandbox: Path) -> None:
+    put(Path("theirs"), small_cell("none").run_id, fake_record(small_cell("none")), [])
+    Path("closed").mkdir(mode=0o555)
+    folders = ("--results", "closed", "--checkpoints", "closed")
+    for arguments in (
+        ("merge", "theirs", "--results", "closed"),
+        ("report", "--results", "closed"),
+        ("tune", "demo", "--methods", "oicsr-gl", *folders),
+    ):
+        done = command(*arguments)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert "Permission denied: 'closed" in done.stderr
+    assert not any(Path("closed").iterdir())
+
+
+def test_few_file_handles_are_enough(sandbox: Path) -> None:
+    for method in ("oicsr-gl", "gl-out", "none"):
+        put(Path("theirs"), small_cell(method).run_id, fake_record(small_cell(method)), [])
+    done = command("merge", "theirs", "--results", "ours", before="ulimit -n 24;")
+    assert (done.returncode, done.stderr) == (0, "") and "3 added" in done.stdout
+    done = command("report", "--results", "ours", before="ulimit -n 24;")
+    assert done.returncode == 0 and Path("ours/RESULTS.md").is_file()
