@@ -185,7 +185,8 @@ def _obey(stop: Event, parent: int) -> None:
 
 
 def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
-    return _search(place.bench(*_told), cells, seeds)
+    (told,) = _told
+    return Part({}, INTERRUPT) if told() else _search(place.bench(told), cells, seeds)
 
 
 def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
