@@ -256,10 +256,15 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
     extra = metadata.get("extra", "")
     if metadata.get("sha256") != _checksum(tensors, metadata["plan"] + extra):
         raise ValueError(f"{path} was changed after it was written: its checksum is wrong")
-    plan = PruningPlan.from_json(metadata["plan"])
+    try:
+        plan, others = PruningPlan.from_json(metadata["plan"]), json.loads(extra or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no plan and extra states that can be read: {error}") from error
+    if not isinstance(others, dict):
+        raise ValueError(f"{path} holds a {type(others).__name__} where extra states by name are due")
     try:
         model = remove_channels(build_model(), plan)
-        model.load_state_dict({**tensors, **(json.loads(extra) if extra else {})})
-    except (ValueError, RuntimeError) as error:
+        model.load_state_dict({**tensors, **others})
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} does not fit the model that build_model() gives: {error}") from error
     return model.eval()
