@@ -58,7 +58,8 @@ def _of_tier(verdicts: Sequence[Verdict], tier: str) -> str:
     places = dict.fromkeys(found.datasets for verdict in verdicts if (found := verdict.at(tier)))
     models = for_markdown(", ".join(dict.fromkeys(stratum.model for stratum in strata)))
     networks = len({(s.model, s.dataset, network) for s in strata for network in s.by_network})
-    return f"{tier.capitalize()} evidence, on {max(places, key=len)} ({models}; {networks} trained networks)"
+    where = for_markdown(max(places, key=len))
+    return f"{tier.capitalize()} evidence, on {where} ({models}; {networks} trained networks)"
 
 
 def _counts(verdicts: Sequence[Verdict], tier: str) -> str:
@@ -95,7 +96,7 @@ def _brief(verdict: Verdict, tier: str) -> str:
     finding = verdict.at(tier)
     assert finding is not None
     if finding.effect is None:
-        return f"{verdict.claim.short} ({finding.reason})"
+        return f"{verdict.claim.short} ({for_markdown(finding.reason)})"
     lost = "**loss**, " if finding.lost else ""
     return f"{verdict.claim.short} ({lost}{amount(verdict.claim, finding.effect.mean)})"
 
@@ -129,7 +130,7 @@ def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _datasets(verdicts: Sequence[Verdict], tier: str) -> str:
     places = dict.fromkeys(found.datasets for verdict in verdicts if (found := verdict.at(tier)))
-    return max(places, key=len)
+    return for_markdown(max(places, key=len))
 
 
 def _cell(claim: Claim, finding: Finding | None) -> str:
@@ -137,7 +138,7 @@ def _cell(claim: Claim, finding: Finding | None) -> str:
         return NOT_RUN
     word = "**loss**" if finding.lost else f"**{TITLES[finding.verdict].lower()}**"
     if finding.effect is None:
-        return f"{word}: {finding.reason}"
+        return f"{word}: {for_markdown(finding.reason)}"
     return f"{word} {amount(claim, finding.effect.mean)} ({interval_text(claim, finding)}), n = {finding.n}"
 
 
@@ -146,7 +147,7 @@ def _without(verdicts: Sequence[Verdict]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for verdict in verdicts:
         if verdict.best.tier is None:
-            reasons.setdefault(verdict.reason, []).append(verdict.claim.id)
+            reasons.setdefault(for_markdown(verdict.reason), []).append(verdict.claim.id)
     parts = [f"{', '.join(ids)} ({reason})" for reason, ids in reasons.items()]
     return [f"Not run: {'; '.join(parts)}.", ""] if parts else []
 
@@ -162,7 +163,9 @@ def ledger_lines(verdicts: Sequence[Verdict]) -> list[str]:
     absent = [verdict for verdict in verdicts if verdict.best.tier is None]
     if absent:
         lines += ["## Not run", ""]
-        lines += [f"- {v.claim.id}: {v.claim.statement} ({v.claim.comparison}): {v.reason}" for v in absent]
+        lines += [
+            f"- {v.claim.id}: {v.claim.statement} ({v.claim.comparison}): {for_markdown(v.reason)}" for v in absent
+        ]
         lines.append("")
     return lines
 
@@ -174,7 +177,7 @@ def _row(verdict: Verdict, tier: str) -> str:
     cells = [
         claim.id,
         f"{claim.statement} ({claim.comparison})",
-        f"**{finding.words}**" + (f": {finding.reason}" if finding.reason else ""),
+        f"**{for_markdown(finding.words)}**" + (f": {for_markdown(finding.reason)}" if finding.reason else ""),
         amount(claim, finding.effect.mean) if finding.effect else NOT_RUN,
         interval_text(claim, finding) or NOT_RUN,
         margin if claim.kind == "more" else f"loss of {margin}",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison, rank
 from benchmarks.analysis.statistics import summarize
+from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import origins_of
@@ -68,7 +69,7 @@ def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
         for target in comparison.targets:
             rows.append(_paper_row(comparison, target, state, numbers))
     titles = (title for _, title in PAPER_COLUMNS)
-    header = ("Experiment (profile)", "MACs kept", "Dense", "Dense, all epochs", *titles)
+    header = ("Experiment (profile)", "MACs kept", "Dense", "Dense (all epochs)", *titles)
     columns = ["experiment", "profile", "macs_kept", "method", "n", "top1", "sd"]
     table = pd.DataFrame(numbers, columns=columns)
     title = f"The paper's comparison, {WITHOUT[state]}"
@@ -253,6 +254,7 @@ def all_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
 
 def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:
     origin = origins_of(record for comparison in used for record in comparison.records).text if used else ""
+    origin = for_markdown(origin)
     names = ", ".join(f"{c.experiment} ({c.profile})" for c in older)
     parts = [origin, f"Left out, records of an older protocol: {names}." if names else ""]
     return "".join(f"\n\n{part}" for part in parts if part)

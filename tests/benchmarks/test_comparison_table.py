@@ -67,7 +67,7 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
     sheet = comparison_sheet(part, "t")
     assert all(cell for row in sheet.rows for cell in row)
     [missing] = [row for row in sheet.rows if "not run" in row]
-    assert missing[:2] == ["Dense, all epochs", "0"]
+    assert missing[:2] == ["Dense (all epochs)", "0"]
     assert "Not run: OICSR-GL, Group Lasso (out), " in sheet.notes
     paper = paper_sheet([part], "pruned")
     assert sum(cell == "not run" for cell in paper.rows[0]) == 8

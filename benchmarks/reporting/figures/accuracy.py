@@ -79,7 +79,7 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
         return
     axes.axhline(100 * comparison.dense.mean, label="Dense", **DENSE_LINE)
     if comparison.dense_long:
-        axes.axhline(100 * comparison.dense_long.mean, label="Dense, all epochs", **LONG_LINE)
+        axes.axhline(100 * comparison.dense_long.mean, label="Dense (all epochs)", **LONG_LINE)
     span = 100 * (comparison.targets[0] - comparison.targets[-1])
     for position, method in enumerate(methods):
         rows = table[table["method"] == method].sort_values("macs")
