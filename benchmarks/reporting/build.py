@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.analysis.comparison import Comparison, compare
+from benchmarks.analysis.predictions import outcomes
 from benchmarks.analysis.verdicts import Verdict, judge, to_plain
 from benchmarks.config import check_name
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
@@ -21,6 +22,7 @@ from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
 from benchmarks.records.record import RecordError
+from benchmarks.reporting.anatomy import with_outcomes
 from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
 from benchmarks.reporting.experiment_page import experiment_page
 from benchmarks.reporting.figures import accuracy, latency
@@ -100,6 +102,10 @@ def _project_pages(study: Study, root: Path | None) -> Artefacts:
         blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
         blocks["docs/any_network.md"] = summary(coverage).rstrip()
     written = {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
+    anatomy = root / "docs/anatomy.md"
+    if anatomy.is_file():
+        found = outcomes(study.records, study.details)
+        written[anatomy] = with_outcomes(anatomy.read_text(encoding="utf-8"), found).encode()
     return {root / METHOD_CARDS.relative_to(ROOT): render().encode(), **written}
 
 
