@@ -137,9 +137,13 @@ def _check_company(results: Path, record: Record, where: str) -> None:
     """Refuse a record that cannot share a table with the existing ones."""
     if not record.complete:
         return
-    for path in sorted((runs_folder(results) / record.experiment).glob(f"{record.profile}-*/record.json")):
+    folder = runs_folder(results) / record.experiment
+    same_seed = sorted(folder.glob(f"{record.profile}-*-seed{record.seed}/record.json"))  # must agree in more
+    for path in [*same_seed, *sorted(folder.glob(f"{record.profile}-*/record.json"))]:
         there = _existing(path)
-        if there is None or not there.complete or there.profile != record.profile or there.run_id == record.run_id:
+        if there is None or not there.complete or there.run_id == record.run_id:
+            continue
+        if (there.profile, there.protocol) != (record.profile, record.protocol):  # never in one table
             continue
         try:
             check_comparable([there, record])
