@@ -100,6 +100,11 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def results_option(results: Path) -> str:
+    """Return the option that a suggested command needs for this folder of records; empty for the default."""
+    return "" if results == Path("results") else f" --results {results}"
+
+
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Add the option for the results folder."""
     parser.add_argument(

@@ -21,6 +21,7 @@ from benchmarks.commands.options import (
     add_jobs,
     choose_device,
     names,
+    results_option,
 )
 from benchmarks.config import Cell, Profile
 from benchmarks.escape import for_terminal
@@ -148,7 +149,7 @@ def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], No
         named = ", ".join(dict.fromkeys(methods))
         say(f"{experiment} ({profile}): strength not tuned, the middle of the grid is used for {named}")
         if experiment in EXPERIMENTS:
-            say(f"  to tune: python -m benchmarks tune {experiment} --profile {profile}")
+            say(f"  to tune: python -m benchmarks tune {experiment} --profile {profile}{results_option(bench.results)}")
 
 
 def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Callable[[str], None]) -> None:
