@@ -152,6 +152,9 @@ class GraphRecorder:
             torch._C._cuda_endAllocateToPool(index, graph.pool())
         with suppress(RuntimeError):
             graph.reset()
+        with suppress(RuntimeError, AttributeError):  # the generator's state goes on believing in the capture
+            generator = torch.cuda.default_generators[index]
+            generator.graphsafe_set_state(generator.clone_state())
         try:
             torch.cuda.synchronize(self._device)
             torch.cuda.set_rng_state(numbers, self._device)
