@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.analysis.claims import POINTS, Claim
+from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, Claim
 from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY
 from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORTED, VERDICTS, Finding, Verdict
 from benchmarks.escape import for_markdown
-from benchmarks.reporting.numbers import signed
+from benchmarks.methods.registry import find_method
+from benchmarks.reporting.numbers import NONE, signed
 
 EXPLANATION = (
     "Each claim is tested on paired differences, one for each trained dense network, averaged over the targets; "
@@ -33,7 +34,17 @@ TITLES = {
 }
 
 # What README tells: the paper's claim and its controls, the strongest rival, and what this suite adds to both.
-KEY_CLAIMS = ("1", "1r", "1br", "3a", "3c", "11", "11r", "11f", "12r", "12f", "14r", "15br", "16", "10")
+KEY_PAIRS = (
+    ("oicsr-gl", "depgraph"),
+    ("oicsr-gl-norm", "depgraph"),
+    ("oicsr-gl-norm", "oicsr-gl"),
+    ("oicsr-gl", "scratch-e"),
+    ("oicsr-gl", "gl-separate"),
+    ("oicsr-gl", "gl-out"),
+    ("oicsr-gl", "none"),
+)
+
+KEY_MEASURES = {PRUNED: "Before fine-tuning", RECALIBRATED: "Recalibrated", FINETUNED: "Fine-tuned"}
 
 HEADER = "| | Claim | Verdict | Effect | 95 % interval | Margin | n | p (Holm) | On |"
 
@@ -45,6 +56,12 @@ def headline(verdicts: Sequence[Verdict]) -> str:
         return f"None of {len(verdicts)} claims carries a verdict yet."
     tiers = [tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts)]
     return " ".join(f"{_of_tier(verdicts, tier)}: {_counts(verdicts, tier)}." for tier in tiers)
+
+
+KEY_NOTE = (
+    "Percentage points, averaged over the targets. Before fine-tuning, *holds* means better; fine-tuned, not worse by "
+    "0.3 points (against Scratch-E: better). RESULTS.md has the interval of each."
+)
 
 
 def highest_tier(verdicts: Sequence[Verdict]) -> str | None:
@@ -81,24 +98,42 @@ def readme_lines(verdicts: Sequence[Verdict]) -> list[str]:
         return ["**No verdicts yet**: no records of the present protocol carry one.", ""]
     about = "a toy shows how methods work, not how they do elsewhere" if tier == TOY else TIER_WORDS[tier]
     lines = [f"**{_of_tier(verdicts, tier)}** ({about}):", ""]
-    keys = [verdict for verdict in in_order(verdicts, tier) if verdict.claim.id in KEY_CLAIMS]
-    for kind in VERDICTS:
-        found = [verdict for verdict in keys if verdict.at(tier) and verdict.at(tier).verdict == kind]  # type: ignore[union-attr]
-        if found:
-            lines.append(f"- **{TITLES[kind]}**: {'; '.join(_brief(verdict, tier) for verdict in found)}.")
+    lines += _key_table(verdicts, tier)
     lower = [other for other in TIERS[: TIERS.index(tier)] if any(verdict.at(other) for verdict in verdicts)]
     if lower:
         lines += ["", *(f"{_of_tier(verdicts, other)}: {_counts(verdicts, other)}." for other in lower)]
     return [*lines, ""]
 
 
-def _brief(verdict: Verdict, tier: str) -> str:
-    finding = verdict.at(tier)
-    assert finding is not None
+def _key_table(verdicts: Sequence[Verdict], tier: str) -> list[str]:
+    """Return a row per pair of methods with a column per state, the pairs with losses first."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for verdict in in_order(verdicts, tier):
+        pair, finding = _key_pair(verdict.claim), verdict.at(tier)
+        if pair and finding:
+            rows.setdefault(pair, {})[verdict.claim.measure] = _brief(verdict.claim, finding)
+    if not rows:
+        return []
+    lines = [f"| Difference in top-1 | {' | '.join(KEY_MEASURES.values())} |", "|---|" + "---:|" * len(KEY_MEASURES)]
+    for pair, cells in rows.items():
+        ours, rival = (for_markdown(find_method(name).title) for name in pair)
+        lines.append(f"| {ours} against {rival} | {' | '.join(cells.get(name, NONE) for name in KEY_MEASURES)} |")
+    return [*lines, "", KEY_NOTE]
+
+
+def _key_pair(claim: Claim) -> tuple[str, str] | None:
+    """Return the methods of a claim that README tells, or None."""
+    if claim.measure not in KEY_MEASURES or len(claim.pairs) != 1 or claim.pairs[0][1] is None or claim.varies:
+        return None
+    pair = claim.pairs[0][0].method, claim.pairs[0][1].method
+    return pair if pair in KEY_PAIRS else None
+
+
+def _brief(claim: Claim, finding: Finding) -> str:
     if finding.effect is None:
-        return f"{verdict.claim.short} ({for_markdown(finding.reason)})"
-    lost = "**loss**, " if finding.lost else ""
-    return f"{verdict.claim.short} ({lost}{amount(verdict.claim, finding.effect.mean)})"
+        return for_markdown(finding.reason)
+    word = "**loss**" if finding.lost else TITLES[finding.verdict].lower()
+    return f"{word}, {signed(100 * finding.effect.mean, 1)}"
 
 
 def in_order(verdicts: Sequence[Verdict], tier: str) -> list[Verdict]:

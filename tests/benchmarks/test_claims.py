@@ -126,18 +126,18 @@ def test_readme_speaks_of_toys_as_toys_and_tells_losses_first() -> None:
         "**Toy evidence, on digits (digits-resnet; 5 trained networks)** "
         "(a toy shows how methods work, not how they do elsewhere):"
     )
-    bullets = [line for line in lines if line.startswith("- ")]
-    assert bullets[0].startswith("- **Does not hold**: ") and "**loss**, −" in bullets[0]
-    assert [bullet.split("**")[1] for bullet in bullets] == sorted(
-        (bullet.split("**")[1] for bullet in bullets), key=["Does not hold", "Not shown", "Holds"].index
-    )
+    rows = [line for line in lines if line.startswith("| ") and "against" in line]
+    assert rows[0].startswith("| OICSR-GL against ") and "**loss**, −" in rows[0]
+    assert len({row.split(" | ")[0] for row in rows}) == len(rows)
+    lost = ["**loss**" in row for row in rows]
+    assert lost == sorted(lost, reverse=True)
 
 
 def test_readme_speaks_of_the_highest_tier_and_counts_the_lower() -> None:
     verdicts = judge([*toys({"oicsr-gl": -0.2}), *records_of(experiment())], NOTHING)
     lines = readme_lines(verdicts)
     assert lines[0].startswith("**Small evidence, on CIFAR-10 (resnet56; 3 trained networks)**")
-    assert not any("loss" in line for line in lines if line.startswith("- "))
+    assert not any("loss" in line for line in lines if line.startswith("| "))
     assert any(
         line.startswith("Toy evidence, on digits (digits-resnet; 5 trained networks): Does not hold: ")
         for line in lines
