@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, Claim
 from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY
+from benchmarks.analysis.statistics import ENOUGH_SEEDS
 from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORTED, VERDICTS, Finding, Verdict
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
@@ -65,8 +66,10 @@ KEY_NOTE = (
 
 
 def highest_tier(verdicts: Sequence[Verdict]) -> str | None:
-    """Return the highest tier in which anything was run."""
-    return next((tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts)), None)
+    """Return the highest tier that judged a claim on enough networks; without one, the highest that has any run."""
+    judged = (tier for tier in reversed(TIERS) if any((own := v.at(tier)) and own.effect for v in verdicts))
+    begun = (tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts))
+    return next(judged, None) or next(begun, None)
 
 
 def _of_tier(verdicts: Sequence[Verdict], tier: str) -> str:
@@ -92,16 +95,18 @@ def _counts(verdicts: Sequence[Verdict], tier: str) -> str:
 
 
 def readme_lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return the README's verdicts: the key claims in the highest tier, losses first; lower tiers in one line."""
+    """Return the README's verdicts: the key claims in the highest judged tier, losses first; others in one line."""
     tier = highest_tier(verdicts)
     if tier is None:
         return ["**No verdicts yet**: no records of the present protocol carry one.", ""]
     about = "a toy shows how methods work, not how they do elsewhere" if tier == TOY else TIER_WORDS[tier]
     lines = [f"**{_of_tier(verdicts, tier)}** ({about}):", ""]
     lines += _key_table(verdicts, tier)
-    lower = [other for other in TIERS[: TIERS.index(tier)] if any(verdict.at(other) for verdict in verdicts)]
-    if lower:
-        lines += ["", *(f"{_of_tier(verdicts, other)}: {_counts(verdicts, other)}." for other in lower)]
+    others = [other for other in reversed(TIERS) if other != tier and any(verdict.at(other) for verdict in verdicts)]
+    for other in others:
+        begun = TIERS.index(other) > TIERS.index(tier)
+        said = f"only begun, fewer than {ENOUGH_SEEDS} networks" if begun else _counts(verdicts, other)
+        lines += ["", f"{_of_tier(verdicts, other)}: {said}."]
     return [*lines, ""]
 
 
