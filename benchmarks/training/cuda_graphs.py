@@ -152,7 +152,7 @@ class GraphRecorder:
             torch._C._cuda_endAllocateToPool(index, graph.pool())
         with suppress(RuntimeError):
             graph.reset()
-        with suppress(RuntimeError, AttributeError):  # the generator's state goes on believing in the capture
+        with suppress(RuntimeError, AttributeError, IndexError):  # the generator's state goes on believing in the capture
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
         try:
