@@ -152,7 +152,8 @@ class GraphRecorder:
             torch._C._cuda_endAllocateToPool(index, graph.pool())
         with suppress(RuntimeError):
             graph.reset()
-        with suppress(RuntimeError, AttributeError, IndexError):  # the generator's state goes on believing in the capture
+        # the state of the random numbers would go on believing in the capture
+        with suppress(RuntimeError, AttributeError, IndexError):
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
         try:
