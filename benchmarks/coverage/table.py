@@ -71,7 +71,7 @@ def to_csv(rows: Mapping[str, Row]) -> str:
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     safe = {name: {column: for_csv(cell) for column, cell in row.items()} for name, row in rows.items()}
-    writer.writerows(safe[name] for name in [*listed(), *(n for n in rows if n not in set(listed()))] if name in rows)
+    writer.writerows(safe[name] for name in dict.fromkeys([*listed(), *rows]) if name in rows)
     return buffer.getvalue()
 
 

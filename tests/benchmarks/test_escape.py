@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -69,6 +69,8 @@ def test_markdown_shows_the_text_and_makes_nothing_of_it(text: str) -> None:
 
 
 @given(ANY)
+@example("0@@0")
+@example("mailto:@x")
 def test_markdown_has_no_address_that_becomes_a_link(text: str) -> None:
     found = for_markdown(text)
     assert "://" not in found and not re.search(r"(?i)www\.|mailto:|\S@\S|[<>\n]|<!--", found)
