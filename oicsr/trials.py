@@ -23,9 +23,10 @@ from oicsr.surgery import slice_module
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
 COARSE_TOLERANCE = 5e-2  # in half precision
-TRAINING_TOLERANCE = 1e-4  # statistics of a batch of two magnify rounding from layer to layer
+TRAINING_TOLERANCE = 1e-7  # statistics of a batch of two magnify rounding from layer to layer
 MAX_BYTES = 4 << 30  # of a copy in float64
-NUDGE = 1e-6  # of the inputs, by the tolerance, to see whether training mode magnifies rounding
+NUDGE = 1e-6  # of each input value, by the tolerance, to see whether training mode magnifies rounding
+ROUNDINGS = 8  # the least nudge, in roundings of an input's precision
 EXAMPLES = 2  # of a batch, where the network runs with so few; one of a large network
 LARGE = 1 << 22  # values of a network of which one example has to do
 THINNED = 128, 4  # images of at least so many pixels a side are thinned out in training mode, and by how much
@@ -260,7 +261,7 @@ class Bench:
                     torch.cuda.manual_seed(seed)
         network.train(training)
         inputs = self._training_inputs if training else self._inputs
-        inputs = inputs.map(lambda x: x * (1 + nudge)) if nudge else inputs
+        inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
         with _Watch(self._dtype, self._originals, self.read_of_original), _default_dtype(self._dtype):
             outputs = _call_twice(network, inputs) if training else inputs.call(network)
         return [tensor.detach() for tensor in tensors_in(outputs)]
@@ -282,6 +283,16 @@ def _with_thinned(inputs: Inputs) -> Iterator[Inputs]:
         thin = iter(large)
         yield inputs.map(lambda tensor: tensor[..., ::by, ::by] if next(thin) else tensor)
     yield inputs
+
+
+def _nudged(tensor: Tensor, nudge: float) -> Tensor:
+    """Return an input, each value moved by a random share of it: one factor for all would be lost in a BatchNorm."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    share = max(nudge, ROUNDINGS * torch.finfo(tensor.dtype).eps)
+    return tensor * (1 + share * noise).to(tensor)
 
 
 def _doubled(tensor: Tensor) -> Tensor:

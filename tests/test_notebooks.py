@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,6 @@ def test_a_notebook_runs_and_its_saved_outputs_are_of_such_a_run(path: Path, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the client's own
         fresh = run(path, tmp_path)
-    saved = json.loads(path.read_text("utf-8"))
+    saved = nbformat.read(path, as_version=4)
     assert printed(saved) == printed(fresh) and any(printed(saved))
     assert [cell["source"] for cell in saved["cells"]] == [cell["source"] for cell in fresh["cells"]]

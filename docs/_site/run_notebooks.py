@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -21,12 +20,12 @@ def run(path: Path, folder: Path) -> Any:
     Raises:
         nbclient.exceptions.CellExecutionError: A cell raised an error.
     """
-    os.environ["PYTHONPATH"] = str(ROOT)
     notebook = nbformat.read(path, as_version=4)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False)
-    client.execute(cwd=str(folder))
+    inline = "module://matplotlib_inline.backend_inline"  # figures show, whatever the caller's backend is
+    client.execute(cwd=str(folder), env=os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": inline})
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return notebook
 
@@ -34,7 +33,7 @@ def run(path: Path, folder: Path) -> Any:
 def save(notebook: Any, path: Path) -> None:
     """Write a notebook."""
     nbformat.validate(notebook)
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    nbformat.write(notebook, path)  # each line of a cell on its own, for the sake of diffs
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Tracer:
     follow_layer_norm: bool = False
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
+    _whole_axes: dict[tuple[str, int], str] = field(default_factory=dict)  # axes that read what stays, and why it does
 
     def run(
         self,
@@ -295,6 +296,7 @@ class Tracer:
         """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
+            self._keep_axis(weight, dim, self.reason(source))
             return
         vector = self.channels(ids, axis, size * groups)
         if vector is None:
@@ -344,5 +346,14 @@ class Tracer:
             self.sets.join(self.slots[key].ids, ids)
             return
         self.slots[key] = Slot(key[0], dim, ids, side, counts)
+        if key in self._whole_axes:
+            self.sets.fix(ids, self._whole_axes[key])
         if side == "out" and counts:
             self.producers.append(key)
+
+    def _keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
+        """Let an axis of a weight stay whole, whatever else the weight does (a decoder that transposes it)."""
+        key = (self.parameters[weight], dim)
+        self._whole_axes.setdefault(key, reason)
+        if key in self.slots:
+            self.sets.fix(self.slots[key].ids, reason)

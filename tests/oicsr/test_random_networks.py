@@ -324,6 +324,13 @@ NETWORKS = given(
 @example(
     steps=[("group_norm", 1), *[("concat", 1)] * 3, ("group_norm", 1)], flatten=False, seed=1, wrapper="AveragedModel"
 )
+@example(  # BatchNorm nearly hides what the width does in training mode
+    steps=[("glu_operator", 2), ("own_width_in_training", 2), ("pixel_unshuffle", 2), ("glu_operator", 2)],
+    flatten=False,
+    seed=0,
+    wrapper="plain",
+)
+@example(steps=[("functional_group_norm", 1), ("tied_transpose", 1)], flatten=False, seed=0, wrapper="plain")
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @NETWORKS
 def test_removing_empty_channels_of_any_network_changes_nothing(
