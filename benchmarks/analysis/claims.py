@@ -25,6 +25,8 @@ Measure = Callable[[Record, Details], float | None]
 
 PRUNED, RECALIBRATED, FINETUNED = "top-1 before fine-tuning", "top-1 recalibrated", "top-1 after fine-tuning"
 
+FIRST_EPOCH = "top-1 on validation images after the first epoch of fine-tuning"
+
 
 def _state(name: str) -> Measure:
     return lambda record, details: float(record.states[name]["top1"]) if name in record.states else None
@@ -49,6 +51,12 @@ def recovered_after(curve: list[float]) -> int:
     return below[-1] + 1 if below else 0
 
 
+def _first_epoch(record: Record, details: Details) -> float | None:
+    """Return validation top-1 after the first epoch of fine-tuning."""
+    curve = details.finetuning(record)
+    return curve[1] if len(curve) > 1 else None
+
+
 def _change(record: Record, details: Details) -> float | None:
     return float(record.states["finetuned"]["top1"] - record.states["dense"]["top1"])
 
@@ -57,6 +65,7 @@ MEASURES: dict[str, Measure] = {
     PRUNED: _state("pruned"),
     RECALIBRATED: _state("recalibrated"),
     FINETUNED: _state("finetuned"),
+    FIRST_EPOCH: _first_epoch,
     "top-1 after fine-tuning less dense": _change,
     "concentration of energy": _concentration,
     "share of fine-tuning saved": _recovery,
