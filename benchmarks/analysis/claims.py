@@ -25,6 +25,8 @@ Measure = Callable[[Record, Details], float | None]
 
 PRUNED, RECALIBRATED, FINETUNED = "top-1 before fine-tuning", "top-1 recalibrated", "top-1 after fine-tuning"
 
+BALANCE = "balance of scales and columns"
+
 FIRST_EPOCH = "top-1 on validation images after the first epoch of fine-tuning"
 
 
@@ -35,6 +37,12 @@ def _state(name: str) -> Measure:
 def _concentration(record: Record, details: Details) -> float | None:
     value = record.structure.get("regularized", {}).get("concentration")
     return None if value is None else float(value)
+
+
+def _balance(record: Record, details: Details) -> float | None:
+    """Return minus the mean of |ln(s/c)| over the channels that stay: 0 where scales and columns are equal."""
+    value = record.structure.get("regularized", {}).get("imbalance")
+    return None if value is None else -float(value)
 
 
 def _recovery(record: Record, details: Details) -> float | None:
@@ -68,6 +76,7 @@ MEASURES: dict[str, Measure] = {
     FIRST_EPOCH: _first_epoch,
     "top-1 after fine-tuning less dense": _change,
     "concentration of energy": _concentration,
+    BALANCE: _balance,
     "share of fine-tuning saved": _recovery,
 }
 

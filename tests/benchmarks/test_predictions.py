@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.analysis.claims import FIRST_EPOCH
 from benchmarks.analysis.predictions import PREDICTIONS, Prediction, outcomes
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
@@ -74,7 +75,7 @@ def test_rescaling_is_judged_after_the_first_epoch(tmp_path: Path) -> None:
             curve = (first + step * record.seed, 0.9)
             rows = [EpochRow("finetune", 0, i + 1, 0.01, 1.0, 0.0, 0.5, 1.0, top1, 1.0) for i, top1 in enumerate(curve)]
             made.append(read_record(write_record(tmp_path, named, rows)))
-    rescaled = Prediction("A9", "oicsr-gl", "oicsr-gl", "more", rescaling=True)
+    rescaled = Prediction("A9", "oicsr-gl", "oicsr-gl", "more", rescaling=True, measure=FIRST_EPOCH)
     [outcome] = outcomes(made, Details(tmp_path), [rescaled])
     assert outcome.verdict == "supported" and outcome.finding.effect is not None
     assert outcome.finding.effect.mean == pytest.approx(0.052)
@@ -89,6 +90,6 @@ def test_outcomes_stand_between_the_markers(tmp_path: Path) -> None:
     found = outcomes(records("digits-batchnorm", 0.05), Details(tmp_path), [MORE])
     page = with_outcomes(f"before\n{BEGIN}\nearlier text\n{END}\nafter\n", found)
     assert page.startswith("before\n") and page.endswith("after\n") and "earlier text" not in page
-    assert "**holds** | +5.02 | " in page and "\n".join(outcome_lines(found)) in page
+    assert "**holds** | +5.02 points | " in page and "\n".join(outcome_lines(found)) in page
     with pytest.raises(ValueError, match="markers"):
         with_outcomes("no markers", found)
