@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
@@ -20,6 +21,7 @@ from oicsr.rules.registry import Result, Value, find_leaf, find_rule
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
+PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -217,10 +219,26 @@ class Tracer:
 
     def opaque(self, node: fx.Node, why: str = "has no rule") -> Value:
         """Fix every channel that an operator reads, and follow none of its output's."""
-        reason = self.notable(f"{self.where(node)} {why}")
+        weights = self._weights_without_a_rule(node)
+        reason = self.notable(
+            f"{self.where(node)} {why}" + (f", so that {weights[0]!r} stays as it is" if weights else "")
+        )
         for source in node.all_input_nodes:
             self.fix(source, reason)
+        self.unruled += [reason] if weights else []
         return Value(None, reason)
+
+    def _weights_without_a_rule(self, node: fx.Node) -> list[str]:
+        """Return the weights that an operator reads whose channels no rule starts: the user is always told of them."""
+        if find_rule(node) is not None and node.target not in PRODUCTS:
+            return []
+        return [self.parameters[n] for n in node.all_input_nodes if n in self.parameters and self._is_weight(n)]
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        """Return whether a value is a parameter that holds more than one number for each channel."""
+        owner, _, name = self.parameters[node].rpartition(".")
+        module = (self.modules or {}).get(owner)
+        return module is not None and name in module._parameters and len(shape_of(node)) > 1
 
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
         """Fix the channels that a layer reads whose weight is no parameter; its own ones cannot be sliced either."""
