@@ -23,6 +23,8 @@ Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
 COARSE_TOLERANCE = 5e-2  # in half precision
 TRAINING_TOLERANCE = 1e-7  # statistics of a batch of two magnify rounding from layer to layer
+ROUNDING = 1e-14  # of an output of zeros
+LEAST = 1e6 * ROUNDING  # of the largest output, so that a difference shows
 MAX_BYTES = 4 << 30  # of a copy in float64
 NUDGE = 1e-6  # of each input value, by the tolerance, to see whether training mode magnifies rounding
 ROUNDINGS = 8  # the least nudge, in roundings of an input's precision
@@ -111,7 +113,14 @@ class Bench:
             return "its output holds no tensors"
         if not any(tensor.numel() for tensor in self._expected):
             return "its outputs are empty on the example inputs"
-        return None if _finite(self._expected) else "its outputs are not finite on the example inputs"
+        if not _finite(self._expected):
+            return "its outputs are not finite on the example inputs"
+        numbers = [
+            float(t.abs().max()) for t in self._expected if t.numel() and (t.is_floating_point() or t.is_complex())
+        ]
+        if not numbers:
+            self.untried.append(f"the outputs of {type(self._model).__name__} are whole numbers, in which little shows")
+        return "its outputs are nearly zero on the example inputs" if numbers and max(numbers) < LEAST else None
 
     def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
         """Return what happens where channels of zeros of `couplings` are removed, or None where nothing does."""
@@ -379,6 +388,6 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
                 return "an output of integers changes"
             continue
         largest, change = float(before.abs().max()), float((before - after).abs().max())
-        if not change <= tolerance * largest + 1e-14:
+        if not change <= tolerance * largest + ROUNDING:
             return f"an output changes by {change:.1e} of {largest:.1e}"
     return None
