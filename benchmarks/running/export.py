@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,24 +63,42 @@ class FinetunedNetwork:
                 f"the weights of {record.experiment}/{record.run_id} are not in {store.folder} (checkpoint {key}). "
                 "Give the folder with --checkpoints, or do the run again with --results elsewhere."
             )
+        try:
+            self._rebuild(record, saved)
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ExportError(f"checkpoint {key} does not hold the network of {record.run_id}: {error!r}") from error
+        expected, found = record.states["finetuned"].get("weights_sha256"), weights_sha256(self.model)
+        if found != expected:
+            raise ExportError(f"checkpoint {key} holds weights of SHA-256 {found}; the record names {expected}")
+
+    def _rebuild(self, record: Record, saved: Mapping[str, Any]) -> None:
         network = saved["network"]
         self.build: Callable[[], nn.Module] = partial(build_model, record.config["model"], network["num_classes"])
         self.plan = PruningPlan.from_json(network["plan"])
         self.model = remove_channels(self.build(), self.plan).eval()
         self.model.load_state_dict(saved["model"])
-        expected, found = record.states["finetuned"]["weights_sha256"], weights_sha256(self.model)
-        if found != expected:
-            raise ExportError(f"checkpoint {key} holds weights of SHA-256 {found}; the record names {expected}")
         self.example = torch.randn(EXAMPLE_BATCH, *network["input_shape"], generator=torch.Generator().manual_seed(0))
 
 
 def device_type(record: Record) -> str:
-    """Return the kind of device that a run was trained on."""
-    return str(record.provenance["device_type"])
+    """Return the kind of device that a run was trained on; empty where its record does not say."""
+    return str(record.provenance.get("device_type", ""))
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the run of a record, from the record's own configuration (experiments may have changed)."""
+    """Return the run of a record, from the record's own configuration (experiments may have changed).
+
+    Raises:
+        ExportError: The record does not hold the whole of it.
+    """
+    try:
+        return _cell_of(record)
+    except (LookupError, TypeError, ValueError) as error:
+        run = f"{record.experiment}/{record.run_id}"
+        raise ExportError(f"the record of {run} does not hold its whole configuration: {error!r}") from error
+
+
+def _cell_of(record: Record) -> Cell:
     config = record.config
     values = {field.name: config[field.name] for field in fields(Profile) if field.name in config}
     values |= {name: Phase(**{**config[name], "milestones": tuple(config[name]["milestones"])}) for name in PHASES}
