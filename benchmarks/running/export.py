@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from benchmarks.config import Cell, Experiment, Phase, Profile
 from benchmarks.machine.paths import inside
 from benchmarks.machine.provenance import weights_sha256
+from benchmarks.machine.weights_files import in_short
 from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from benchmarks.records.record import Record, read_record
@@ -212,5 +214,9 @@ def export(run: str, format_name: str, results: Path, checkpoints: Path, output:
     suffix, write = FORMATS[format_name]
     path = output or inside(Path(), f"{record.experiment}-{record.run_id}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, FinetunedNetwork(record, CheckpointStore(checkpoints)))
+    network = FinetunedNetwork(record, CheckpointStore(checkpoints))
+    try:
+        write(path, network)
+    except (SafetensorError, RuntimeError) as error:  # what the libraries raise where a file cannot be written
+        raise ExportError(f"{path} cannot be written: {in_short(error)}") from error
     return path

@@ -39,6 +39,10 @@ def network_of(finished: tuple[Path, Record]) -> FinetunedNetwork:
     return FinetunedNetwork(record, CheckpointStore(folder / "checkpoints"))
 
 
+def record_label(record: Record) -> str:
+    return f"{record.experiment}/{record.run_id}"
+
+
 def written(finished: tuple[Path, Record], format_name: str, name: str) -> Path:
     folder, record = finished
     run = f"{record.experiment}/{record.run_id}"
@@ -143,6 +147,16 @@ def test_a_checkpoint_of_something_else_is_one_clear_error(finished: tuple[Path,
         store.save(key, {**saved, **change})
         with pytest.raises(ExportError, match=f"checkpoint {key} does not hold the network of {record.run_id}"):
             FinetunedNetwork(record, store)
+
+
+@pytest.mark.parametrize("format_name", ["safetensors", "torch-export"])
+def test_a_place_that_cannot_be_written_is_one_clear_error(
+    finished: tuple[Path, Record], tmp_path: Path, format_name: str
+) -> None:
+    folder, record = finished
+    (tmp_path / "taken").mkdir()
+    with pytest.raises((ExportError, OSError), match="taken"):
+        export(record_label(record), format_name, folder / "results", folder / "checkpoints", tmp_path / "taken")
 
 
 def test_tampered_checkpoints_are_never_unpickled(finished: tuple[Path, Record], tmp_path: Path) -> None:
