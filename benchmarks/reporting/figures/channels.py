@@ -72,7 +72,8 @@ def _cumulative(axes: Axes, groups: dict[str, list[Record]]) -> None:
         axes.plot(shares, 100 * np.mean(dense, 0), label="Dense", zorder=1.5, color="#A8A8A8", linewidth=5)
     for method, group in groups.items():
         look = look_of(method)
-        curve = 100 * np.mean([r.structure["regularized"]["cumulative"] for r in group], 0)
+        known = [r.structure["regularized"]["cumulative"] for r in group if "regularized" in r.structure]
+        curve = 100 * np.mean(known, 0)
         axes.plot(
             shares,
             curve,
