@@ -55,14 +55,35 @@ def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
         panels = figure.subplots(2, 2).ravel()
         for axes, state in zip(panels, AFTER_SURGERY, strict=False):
             axes.set_title(STATE_TITLES[state])
-            _curves(axes, comparison, state)
+            _curves(axes, comparison, state, _lines(comparison))
             axes.set_xlabel("MACs kept (%)")
             axes.set_ylabel("test top-1 (%)")
-            axes.set_xticks([100 * t for t in comparison.targets], [f"{100 * t:.3g}" for t in comparison.targets])
-            axes.invert_xaxis()
+            _target_ticks(axes, comparison.targets)
         legend_in(panels[-1], panels[0])
         headline(figure, f"{title}\n{seeds_text(comparison)}")
         return render(figure)
+
+
+def before_and_after(comparison: Comparison, methods: Sequence[str]) -> Files:
+    """Draw a few methods before and after fine-tuning, side by side and without a title: the first figure of a page."""
+    there = [method for method in methods if method in set(comparison.table["method"])]
+    with style():
+        figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, state in zip(panels, ("pruned", "finetuned"), strict=True):
+            axes.set_title(STATE_TITLES[state])
+            _curves(axes, comparison, state, there)
+            axes.set_xlabel("MACs kept (%)")
+            _target_ticks(axes, comparison.targets)
+        panels[0].set_ylabel("test top-1 (%)")
+        legend_below(figure, panels[0])
+        return render(figure)
+
+
+def _target_ticks(axes: Axes, targets: Sequence[float]) -> None:
+    """Mark the targets, the mildest on the left."""
+    axes.set_xticks([100 * target for target in targets], [f"{100 * target:.3g}" for target in targets])
+    axes.invert_xaxis()
 
 
 def _lines(comparison: Comparison) -> list[str]:
@@ -70,8 +91,8 @@ def _lines(comparison: Comparison) -> list[str]:
     return [*drawn_methods(comparison), *comparison.others[:1]]
 
 
-def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
-    table, methods = comparison.table, _lines(comparison)
+def _curves(axes: Axes, comparison: Comparison, state: str, methods: Sequence[str]) -> None:
+    table = comparison.table
     if table[f"{state}_top1"].isna().all():
         axes.text(0.5, 0.5, NOT_RUN, ha="center", transform=axes.transAxes)
         axes.set_yticks([])
@@ -80,7 +101,7 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
     axes.axhline(100 * comparison.dense.mean, label="Dense", **DENSE_LINE)
     if comparison.dense_long:
         axes.axhline(100 * comparison.dense_long.mean, label="Dense (all epochs)", **LONG_LINE)
-    span = 100 * (comparison.targets[0] - comparison.targets[-1])
+    span = 100 * (comparison.targets[0] - comparison.targets[-1]) or 10.0  # of a single target: any
     for position, method in enumerate(methods):
         rows = table[table["method"] == method].sort_values("macs")
         _method_line(axes, rows, state, look_of(method), dodge(position, len(methods), span))
