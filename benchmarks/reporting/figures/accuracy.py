@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from benchmarks.reporting.figures.style import (
     dodge,
     drawn_methods,
     headline,
+    label_of,
     legend_below,
     legend_in,
     look_of,
@@ -104,14 +106,15 @@ def _curves(axes: Axes, comparison: Comparison, state: str, methods: Sequence[st
     span = 100 * (comparison.targets[0] - comparison.targets[-1]) or 10.0  # of a single target: any
     for position, method in enumerate(methods):
         rows = table[table["method"] == method].sort_values("macs")
-        _method_line(axes, rows, state, look_of(method), dodge(position, len(methods), span))
+        look = replace(look_of(method), label=label_of(comparison, method))
+        _method_line(axes, rows, state, look, dodge(position, len(methods), span))
     _within_accuracies(axes.get_ylim, axes.set_ylim)
 
 
 def _within_accuracies(get: Callable[[], tuple[float, float]], set_: Callable[[float, float], Any]) -> None:
     """Cut an axis to what an accuracy can be: error bars of few seeds reach beyond."""
     low, high = get()
-    set_(max(low, -3), min(high, 103))
+    set_(max(low, -3), min(high, 105))
 
 
 def _method_line(axes: Axes, rows: pd.DataFrame, state: str, look: Look, aside: float) -> None:
@@ -158,7 +161,7 @@ def all_methods(comparison: Comparison, title: str) -> Files:
             axes.set_title(_broken(STATE_TITLES[states[0]]) if single else f"{100 * target:.0f} %", fontsize=11)
             axes.tick_params(axis="x", labelsize=LABEL)
             axes.set_xlabel("top-1 (%)", fontsize=LABEL)
-        panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=LABEL)
+        panels[0].set_yticks(range(len(methods)), [label_of(comparison, name) for name in methods], fontsize=LABEL)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         if not single:
             legend_below(figure, panels[0])
@@ -185,6 +188,8 @@ def _dots(axes: Axes, comparison: Comparison, target: float, methods: Sequence[s
         for position, method in enumerate(methods):
             if method not in table.index or math.isnan(table[f"{state}_top1"][method]):
                 continue
+            if state != "finetuned" and find_method(method).ending != "finetune":
+                continue  # a control from scratch is untrained until then
             half = float(table[f"{state}_ci95"][method])
             axes.errorbar(
                 100 * float(table[f"{state}_top1"][method]),
