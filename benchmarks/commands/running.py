@@ -270,7 +270,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
     if outcome.left:
         console.print(
-            f"{outcome.stopped}: {len(outcome.left)} runs are left; their progress is in the checkpoints, and "
+            f"{outcome.stopped}: {_runs(len(outcome.left))} left; the progress is in the checkpoints, and "
             "the same command continues from there. Next: "
             + ", ".join(cell.label for cell in outcome.left[:3])
             + (", ..." if len(outcome.left) > 3 else ""),

@@ -163,7 +163,7 @@ def test_run_plan_status_and_failures_from_end_to_end(
         patch.setattr(stopping.Control, "stop_reason", lambda self, s=0.0: "out of time" if next(asked) else None)
         assert run("run", "small", "--methods", "none", "--budget-minutes", "5") == 0
     text = capsys.readouterr().out
-    assert "out of time: 1 runs are left" in text and "the same command continues" in text
+    assert "out of time: 1 run left" in text and "the same command continues" in text
     assert run("run", "small", "--methods", "none", "--pending") == 0
     failed = fake_record(small_cell("gl-out"), failure={"reason": "training diverged"})
     write_record(Path("r"), failed, fake_history())
