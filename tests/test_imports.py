@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,35 @@ def test_every_package_is_on_a_floor_and_says_what_it_holds() -> None:
     assert names <= FLOOR.keys()
     for package in packages:
         assert ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))), f"{package} has no docstring"
+
+
+def arrows_of_the_code() -> dict[str, set[str]]:
+    """Return what each package imports, without the modules that everything may use."""
+    found: dict[str, set[str]] = {"oicsr": set(), "baselines": {"oicsr"}, "cli": {"commands"}}  # by the command's name
+    for path in benchmark_files():
+        own, tree = package_of(path), ast.parse(path.read_text("utf-8"))
+        outside = {str(n.module).partition(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        found.setdefault(own, set()).update(packages_imported(path) | (outside & {"oicsr", "baselines"}))
+    hidden = {"__init__", "__main__", "suggest", "escape"}
+    return {own: others - {own} - hidden for own, others in found.items() if own not in hidden}
+
+
+def everything_below(package: str, arrows: dict[str, set[str]]) -> set[str]:
+    return set().union(*({other} | everything_below(other, arrows) for other in arrows[package]))
+
+
+def test_the_picture_in_contributing_shows_the_arrows_of_the_code() -> None:
+    arrows = arrows_of_the_code()
+    below = {package: everything_below(package, arrows) for package in arrows}
+    needed = {
+        (own, other)
+        for own, others in arrows.items()
+        for other in others
+        if not any(other in below[third] for third in others - {other})
+    }
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    drawn = re.findall(r"^  (\w+) -[-.]+> (\w+)$", text, re.MULTILINE)
+    assert set(drawn) == needed
 
 
 HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"

@@ -23,7 +23,7 @@ from benchmarks.suggest import unknown_name
 
 OK, FAILURE = 0, 1
 
-LIMIT = 540.0  # seconds; a machine that is lent for a while is often lent for ten minutes
+LIMIT = 540.0  # seconds; machines with time limits often give ten minutes
 
 LEAST = 30.0  # seconds; no part is begun with less
 

@@ -178,7 +178,7 @@ def _parse(text: str, where: str) -> Record:
     missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
     if missing - OPTIONAL or extra:
         raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
-    for name in TEXTS:
+    for name in TEXTS & data.keys():  # one that joined later may be absent
         if not isinstance(data[name], str):
             raise RecordError(f"{where}: {name!r} is {str(data[name])[:40]!r}; a text is needed")
     check_values(data, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import islice
 
@@ -260,8 +261,8 @@ class _Run:
         """Record one of the states."""
         assert result.test is not None
         self.progress.states[state] = {
-            "top1": result.test.top1,
-            "loss": result.test.loss,
+            "top1": result.test.top1,  # first, as in all records
+            **asdict(result.test),
             "val_top1": result.validation.top1,
             "macs": count_macs(model, self.inputs),
             "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),
