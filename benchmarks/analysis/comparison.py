@@ -32,7 +32,7 @@ MAIN_METHODS = (
     "gl-out-prox",
 )
 
-# Those that figures draw as lines: more of them cannot be told apart.
+# Those that figures draw as lines: more could not be distinguished.
 DRAWN_METHODS = MAIN_METHODS[:9]
 
 DENSE_LONG = "dense-long"  # the dense network, trained for as many epochs as the others: in every table

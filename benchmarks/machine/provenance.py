@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """Return what a person calls the device."""
+    """Return the device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -86,12 +86,12 @@ def _flags() -> str:
 
 
 def this_command() -> str:
-    """Return the command that is at work, as it would be typed."""
+    """Return the running command as it would be typed."""
     return " ".join(["python -m benchmarks", *sys.argv[1:]])
 
 
 def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any]:
-    """Return what a record says of its origin."""
+    """Return the provenance of a record."""
     return {
         **git_state(),
         "versions": versions(),

@@ -74,7 +74,7 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
 
 
 def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) -> Artefacts:
-    """Return what lies among the results and is neither table nor figure."""
+    """Return the pages among the results: neither tables nor figures."""
     from benchmarks.reporting.html_report import html_report  # jinja2, which tables and plots do without
 
     results = study.results
@@ -121,7 +121,7 @@ def _page_with_block(root: Path, page: str, block: str) -> bytes:
 
 
 def _prefix(results: Path, root: Path | None) -> str:
-    """Return what links of RESULTS.md begin with: it lies in the root, or among the results."""
+    """Return the prefix of links in RESULTS.md, which is in the root or among the results."""
     return f"{results.name}/" if root is not None else ""
 
 
@@ -183,7 +183,7 @@ def claims_json(verdicts: Sequence[Verdict]) -> str:
 
 
 def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
-    """Write the files that are not there yet with that content; return their paths."""
+    """Write the files whose content is new; return their paths."""
     changed = [path for path, content in artefacts.items() if not _holds(path, content)]
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
 
 
 def differing(artefacts: Mapping[Path, bytes], results: Path) -> list[str]:
-    """Return what is wrong with the files on disk: missing, changed, or made from records that are gone."""
+    """Return what is wrong with the files on disk: missing, changed, or without records."""
     wrong = [f"{path} differs from its records" for path, content in artefacts.items() if not _holds(path, content)]
     on_disk = [path for folder in ("tables", "figures", "experiments") for path in sorted((results / folder).glob("*"))]
     return wrong + [f"{path} has no records" for path in on_disk if path not in artefacts]

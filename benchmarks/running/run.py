@@ -1,4 +1,4 @@
-"""The runner: dense -> regularized -> pruned -> recalibrated -> finetuned, every state measured, all resumable."""
+"""One run: dense -> regularized -> pruned -> recalibrated -> finetuned, every state measured, all resumable."""
 
 from __future__ import annotations
 

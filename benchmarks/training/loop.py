@@ -40,7 +40,7 @@ class Batches(Protocol):
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels, on the model's device, from the batch number `start` on.
 
-        The random numbers are drawn for the whole epoch, whatever `start` is.
+        The random numbers of the complete epoch are drawn for any `start`.
         """
         ...
 
@@ -58,7 +58,7 @@ class Score:
 
 
 def proceed() -> None:
-    """Let training go on."""
+    """Do nothing: training continues."""
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Training:
         Args:
             evaluate: Scores the model.
             check: Called before each step; may raise to stop there. `snapshot` then holds the steps done so far, and
-                the next call goes on after them.
+                the next call continues after them.
 
         Raises:
             DivergedError: The loss or the penalty is no longer finite.
@@ -181,7 +181,7 @@ class Training:
         return loss_sum / count, penalty_sum / count, correct_sum / count
 
     def _obstacle(self) -> str:
-        """Return why steps are not to be captured; empty where nothing speaks against it."""
+        """Return why steps cannot be captured; empty if they can."""
         if not self.graphs:
             return "not asked for"
         if self._static is not None and self._static.reason:
@@ -258,8 +258,8 @@ class Training:
         """Take one optimisation step; return sums over its images: loss, penalty and right answers, float64 `(3,)`.
 
         `network` is the model, or its wrapper if several processes share a batch; the penalty is computed from the
-        model's own weights, which are the same on all. With `static`, nothing may be remembered from one call to the
-        next outside of the tensors themselves; with `keep_gradients`, gradients stay in the memory that they have.
+        model's own weights, which are the same on all. With `static`, no state may be kept between
+        calls outside the tensors themselves; with `keep_gradients`, gradients keep their memory.
         """
         regularizer = self.regularizer
         if isinstance(regularizer, ScheduledRegularizer):
@@ -312,7 +312,7 @@ class Training:
         }
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a state that `snapshot` returned."""
+        """Restore a state that `snapshot` returned."""
         self.epoch = snapshot["epoch"]
         self.model.load_state_dict(snapshot["model"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
