@@ -25,7 +25,8 @@ from benchmarks.running.channel_energies import channel_rows, describe_structure
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
-from benchmarks.training.loop import Score, autocast
+from benchmarks.training.loop import Score
+from benchmarks.training.step import autocast
 from oicsr import (
     Coupling,
     PruningPlan,

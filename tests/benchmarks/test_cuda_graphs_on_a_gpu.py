@@ -113,7 +113,7 @@ def test_buffers_momentum_and_evaluation_between_epochs_on_a_gpu() -> None:
 
         while not run.finished:
             run.run_epoch(evaluated)
-    eager, static = ({name: t.double() for name, t in run._changed().items()} for run in runs)
+    eager, static = ({name: t.double() for name, t in run._step.changed().items()} for run in runs)
     assert runs[1].way == "CUDA graph" and eager.keys() == static.keys()
     assert any("momentum" in name for name in eager) and any("running_var" in name for name in eager)
     for name, value in eager.items():
