@@ -163,7 +163,7 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
         "model": name,
         "precision": precision,
         "batch": settings.batch_size,
-        "steps": own["engine"].way,
+        "steps": own["engine"].step_mode,
         **_compared(times, total),
     }
     step = statistics.median(times["engine"]) / batches

@@ -57,11 +57,11 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
         Stopped: The control asked to stop; a checkpoint holds all work done so far.
         OSError: The machine has a problem (a full disk).
     """
-    left = execute(bench, cell, strength_of(bench, cell))
-    write_record(bench.results, left.record, left.history, left.channels)
+    outcome = execute(bench, cell, strength_of(bench, cell))
+    write_record(bench.results, outcome.record, outcome.history, outcome.channels)
     for observer in bench.observers:
-        observer.run_finished(cell, left.record, left.history)
-    return left.record
+        observer.run_finished(cell, outcome.record, outcome.history)
+    return outcome.record
 
 
 def strength_of(bench: Bench, cell: Cell) -> Strength:

@@ -106,7 +106,7 @@ class Training:
         self._step = OptimizationStep(self.model, self.phase, self.regularizer, self.precision)
 
     @property
-    def way(self) -> str:
+    def step_mode(self) -> str:
         """How steps were taken in the last epoch that was trained here."""
         if self._static is not None and not self.eager_reason:
             return "CUDA graph" if self.recorder is None else "recorded"

@@ -52,7 +52,7 @@ def test_static_buffers_change_no_bit(kind: str) -> None:
     assert recorder.calls == {"warm_up": WARM_UP - 1, "watched": 1, "record": 1, "replay": 15 - WARM_UP + 1}
     assert static._static is not None and static._static.replayed == 15 - WARM_UP - 3  # one step of each epoch proves
     assert (eager.eager_reason, static.eager_reason) == ("not asked for", "")
-    assert (eager.way, static.way) == ("one by one: not asked for", "recorded")
+    assert (eager.step_mode, static.step_mode) == ("one by one: not asked for", "recorded")
     assert isinstance(static.model, Network) and torch.equal(static.model.unused, torch.ones(3))
 
 
