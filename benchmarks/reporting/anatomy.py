@@ -23,17 +23,14 @@ ABOUT = (
 
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
     """Return a table with a row per test, as Markdown lines."""
+    blank = f"not tested | {NONE} | {NONE} | 0 | {NONE} |"
     lines = [
         "| | Networks | Test | Outcome | Difference in points | 95 % interval | n | On |",
         "|---|---|---|---|---:|---:|---:|---|",
         *(_row(outcome) for outcome in found),
-        *(_untested(name, why) for name, why in NOT_TESTED.items()),
+        *(f"| {name} | {NONE} | {why} | {blank}" for name, why in NOT_TESTED.items()),
     ]
     return [*lines, "", ABOUT]
-
-
-def _untested(name: str, why: str) -> str:
-    return f"| {name} | {NONE} | {why} | not tested | {NONE} | {NONE} | 0 | {NONE} |"
 
 
 def _row(outcome: Outcome) -> str:

@@ -69,7 +69,7 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
         study.drawn[comparison.name] = [kind for kind in KINDS if drawn.get(stem_of(comparison, kind))]
     latency_names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
     artefacts |= _pages(study, sheets, latency_names)
-    artefacts[(root or results) / "RESULTS.md"] = results_page(study, _prefix(results, root)).encode()
+    artefacts[(root or results) / "RESULTS.md"] = results_page(study, f"{results.name}/" if root else "").encode()
     return _inside(artefacts | _project_pages(study, root), root or results)
 
 
@@ -101,7 +101,10 @@ def _project_pages(study: Study, root: Path | None) -> Artefacts:
     if coverage:
         blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
         blocks["docs/any_network.md"] = summary(coverage).rstrip()
-    written = {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
+    written = {
+        root / page: with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
+        for page, block in blocks.items()
+    }
     anatomy = root / "docs/anatomy.md"
     if anatomy.is_file():
         found = outcomes(study.records, study.details)
@@ -114,15 +117,6 @@ def _inside(artefacts: Artefacts, folder: Path) -> Artefacts:
     for path in artefacts:
         check_inside(folder, path)
     return artefacts
-
-
-def _page_with_block(root: Path, page: str, block: str) -> bytes:
-    return with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
-
-
-def _prefix(results: Path, root: Path | None) -> str:
-    """Return the prefix of links in RESULTS.md, which is in the root or among the results."""
-    return f"{results.name}/" if root is not None else ""
 
 
 def files_of(comparison: Comparison, results: Path) -> Artefacts:

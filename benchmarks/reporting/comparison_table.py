@@ -29,7 +29,8 @@ def display_rows(comparison: Comparison) -> list[list[str]]:
     rows = comparison.table.to_dict("records")
     dense_long = [row for row in rows if row["method"] == DENSE_LONG]
     lines = [[column.dense(comparison) for column in COLUMNS]]
-    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long] or [_no_dense_long()]
+    not_run = [find_method(DENSE_LONG).title, "0", *[NOT_RUN] * (len(COLUMNS) - 2)]
+    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long] or [not_run]
     for target in dict.fromkeys(row["macs_kept"] for row in rows if row["method"] != DENSE_LONG):
         lines.append([f"At {share(target)} of the MACs"])
         group = [row for row in rows if row["macs_kept"] == target and row["method"] != DENSE_LONG]
@@ -39,10 +40,6 @@ def display_rows(comparison: Comparison) -> list[list[str]]:
 
 def _header() -> list[str]:
     return [column.header for column in COLUMNS]
-
-
-def _no_dense_long() -> list[str]:
-    return [find_method(DENSE_LONG).title, "0", *[NOT_RUN] * (len(COLUMNS) - 2)]
 
 
 def missing(comparison: Comparison) -> str:

@@ -14,7 +14,7 @@ from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import origins_of
 from benchmarks.records.published import RESNET50, RESNET56, read_published
-from benchmarks.records.record import STATES_OF, Record
+from benchmarks.records.record import STATES_OF
 from benchmarks.reporting.columns import STATE_TITLES
 from benchmarks.reporting.effects import effects_sheet, points
 from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
@@ -215,7 +215,7 @@ def replaced_part(name: str) -> str | None:
 def _ablate(
     comparison: Comparison, method: str, part: str, target: float, rows: list[list[str]], numbers: list[dict[str, Any]]
 ) -> None:
-    base, other = (_by_seed(comparison, name, target) for name in (BASE, method))
+    base, other = (comparison.by_seed(name, target) for name in (BASE, method))
     seeds = sorted(base.keys() & other.keys())
     if not seeds:
         return
@@ -230,10 +230,6 @@ def _ablate(
     means = {state: summarize(values).mean for state, values in changes.items()}
     where = {"experiment": comparison.experiment, "profile": comparison.profile, "part": part, "method": method}
     numbers.append({**where, "macs_kept": target, "n": len(seeds), **means})
-
-
-def _by_seed(comparison: Comparison, method: str, target: float) -> dict[int, Record]:
-    return {r.seed: r for r in comparison.records if (r.method, r.macs_kept) == (method, target)}
 
 
 def all_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
