@@ -36,7 +36,7 @@ COMMANDS = {
     "coverage": "test which torchvision and timm networks can be pruned",
     "faults": "kill sweeps, damage their files, fill their disk, and verify that nothing is lost",
     "perf": "measure speed and memory against peers",
-    "gpu": "on a machine with a CUDA device: its tests, its speed, and what is missing of the runs",
+    "gpu": "on a machine with a CUDA device: run the GPU tests, measure speed, do missing runs",
 }
 
 

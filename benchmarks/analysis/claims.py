@@ -109,11 +109,8 @@ class Arm:
     @property
     def text(self) -> str:
         """The arm in a few words."""
-        return self.method + ("" if self.removals == "any" else f" ({self.removals} removal{_plural(self.removals)})")
-
-
-def _plural(removals: str) -> str:
-    return "" if removals == "one" else "s"
+        words = {"any": "", "one": " (one removal)", "several": " (several removals)"}
+        return self.method + words[self.removals]
 
 
 @dataclass(frozen=True)

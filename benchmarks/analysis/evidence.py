@@ -1,7 +1,7 @@
-"""How much a record's evidence is worth: the tier, computed from what was run and never declared.
+"""The tier of a record's evidence, computed from what was run and never declared.
 
-toy: digits, or another data set that is no benchmark of image recognition. small: a natural-image data set, all of its
-images, and dense networks within five points of the published accuracy. full: that, and the field's recipe at its
+toy: digits, or another data set that is not a benchmark of image recognition. small: a natural-image data set, all of
+its images, and dense networks within five points of the published accuracy. full: that, and the field's recipe at its
 length. Everything else (fewer images, shorter training, no published accuracy to hold it against) carries no verdict.
 """
 
@@ -54,7 +54,7 @@ class Evidence:
 
 
 def dataset_title(dataset: str) -> str:
-    """Return what people call a data set."""
+    """Return the usual name of a data set."""
     return DATASET_TITLES.get(dataset, dataset)
 
 

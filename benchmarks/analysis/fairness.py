@@ -66,7 +66,7 @@ def check_comparable(records: Sequence[Record]) -> str:
 
     Raises:
         UnfairComparisonError: They differ in profile, in the protocol's version, within a seed in device or precision,
-            or in anything but what a method may bring along; or their level is below S3.2.
+            or in anything but what belongs to a method; or their level is below S3.2.
     """
     for name, what in (("experiment", "experiment"), ("profile", "profile"), ("protocol", "protocol version")):
         _refuse_mixed(what, {getattr(record, name) for record in records})

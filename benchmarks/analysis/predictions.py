@@ -1,6 +1,6 @@
 """The predictions of docs/anatomy.md as data, and what records say about each.
 
-Networks without normalisation and those with it are judged apart. "Equal" is tested in both directions: neither method
+Networks with and without normalisation are judged separately. "Equal" is tested in both directions: neither method
 may be worse than the other by as much as the margin.
 """
 

@@ -1,7 +1,7 @@
 """The paired differences that a claim rests on: one stratum per network and data set, one value per trained network.
 
 Records become rows, an arm picks its rows, and two arms meet where their keys are equal. Experiments that start from
-the same dense networks are not independent: they are one stratum, in which each dense network has one say.
+the same dense networks are not independent: they are one stratum, in which each dense network counts once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Stratum:
 
 
 def carries_verdicts(record: Record) -> bool:
-    """Return whether verdicts may rest on a record, whatever its tier.
+    """Return whether verdicts may rest on a record of any tier.
 
     It must be complete, of the present protocol, not quick, its strength tuned where it has one, and its network none
     that strengths or learning rates were chosen on.

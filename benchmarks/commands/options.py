@@ -87,7 +87,7 @@ def add_graphs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--graphs",
         action="store_true",
-        help="replay training steps from CUDA graphs, checked at every epoch (default: take them one by one)",
+        help="replay training steps from CUDA graphs, checked at every epoch (default: off)",
     )
 
 
@@ -135,9 +135,7 @@ def add_list(
 def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+", usual_seeds: str = "the profile's") -> None:
     """Add the options that choose runs."""
     parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
-    parser.add_argument(
-        "--profile", help="quick, cpu, study or paper (default: paper with a CUDA device, else the first)"
-    )
+    parser.add_argument("--profile", help="quick, cpu, study or paper (default: paper on a GPU, else the first)")
     text = "comma-separated, or all; also any regularizer+importance[+selection] (default: the profile's)"
     add_list(parser, "--methods", names, text)
     parser.add_argument(

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("wandb"),
         metavar="DIR",
-        help="W&B files and the ledger (default: wandb)",
+        help="folder of the W&B files and the ledger (default: wandb)",
     )
     parser.add_argument(
         "--checkpoints",

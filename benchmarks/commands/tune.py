@@ -43,7 +43,7 @@ POLL = 0.5  # seconds
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search trains: what a separate process needs to know.
+    """Where a search trains: what a separate process needs.
 
     Attributes:
         device: Where all training runs.

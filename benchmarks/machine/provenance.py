@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """Return what a person calls the device."""
+    """Return the device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -100,7 +100,7 @@ def _without_place(argument: str) -> str:
 
 
 def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any]:
-    """Return what a record says of its origin."""
+    """Return the provenance of a record."""
     return {
         **git_state(),
         "versions": versions(),

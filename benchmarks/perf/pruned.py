@@ -15,7 +15,7 @@ from benchmarks.machine.precision import resolve_precision
 from benchmarks.models import find_builder, input_shape
 from benchmarks.perf.measure import Candidate, Settings, captured, in_turns, median_ms, median_ratio, quiet_couplings
 from benchmarks.perf.steps import step_of
-from benchmarks.training.loop import autocast
+from benchmarks.training.step import autocast
 from oicsr import count_macs, out_in_energy, remove_channels, select_channels
 
 MODELS = ("resnet56", "vgg16", "mobilenetv2")

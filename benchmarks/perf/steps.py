@@ -17,7 +17,7 @@ from benchmarks.models import find_builder, input_shape
 from benchmarks.perf.measure import Candidate, Settings, captured, in_turns, median_ms, median_ratio
 from benchmarks.perf.train import engine, synthetic
 from benchmarks.perf.workers import Workers
-from benchmarks.training.loop import autocast
+from benchmarks.training.step import autocast
 
 MODELS = ("resnet20", "resnet56")
 

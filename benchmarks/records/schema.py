@@ -1,4 +1,4 @@
-"""What a record may hold: names that are safe in paths, numbers where numbers are due, texts that can be written."""
+"""What a record may hold: names that are safe in paths, numbers of the right range, texts that can be written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SURROGATES = ("\ud800", "\udfff")
 
 
 class RecordError(ValueError):
-    """A record cannot be read, or does not belong where it lies."""
+    """A record cannot be read, or does not belong where it is."""
 
 
 @cache
@@ -56,8 +56,8 @@ def check_values(data: dict[str, Any], where: str) -> None:
         where: Named in errors.
 
     Raises:
-        RecordError: A name cannot be one of a file, the run is called otherwise, a number is none or out of range, or a
-            text cannot be written.
+        RecordError: A name cannot be a file name, the run has another name, a value is not a number or is out of range,
+            or a text cannot be written.
     """
     for problem in _odd(data, "", 0):
         raise RecordError(f"{where}: {problem}")
@@ -80,7 +80,7 @@ def check_values(data: dict[str, Any], where: str) -> None:
 
 
 def _odd(value: Any, place: str, depth: int) -> Iterator[str]:
-    """Yield what cannot be written, drawn or compared, wherever it is."""
+    """Yield every value that cannot be written, drawn or compared."""
     match value:
         case _ if depth > DEEPEST:
             yield f"{place[:100]!r} is nested more than {DEEPEST} deep"

@@ -32,7 +32,7 @@ class State(TypedDict):
 
 
 class Structure(TypedDict):
-    """How the energy lies over the channels of a network."""
+    """How energy is distributed over the channels of a network."""
 
     near_zero: Share
     concentration: Annotated[float, Field(ge=-1, le=1)]

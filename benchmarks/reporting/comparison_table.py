@@ -64,7 +64,7 @@ def missing(comparison: Comparison) -> str:
 
 
 def warning(comparison: Comparison) -> str:
-    """Return what stands first in a table: strengths that nobody tuned, records of an older protocol."""
+    """Return the warning above a table: untuned strengths, records of an older protocol."""
     parts = []
     if comparison.untuned:
         parts.append(f"Strengths not tuned, no comparison can rest on them: {', '.join(comparison.untuned)}.")

@@ -101,7 +101,7 @@ def _template() -> Template:
 
 
 def _seen(value: Any) -> Any:
-    """Take characters from a text that no page may hold, or that turn the order of what is read."""
+    """Remove characters that no page may hold, or that change the reading order."""
     return one_line(value) if type(value) is str else value
 
 
@@ -132,7 +132,7 @@ def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> d
 
 
 def _states(records: Sequence[Record]) -> list[str]:
-    """Return the states that records tell of, in their order."""
+    """Return the states in the records, in order."""
     there = {state for record in records for state in record.states}
     return [state for state in STATES if state in (there or STATES_OF[1])]
 

@@ -21,7 +21,7 @@ def reliability_section(results: Path) -> list[str]:
     """Return the lines of RESULTS.md about faults that were tried; none where there are no figures.
 
     Raises:
-        ReliabilityError: The file cannot be read, or is none of this schema.
+        ReliabilityError: The file cannot be read, or does not follow the schema.
     """
     path = results / FILE
     if not path.exists():

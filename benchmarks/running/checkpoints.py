@@ -75,7 +75,7 @@ class CheckpointStore:
         return data if isinstance(data, dict) and self._generations(key) else None
 
     def lease(self, key: str, pause: Callable[[], None], say: Callable[[Owner], None]) -> Lease:
-        """Wait until nobody else trains the stage `key`, and keep others from it; see `wait_for_lease`."""
+        """Wait until no other process trains the stage `key`, then hold its lease; see `wait_for_lease`."""
         return wait_for_lease(lease_path(self.folder, key), pause, say)
 
     def load(self, key: str) -> dict[str, Any] | None:

@@ -208,7 +208,7 @@ class WandbSink:
         self._guarded(lambda: log_epoch(self._runs[cell.label], row, number))
 
     def waiting(self, cell: Cell, reason: str) -> None:
-        """Nothing: nobody who looks at curves asks for it."""
+        """Do nothing: curves do not show it."""
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Write the results and end the W&B run."""

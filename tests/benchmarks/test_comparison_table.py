@@ -72,7 +72,7 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
     assert "Not run: Dense (all epochs), Group Lasso (out), " in comparison_sheet(quick, "t").notes
     paper = paper_sheet([part], "pruned")
     assert sum(cell == "not run" for cell in paper.rows[0]) == 8
-    assert len(paper.rows) == 1 and "Not run: CIFAR-100, MobileNetV2; " in paper.notes
+    assert len(paper.rows) == 1 and "Not run" not in paper.notes  # the page of checks lists experiments
 
 
 def test_own_runs_and_quotations_are_separate() -> None:

@@ -112,7 +112,7 @@ def _curves(axes: Axes, comparison: Comparison, state: str, methods: Sequence[st
 
 
 def _within_accuracies(get: Callable[[], tuple[float, float]], set_: Callable[[float, float], Any]) -> None:
-    """Cut an axis to what an accuracy can be: error bars of few seeds reach beyond."""
+    """Limit an axis to possible accuracies: error bars over few seeds reach beyond."""
     low, high = get()
     set_(max(low, -3), min(high, 105))
 

@@ -1,4 +1,4 @@
-"""Figures of single channels: where the energy lies, how the two sides go together, and which channels stay."""
+"""Figures of single channels: how energy is distributed, how the two sides relate, and which channels stay."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def from_file(path: Path, draw: Callable[[], Files | None]) -> Files | None:
     """Draw what a file holds; an error names the file.
 
     Raises:
-        TuningError: It is no tuning record.
+        TuningError: It is not a tuning record.
         RecordError: A value in it cannot be drawn.
     """
     try:
@@ -73,5 +73,5 @@ KINDS: dict[str, Kind] = {
 
 
 def stem_of(comparison: Comparison, kind: str) -> str:
-    """Return how the files of a figure are called."""
+    """Return the file name of a figure, without suffix."""
     return f"{comparison.name}-{kind}" if kind else comparison.name

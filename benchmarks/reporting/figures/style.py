@@ -1,7 +1,6 @@
-"""The looks that all figures share: colours, markers, legends, and how a figure becomes files.
+"""The style that all figures share: colours, markers, legends, and how a figure becomes files.
 
-Every figure is as wide as a page's text, and its letters are large enough to be read at half of that: in one of two
-columns of 3.3 inches.
+Every figure is as wide as a page's text; its text stays readable at half that width, in a column of 3.3 inches.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
@@ -35,7 +31,7 @@ WIDTH = 6.6  # inches
 
 FONT, SMALL = 13, 12  # points; at half the width six of them are left
 
-# Okabe and Ito's palette, told apart in every kind of colour blindness, and darker and lighter forms of it
+# Okabe and Ito's palette, distinguishable with every kind of colour blindness, and darker and lighter forms of it
 COLOURS = (
     *("#D55E00", "#8A3B00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"),
     *("#B8860B", "#5A7D9A", "#F28E5C", "#4FA3D8"),
@@ -164,21 +160,15 @@ def _width(figure: Figure, text: str) -> float:
 
 
 def render(figure: Figure) -> Files:
-    """Return a figure as SVG, PNG and PDF, without dates and versions in them.
-
-    Each is drawn once: `savefig` would draw twice, and solve the layout for each format.
-    """
+    """Return a figure as SVG, PNG and PDF, without dates and versions in them; the layout is solved once."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
     svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside the SVG too
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # print_svg leaves its own behind
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    nobody = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata=nobody)  # type: ignore[no-untyped-call]
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
     return {"svg": svg.getvalue(), "png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
