@@ -438,3 +438,10 @@ def test_the_runs_whose_commands_are_timed_are_whole(capsys: pytest.CaptureFixtu
     assert cli.main(["report", "--results", "r"]) == 0
     assert Path("r/figures/sweep-cifar10-resnet56-1-quick-joint.png").is_file()
     assert cli.main(["report", "--results", "r", "--check"]) == 0
+
+
+def test_a_missing_file_is_no_work_that_was_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "keys.pub"
+    assert cli.main(["merge", str(tmp_path), "--results", str(tmp_path / "results"), "--signed-by", str(missing)]) == 2
+    shown = capsys.readouterr().err
+    assert str(missing) in shown and "work done so far" not in shown

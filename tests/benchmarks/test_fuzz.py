@@ -18,14 +18,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.analysis.comparison import compare
+from benchmarks.analysis.verdicts import judge
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.records.record import RecordError, parse_record
+from benchmarks.records.histories import Details
+from benchmarks.records.record import CHECKSUM, RecordError, checksum, parse_record, stamped, write_record
+from benchmarks.records.rows import history_csv
 from benchmarks.records.strengths import TuningError, read_tuning
+from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
+from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.reliability import ReliabilityError, reliability_section
+from benchmarks.reporting.table_files import files_of_sheet
 from benchmarks.running.adhoc import ExperimentError, parse_experiment
 from benchmarks.running.checkpoints import MAGIC, CheckpointStore, CheckpointWarning, read_checkpoint
 from oicsr import PruningPlan
-from tests.benchmarks.fakes import experiment_text, fake_record
+from tests.benchmarks.fakes import experiment_text, fake_history, fake_record
+from tests.benchmarks.small import small_cell
 
 FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
@@ -104,6 +112,42 @@ def test_monsters_are_refused_by_all(tmp_path: Path, text: str) -> None:
 def test_only_the_whole_record_is_accepted(text: str) -> None:
     record = read(lambda: parse_record(text, "here"), RecordError, "here")
     assert record is None or json.loads(record.to_json()) == RECORD
+
+
+COMPANY = [fake_record(small_cell(method, seed)) for method in ("oicsr-gl", "gl-out", "none") for seed in (0, 1)]
+HISTORY = fake_history()
+STRANGER = json.loads(stamped(fake_record(small_cell(seed=7)), HISTORY, ()).to_json())
+
+
+def write_with_its_checksum(path: Path, text: str) -> None:
+    """Write the text of a record as somebody would who can count checksums."""
+    data = read(lambda: json.loads(text), ValueError, "")
+    if isinstance(data, dict) and isinstance(data.get("provenance"), dict):
+        values = {name: value for name, value in data.items() if name != "schema"}
+        text = json.dumps({**data, "provenance": {**data["provenance"], CHECKSUM: checksum(values)}})
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+
+
+@FAST
+@given(changed(STRANGER))
+def test_no_record_with_a_right_checksum_blocks_the_tables_of_others(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    results = tmp_path_factory.mktemp("results")
+    for record in COMPANY:
+        write_record(results, record, HISTORY)
+    folder = results / "runs" / "small" / small_cell(seed=7).run_id
+    folder.mkdir()
+    (folder / "history.csv").write_text(history_csv(HISTORY))
+    write_with_its_checksum(folder / "record.json", text)
+    found = gather(results)
+    assert set(found.left_out) <= {folder / "record.json"}
+    comparisons = compare(found.records)
+    judge(found.records, Details(results))
+    for comparison in comparisons:
+        for sheet in (comparison_sheet(comparison, "Small"), fairness_sheet(comparison, "Small")):
+            assert all(files_of_sheet(sheet).values())
+    assert {record.seed for record in comparisons[0].records} >= {0, 1}
 
 
 @FAST
