@@ -1,5 +1,5 @@
 # `make` shows what there is. Every experiment is a target of its name: `make cifar10-resnet56`.
-# Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|cpu|paper,
+# Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|study|cpu|paper,
 # JOBS=N (runs at a time; by default as many as suit), WANDB=online|offline|disabled, ARGS="any other option of
 # python -m benchmarks run". The published records are in results/.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.records.published import PublishedDense, published_dense
 from benchmarks.records.record import STATES_OF, Record
+from benchmarks.records.strengths import FIRST_TUNING_SEED
 
 TOY, SMALL, FULL = "toy", "small", "full"
 
@@ -70,6 +71,8 @@ def evidence_of(
     model, dataset = str(config.get("model")), str(config.get("dataset"))
     if records[0].profile == "quick":
         return Evidence(None, "profile quick shows that the pipeline works")
+    if all(record.seed >= FIRST_TUNING_SEED for record in records):
+        return Evidence(None, f"trials on networks that serve tuning alone (seeds from {FIRST_TUNING_SEED} on)")
     if dataset in TOYS:
         return Evidence(TOY, f"{dataset_title(dataset)} is a toy")
     quoted = (published_dense() if published is None else published).get((model, dataset))

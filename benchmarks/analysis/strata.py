@@ -15,6 +15,7 @@ from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
+from benchmarks.records.strengths import FIRST_TUNING_SEED
 
 DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
 
@@ -75,10 +76,12 @@ class Stratum:
 def carries_verdicts(record: Record) -> bool:
     """Return whether verdicts may rest on a record of any tier.
 
-    It must be complete, of the present protocol, not quick, and its strength tuned where it has one.
+    It must be complete, of the present protocol, not quick, its strength tuned where it has one, and its network none
+    that strengths or learning rates were chosen on.
     """
     current = record.protocol == CURRENT_PROTOCOL
-    return record.complete and current and record.profile != "quick" and is_tuned(record)
+    apart = record.seed < FIRST_TUNING_SEED
+    return record.complete and current and record.profile != "quick" and apart and is_tuned(record)
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

@@ -74,7 +74,7 @@ class Place:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    add_choice(parser)
+    add_choice(parser, usual_seeds=f"{','.join(map(str, TUNING_SEEDS))}, far from those of any comparison")
     add_folders(parser)
     add_device(parser)
     add_jobs(parser, "methods")

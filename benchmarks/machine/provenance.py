@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -86,8 +87,16 @@ def _flags() -> str:
 
 
 def this_command() -> str:
-    """Return the running command as it would be typed."""
-    return " ".join(["python -m benchmarks", *sys.argv[1:]])
+    """Return the running command as it would be typed; of an absolute path only its last part.
+
+    Records are published, and where somebody keeps results and checkpoints is private.
+    """
+    return shlex.join(["python", "-m", "benchmarks", *(_without_place(argument) for argument in sys.argv[1:])])
+
+
+def _without_place(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name or value}" if Path(value).is_absolute() else argument
 
 
 def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any]:

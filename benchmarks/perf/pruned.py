@@ -73,7 +73,7 @@ def _rows(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
     for label, model in found.items():
         placed = model.to(settings.device).to(memory_format=torch.channels_last)
         labels = torch.arange(settings.batch_size, device=settings.device) % 10
-        kinds["step"][label] = step_of(placed, images, labels, precision, placed)
+        kinds["step"][label] = step_of(placed, images, labels, precision, placed, in_place=True)
         kinds["predict"][label] = _predict(copy.deepcopy(placed).eval(), images, precision)
     if settings.device.type == "cuda":
         kinds["captured step"] = {k: captured(_warm(c), settings.device) for k, c in kinds["step"].items()}

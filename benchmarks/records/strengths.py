@@ -22,6 +22,8 @@ SCHEMAS = ("oicsr-tuning-1", SCHEMA)  # the first one: accuracies before recalib
 
 Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [...]}, one value per network
 
+FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them
+
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
 
 

@@ -37,6 +37,7 @@ class Structure(TypedDict):
     near_zero: Share
     concentration: Number
     cumulative: Curve
+    imbalance: NotRequired[Number]
 
 
 class Removal(TypedDict):

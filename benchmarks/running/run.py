@@ -21,7 +21,7 @@ from benchmarks.records.record import Record, write_record
 from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import Strength, choose_strength
 from benchmarks.running.bench import Bench, fresh_model
-from benchmarks.running.channel_energies import channel_rows, describe_structure, mark_kept
+from benchmarks.running.channel_energies import channel_rows, describe_structure, imbalance, mark_kept
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
@@ -196,6 +196,8 @@ class _Run:
                 progress.structure["regularized"] = describe_structure(model, dense)
                 progress.channels = channel_rows(model, dense)
             following = select(self.score(model, current), current, model, self.inputs)
+            if step == 0 and self.on_test:
+                progress.structure["regularized"] |= imbalance(model, dense, following)
             model = remove_channels(model, following, absorb=self.method.absorb, example_inputs=self.inputs)
             current, plan = shrink_couplings(current, following), plan.then(following)
             removal = {"step": step, "val_top1_before": trained.validation.top1, "macs": count_macs(model, self.inputs)}
