@@ -5,6 +5,8 @@ setup_context
 _.num_features
 _.normalized_shape
 _.num_parameters
+_.num_embeddings
+_.embedding_dim
 _.__class__
 
 # fields that are written to files, or read through asdict

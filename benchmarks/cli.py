@@ -84,9 +84,12 @@ def _do(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
+    except FileNotFoundError as error:
+        print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
+        return USAGE
     except OSError as error:
         print(f"python -m benchmarks: {for_terminal(str(error))}; work done so far is safe", file=sys.stderr)
-        return USAGE if isinstance(error, FileNotFoundError) else FAILURE
+        return FAILURE
     except RuntimeError as error:
         if not _is_of_data(error):
             raise

@@ -14,6 +14,7 @@ from torch import nn
 from oicsr.arguments import check_call
 from oicsr.backbone import Part, backbone_call, couplings_of_whole
 from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
+from oicsr.copying import hooked_modules
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
@@ -22,6 +23,7 @@ from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import prove
 from oicsr.rules import Tracer
 from oicsr.shapes import find_moved, find_rigid
+from oicsr.state import indices_on_cpu
 from oicsr.wrapping import unwrap
 
 Scope = Literal["inner", "all"]
@@ -121,7 +123,19 @@ def trace_couplings(
     model = unwrap(model)
     choices = _Choices(scope, named_layers(model, ignore), verify)
     with _no_garbage_collection():
-        return _trace(model, as_inputs(example_inputs), choices)
+        trace = _trace(model, as_inputs(example_inputs), choices)
+    hooked = hooked_modules(model)
+    if hooked:
+        said = (
+            f"users' hooks do not run while couplings are found, here those of {_some(hooked)}: what a hook changes is "
+            "not followed (write it into forward, or compare the outputs of the pruned network)"
+        )
+        trace = replace(trace, untried=(*trace.untried, said))
+    return trace
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(repr(name or "(root)") for name in names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 @contextmanager
@@ -221,7 +235,8 @@ def _without(trace: Trace, refuted: Mapping[str, str], untried: Sequence[str] = 
 def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tracer, Trace]:
     """Trace a network, without any trial."""
     twin, computed = plain_twin(model)
-    tracer = Tracer(thinned=dict(choices.thinned), follow_layer_norm=choices.verify != "numeric")
+    with indices_on_cpu():
+        tracer = Tracer(thinned=dict(choices.thinned), follow_layer_norm=choices.verify != "numeric")
     streams = Streams(tracer)
     graph = export_graph(twin, inputs, training=False)
     _follow(tracer, streams, graph)
@@ -230,7 +245,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         try:
             _follow(tracer, streams, export_graph(twin, inputs, training=True))
         except ValueError as error:
-            unused = ", ".join(map(repr, graph.unused[:3])) + (" and others" if len(graph.unused) > 3 else "")
+            unused = _some(graph.unused)
             untried = (f"{error}, in training mode: what only runs there is not followed (it may read {unused})",)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:
@@ -251,6 +266,7 @@ def _without_energy_of_buffers(couplings: Sequence[Coupling], model: nn.Module) 
     ]
 
 
+@indices_on_cpu()
 def _follow(tracer: Tracer, streams: Streams, graph: Graph) -> None:
     tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
     streams.read(graph.nodes)

@@ -25,6 +25,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from benchmarks.machine.paths import inside
+from benchmarks.machine.plain_files import read_plain
 
 HEARTBEAT = 5.0  # seconds between two touches of an owner's file
 
@@ -109,7 +110,7 @@ def new_owner() -> Owner:
 def read_owner(path: Path) -> Owner | None:
     """Return the owner of the lease at `path`; None if it is free, or the file is incomplete."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_plain(path))
         owner = Owner(**data)
     except (OSError, ValueError, TypeError, RecursionError):
         return None

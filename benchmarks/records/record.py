@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.config import Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import OutsideError, inside
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.records.rows import (
     ChannelRow,
     EpochRow,
@@ -25,6 +26,7 @@ from benchmarks.records.rows import (
     read_channels,
     read_history,
 )
+from benchmarks.records.schema import COMPLETE as COMPLETE
 from benchmarks.records.schema import RecordError as RecordError
 from benchmarks.records.schema import check_values
 
@@ -33,11 +35,9 @@ SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "recalibrated", "finetuned")
 STATES_OF = {1: tuple(state for state in STATES if state != "recalibrated"), 2: STATES}  # by version of the protocol
 
-COMPLETE, FAILED = "complete", "failed"
+FAILED = "failed"
 
 CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
-
-LARGEST_FILE = 64 << 20  # bytes
 
 BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
@@ -294,15 +294,15 @@ def write_record(
         (folder / "channels.csv").unlink(missing_ok=True)  # of an earlier attempt
     path = folder / "record.json"
     (folder / "record.json.sig").unlink(missing_ok=True)  # of the record that this one replaces
-    _set_aside(path, record.protocol)
+    set_aside(path, record.protocol)
     write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
 
 
-def _set_aside(path: Path, protocol: int) -> None:
+def set_aside(path: Path, protocol: int) -> None:
     """Keep a record of another protocol under a name of its own before one of this protocol takes its place."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8")).get("protocol", LATER["protocol"])
+        before = json.loads(read_plain(path)).get("protocol", LATER["protocol"])
     except (OSError, ValueError, AttributeError):  # none, or damaged: nothing that could be read later
         return
     if before != protocol and isinstance(before, int):
@@ -357,11 +357,7 @@ def _check_beside(path: Path, record: Record, unchecked: bool) -> None:
 def _text_of(path: Path, what: str) -> str:
     """Return the text of a file: never what a pipe or a device gives, nor more than a record can be."""
     try:
-        if not path.is_file():
-            raise RecordError(f"{path} is no readable {what}: it is missing, or no plain file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise RecordError(f"{path} is no readable {what}: it is larger than {LARGEST_FILE >> 20} MiB")
-        return path.read_bytes().decode()
+        return read_plain(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is no readable {what}: {error}") from error
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import Cell, Experiment, Profile
 from benchmarks.machine.paths import PUBLISHED_TUNING, inside
+from benchmarks.machine.plain_files import read_plain
 
 if TYPE_CHECKING:
     from baselines.method import Method
@@ -55,7 +56,7 @@ def read_tuning(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_plain(path)
     except (OSError, ValueError) as error:
         raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
 
@@ -72,6 +73,8 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     for method, chosen in data["chosen"].items():
         if not isinstance(chosen, dict) or not all(value is None or _is_strength(value) for value in chosen.values()):
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
+        for target in chosen:
+            _check_target(path, target)
     data["scores"] = {
         method: _scores(path, method, targets) for method, targets in _items(path, data.get("scores", {}))
     }
@@ -82,13 +85,17 @@ def _scores(path: Path, method: str, targets: Any) -> dict[str, dict[str, Any]]:
     """Return the tries of a method by target and strength; those of the first schema as the present one has them."""
     found: dict[str, dict[str, Any]] = {}
     for target, tries in _items(path, targets):
+        _check_target(path, target)
         found[target] = {
             strength: {"loss": [], "top1": values} if isinstance(values, list) else values
             for strength, values in _items(path, tries)
         }
         for values in found[target].values():
-            if not isinstance(values, dict) or not all(isinstance(values.get(name), list) for name in ("loss", "top1")):
-                raise TuningError(f"{path}: the scores of {method!r} are no lists. Restore it, or tune again.")
+            lists = [values.get(name) for name in ("loss", "top1")] if isinstance(values, dict) else [None]
+            if not all(isinstance(each, list) and all(map(_is_score, each)) for each in lists):
+                raise TuningError(
+                    f"{path}: the scores of {method!r} are no lists of numbers. Restore it, or tune again."
+                )
     return found
 
 
@@ -96,6 +103,20 @@ def _items(path: Path, values: Any) -> list[tuple[str, Any]]:
     if not isinstance(values, dict):
         raise TuningError(f"{path}: scores are {str(values)[:40]!r}, no table. Restore it, or tune again.")
     return list(values.items())
+
+
+def _check_target(path: Path, target: str) -> None:
+    """Refuse a target that is no share of the MACs."""
+    try:
+        known = 0 < float(target) <= 1
+    except ValueError:
+        known = False
+    if not known:
+        raise TuningError(f"{path}: the target {target[:40]!r} is no share of the MACs. Restore it, or tune again.")
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _is_strength(value: Any) -> bool:
@@ -136,7 +157,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
         return Strength(0.0, "none needed")
     tuned_as = tuned_under(cell.experiment, cell.profile)
     path = tuning_path(folder, tuned_as, cell.profile_name)
-    if not path.is_file():
+    if not path.exists():
         path = tuning_path(PUBLISHED_TUNING, tuned_as, cell.profile_name)
     tuned = _tuned(path)
     for name in (method.strength_of or cell.method, method.regularizer.name):

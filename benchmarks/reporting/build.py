@@ -19,6 +19,7 @@ from benchmarks.config import check_name
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
 from benchmarks.records.record import RecordError
@@ -155,7 +156,7 @@ def _latency_drawings(results: Path) -> dict[str, Draw]:
     drawings: dict[str, Draw] = {}
     for path in sorted((results / "perf").glob("*.json")):
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(read_plain(path))
             section = found.get("sections", {}).get("latency", {})
             check_name("device", path.stem)
         except (OSError, ValueError, AttributeError, RecursionError) as error:

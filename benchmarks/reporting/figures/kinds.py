@@ -31,7 +31,7 @@ class Kind:
 
 def _strengths(study: Study, comparison: Comparison, title: str) -> Files | None:
     path = study.results / "tuning" / f"{comparison.name}.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     return from_file(path, lambda: training_curves.strength_curves(read_tuning(path), title))
 

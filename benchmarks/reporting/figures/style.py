@@ -6,6 +6,8 @@ Every figure is as wide as a page's text; its text stays readable at half that w
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -86,6 +89,10 @@ Files = dict[str, bytes]
 
 LEGEND_COLUMNS = 4
 
+SCATTER_MARK = 36.0  # square points; of a cloud's marks in a legend
+
+TITLE_SHARE = 0.98  # of the figure's width, at most
+
 
 @dataclass(frozen=True)
 class Look:
@@ -121,8 +128,35 @@ def style() -> Iterator[None]:
 
 
 def headline(figure: Figure, text: str) -> None:
-    """Write the title above a figure, in more lines where it is wider than the figure."""
-    figure.suptitle(for_figure(text), fontsize=FONT, wrap=True)
+    """Write the title above a figure, in more lines where it is wider than the figure.
+
+    The lines are broken here: the room that a layout keeps for a title of `wrap=True` is that of the unbroken one.
+    """
+    lines = [
+        part
+        for line in for_figure(text).replace(" %", "\N{NO-BREAK SPACE}%").split("\n")
+        for part in _fit(figure, line)
+    ]
+    figure.suptitle("\n".join(lines), fontsize=FONT)
+
+
+def _fit(figure: Figure, line: str) -> list[str]:
+    """Break a line of a title at spaces where it is wider than the figure, into pieces of about the same width."""
+    words = line.split(" ")
+    pieces = min(len(words), math.ceil(_width(figure, line) / (TITLE_SHARE * figure.bbox.width)))
+    while pieces < len(words):
+        broken = textwrap.wrap(line, math.ceil(len(line) / pieces) + 4, break_long_words=False, break_on_hyphens=False)
+        if all(_width(figure, part) <= TITLE_SHARE * figure.bbox.width for part in broken):
+            return broken
+        pieces += 1
+    return words if pieces > 1 else [line]
+
+
+def _width(figure: Figure, text: str) -> float:
+    drawn = figure.text(0, 0, text, fontsize=FONT)
+    width = drawn.get_window_extent().width
+    drawn.remove()
+    return float(width)
 
 
 def render(figure: Figure) -> Files:
@@ -144,7 +178,15 @@ def seeds_text(comparison: Comparison) -> str:
     count = str(low) if low == high else f"{low} to {high}"
     quick = ", says nothing about the claim" if comparison.profile == "quick" else ""
     seeds = "one seed only: its spread is not known" if high == 1 else f"n = {count} seeds"
-    return f"profile {comparison.profile}{quick}, {seeds}"
+    mixed = "; *: one seed" if low == 1 < high else ""
+    return f"profile {comparison.profile}{quick}, {seeds}{mixed}"
+
+
+def label_of(comparison: Comparison, method: str) -> str:
+    """Return a method's name in legends, with a mark where it has one seed and others have more."""
+    table = comparison.table
+    alone = int(table["n"].max()) > 1 and int(table.loc[table["method"] == method, "n"].max()) == 1
+    return f"{find_method(method).title}{' *' if alone else ''}"
 
 
 def drawn_methods(comparison: Comparison) -> list[str]:
@@ -170,9 +212,13 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int) -> Legend:
-    return figure.legend(
+    legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2
     )
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):  # points as small as those of a cloud are no mark
+            handle.set_sizes([SCATTER_MARK])
+    return legend
 
 
 def legend_in(panel: Axes, axes: Axes) -> None:
