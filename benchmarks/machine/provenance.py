@@ -87,9 +87,9 @@ def _flags() -> str:
 
 
 def this_command() -> str:
-    """Return the command that is at work, as it would be typed; of an absolute path only its last part.
+    """Return the running command as it would be typed; of an absolute path only its last part.
 
-    Records are published: where somebody keeps results and checkpoints is nobody else's business, and no help to them.
+    Records are published, and where somebody keeps results and checkpoints is private.
     """
     return shlex.join(["python", "-m", "benchmarks", *(_without_place(argument) for argument in sys.argv[1:])])
 
