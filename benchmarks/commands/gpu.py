@@ -32,7 +32,7 @@ ENDING = 20.0  # seconds that runs may take for their last checkpoint
 GPU_TESTS = (
     "tests/benchmarks/test_cuda_graphs_on_a_gpu.py",
     "tests/oicsr/test_kernels.py",
-    "tests/oicsr/test_fast.py",
+    "tests/oicsr/test_fast_compiled.py",
 )
 
 

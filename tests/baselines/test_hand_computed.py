@@ -247,6 +247,7 @@ def test_proximal_group_lasso_shrinks_each_group_by_its_norm() -> None:
     assert model[1].weight.tolist() == [[5, 6], [-7, 8]]
 
 
+@pytest.mark.filterwarnings("ignore:.*nearly zero:oicsr.UntriedWarning")
 def test_proximal_step_of_overlapping_groups_takes_both_factors() -> None:
     wide = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     wide.double()
