@@ -148,8 +148,8 @@ class ChannelIndex:
         return self.owner[roots], self.number[roots]
 
 
-def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[str, str]]:
-    """Build the couplings from the channel sets, and say which layers' channels stay.
+def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[str, str], ChannelIndex]:
+    """Build the couplings from the channel sets, and say which layers' channels stay, and whose every set is.
 
     Args:
         tracer: After it ran over the model's graphs.
@@ -180,7 +180,7 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
         unpruned[name] = SINGLE
         if any(len(tracer.slots[key].ids) > 1 for key in tracer.producers if layer_name(key[0]) == name):
             tracer.unruled.append(f"the channels of {name!r} could only go all at once: the model's code ties them")
-    return found, unpruned
+    return found, unpruned, index
 
 
 def _present(owner: Tensor) -> list[CouplingId]:

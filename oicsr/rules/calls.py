@@ -13,6 +13,13 @@ def operator_name(node: fx.Node) -> str:
     return str(schema.name) if schema is not None else f"python::{getattr(node.target, '__name__', node.target)}"
 
 
+def module_path(node: fx.Node) -> str:
+    """Return the qualified name of the module that a call is made in; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return str(path).removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the static shape of the value that `node` produces."""
     return tuple(int(size) for size in node.meta["val"].shape)
