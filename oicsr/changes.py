@@ -105,9 +105,7 @@ def positions_left(rescaled: Rescaled, slices: Mapping[Axis, Tensor]) -> tuple[i
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def joined_changes(
-    first: Sequence[AttributeChange], second: Sequence[AttributeChange]
-) -> tuple[AttributeChange, ...]:
+def joined_changes(first: Sequence[AttributeChange], second: Sequence[AttributeChange]) -> tuple[AttributeChange, ...]:
     """Return what two plans change, one after the other.
 
     Raises:

@@ -85,9 +85,7 @@ class PruningPlan:
         ]
         all_kept = {name: tuple(sorted(kept.get(name, range(size)))) for name, size in sizes.items()}
         shares = {name: (len(all_kept[name]), size) for name, size in sizes.items()}
-        return PruningPlan(
-            all_kept, tuple(slices), attribute_changes(couplings, shares), scalings(couplings, shares)
-        )
+        return PruningPlan(all_kept, tuple(slices), attribute_changes(couplings, shares), scalings(couplings, shares))
 
     def then(self, following: PruningPlan) -> PruningPlan:
         """Return the one plan that does what this one and then `following` (made for the pruned model) do.

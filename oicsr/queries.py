@@ -132,5 +132,7 @@ class _Walk:
         parts = [self.of(source) for source in sources]
         count = max(len(part) for part in parts)
         none = [torch.full(shape_of(source), -1) for source in sources]
-        rows = [[part[i] if i < len(part) else empty for part, empty in zip(parts, none, strict=True)] for i in range(count)]
+        rows = [
+            [part[i] if i < len(part) else empty for part, empty in zip(parts, none, strict=True)] for i in range(count)
+        ]
         return [node.target(row, *node.args[1:], **node.kwargs) for row in rows]  # type: ignore[operator]

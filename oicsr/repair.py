@@ -87,14 +87,20 @@ class Bench:
         with _reads_noted(twin, self._read):
             return self._run(twin)
 
-    def numbers(self, paths: Iterable[str], channels: int) -> dict[Number, int]:
-        """Return the whole numbers that forward reads on some modules and that are multiples of a number of channels."""
-        found: dict[Number, int] = {}
-        for path in paths:
-            for name, value in vars(self.modules[path]).items():
-                if type(value) is int and value >= channels and value % channels == 0 and (path, name) in self._read:
-                    found[type(self.modules[path]).__name__, name] = value
-        return found
+    def numbers(self, paths: Iterable[str], channels: int, *, read: bool = True) -> set[Number]:
+        """Return the whole numbers on some modules that are multiples of a number of channels.
+
+        Args:
+            paths: The modules.
+            channels: The number of channels.
+            read: Only those that the forward reads; otherwise those that it does not.
+        """
+        return {
+            (type(self.modules[path]).__name__, name)
+            for path in paths
+            for name, value in vars(self.modules[path]).items()
+            if type(value) is int and value and value % channels == 0 and ((path, name) in self._read) == read
+        }
 
     def attributes(self, paths: Iterable[str], numbers: Iterable[Number]) -> tuple[Attribute, ...]:
         """Return the attributes of some modules that `numbers` names."""
@@ -137,11 +143,7 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
         prove: Whether couplings with their attributes pass the numeric proof, where the code's own factors change by
             some power of the share that stays; asked where several choices fit.
     """
-    choices: set[Number] | None = None
-    for coupling, paths in sites:
-        found = set(bench.numbers(paths, coupling.num_channels))
-        choices = found if choices is None else choices & found
-    candidates = sorted(choices or set())[:MOST_CANDIDATES]
+    candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
     failure = ""
     for count in range(min(len(candidates), MOST_CHANGED) + 1):
         fitting: list[tuple[tuple[Number, ...], Run]] = []
@@ -154,6 +156,12 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
             numbers, run = _chosen(bench, sites, fitting, prove)
             return Repair("", _completed(bench, sites, numbers, candidates), _power(bench.whole, run, sites))
     return Repair(failure)
+
+
+def _common(bench: Bench, sites: Sites, *, read: bool) -> list[Number]:
+    """Return the numbers that may stand for the width at every site."""
+    found = [bench.numbers(paths, coupling.num_channels, read=read) for coupling, paths in sites]
+    return sorted(set.intersection(*found))
 
 
 def _chosen(
@@ -175,7 +183,7 @@ def _completed(
 ) -> tuple[Number, ...]:
     """Add the attributes that say the width by their names, though the shapes fit without: who reads them is right."""
     heads = {coupling.kind for coupling, _ in sites} == {"head"}
-    for number in candidates:
+    for number in [*candidates, *_common(bench, sites, read=False)]:
         if number not in numbers and _says_width(number[1], heads=heads):
             run = bench.without_one(sites, (*numbers, number))
             if not run.failure and run.shapes == bench.whole.shapes:

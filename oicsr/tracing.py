@@ -98,9 +98,7 @@ def find_couplings(
             message names them and the reason.
         UntriedWarning: Something could not be tried; the message says what.
     """
-    trace = trace_couplings(
-        model, example_inputs, scope=scope, ignore=ignore, verify=verify, granularity=granularity
-    )
+    trace = trace_couplings(model, example_inputs, scope=scope, ignore=ignore, verify=verify, granularity=granularity)
     if trace.unruled:
         message = "some channels are left unpruned: " + "; ".join(trace.unruled)
         warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)

@@ -20,7 +20,17 @@ from oicsr.rules.modules import ModuleCall, leaf_modules
 from oicsr.rules.registry import Result, Rule, Value, follows, register_rule
 from oicsr.rules.tracer import Product, Slot, Tracer
 
-FAMILIES = (convolution, elementwise, indexing, linear, normalization, products, reduction, shape, spatial)  # registered above
+FAMILIES = (
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    products,
+    reduction,
+    shape,
+    spatial,
+)  # registered above
 
 __all__ = [
     "FAMILIES",

@@ -180,8 +180,12 @@ def _give_up(tracer: Tracer, node: fx.Node, why: str) -> Result:
     return tracer.opaque(node, why) if followed else Value(None, tracer.reason(node.all_input_nodes[0]))
 
 
-def _multiply(tracer: Tracer, node: fx.Node, first: tuple[fx.Node, str], second: tuple[fx.Node, str], out: str) -> Result:
-    factors = [Factor(Operand.of(tracer, source, len(shape_of(source))), letters) for source, letters in (first, second)]
+def _multiply(
+    tracer: Tracer, node: fx.Node, first: tuple[fx.Node, str], second: tuple[fx.Node, str], out: str
+) -> Result:
+    factors = [
+        Factor(Operand.of(tracer, source, len(shape_of(source))), letters) for source, letters in (first, second)
+    ]
     if all(not factor.axes() for factor in factors):
         tracer.note_product(Product(node, "plain", torch.zeros(0, dtype=torch.int64), None, None))
         operands = [factor.operand for factor in factors]
@@ -233,7 +237,9 @@ def attention(tracer: Tracer, node: fx.Node) -> Result:
     kept = None if scores is None else scores.ids
     if scores is None or (kept is not None and kept.shape[-1] > 1):
         return tracer.opaque(node, "multiplies values whose channels lie on different axes")
-    found = contract(tracer, node, Factor(scores, leading + "xy"), Factor(value, leading + "yz"), leading + "xz", follow="values")
+    found = contract(
+        tracer, node, Factor(scores, leading + "xy"), Factor(value, leading + "yz"), leading + "xz", follow="values"
+    )
     if found is None:
         return tracer.opaque(node, "multiplies values whose channels lie on different axes")
     return Value(found.ids, found.reason)
@@ -247,4 +253,3 @@ def _repeated(operand: Operand, heads: int) -> Operand:
     if operand.ids is None or operand.ids.shape[axis] == 1:
         return replace(operand, shape=shape)
     return replace(operand, ids=operand.ids.repeat_interleave(times, axis), shape=shape)
-
