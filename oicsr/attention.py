@@ -1,8 +1,8 @@
 """What of an attention can go, and what its code needs for it: channels of each head, or heads.
 
 Queries, keys and values are rows of one or several projections, and the projection after them reads the values'
-channels. The rules say which of these go together (`oicsr.rules.products`). Whether the code lets them go is found here,
-for all attentions of one class and shape at once, in this order:
+channels. The rules say which of these go together (`oicsr.rules.products`). Whether the code lets them go is found
+here, for all attentions of one class and shape at once, in this order:
 
 | mode     | what goes                                                                                   |
 |----------|---------------------------------------------------------------------------------------------|
@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from oicsr.collect import ChannelIndex
+from oicsr.collect import ChannelIndex, CouplingId
 from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import prove
@@ -266,7 +266,7 @@ def _owner(index: ChannelIndex, vector: Tensor) -> str | None:
     """Return the coupling that all of some channels belong to."""
     owners = index.owner[index.roots[vector]]
     first = int(owners[0])
-    return index.names[first] if first >= 0 and bool((owners == first).all()) else None  # type: ignore[index]
+    return index.names[CouplingId(first)] if first >= 0 and bool((owners == first).all()) else None
 
 
 def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, list[str]]:
@@ -281,7 +281,7 @@ def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, li
                 if part is not None and part.ids is not None:
                     for number in index.owner[index.roots[part.ids.flatten()]].unique().tolist():
                         if number >= 0:
-                            found[index.names[number]][module_path(node)] = None  # type: ignore[index]
+                            found[index.names[number]][module_path(node)] = None
     return defaultdict(list, {name: list(paths) for name, paths in found.items()})
 
 

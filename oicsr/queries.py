@@ -15,8 +15,8 @@ from oicsr.rules.registry import aten
 
 VIEWS = frozenset(
     aten(
-        "view reshape _unsafe_view flatten unflatten permute transpose t mT squeeze unsqueeze expand unbind select slice "
-        "narrow chunk split split_with_sizes flip roll movedim swapaxes index_select repeat"
+        "view reshape _unsafe_view flatten unflatten permute transpose t mT squeeze unsqueeze expand unbind select "
+        "slice narrow chunk split split_with_sizes flip roll movedim swapaxes index_select repeat"
     )
 )
 SAME = frozenset(aten("contiguous clone detach alias to _to_copy type_as dropout neg float half lift_fresh_copy"))
@@ -78,7 +78,7 @@ class _Walk:
         if node.op != "call_function":
             raise NotLinearError
         if node.target is operator.getitem:
-            return [part[node.args[1]] for part in self.of(node.args[0])]  # type: ignore[index, arg-type]
+            return [part[node.args[1]] for part in self.of(node.args[0])]  # type: ignore[arg-type]
         name = operator_name(node)
         if name in LAYERS:
             return [self._layer(node, name)]

@@ -248,7 +248,7 @@ def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
         def note(self: Any, name: str, path: str = path, cls: type = cls) -> Any:
             """Note the name."""
             read.add((path, name))
-            return cls.__getattribute__(self, name)
+            return cls.__getattribute__(self, name)  # type: ignore[call-arg]
 
         try:
             module.__class__ = type(cls.__name__, (cls,), {"__getattribute__": note, "__module__": cls.__module__})

@@ -90,8 +90,8 @@ def find_couplings(
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
 
     Raises:
-        ValueError: `scope`, `verify` or `granularity` is unknown, `ignore` names no layer of the model, or the model cannot be
-            traced.
+        ValueError: `scope`, `verify` or `granularity` is unknown, `ignore` names no layer of the model, or the model
+            cannot be traced.
 
     Warns:
         UnprunedChannelsWarning: Channels stay because of an operator without a rule, or because a trial failed; the
@@ -215,7 +215,8 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
     """Trace a network, without any trial but of what its attentions need."""
     twin, computed = plain_twin(model)
     graph = export_graph(twin, inputs, training=False)
-    graphs, untried = [graph], ()
+    graphs = [graph]
+    untried: tuple[str, ...] = ()
     if graph.unused:  # heads that only run in training (auxiliary classifiers) read channels too
         try:
             graphs.append(export_graph(twin, inputs, training=True))

@@ -74,8 +74,8 @@ def contract(
     before = first, second
     axes = set(first.axes() + second.axes())
     if axes & set(batch) and axes - set(batch):
-        letters = "".join(axes - set(batch)) if tracer.takes_heads(node) else batch
-        first, second = first.tied(tracer, letters), second.tied(tracer, letters)
+        tied = "".join(axes - set(batch)) if tracer.takes_heads(node) else batch
+        first, second = first.tied(tracer, tied), second.tied(tracer, tied)
     for letter in summed:
         _join(tracer, node, first, second, letter)
     for letter in batch:
@@ -87,9 +87,8 @@ def contract(
     lost = [f for f in (first, second) if set(f.axes()) - set(result) - set(summed) or len(f.axes()) > 1]
     if lost or (rows and columns and rows != columns):
         return None
-    for factor, letters in ((first, rows), (second, columns)):
-        if letters:
-            (letter,) = letters
+    for factor, passed in ((first, rows), (second, columns)):
+        for letter in passed:  # one at most
             vector = factor.along(letter)
             assert vector is not None
             return Operand(on_axis(vector, result.index(letter), len(result)), shape)

@@ -262,7 +262,7 @@ def test_a_plan_of_another_number_is_refused() -> None:
     couplings = found(model, x, "head")
     plan = PruningPlan.from_kept(couplings, {"attention.qkv": [0]})
     model.attention.num_heads = 6
-    with pytest.raises(ValueError, match="expects attention.num_heads to be 3; in this network it is 6"):
+    with pytest.raises(ValueError, match=r"expects attention\.num_heads to be 3; in this network it is 6"):
         oicsr.remove_channels(model, plan)
 
 
