@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from oicsr.collect import ChannelIndex, CouplingId
-from oicsr.coupling import Coupling, Rescaled
+from oicsr.coupling import Attribute, Coupling, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
@@ -117,6 +117,9 @@ class Attentions:
             elif site.mode in ("free", "tied") and _may_have_heads(site):
                 self.modes[site.path] = "head"  # rotated, or normalised: heads may go nevertheless
                 again = True
+        found, wrong = follow_norms(tracer, index, found)
+        self.modes |= dict.fromkeys(wrong, "none")
+        again |= bool(wrong)
         paths = _paths(tracer, index, graph) if groups else {}
         for key, group in groups.items():
             completed = self._try(tracer, key, group, paths)
@@ -124,6 +127,7 @@ class Attentions:
                 again = True
             else:
                 found |= completed
+        found, _ = follow_norms(tracer, index, found)
         return None if again else [found[coupling.name] for coupling in couplings]
 
     def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
@@ -260,6 +264,35 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
     return [
         replace(c, kind="head" if c.name in heads else "channel", products=tuple(products[c.name])) for c in couplings
     ]
+
+
+def follow_norms(
+    tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]
+) -> tuple[dict[str, Coupling], list[str]]:
+    """Return the couplings with what RMSNorms over their channels need, and the modules whose channels must stay.
+
+    The mean of squares follows the width only where all channels that it runs over are of one coupling, each as often.
+    """
+    found, wrong = dict(couplings), []
+    for norm in tracer.norms:
+        owner = _owner(index, norm.channels)
+        if owner is None or owner not in found:
+            if bool((index.owner[index.roots[norm.channels]] >= 0).any()):
+                wrong.append(norm.module)
+            continue
+        coupling = found[owner]
+        counts = index.number[index.roots[norm.channels]].bincount(minlength=coupling.num_channels)
+        if bool((counts != counts[0]).any()):
+            wrong.append(norm.module)
+            continue
+        eps = float(vars((tracer.modules or {})[norm.module])["eps"])
+        rescaled = Rescaled(norm.weight, 0, tuple(range(len(norm.channels))), -0.5)
+        found[owner] = replace(
+            coupling,
+            attributes=tuple(dict.fromkeys([*coupling.attributes, Attribute(norm.module, "eps", eps, -1)])),
+            rescaled=tuple(dict.fromkeys([*coupling.rescaled, rescaled])),
+        )
+    return found, wrong
 
 
 def _owner(index: ChannelIndex, vector: Tensor) -> str | None:

@@ -12,7 +12,18 @@ and the module it was called in. A missing rule can therefore cost prunable chan
 `register_rule` adds rules, for operators and for classes of modules; `docs/custom_operators.md` shows how.
 """
 
-from oicsr.rules import convolution, elementwise, indexing, linear, normalization, products, reduction, shape, spatial
+from oicsr.rules import (
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    products,
+    reduction,
+    rms,
+    shape,
+    spatial,
+)
 from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.inline import inline_blocks
@@ -28,6 +39,7 @@ FAMILIES = (
     normalization,
     products,
     reduction,
+    rms,
     shape,
     spatial,
 )  # registered above

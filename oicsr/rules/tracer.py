@@ -52,6 +52,15 @@ class Product:
     heads: Tensor | None
 
 
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm over channels: the module's path, the name of its weight, and the channel of each of its entries."""
+
+    module: str
+    weight: str
+    channels: Tensor
+
+
 @dataclass
 class Tracer:
     """State of one pass over the graphs of a model, and what rules use to say how channels pass.
@@ -76,6 +85,7 @@ class Tracer:
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
+        norms: The RMSNorms over channels.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -93,6 +103,7 @@ class Tracer:
     granularity: str = "channel"
     modes: Mapping[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
 
