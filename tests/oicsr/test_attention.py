@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ from tests.oicsr.attentions import CrossCovariance, Fused, Grouped, Network, Rig
 from tests.oicsr.networks import drop_third
 
 
-def found(model: nn.Module, inputs: object, granularity: str = "channel", verify: str = "numeric") -> list[Coupling]:
+def found(model: nn.Module, inputs: object, granularity: str = "channel", scope: str = "inner") -> list[Coupling]:
     """Return the couplings, without the warning of LayerNorm's channels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnprunedChannelsWarning)
-        return oicsr.find_couplings(model, inputs, granularity=granularity, verify=verify)  # type: ignore[arg-type]
+        return oicsr.find_couplings(model, inputs, granularity=granularity, scope=scope)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -32,8 +33,7 @@ def emptied(model: nn.Module, couplings: list[Coupling], kept: dict[str, list[in
         gone = set(range(coupling.num_channels)) - set(kept.get(coupling.name, range(coupling.num_channels)))
         for member in coupling.members:
             index = torch.tensor([i for i, c in enumerate(member.channels.tolist()) if c in gone], dtype=torch.int64)
-            if member.side != "norm":
-                twin.get_parameter(member.parameter).index_fill_(member.dim, index, 0)
+            twin.get_parameter(member.parameter).index_fill_(member.dim, index, 0)
     return twin
 
 
@@ -310,3 +310,25 @@ def test_kernel_in_training_has_a_gradient() -> None:
     small = oicsr.remove_channels(model, PruningPlan.from_kept(couplings, {"attention.qkv": [0, 1]}))
     functional.mse_loss(small(x), torch.zeros(2, 3)).backward()
     assert float(small.attention.qkv.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("form", [lambda: Network(Fused()), lambda: Network(Grouped(repeat=True, rotate=True), 16)])
+def test_a_pruned_transformer_is_exported_and_compiled(form: Callable[[], nn.Module], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = form().eval()
+    x = torch.randn(2, 5, model.head.in_features)
+    couplings = found(model, x, "head")
+    kept = {c.name: [0] for c in couplings if c.kind == "head"}
+    assert kept
+    small = oicsr.remove_channels(model, PruningPlan.from_kept(couplings, kept))
+    path = tmp_path / "small.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(small, (x,), str(path), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = small(x)
+    torch.testing.assert_close(torch.from_numpy(given), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.compile(small, backend="eager")(x), expected)
