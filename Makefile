@@ -17,7 +17,7 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
 
-.PHONY: help setup test lint package sbom types report check faults perf gpu paper test-web clean $(EXPERIMENTS)
+.PHONY: help setup test lint docs notebooks package sbom types report check faults perf gpu paper test-web clean $(EXPERIMENTS)
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -51,6 +51,13 @@ lint: setup ## check style, spelling, dead code, links and the examples in docst
 	@$(BIN)/codespell
 	@$(BIN)/vulture
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_documents.py tests/test_docstrings.py
+
+docs: setup ## build the documentation site into build/site; any broken link is an error
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet --strict
+	@printf 'build/site/index.html\n'
+
+notebooks: setup ## run docs/notebooks again and save them with their outputs
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/_site/run_notebooks.py
 
 package: setup ## build the wheel and source archive of the library and check their metadata
 	@rm -rf build dist

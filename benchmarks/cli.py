@@ -30,6 +30,7 @@ COMMANDS = {
     "tune": "choose strengths on the validation split and record the choice",
     "report": "make tables, plots, RESULTS.md and the README's block from records",
     "merge": "import records made elsewhere, verifying each",
+    "sign": "sign records with an SSH key, for `merge --signed-by`",
     "publish": "replay records into Weights & Biases",
     "export": "export the network of a run (safetensors, ONNX, torch.export)",
     "coverage": "test which torchvision and timm networks can be pruned",
@@ -92,7 +93,7 @@ def _do(options: argparse.Namespace) -> int:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue from the last epoch", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue from its last checkpoint", file=sys.stderr)
         return INTERRUPTED
 
 

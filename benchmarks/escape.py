@@ -18,7 +18,7 @@ HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 # what becomes a link by itself
 ADDRESS = re.compile(
-    r"(?i)([a-z][a-z0-9+.-]*(?=://)|\b(?:mailto|xmpp|javascript|vbscript|data)(?=:)):|(www)\.|(\S)@(?=\S)"
+    r"(?i)([a-z][a-z0-9+.-]*(?=://)|\b(?:mailto|xmpp|javascript|vbscript|data)(?=:)):|(www)\.|(?<=\S)@(?=\S)"
 )
 
 BROKEN = {"\ue000": "&#58;", "\ue001": "&#46;", "\ue002": "&#64;"}  # `one_line` leaves none of these in a text
@@ -74,8 +74,8 @@ def for_markdown(text: str) -> str:
 
 
 def _broken(found: re.Match[str]) -> str:
-    scheme, www, before_at = found.groups()
-    return f"{scheme}\ue000" if scheme else f"{www}\ue001" if www else f"{before_at}\ue002"
+    scheme, www = found.groups()
+    return f"{scheme}\ue000" if scheme else f"{www}\ue001" if www else "\ue002"
 
 
 def for_latex(text: str) -> str:

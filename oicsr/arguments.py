@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling
+from oicsr.plan import PruningPlan
 from oicsr.wrapping import unwrap
 
 
@@ -27,6 +28,17 @@ def check_call(model: object, example_inputs: object) -> None:
     if numbers and example_inputs and all(type(size) is int for size in example_inputs):  # type: ignore[attr-defined]
         shape = ", ".join(map(str, example_inputs))  # type: ignore[call-overload]
         raise ValueError(f"example_inputs is a shape, ({shape}); pass a tensor, such as torch.zeros({shape})")
+
+
+def check_plan(model: object, plan: object) -> None:
+    """Raise TypeError unless `model` is a module and `plan` a plan."""
+    if not isinstance(model, nn.Module):
+        hint = ": the arguments are swapped, the model comes first" if isinstance(plan, nn.Module) else ""
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(
+            f"plan is a {type(plan).__name__}; it must be a PruningPlan, from select_channels or PruningPlan.from_kept"
+        )
 
 
 def check_couplings(couplings: object) -> None:

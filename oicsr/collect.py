@@ -115,7 +115,9 @@ class ChannelIndex:
     def build(tracer: Tracer, roots: Tensor, reasons: Reasons) -> ChannelIndex:
         """Number the sets that may go (those without a reason to stay), coupling by coupling, layer by layer.
 
-        All sets that one layer produces are of one coupling; it is named after the first layer that produces them.
+        All sets that an axis of a layer produces are of one coupling; it is named after the first layer that produces
+        them. A weight that is used as it is and transposed (a tied autoencoder) produces along both axes: the second
+        coupling of a layer is named after the parameter and its axis, `decoder.weight[1]`.
         """
         layers = []
         together = ChannelSets()
@@ -125,14 +127,16 @@ class ChannelIndex:
             produced = produced[reasons.which[produced] < 0]
             if len(produced):
                 together.join(produced[1:], produced[:1].expand(len(produced) - 1))
-                layers.append((layer_name(key[0]), produced))
+                layers.append((key, produced))
         owner, number = torch.full((2, len(roots)), -1)
         couplings: dict[int, CouplingId] = {}
         names: dict[CouplingId, str] = {}
         sizes: dict[CouplingId, int] = defaultdict(int)
-        for name, produced in layers:
+        for (parameter, dim), produced in layers:
             coupling = couplings.setdefault(int(together.find(produced[0])), CouplingId(len(couplings)))
-            names.setdefault(coupling, name)
+            if coupling not in names:
+                name = layer_name(parameter)
+                names[coupling] = f"{parameter}[{dim}]" if name in names.values() else name
             new = torch.tensor(list(dict.fromkeys(produced[owner[produced] < 0].tolist())), dtype=torch.int64)
             owner[new], number[new] = coupling, torch.arange(sizes[coupling], sizes[coupling] + len(new))
             sizes[coupling] += len(new)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ class Work:
 
     Attributes:
         positions: How often each element of each weight is used (for a convolution: output height times width).
-        others: MACs of weights that are not parameters of the model but computed from them.
+        others: MACs of weights that are neither parameters nor buffers, but computed.
         products: MACs of each product of two activations, in the order of the calls; attention has two.
     """
 
@@ -170,7 +171,8 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
             layer reads: it need not lie on the first input, nor be there at all.
 
     Returns:
-        Positions and MACs. A weight with a parametrization goes by the parameter of its shape.
+        Positions and MACs. A weight that is a parameter or a buffer goes by its name; one with a parametrization by
+        that of the parameter of its shape.
     """
     check_call(model, example_inputs)
     model, inputs = unwrap(model), as_inputs(example_inputs)
@@ -182,7 +184,8 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
         counter = _Positions([*twin.parameters(), *twin.buffers()])
         with counter:
             inputs.call(twin)
-        names = {id(parameter): carriers.get(name, name) for name, parameter in twin.named_parameters()}
+        tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer
+        names = {id(tensor): carriers.get(name, name) for name, tensor in tensors}
     batch = _batch_size(inputs, counter.batch)
     positions: dict[str, int] = {}
     others = 0
@@ -206,7 +209,15 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
     """
     model = unwrap(model)
     positions, others = weight_positions(model, example_inputs)
-    return others + sum(count * model.get_parameter(name).numel() for name, count in positions.items())
+    return others + sum(count * find_tensor(model, name).numel() for name, count in positions.items())
+
+
+def find_tensor(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer by its qualified name."""
+    path, _, local = name.rpartition(".")
+    module = model.get_submodule(path)
+    tensor = module._parameters.get(local)
+    return module.get_buffer(local) if tensor is None else tensor
 
 
 def count_params(model: nn.Module) -> int:

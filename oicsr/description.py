@@ -138,7 +138,8 @@ def describe(
         if unknown:
             raise ValueError(f"the plan names the coupling {unknown[0]!r}, which is not among the given ones")
         kept |= {name: len(ids) for name, ids in plan.kept.items()}
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    learned = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
     work: Work | None = None if example_inputs is None else count_work(model, example_inputs)
     after = _sizes_after(sizes, plan)
     products = [(0, 0)] * len(couplings)
@@ -153,7 +154,7 @@ def describe(
             None if work is None else more + sum(work.positions.get(t, 0) * s[t] for t in tensors)
             for s, more in zip((sizes, after), rest, strict=True)
         ]
-        params = [sum(s[t] for t in tensors) for s in (sizes, after)]
+        params = [sum(s[t] for t in tensors if t in learned) for s in (sizes, after)]
         return CouplingRow(name, layers, channels, stays, *params, *macs)
 
     rows = []

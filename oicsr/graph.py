@@ -72,9 +72,18 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
+def _free_empty_buffers(twin: nn.Module) -> None:
+    """Make buffers that are None plain attributes: the exporter fails on one that the forward fills (a cache)."""
+    for module in twin.modules():
+        for name in [name for name, buffer in module._buffers.items() if buffer is None]:
+            del module._buffers[name]
+            object.__setattr__(module, name, None)
+
+
 @torch.no_grad()
 def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.ExportedProgram:
     """Export a network as a function from the tensors in its inputs to those in its outputs, whatever holds them."""
+    _free_empty_buffers(twin)
     with hooks_off(twin), mode(twin, training=training), leaf_modules(twin), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
         own, forward = vars(twin).get("forward"), twin.forward

@@ -96,9 +96,12 @@ class Layout:
         (see `unwrap`) is looked into.
 
         Raises:
+            TypeError: `model` is no module.
             ValueError: The model has no parameter of such a name, or it has another width: the couplings are those of
                 another network, such as the one before its channels were removed.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
         weights = self._find(unwrap(model))
         if torch.compiler.is_compiling():
             self._check(weights)

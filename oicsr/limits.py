@@ -50,10 +50,10 @@ class Limits:
             if cap is not None and not 0 <= cap <= 1:
                 raise ValueError(f"max_removed is {cap!r}; it must be in [0, 1]")
         for multiple in rounding:
-            if multiple < 1:
-                raise ValueError(f"round_to is {multiple!r}; it must be 1 or more")
+            if multiple < 1 or multiple != int(multiple):
+                raise ValueError(f"round_to is {multiple!r}; it must be a whole number, 1 or more")
         references = (original_widths.get(c.name, c.num_channels) for c in couplings)
-        return Limits(tuple(couplings), tuple(caps), tuple(rounding), tuple(references))
+        return Limits(tuple(couplings), tuple(caps), tuple(map(int, rounding)), tuple(references))
 
     @property
     def automatic(self) -> bool:

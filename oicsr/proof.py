@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import nn
@@ -91,6 +92,8 @@ def _prove(
     seed: int,
 ) -> Proof:
     failure, refuted = "", dict[str, str]()
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        return Proof(untried=(_untried(model, "it is on the meta device, which holds no numbers"),))
     for dtype, inputs in forms(model, as_inputs(example_inputs)):
         try:
             bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed)
@@ -103,7 +106,11 @@ def _prove(
             if found is None:
                 return _try_all(bench, couplings, refuted)
             failure = failure or found
-    return Proof(refuted, (f"the couplings of {type(model).__name__} could not be tried with numbers: {failure}",))
+    return Proof(refuted, (_untried(model, failure),))
+
+
+def _untried(model: nn.Module, why: str) -> str:
+    return f"the couplings of {type(model).__name__} could not be tried with numbers: {why}"
 
 
 def _still_original(read: Mapping[str, str], couplings: Sequence[Coupling]) -> dict[str, str]:

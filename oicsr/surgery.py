@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from oicsr.arguments import check_plan
 from oicsr.changes import check_attributes, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
@@ -53,6 +54,7 @@ def remove_channels(
         example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
+        TypeError: `model` is no module, or `plan` no plan.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
             optimiser holds none of the model's parameters or keeps a state that cannot be sliced (Adafactor, L-BFGS);
             the message says which. Nothing is changed then.
@@ -60,6 +62,7 @@ def remove_channels(
     Warns:
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
     """
+    check_plan(model, plan)
     model = unwrap(model)
     _check_fits(model, plan)
     before = dict(model.named_parameters())
@@ -265,10 +268,15 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
     extra = metadata.get("extra", "")
     if metadata.get("sha256") != _checksum(tensors, metadata["plan"] + extra):
         raise ValueError(f"{path} was changed after it was written: its checksum is wrong")
-    plan = PruningPlan.from_json(metadata["plan"])
+    try:
+        plan, others = PruningPlan.from_json(metadata["plan"]), json.loads(extra or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no plan and extra states that can be read: {error}") from error
+    if not isinstance(others, dict):
+        raise ValueError(f"{path} holds a {type(others).__name__} where extra states by name are due")
     try:
         model = remove_channels(build_model(), plan)
-        model.load_state_dict({**tensors, **(json.loads(extra) if extra else {})})
-    except (ValueError, RuntimeError) as error:
+        model.load_state_dict({**tensors, **others})
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} does not fit the model that build_model() gives: {error}") from error
     return model.eval()

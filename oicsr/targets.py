@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from oicsr.complexity import Work, count_work
+from oicsr.complexity import Work, count_work, find_tensor
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
@@ -69,7 +69,7 @@ class WeightCost:
         self._rest = rest + sum(products) - sum(macs for macs, _, _ in self._products)
         self._weights: list[tuple[int, list[Tensor]]] = []
         for name, count in times.items():
-            weight = model.get_parameter(name)
+            weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
             others = weight.numel() // math.prod(len(axis) for axis in axes)
             self._weights.append((count * others, axes))

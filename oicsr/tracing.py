@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -124,7 +126,20 @@ def trace_couplings(
     check_call(model, example_inputs)
     model = unwrap(model)
     choices = _Choices(scope, named_layers(model, ignore), verify, granularity)
-    return _trace(model, as_inputs(example_inputs), choices)
+    with _no_garbage_collection():
+        return _trace(model, as_inputs(example_inputs), choices)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Hold Python's search for circular references back: the exporter makes millions of objects that it would visit."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -230,7 +245,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         completed = attentions.complete(tracer, index, couplings, graph.nodes)
         if completed is not None:
             break
-    couplings = said_of_sources(completed, computed)
+    couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
     return tracer, Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
 
 
@@ -251,3 +266,14 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:
             tracer.sets.fix(slot.ids, IGNORED)
     return tracer, streams
+
+
+def _without_energy_of_buffers(couplings: Sequence[Coupling], model: nn.Module) -> list[Coupling]:
+    """Let buffers that are the weights of a layer (the kernel of a blur) follow their channels without energy."""
+    learned = dict(model.named_parameters(remove_duplicate=False))
+    return [
+        replace(
+            coupling, members=tuple(replace(m, counts=m.counts and m.parameter in learned) for m in coupling.members)
+        )
+        for coupling in couplings
+    ]

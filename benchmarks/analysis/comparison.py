@@ -8,15 +8,39 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from benchmarks.analysis.evidence import CURRENT_PROTOCOL, Evidence, evidence_of
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import STATES_OF, Record
+from benchmarks.records.origins import Origins, origins_of
+from benchmarks.records.record import STATES, Record
 
-# The paper's comparison with its controls, in the order and with the looks that every table and figure gives them.
-MAIN_METHODS = ("oicsr-gl", "gl-out", "gl-separate", "oicsr-growl", "growl", "l1-weights", "none", "random")
+# The methods that stand first in every table, in this order: the paper's with its controls, and the strongest rivals.
+MAIN_METHODS = (
+    "oicsr-gl",
+    "oicsr-gl-norm",
+    "gl-out",
+    "gl-separate",
+    "depgraph",
+    "slimming",
+    "l1-weights",
+    "none",
+    "random",
+    "oicsr-growl",
+    "growl",
+    "oicsr-gl-prox",
+    "gl-out-prox",
+)
 
-BEFORE_AFTER = ("pruned", "finetuned")
+# Those that figures draw as lines: more of them cannot be told apart.
+DRAWN_METHODS = MAIN_METHODS[:9]
+
+DENSE_LONG = "dense-long"  # the dense network, trained for as many epochs as the others: in every table
+
+AFTER_SURGERY = ("pruned", "recalibrated", "finetuned")
+
+# Of each state, as records hold it. Another one needs its name here, and a column in reporting/columns.py.
+METRICS = ("top1",)
 
 
 @dataclass(frozen=True)
@@ -27,8 +51,9 @@ class Comparison:
         experiment: Name of the experiment.
         profile: Name of the profile.
         level: Setup level and budget of the comparison.
-        table: One row per method and target; accuracies in [0, 1].
+        table: One row per method and target; accuracies in [0, 1], NaN where a state was not run.
         records: What it was made from.
+        superseded: Records of older versions of the protocol that were left out.
     """
 
     experiment: str
@@ -36,6 +61,7 @@ class Comparison:
     level: str
     table: pd.DataFrame
     records: tuple[Record, ...] = ()
+    superseded: int = 0
 
     @property
     def name(self) -> str:
@@ -43,9 +69,40 @@ class Comparison:
         return f"{self.experiment}-{self.profile}"
 
     @property
+    def protocol(self) -> int:
+        """Version of the protocol of all its records."""
+        return self.records[0].protocol
+
+    @property
+    def current(self) -> bool:
+        """Whether its protocol is the present one; others stand in no headline."""
+        return self.protocol == CURRENT_PROTOCOL
+
+    @property
+    def evidence(self) -> Evidence:
+        """The tier of its records."""
+        return evidence_of(self.records)
+
+    @property
+    def origins(self) -> Origins:
+        """Commits, versions and devices that its rows come from."""
+        return origins_of(self.records)
+
+    @property
+    def untuned(self) -> list[str]:
+        """Titles of the methods whose strength was not tuned."""
+        return list(dict.fromkeys(find_method(r.method).title for r in self.records if not is_tuned(r)))
+
+    @property
     def dense(self) -> Summary:
         """Top-1 of the dense networks of its seeds: what chance alone does."""
         return summarize(list({r.seed: r.states["dense"]["top1"] for r in self.records}.values()))
+
+    @property
+    def dense_long(self) -> Summary | None:
+        """Top-1 of the dense networks that were trained for as many epochs as the others; None where not run."""
+        values = [r.states["finetuned"]["top1"] for r in self.records if r.method == DENSE_LONG]
+        return summarize(values) if values else None
 
     @property
     def targets(self) -> list[float]:
@@ -72,11 +129,18 @@ class Comparison:
         return replace(self, table=table, records=tuple(r for r in self.records if r.method in wanted))
 
 
+def is_tuned(record: Record) -> bool:
+    """Return whether the strength of a run was tuned on validation data, or it has none."""
+    return record.strength_source.startswith(("tuned", "none needed"))
+
+
 def compare(records: Sequence[Record]) -> list[Comparison]:
     """Summarise records, one comparison per experiment and profile, the complete runs only.
 
+    While an experiment is repeated under a new protocol, its older records are left out.
+
     Raises:
-        UnfairComparisonError: Records of one comparison were made under different protocols.
+        UnfairComparisonError: Records of one comparison were made under different conditions.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -84,8 +148,11 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
             groups.setdefault((record.experiment, record.profile), []).append(record)
     found = []
     for (experiment, profile), group in sorted(groups.items()):
-        check_comparable(group)
-        found.append(Comparison(experiment, profile, level_name(group), _table(group), tuple(group)))
+        newest = max(record.protocol for record in group)
+        used = [record for record in group if record.protocol == newest]
+        check_comparable(used)
+        left_out = len(group) - len(used)
+        found.append(Comparison(experiment, profile, level_name(used), _table(used), tuple(used), left_out))
     return found
 
 
@@ -97,9 +164,9 @@ def _table(records: Sequence[Record]) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for _, methods in sorted(targets.items()):
         cells = [methods[name] for name in sorted(methods, key=rank)]
-        marks = {state: _marks(cells, state) for state in BEFORE_AFTER}
+        marks = {state: _marks(cells, state) for state in AFTER_SURGERY}
         for position, cell in enumerate(cells):
-            rows.append(_row(cell, level) | {f"{state}_mark": marks[state][position] for state in BEFORE_AFTER})
+            rows.append(_row(cell, level) | {f"{state}_mark": marks[state][position] for state in AFTER_SURGERY})
     return pd.DataFrame(rows)
 
 
@@ -112,7 +179,8 @@ def rank(method: str) -> tuple[int, str]:
 
 def _marks(cells: Sequence[Sequence[Record]], state: str) -> list[str]:
     """Mark the best method of a target and those that cannot be told from it; not where seeds are too few."""
-    if cells[0][0].profile == "quick" or min(map(len, cells)) < ENOUGH_SEEDS:
+    few = min(map(len, cells)) < ENOUGH_SEEDS
+    if few or cells[0][0].profile == "quick" or any(state not in r.states for cell in cells for r in cell):
         return [""] * len(cells)
     return tied_with_best([{r.seed: float(r.states[state]["top1"]) for r in cell} for cell in cells])
 
@@ -139,11 +207,13 @@ def _row(records: Sequence[Record], level: str) -> dict[str, object]:
         "params": _mean(records, lambda r: r.states["finetuned"]["params"]),
     }
     row["flops_2_per_mac"] = 2 * float(row["macs"])  # type: ignore[arg-type]
-    for state in STATES_OF[first.protocol]:
-        summary = summarize([record.states[state]["top1"] for record in records])
-        row |= {f"{state}_top1": summary.mean, f"{state}_sd": summary.sd, f"{state}_ci95": summary.half_width}
-    for state in BEFORE_AFTER:
-        change = summarize([r.states[state]["top1"] - r.states["dense"]["top1"] for r in records])
+    for state in STATES:
+        for metric in METRICS:
+            summary = _over_seeds(records, state, metric)
+            name = f"{state}_{metric}"
+            row |= {name: summary.mean, _beside(name, "sd"): summary.sd, _beside(name, "ci95"): summary.half_width}
+    for state in AFTER_SURGERY:
+        change = _over_seeds(records, state, "top1", less="dense")
         row |= {f"{state}_delta": change.mean, f"{state}_delta_ci95": change.half_width}
     row |= {
         "surgery_loss": _mean(records, lambda r: r.states["regularized"]["top1"] - r.states["pruned"]["top1"]),
@@ -153,6 +223,20 @@ def _row(records: Sequence[Record], level: str) -> dict[str, object]:
         "compute_macs": _mean(records, lambda r: r.compute["total"]),
     }
     return row | {"level": level, "strength_source": first.strength_source, "seeds": _listed(records)}
+
+
+def _beside(name: str, statistic: str) -> str:
+    """Name the column beside a metric's mean; that of accuracy is short, as it always was."""
+    return f"{name.removesuffix('_top1')}_{statistic}"
+
+
+def _over_seeds(records: Sequence[Record], state: str, metric: str, less: str | None = None) -> Summary:
+    """Summarise a metric of a state, or how far it is above that of another; NaN where one record lacks it."""
+    states = [state] if less is None else [state, less]
+    if any(metric not in record.states.get(name, {}) for record in records for name in states):
+        return Summary(math.nan, math.nan, 0, math.nan)
+    base = [record.states[less][metric] if less else 0.0 for record in records]
+    return summarize([record.states[state][metric] - b for record, b in zip(records, base, strict=True)])
 
 
 def _listed(records: Sequence[Record]) -> str:

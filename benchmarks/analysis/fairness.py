@@ -19,7 +19,8 @@ LOWEST_FAIR = "S3.2"
 
 COMPUTE_TOLERANCE = 0.01
 
-MAY_DIFFER = {"regularizer_weight_decay"}  # part of a method's own definition
+# part of a method's own definition; the precision may differ between seeds, never within one
+MAY_DIFFER = {"regularizer_weight_decay", "precision"}
 
 
 class UnfairComparisonError(ValueError):
@@ -64,12 +65,15 @@ def check_comparable(records: Sequence[Record]) -> str:
     """Return the setup level of records that may stand in one table.
 
     Raises:
-        UnfairComparisonError: They differ in profile, device or in anything but what a method may bring along, or
-            their level is below S3.2.
+        UnfairComparisonError: They differ in profile, in the protocol's version, within a seed in device or precision,
+            or in anything but what a method may bring along; or their level is below S3.2.
     """
-    for name in ("experiment", "profile"):
-        _refuse_mixed(name, {getattr(record, name) for record in records})
-    _refuse_mixed("device type", {record.provenance.get("device_type") for record in records})
+    for name, what in (("experiment", "experiment"), ("profile", "profile"), ("protocol", "protocol version")):
+        _refuse_mixed(what, {getattr(record, name) for record in records})
+    for seed in sorted({record.seed for record in records}):
+        own = [record for record in records if record.seed == seed]
+        _refuse_mixed(f"device type within seed {seed}", {r.provenance.get("device_type") for r in own})
+        _refuse_mixed(f"precision within seed {seed}", {r.config.get("precision") for r in own})
     level = setup_level(records)
     if LEVELS.index(level) < LEVELS.index(LOWEST_FAIR):
         raise UnfairComparisonError(f"the records of {records[0].experiment!r} reach setup level {level} only")

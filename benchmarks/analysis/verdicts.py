@@ -1,172 +1,164 @@
-"""Verdicts: what the records say about each claim, with effect, interval and multiplicity."""
+"""Verdicts: what the records say about each claim, with effect, interval and multiplicity, for each tier of evidence.
+
+Both directions are tested at 2.5 %, on one difference per trained network, every network-and-data-set pair with the
+same say. Within a tier, p values are adjusted over all claims by Holm's method.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from benchmarks.analysis.claims import CLAIMS, MEASURES, Claim
+from benchmarks.analysis.claims import CLAIMS, Claim
+from benchmarks.analysis.evidence import CURRENT_PROTOCOL, TIERS, dataset_title, evidence_of
 from benchmarks.analysis.statistics import CONFIDENCE, ENOUGH_SEEDS, Effect, bootstrap_interval, holm, paired_effect
+from benchmarks.analysis.strata import Stratum, carries_verdicts, rows_of, strata_of
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 
 NOT_RUN, SUPPORTED, REFUTED, INCONCLUSIVE = "not run", "supported", "refuted", "inconclusive"
 
-VERDICTS = (SUPPORTED, REFUTED, INCONCLUSIVE, NOT_RUN)
+VERDICTS = (REFUTED, INCONCLUSIVE, SUPPORTED, NOT_RUN)  # in the order in which they are told: losses first
+
+WORDS = {SUPPORTED: "holds on {}", REFUTED: "does not hold on {}", INCONCLUSIVE: "not shown on {}"}
+
+OPEN = "the interval allows for both answers, all comparisons considered"
 
 
 @dataclass(frozen=True)
-class Stratum:
-    """The differences of one experiment in one profile.
+class Finding:
+    """What the records of one tier say about a claim; numbers in the measure's unit.
 
     Attributes:
-        where: Experiment and profile.
-        model: The network.
-        dataset: The data.
-        by_seed: Difference of each seed, averaged over pairs and targets.
-        by_target: The same for each target.
-        runs: The records behind them.
+        verdict: One of `VERDICTS`.
+        reason: Why, in a few words.
+        tier: Of the evidence; None where nothing was run.
+        effect: Mean difference.
+        bootstrap: 95 % percentile interval.
+        p: Two-sided, of the direction that the estimate points to.
+        p_holm: The same, adjusted over the claims of the tier.
+        strata: What it rests on.
+        lost: Whether ours is worse than its rival, beyond doubt.
     """
 
-    where: str
-    model: str
-    dataset: str
-    by_seed: dict[int, float]
-    by_target: dict[float, dict[int, float]]
-    runs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the records say about a claim; numbers in the measure's unit."""
-
-    claim: Claim
     verdict: str
     reason: str
+    tier: str | None = None
     effect: Effect | None = None
     bootstrap: tuple[float, float] | None = None
     p: float | None = None
     p_holm: float | None = None
     strata: tuple[Stratum, ...] = field(default=())
+    lost: bool = False
 
     @property
     def n(self) -> int:
-        """Seeds, over all experiments."""
-        return sum(len(stratum.by_seed) for stratum in self.strata)
+        """Trained networks, over all strata."""
+        return sum(len(stratum.by_network) for stratum in self.strata)
+
+    @property
+    def datasets(self) -> str:
+        """The data sets that it rests on, in words."""
+        return " and ".join(dict.fromkeys(dataset_title(stratum.dataset) for stratum in self.strata))
+
+    @property
+    def words(self) -> str:
+        """The verdict with what it holds for."""
+        return WORDS[self.verdict].format(self.datasets) if self.verdict in WORDS else NOT_RUN
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say about a claim, tier by tier."""
+
+    claim: Claim
+    findings: tuple[Finding, ...]
+
+    @property
+    def best(self) -> Finding:
+        """The finding of the highest tier that was run."""
+        return self.findings[-1]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words that carry its evidence, the weakest tier first."""
+        return "; ".join(finding.words for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the highest tier that was run."""
+        return self.best.verdict
+
+    @property
+    def reason(self) -> str:
+        """Why it is that of the highest tier."""
+        return self.best.reason
+
+    @property
+    def effect(self) -> Effect | None:
+        """The effect in the highest tier."""
+        return self.best.effect
+
+    @property
+    def p_holm(self) -> float | None:
+        """The adjusted p value of the highest tier."""
+        return self.best.p_holm
+
+    @property
+    def n(self) -> int:
+        """Trained networks of the highest tier."""
+        return self.best.n
+
+    @property
+    def strata(self) -> tuple[Stratum, ...]:
+        """The strata of the highest tier."""
+        return self.best.strata
+
+    def at(self, tier: str) -> Finding | None:
+        """Return the finding of a tier, or None where nothing of it was run."""
+        return next((finding for finding in self.findings if finding.tier == tier), None)
 
 
 def judge(records: Sequence[Record], details: Details, claims: Sequence[Claim] = CLAIMS) -> list[Verdict]:
     """Return a verdict on each claim, from records alone."""
-    usable = [record for record in records if carries_verdicts(record)]
-    drafts = [_draft(claim, strata_of(claim, usable, details), records) for claim in claims]
-    tested = [position for position, draft in enumerate(drafts) if draft.p is not None]
-    adjusted = holm([drafts[position].p or 0.0 for position in tested])
-    for position, p_holm in zip(tested, adjusted, strict=True):
-        drafts[position] = _decide(replace(drafts[position], p_holm=p_holm))
-    return drafts
+    rows = rows_of(records)
+    strata = [strata_of(claim, rows, details) for claim in claims]
+    findings: list[list[Finding]] = [[] for _ in claims]
+    for tier in TIERS:
+        drafts = [_draft(claim, tier, found.get(tier, ())) for claim, found in zip(claims, strata, strict=True)]
+        for position, finding in enumerate(_adjusted(claims, drafts)):
+            if finding is not None:
+                findings[position].append(finding)
+    return [
+        Verdict(claim, tuple(found) or (Finding(NOT_RUN, _why_not_run(claim, records)),))
+        for claim, found in zip(claims, findings, strict=True)
+    ]
 
 
-def carries_verdicts(record: Record) -> bool:
-    """Whether verdicts may rest on a record: complete, not quick, and its strength tuned where it has one."""
-    tuned = record.strength_source.startswith(("tuned", "none needed"))
-    return record.complete and record.profile != "quick" and tuned
-
-
-def strata_of(claim: Claim, records: Sequence[Record], details: Details) -> tuple[Stratum, ...]:
-    """Return the paired differences that a claim rests on, one stratum per experiment (claim 8: per protocol)."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        if record.macs_kept <= claim.highest_macs_kept and claim.model in (None, record.config.get("model")):
-            groups.setdefault(_group(claim, record), []).append(record)
-    strata = [_stratum(claim, group, details) for _, group in sorted(groups.items())]
-    return tuple(stratum for stratum in strata if stratum.by_seed)
-
-
-def _group(claim: Claim, record: Record) -> tuple[str, ...]:
-    if not claim.removals:
-        return record.experiment, record.profile
-    config = record.config
-    return str(config.get("model")), str(config.get("dataset")), record.profile, str(sum(record.epochs.values()))
-
-
-def _stratum(claim: Claim, records: Sequence[Record], details: Details) -> Stratum:
-    differences: dict[tuple[float, int], list[float]] = {}
-    runs: list[str] = []
-    for ours_name, rival_name in claim.pairs:
-        ours = _arm(records, ours_name, several=True if claim.removals else None)
-        rivals = _arm(records, rival_name, several=False if claim.removals else None)
-        for key, record in ours.items():
-            rival = rivals.get(key)
-            value = _difference(claim, record, rival if rival_name else None, details)
-            if (rival_name and rival is None) or value is None:
-                continue
-            differences.setdefault(key, []).append(value)
-            runs += [f"{r.experiment}/{r.run_id}" for r in (record, rival) if r is not None]
-    by_target: dict[float, dict[int, float]] = {}
-    for (target, seed), values in sorted(differences.items(), reverse=True):
-        by_target.setdefault(target, {})[seed] = sum(values) / len(values)
-    first = records[0]
-    places = sorted({f"{r.experiment} ({r.profile})" for r in records}) if claim.removals else []
-    return Stratum(
-        ", ".join(places) or f"{first.experiment} ({first.profile})",
-        str(first.config.get("model")),
-        str(first.config.get("dataset")),
-        _mean_over_targets(by_target),
-        by_target,
-        tuple(sorted(set(runs))),
-    )
-
-
-def _arm(records: Sequence[Record], method: str | None, several: bool | None) -> dict[tuple[float, int], Record]:
-    return {
-        (record.macs_kept, record.seed): record
-        for record in records
-        if record.method == method and several in (None, int(record.config.get("steps", 1)) > 1)
-    }
-
-
-def _difference(claim: Claim, ours: Record, rival: Record | None, details: Details) -> float | None:
-    if rival is not None and claim.same_weights and ours.strength != rival.strength:
-        return None
-    measure = MEASURES[claim.measure]
-    first = measure(ours, details)
-    second = 0.0 if rival is None else measure(rival, details)
-    return None if first is None or second is None else first - second
-
-
-def _mean_over_targets(by_target: dict[float, dict[int, float]]) -> dict[int, float]:
-    """Average over the targets; only seeds that were run at all of them count."""
-    if not by_target:
-        return {}
-    seeds = set.intersection(*(set(values) for values in by_target.values()))
-    return {seed: sum(values[seed] for values in by_target.values()) / len(by_target) for seed in sorted(seeds)}
-
-
-def _draft(claim: Claim, strata: tuple[Stratum, ...], records: Sequence[Record]) -> Verdict:
-    """Return the verdict as far as it can be said before p values are adjusted."""
+def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...]) -> Finding | None:
+    """Return the finding as far as it can be said before p values are adjusted."""
     if not strata:
-        return Verdict(claim, NOT_RUN, _why_not_run(claim, records))
-    enough = tuple(stratum for stratum in strata if len(stratum.by_seed) >= ENOUGH_SEEDS)
+        return None
+    enough = tuple(stratum for stratum in strata if len(stratum.by_network) >= ENOUGH_SEEDS)
     if not enough:
-        return Verdict(claim, INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} seeds", strata=strata)
-    values = [list(stratum.by_seed.values()) for stratum in enough]
+        return Finding(INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} networks", tier, strata=strata)
+    values = [list(stratum.by_network.values()) for stratum in enough]
     effect = paired_effect(values)
-    side = _side(claim, effect)
-    draft = Verdict(claim, INCONCLUSIVE, "", effect, bootstrap_interval(values), min(1.0, 2 * side), strata=enough)
-    return draft
+    p = min(1.0, 2 * _side(claim, effect))
+    return Finding(INCONCLUSIVE, "", tier, effect, bootstrap_interval(values), p, strata=enough)
 
 
-def _why_not_run(claim: Claim, records: Sequence[Record]) -> str:
-    names = {name for pair in claim.pairs for name in pair if name}
-    there = [r for r in records if r.complete and r.method in names and claim.model in (None, r.config.get("model"))]
-    if not there:
-        return "no records"
-    if all(record.profile == "quick" for record in there):
-        return "quick runs only"
-    if not any(carries_verdicts(record) for record in there):
-        return "strengths not tuned"
-    return "no pair of comparable records"
+def _adjusted(claims: Sequence[Claim], drafts: Sequence[Finding | None]) -> list[Finding | None]:
+    """Adjust the p values of one tier, and decide."""
+    decided = list(drafts)
+    tested = [position for position, draft in enumerate(drafts) if draft is not None and draft.p is not None]
+    adjusted = holm([draft.p for draft in drafts if draft is not None and draft.p is not None])
+    for position, p_holm in zip(tested, adjusted, strict=True):
+        draft = drafts[position]
+        assert draft is not None
+        decided[position] = _decide(claims[position], replace(draft, p_holm=p_holm))
+    return decided
 
 
 def _side(claim: Claim, effect: Effect) -> float:
@@ -176,53 +168,95 @@ def _side(claim: Claim, effect: Effect) -> float:
     return effect.p_below(0.0) if effect.mean <= -claim.matters else effect.p_above(-claim.matters)
 
 
-def _decide(draft: Verdict) -> Verdict:
-    claim, effect = draft.claim, draft.effect
+def _decide(claim: Claim, draft: Finding) -> Finding:
+    effect, more = draft.effect, claim.kind == "more"
     assert effect is not None and draft.p_holm is not None
-    significant = draft.p_holm <= 1 - CONFIDENCE
-    more = claim.kind == "more"
+    if draft.p_holm > 1 - CONFIDENCE:
+        return replace(draft, reason=OPEN)
     positive = effect.mean >= claim.matters if more else effect.mean > -claim.matters
-    if not significant:
-        return replace(draft, reason="the interval allows for both answers, all comparisons considered")
     if positive:
         reason = "above zero, and as large as matters" if more else "a loss that matters is excluded"
         return replace(draft, verdict=SUPPORTED, reason=reason)
-    reason = "an effect that matters is excluded" if more else "a loss that matters is there"
-    return replace(draft, verdict=REFUTED, reason=reason)
+    if effect.interval[1] < 0:
+        reason = "the opposite: the interval is below zero" if more else "a loss that matters is there"
+        return replace(draft, verdict=REFUTED, reason=reason, lost=True)
+    return replace(draft, verdict=REFUTED, reason="an effect that matters is excluded")
+
+
+def _why_not_run(claim: Claim, records: Sequence[Record]) -> str:
+    arms = [arm for pair in claim.pairs for arm in pair if arm]
+    there = [
+        record
+        for record in records
+        if record.complete
+        and claim.model in (None, record.config.get("model"))
+        and any(arm.method == record.method for arm in arms)
+    ]
+    if not there:
+        return "no records"
+    thorough = [record for record in there if record.profile != "quick"]
+    if not thorough:
+        return "quick runs only"
+    current = [record for record in thorough if record.protocol == CURRENT_PROTOCOL]
+    if not current:
+        return f"records of protocol {max(r.protocol for r in thorough)} only"
+    usable = [record for record in current if carries_verdicts(record)]
+    if not usable:
+        return "strengths not tuned"
+    places: dict[tuple[str, str], list[Record]] = {}
+    for record in usable:
+        places.setdefault((record.experiment, record.profile), []).append(record)
+    found = [evidence_of(group) for group in places.values()]
+    if all(evidence.tier is None for evidence in found):
+        return "; ".join(dict.fromkeys(evidence.reason for evidence in found))
+    return "no pair of comparable records"
 
 
 def to_plain(verdict: Verdict) -> dict[str, Any]:
     """Return a verdict as values for JSON; numbers with six significant digits."""
-    claim, effect = verdict.claim, verdict.effect
+    claim = verdict.claim
     return {
         **{name: value for name, value in asdict(claim).items() if name != "pairs"},
-        "pairs": [list(pair) for pair in claim.pairs],
-        "verdict": verdict.verdict,
-        "reason": verdict.reason,
+        "pairs": [[ours.text, rival.text if rival else None] for ours, rival in claim.pairs],
+        "words": verdict.sentence,
+        **_plain_finding(verdict.best),
+        "tiers": [_plain_finding(finding) for finding in verdict.findings if finding.tier],
+    }
+
+
+def _plain_finding(finding: Finding) -> dict[str, Any]:
+    effect = finding.effect
+    return {
+        "tier": finding.tier,
+        "verdict": finding.verdict,
+        "reason": finding.reason,
         "effect": _round(effect.mean) if effect else None,
         "interval_95": [_round(value) for value in effect.interval] if effect else None,
-        "bootstrap_95": [_round(value) for value in verdict.bootstrap] if verdict.bootstrap else None,
-        "p": _round(verdict.p),
-        "p_holm": _round(verdict.p_holm),
-        "n": verdict.n,
-        "experiments": [_plain_stratum(stratum) for stratum in verdict.strata],
-        "records": sorted({run for stratum in verdict.strata for run in stratum.runs}),
+        "bootstrap_95": [_round(value) for value in finding.bootstrap] if finding.bootstrap else None,
+        "p": _round(finding.p),
+        "p_holm": _round(finding.p_holm),
+        "n": finding.n,
+        "strata": [_plain_stratum(stratum) for stratum in finding.strata],
+        "records": sorted({run for stratum in finding.strata for run in stratum.runs}),
     }
 
 
 def _plain_stratum(stratum: Stratum) -> dict[str, Any]:
     return {
-        "where": stratum.where,
         "model": stratum.model,
         "dataset": stratum.dataset,
-        "n": len(stratum.by_seed),
-        **_plain_effect(stratum.by_seed),
-        "targets": [{"macs_kept": t, "n": len(v), **_plain_effect(v)} for t, v in stratum.by_target.items()],
+        "where": stratum.where,
+        "n": len(stratum.by_network),
+        **_plain_effect(stratum.by_network),
+        "targets": [
+            {"where": place, "macs_kept": target, "n": len(values), **_plain_effect(values)}
+            for (place, target), values in stratum.by_target.items()
+        ],
     }
 
 
-def _plain_effect(by_seed: dict[int, float]) -> dict[str, Any]:
-    values = list(by_seed.values())
+def _plain_effect(by_network: Mapping[str, float]) -> dict[str, Any]:
+    values = list(by_network.values())
     if not values:
         return {"effect": None, "interval_95": None}
     if len(values) < 2:

@@ -12,6 +12,7 @@ import torch
 from benchmarks.commands.options import add_results, positive
 from benchmarks.faults.arena import DEMO, TINY, Arena
 from benchmarks.faults.injections import campaign, to_json
+from benchmarks.faults.versions import check_out, older_commit
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.provenance import device_name, git_state, versions
 from benchmarks.reporting.reliability import FILE
@@ -40,7 +41,10 @@ def command(options: argparse.Namespace) -> int:
         large = small if options.sweep == "tiny" else Arena(Path(name) / "large", SWEEPS[options.sweep], options.seed)
         for arena in dict.fromkeys([small, large]):
             print(f"undisturbed: {len(arena.reference)} runs in {arena.seconds:.0f} s", flush=True)
-        tallies = campaign(large, small, options.kills, lambda line: print(line, flush=True))
+        commit = older_commit()
+        older = check_out(commit, Path(name) / "older") if commit else None
+        print(f"older version: {commit[:8]}" if commit else "no older version with the same results is known here")
+        tallies = campaign(large, small, options.kills, lambda line: print(line, flush=True), older)
     device = torch.device("cpu")
     text = to_json(
         tallies,
@@ -51,6 +55,7 @@ def command(options: argparse.Namespace) -> int:
         date=datetime.now(UTC).date().isoformat(),
         device=device_name(device),
         versions=versions(),
+        older_commit=commit,
         **git_state(),
     )
     options.results.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import torch
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
 from benchmarks.records.schema import need_checker
+from benchmarks.records.signatures import Signers
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.bench import Bench
 from benchmarks.running.checkpoints import CheckpointStore
@@ -29,19 +30,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unchecked", action="store_true", help="accept records without checksum and give them one (default: refuse)"
     )
+    parser.add_argument(
+        "--signed-by",
+        type=Path,
+        metavar="FILE",
+        help="accept only what is signed by a key of this file: SSH public keys, or allowed signers (default: no "
+        "signatures needed)",
+    )
 
 
 def command(options: argparse.Namespace) -> int:
-    """Verify every record and bring it in; exit with 1 where one was refused."""
+    """Verify every record and bring it in; exit with 1 where one was refused.
+
+    Raises:
+        ValueError: Options contradict each other, or signatures cannot be verified here.
+    """
     need_checker()
+    if options.signed_by and options.unchecked:
+        raise ValueError("--unchecked changes records, which --signed-by forbids; omit one of them")
+    signers = Signers.read(options.signed_by) if options.signed_by else None
     bench = Bench(
         torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=options.results / "tuning"
     )
     refused = 0
     for source in options.source:
-        sweeps = bring_in_sweeps(source, options.results)
+        sweeps = bring_in_sweeps(source, options.results, signers)
         experiments = {name: find_any(name, options.results) for name in known_experiments(options.results)}
-        merged = merge(bench, source, experiments, replace=options.replace, unchecked=options.unchecked)
+        ways = {"replace": options.replace, "unchecked": options.unchecked, "signers": signers}
+        merged = merge(bench, source, experiments, **ways)
         for label, reason in [*sweeps.items(), *merged.refused.items()]:
             print(f"refused: {for_terminal(f'{label}: {reason}')}", file=sys.stderr)
         refused += len(merged.refused) + len(sweeps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -98,6 +99,11 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop cleanly at a checkpoint within N minutes of the start (default: no limit)",
     )
+
+
+def results_option(results: Path) -> str:
+    """Return the option that a suggested command needs for this folder of records; empty for the default."""
+    return "" if results == Path("results") else f" --results {shlex.quote(str(results))}"
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
 from benchmarks.records.record import RecordError
+from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
 from benchmarks.running.wandb_replay import publish
 
@@ -32,14 +33,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="W&B files and the ledger (default: wandb)",
     )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="add the fine-tuned networks as artifacts, from the checkpoints in this folder (default: no networks)",
+    )
     parser.add_argument("--again", action="store_true", help="send unchanged records too (default: only what is new)")
 
 
 def command(options: argparse.Namespace) -> int:
     """Replay what is missing; exit with 1 if W&B fails or a record cannot be read."""
     place = Place(options.wandb, options.folder, options.project, options.entity)
+    store = None if options.checkpoints is None else CheckpointStore(options.checkpoints)
     try:
-        done = publish(options.results, place, options.experiments or None, again=options.again)
+        done = publish(options.results, place, options.experiments or None, again=options.again, store=store)
     except RecordError:
         raise
     except wandb_errors() as error:

@@ -13,7 +13,16 @@ import torch
 from rich.console import Console
 
 from benchmarks.analysis.comparison import compare
-from benchmarks.commands.options import add_budget, add_device, add_folders, add_graphs, add_jobs, choose_device
+from benchmarks.commands.options import (
+    add_budget,
+    add_device,
+    add_folders,
+    add_graphs,
+    add_jobs,
+    choose_device,
+    names,
+    results_option,
+)
 from benchmarks.config import Cell, Profile
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import EXPERIMENTS
@@ -23,7 +32,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import UNTUNED, choose_strength
 from benchmarks.reporting import build as report
-from benchmarks.reporting.comparison_table import notes, to_text
+from benchmarks.reporting.comparison_table import COMMON_NOTES, notes, to_text
 from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
 from benchmarks.running.bench import Bench
@@ -37,7 +46,7 @@ from benchmarks.running.estimate import Estimate, Sweep, SweepEstimate, estimate
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, Control, budget_seconds, on_signals
 from benchmarks.running.survey import Survey, survey
-from benchmarks.running.wandb_mirror import WandbSink
+from benchmarks.running.trackers import NAMES, check_trackers, open_trackers
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
 
@@ -56,6 +65,8 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="offline",
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
+    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold the others"
+    parser.add_argument("--trackers", type=names, metavar="LIST", default=["wandb"], help=text)
     add_graphs(parser)
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
     parser.add_argument("--plan", action="store_true", help="show what would run and for how long, and run nothing")
@@ -90,6 +101,7 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse contradictory options, whether or not there is anything to run."""
     if options.address and options.engine != "ray":
         raise ValueError("--address names a Ray cluster; add --engine ray")
+    check_trackers(options.trackers)
     if options.budget_minutes is not None:
         budget_seconds(options.budget_minutes, 0.0)
 
@@ -137,7 +149,7 @@ def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], No
         named = ", ".join(dict.fromkeys(methods))
         say(f"{experiment} ({profile}): strength not tuned, the middle of the grid is used for {named}")
         if experiment in EXPERIMENTS:
-            say(f"  to tune: python -m benchmarks tune {experiment} --profile {profile}")
+            say(f"  to tune: python -m benchmarks tune {experiment} --profile {profile}{results_option(bench.results)}")
 
 
 def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Callable[[str], None]) -> None:
@@ -177,7 +189,7 @@ def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Conso
     warn_of_untuned(bench, todo, say)
     minutes = options.budget_minutes
     limit = None if minutes is None else budget_seconds(minutes, process_age())
-    sink = WandbSink(options.wandb, Path("wandb"))
+    trackers = open_trackers(options.trackers, options.wandb, bench.tuning)
     try:
         with (
             on_signals() as asked,
@@ -185,9 +197,10 @@ def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Conso
         ):
             control = Control(limit, asked, expected.epochs)
             engine = _engine(bench, control, options, expected)
-            return Driver(bench, engine, control, [observer, sink]).drive(todo)
+            return Driver(bench, engine, control, [observer, *trackers]).drive(todo)
     finally:
-        sink.close()
+        for tracker in trackers:
+            tracker.close()
 
 
 def _jobs(options: argparse.Namespace, todo: Sequence[Cell], device: torch.device, say: Callable[[str], None]) -> int:
@@ -266,7 +279,7 @@ def show(console: Console, results: Path, cells: Sequence[Cell]) -> list[str]:
         report.write(files)
         console.print(f"\n{title_of(comparison.experiment)}, profile {comparison.profile}", style="bold")
         console.print(to_text(comparison), markup=False, highlight=False, soft_wrap=True)
-        console.print(notes(comparison), markup=False, highlight=False, style="dim")
+        console.print(f"{COMMON_NOTES} {notes(comparison)}", markup=False, highlight=False, style="dim")
         for kind, folder, suffix in (("table", "tables", "md"), ("plot", "figures", "png")):
             path = os.path.relpath(results / folder / f"{comparison.name}.{suffix}")
             console.print(f"{kind}: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
@@ -30,11 +32,13 @@ from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.side_by_side import choose_jobs
-from benchmarks.running.stopping import OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
+from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
 from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
 from benchmarks.training.loop import Score
 
 OK, INTERRUPTED = 0, 130
+
+POLL = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def command(options: argparse.Namespace) -> int:
         for name in options.experiments:
             _tune(place, name, options)
     except Stopped as stopped:
-        print(f"{stopped}; run the same command again to continue from the last epoch")
+        print(f"{stopped}; run the same command again to continue from its last step")
         return OK if str(stopped) == OUT_OF_TIME else INTERRUPTED
     return OK
 
@@ -153,21 +157,36 @@ def _one_by_one(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequen
 
 def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context) as pool:
+    stop = context.Event()
+    with on_signals() as asked, ProcessPoolExecutor(jobs, context, _obey, (stop, os.getpid())) as pool:
         pending = {pool.submit(_in_process, place, cells, seeds): method for method, cells in tuned.items()}
         try:
             while pending:
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                done, _ = wait(pending, POLL, FIRST_COMPLETED)
                 for future in done:
                     yield pending.pop(future), future.result()
+                if asked():
+                    stop.set()
+                    for future in [future for future in pending if future.cancel()]:  # those that did not begin
+                        yield pending.pop(future), Part({}, INTERRUPT)
         finally:
             for future in pending:
                 future.cancel()
 
 
+_told: list[Callable[[], bool]] = []  # in a process of the pool: whether the command wants it to stop
+
+
+def _obey(stop: Event, parent: int) -> None:
+    """Let the command alone decide what Ctrl-C and SIGTERM mean; a process whose command was killed stops too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _told[:] = [lambda: stop.is_set() or os.getppid() != parent]
+
+
 def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
-    with on_signals() as asked:
-        return _search(place.bench(asked), cells, seeds)
+    (told,) = _told
+    return Part({}, INTERRUPT) if told() else _search(place.bench(told), cells, seeds)
 
 
 def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.coverage.table import (
     CLASSES,
@@ -35,14 +34,13 @@ from benchmarks.coverage.table import (
     TOLERANCE,
     Row,
 )
-from benchmarks.models import build_model, input_shape
+from benchmarks.coverage.tasks import outputs_of, task_of, training_loss
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
-from oicsr.copying import MODEL_ERRORS, mode
+from oicsr.complexity import find_tensor
+from oicsr.copying import MODEL_ERRORS
 from oicsr.tracing import Scope
 
 MAX_REMOVED = 0.95
-
-IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
 
 WALL_SECONDS = 3600  # for a process that hangs without working; on a busy machine, a minute of work takes many
 
@@ -51,34 +49,6 @@ MEMORY_BYTES = 14 << 30
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning")
 
 FAILURES = (*MODEL_ERRORS, MemoryError, RecursionError)
-
-
-def example_images(model: nn.Module, name: str) -> Tensor:
-    """Return two images of the smallest size that a network runs on, in evaluation and in training.
-
-    Raises:
-        ValueError: It runs on none, not even on its own.
-    """
-    channels, own, _ = input_shape(name)
-    failure = ""
-    for size in [*(s for s in IMAGE_SIZES if s < own), own]:
-        images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-        try:
-            for training in (False, True):
-                with mode(model, training=training), torch.no_grad():
-                    first_output(model(images))
-        except MODEL_ERRORS as error:
-            failure = str(error)
-            continue
-        return images
-    raise ValueError(f"does not run on its own image size {own}: {failure}")
-
-
-def first_output(output: Any) -> Tensor:
-    """Return the logits of the main classifier."""
-    result = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(result, Tensor)
-    return result
 
 
 @torch.no_grad()
@@ -112,27 +82,29 @@ def random_plan(
 def invariance_error(model: nn.Module, images: Tensor, couplings: Sequence[Coupling], plan: PruningPlan) -> float:
     """Zero the channels to remove, remove them, and return the largest relative change of an output, in float64.
 
-    `model` is changed: to float64, and its channels are zeroed.
+    `model` is changed: to float64, and its channels are zeroed, but for the rows of weights that are divided by their
+    own length.
     """
     model.double()
     for coupling in couplings:
         stays = torch.zeros(coupling.num_channels + 1, dtype=torch.bool)
         stays[[*plan.kept[coupling.name], -1]] = True  # the last one is for the id -1
         for member in coupling.members:
-            if member.side in ("out", "in"):
+            if member.side == "in" or (member.side == "out" and ".parametrizations." not in member.parameter):
                 gone = (~stays[member.channels]).nonzero().flatten()
-                model.get_parameter(member.parameter).index_fill_(member.dim, gone, 0)
-    before = first_output(model(images.double()))
-    after = first_output(remove_channels(model, plan)(images.double()))
-    return float((before - after).abs().max() / before.abs().max())
+                find_tensor(model, member.parameter).index_fill_(member.dim, gone, 0)
+    before = outputs_of(model(images.double()))
+    after = outputs_of(remove_channels(model, plan)(images.double()))
+    return max(
+        float((wide - narrow).abs().max() / wide.abs().max()) for wide, narrow in zip(before, after, strict=True)
+    )
 
 
 def takes_training_step(model: nn.Module, images: Tensor) -> bool:
     """Take one step of SGD; return whether loss and weights are finite afterwards."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    labels = torch.arange(len(images)) % CLASSES
-    loss = functional.cross_entropy(first_output(model(images)), labels)
+    loss = training_loss(model(images), CLASSES)
     loss.backward()
     optimizer.step()
     return math.isfinite(float(loss.detach())) and all(bool(p.isfinite().all()) for p in model.parameters())
@@ -165,8 +137,9 @@ def examine(name: str) -> Row:
 
 def _prepare(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    model = build_model(name, CLASSES).eval()
-    return model, example_images(model, name)
+    task = task_of(name)
+    model = task.build(name, CLASSES).eval()
+    return model, task.examples(model, name)
 
 
 def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coupling], PruningPlan]:
@@ -175,29 +148,12 @@ def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coup
     for scope in ("inner", "all"):
         trace = trace_couplings(model, images, scope=scope)
         row.update(traced="yes", scope=scope, couplings=str(len(trace.couplings)))
-        couplings, inexact = without_layer_norm(model, trace.couplings)
         try:
-            return couplings, random_plan(model, images, couplings)
+            return trace.couplings, random_plan(model, images, trace.couplings)
         except ValueError as error:
             if scope == "all":
-                raise ValueError("; ".join([str(error), *inexact[:1], *trace.unruled[:2]])) from error
+                raise ValueError("; ".join([str(error), *trace.unruled[:3]])) from error
     raise AssertionError  # not reached
-
-
-def without_layer_norm(model: nn.Module, couplings: Sequence[Coupling]) -> tuple[list[Coupling], list[str]]:
-    """Return the couplings that no LayerNorm reads, and why the others are excluded.
-
-    The statistics of a LayerNorm run over all channels, so removing one would change the others.
-    """
-    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    exact, reasons = [], []
-    for coupling in couplings:
-        found = next((m.parameter for m in coupling.members if m.parameter in norms), None)
-        if found is None:
-            exact.append(coupling)
-        else:
-            reasons.append(f"a LayerNorm ({found}) runs over the channels of {coupling.name}, which therefore stay")
-    return exact, reasons
 
 
 def examine_peer(name: str) -> Row:

@@ -1,8 +1,8 @@
 """The networks of the coverage table, by name; the list is committed so that none can disappear unnoticed.
 
-Of torchvision: every classifier it lists. Of timm: small members of every family whose layers are convolutions, two to
-five of each where the family has kinds that differ (attention on channels, anti-aliasing, other normalisations).
-Left out: families whose layers are attention or multi-layer perceptrons over patches.
+Of torchvision: every classifier, segmentation, detection and video network it lists. Of timm: small members of every
+family whose layers are convolutions, two to five of each where the family has kinds that differ (attention on channels,
+anti-aliasing, other normalisations), and a small member of most families of transformers and perceptrons over patches.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0
 squeezenet1_0 squeezenet1_1
 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn
 wide_resnet50_2 wide_resnet101_2
+vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14
+swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b maxvit_t
 """.split()
 
 TIMM = """
@@ -65,12 +67,27 @@ starnet_s1 starnet_s050 tresnet_m
 vgg11 vgg11_bn vgg13_bn vgg16_bn
 vovnet39a ese_vovnet19b_dw ese_vovnet19b_slim ese_vovnet39b eca_vovnet39b
 legacy_xception xception41 xception41p
+vit_tiny_patch16_224 vit_small_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224
+cait_xxs24_224 coat_tiny convit_tiny crossvit_tiny_240 davit_tiny efficientformer_l1 efficientvit_m0
+eva02_tiny_patch14_224 gcvit_xxtiny hiera_tiny_224 levit_128s mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny
+nextvit_small pit_ti_224 pvt_v2_b0 swin_tiny_patch4_window7_224 tiny_vit_5m_224 tnt_s_legacy_patch16_224
+twins_pcpvt_small visformer_tiny volo_d1_224 xcit_nano_12_p16_224
+mixer_s32_224 mixer_b16_224 gmixer_12_224 resmlp_12_224 gmlp_ti16_224
 """.split()
 
-OUT_OF_SCOPE = (
-    "torchvision: maxvit_t swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vit_b_16 vit_b_32 vit_h_14 vit_l_16 "
-    "vit_l_32",
-    "timm, families: beit byoanet cait coat convit crossvit davit deit efficientformer efficientvit_msra eva gcvit "
-    "hiera levit maxxvit mlp_mixer mobilevit mvitv2 naflexvit nest nextvit pit pvt_v2 sequencer swin_transformer "
-    "swin_transformer_v2 tiny_vit tnt twins vision_transformer vision_transformer_hybrid visformer vitamin volo xcit",
-)
+SEGMENTATION = """
+fcn_resnet50 fcn_resnet101 deeplabv3_resnet50 deeplabv3_resnet101 deeplabv3_mobilenet_v3_large
+lraspp_mobilenet_v3_large
+""".split()
+
+DETECTION = """
+fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_mobilenet_v3_large_fpn fasterrcnn_resnet50_fpn
+fasterrcnn_resnet50_fpn_v2 fcos_resnet50_fpn retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 ssd300_vgg16
+ssdlite320_mobilenet_v3_large maskrcnn_resnet50_fpn maskrcnn_resnet50_fpn_v2 keypointrcnn_resnet50_fpn
+""".split()
+
+VIDEO = "r3d_18 mc3_18 r2plus1d_18 s3d mvit_v1_b mvit_v2_s swin3d_t swin3d_s swin3d_b".split()
+
+SEQUENCE = "m5 tcn".split()
+
+OUT_OF_SCOPE = ("timm, families: byoanet maxxvit naflexvit sequencer swin_transformer_v2 vitamin",)

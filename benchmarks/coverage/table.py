@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.coverage.networks import OUT_OF_SCOPE, TIMM, TORCHVISION
+from benchmarks.coverage.networks import DETECTION, OUT_OF_SCOPE, SEGMENTATION, SEQUENCE, TIMM, TORCHVISION, VIDEO
 from benchmarks.escape import for_csv, for_markdown
 
 COLUMNS = (
@@ -30,9 +30,19 @@ PEER_RATIO = 0.3  # torch-pruning removes this share of every layer: about half 
 PEER_REACHED = 0.75
 
 
+SOURCES = {
+    "torchvision": TORCHVISION,
+    "segmentation": SEGMENTATION,
+    "detection": DETECTION,
+    "video": VIDEO,
+    "timm": TIMM,
+    "sequence": SEQUENCE,
+}
+
+
 def listed() -> list[str]:
     """Return the names of all networks of the table."""
-    return [*(f"torchvision:{name}" for name in TORCHVISION), *(f"timm:{name}" for name in TIMM)]
+    return [f"{source}:{name}" for source, names in SOURCES.items() for name in names]
 
 
 def read_rows(path: Path) -> dict[str, Row]:
@@ -61,14 +71,16 @@ def to_csv(rows: Mapping[str, Row]) -> str:
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     safe = {name: {column: for_csv(cell) for column, cell in row.items()} for name, row in rows.items()}
-    writer.writerows(safe[name] for name in [*listed(), *(n for n in rows if n not in set(listed()))] if name in rows)
+    writer.writerows(safe[name] for name in dict.fromkeys([*listed(), *rows]) if name in rows)
     return buffer.getvalue()
 
 
 HEADER = f"""# Coverage
 
 `python -m benchmarks coverage` generates this page from `coverage.csv`. Every network is built by its library's own
-constructor, freshly initialised, for {CLASSES} classes.
+constructor, freshly initialised, for {CLASSES} classes. `segmentation`, `detection` and `video` are torchvision's; of a
+detector, the backbone with its feature pyramid is pruned. `sequence` has a classifier of waveforms (M5) and a temporal
+convolutional network with weight norm.
 
 - Passed: the network was traced and pruned at random to {MACS_KEPT:.0%} of the MACs within 1 %, removing empty
   channels left its outputs unchanged to {TOLERANCE:g} in float64, and one training step was finite, all within
@@ -85,7 +97,14 @@ SUMMARY_HEADER = """\
 |---|---|---|---|---|---|---|
 """
 
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = {
+    "torchvision": "torchvision",
+    "segmentation": "torchvision, segmentation",
+    "detection": "torchvision, detection",
+    "video": "torchvision, video",
+    "timm": "timm",
+    "sequence": "sequences",
+}
 
 COLUMNS_SHOWN = "image_size couplings scope macs_before macs_after invariance_error train_step seconds passed".split()
 
@@ -95,7 +114,7 @@ def to_markdown(rows: Mapping[str, Row]) -> str:
     head = ["network", "pixels", *COLUMNS_SHOWN[1:], "torch-pruning", "reason"]
     lines = [
         summary(rows),
-        "Out of scope (attention, or hardly any convolutions):",
+        "Not listed:",
         *(f"- {line}" for line in OUT_OF_SCOPE),
         "",
         f"| {' | '.join(head)} |".replace("_", " "),
@@ -107,14 +126,17 @@ def to_markdown(rows: Mapping[str, Row]) -> str:
 
 def summary(rows: Mapping[str, Row]) -> str:
     """Return the pass rates of each library, with and without torch-pruning, as a Markdown table."""
-    return SUMMARY_HEADER + "".join(f"{_summary(rows, library)}\n" for library in LIBRARIES)
+    return SUMMARY_HEADER + "".join(f"{_summary(rows, source)}\n" for source in LIBRARIES)
 
 
 def sentence(rows: Mapping[str, Row]) -> str:
     """Return the pass rates as a sentence, without torch-pruning."""
     shares = []
-    for library in LIBRARIES:
-        run = [row for name, row in rows.items() if name.startswith(library)]
+    for library, sources in {
+        "torchvision": ("torchvision", "segmentation", "detection", "video"),
+        "timm": ("timm",),
+    }.items():
+        run = [row for name, row in rows.items() if name.partition(":")[0] in sources]
         shares.append(f"{sum(row['passed'] == 'yes' for row in run)} of {len(run)} {library} networks")
     return (
         f"{' and '.join(shares)} can be pruned to half of their MACs within a minute, with outputs unchanged when the "
@@ -122,10 +144,10 @@ def sentence(rows: Mapping[str, Row]) -> str:
     )
 
 
-def _summary(rows: Mapping[str, Row], library: str) -> str:
-    names = [name for name in listed() if name.startswith(library)]
+def _summary(rows: Mapping[str, Row], source: str) -> str:
+    names = [f"{source}:{name}" for name in SOURCES[source]]
     run = [rows[name] for name in names if name in rows]
-    cells: list[object] = [library, len(names), len(run)]
+    cells: list[object] = [LIBRARIES[source], len(names), len(run)]
     for column in ("passed", "torch_pruning"):
         known = [row for row in run if row[column]]
         passed = sum(row[column] == "yes" for row in known)

@@ -34,8 +34,8 @@ class EpochBatches(Protocol):
         """Return the number of batches in an epoch."""
         ...
 
-    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield images and labels in the order, and augmented as the generator says."""
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """Yield images and labels in the order, and augmented as the generator says, from batch `start` on."""
         ...
 
 

@@ -152,13 +152,18 @@ class StreamedBatches:
     def __len__(self) -> int:
         return len(self._data.train) // self.batch_size
 
-    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield the batches of one epoch: float32 images `(batch, 3, height, width)` and int64 labels."""
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch: float32 images `(batch, 3, height, width)` and int64 labels.
+
+        Args:
+            generator: Draws the random numbers of the whole epoch.
+            start: Batches that are left out at its beginning; they are not decoded.
+        """
         count = len(self._data.train)
         order = torch.randperm(count, generator=generator)
         seeds = torch.randint(0, 2**62, (count,), generator=generator)
         items = []
-        for batch in order.split(self.batch_size)[: len(self)]:
+        for batch in order.split(self.batch_size)[start : len(self)]:
             index = self._rank.share(batch)
             items.append(list(zip(index.tolist(), seeds[index].tolist(), strict=True)))
         transform = training_transform(self._data.image_size)

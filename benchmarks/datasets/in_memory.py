@@ -195,10 +195,15 @@ class TrainingBatches:
             pixels = torch.where(draws.flips[index, None, None, None], pixels.flip(3), pixels)
         return self._normalize(pixels), self._images.labels[index]
 
-    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield the batches of one epoch: float32 images `(batch, channels, height, width)` and int64 labels."""
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one epoch: float32 images `(batch, channels, height, width)` and int64 labels.
+
+        Args:
+            generator: Draws the random numbers of the whole epoch.
+            start: Batches that are left out at its beginning.
+        """
         draws = self.draw(generator).to(self._device)
-        for index in draws.order:
+        for index in draws.order[start:]:
             yield self.batch(draws, self._rank.share(index))
 
 

@@ -75,7 +75,7 @@ STUDY_GRIDS = {"slimming": (0.0005, 0.001, 0.002, 0.004, 0.008)}
 CIFAR_STUDY = Profile(
     dense=Phase(epochs=15, learning_rate=0.2, warmup_epochs=1),
     regularized=Phase(epochs=10, learning_rate=0.1),
-    finetune=Phase(epochs=5, learning_rate=0.02),
+    finetune=Phase(epochs=5, learning_rate=0.05),
     methods=(*STUDY_HEADLINE, *NO_TRAINING, *STUDY_OTHERS),
     macs_kept=(0.5, 0.3, 0.7),
     seeds=(0, 1, 2),

@@ -9,13 +9,16 @@ import resource
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import leases
 from benchmarks.machine.leases import read_owner
 from benchmarks.records.record import RecordError, read_record, runs_folder
 from benchmarks.running.engines.local import LAZY
@@ -31,6 +34,8 @@ TINY = (
     *("--methods", "oicsr-gl,none,l1", "--macs-kept", "0.5", "--seeds", "0"),
     *("--epochs", "2,2,1", "--train-images", "128", "--test-images", "100"),
 )
+
+FAR_STALE, FAR_HEARTBEAT = 3.0, 0.3  # seconds, in place of a minute and five seconds, for machines that seem far away
 
 YEARS = 10 * 365 * 86_400.0  # seconds
 
@@ -62,6 +67,46 @@ class Tally:
             self.survived += 1
         else:
             self.losses.append(loss)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with the machine that a command runs on.
+
+    Attributes:
+        file_limit: Bytes; longer files cannot be written, as on a full disk.
+        clock: Whether the clock jumps by years.
+        machine: What the machine is called, for owners of leases that are to seem far away.
+    """
+
+    file_limit: int | None = None
+    clock: bool = False
+    machine: str | None = None
+
+
+class Other:
+    """A command of another checkout, with the methods of a process of `multiprocessing` that are used here."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self.pid = process, process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+        return self.exitcode is None
+
+    def join(self, timeout: float) -> None:
+        """Wait for its end, for so many seconds at most."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
 
 
 @dataclass
@@ -141,14 +186,28 @@ class Arena:
         self.seconds = time.monotonic() - start
         return self.left()
 
-    def live(self, *more: str, file_limit: int | None = None, clock: bool = False) -> Life:
+    def live(self, *more: str, trouble: Trouble | None = None) -> Life:
         """Start the sweep."""
-        self._lives += 1
-        log = self.folder / f"life-{self._lives}.log"
-        argv = [*self.command, "--results", str(self.results), "--checkpoints", str(self.checkpoints), *more]
-        process = self._context.Process(target=_live, args=(argv, str(log), file_limit, clock), daemon=False)
+        log, argv = self._next_log(), self._argv(*more)
+        process = self._context.Process(target=_live, args=(argv, str(log), trouble or Trouble()), daemon=False)
         process.start()
         return Life(process, log)
+
+    def live_in(self, checkout: Path) -> Life:
+        """Start the sweep with the code of another checkout."""
+        log = self._next_log()
+        with log.open("ab") as output:
+            command = [sys.executable, "-m", "benchmarks", *self._argv()]
+            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=checkout)
+        return Life(Other(process), log)
+
+    def _next_log(self) -> Path:
+        self._lives += 1
+        return self.folder / f"life-{self._lives}.log"
+
+    def _argv(self, *more: str) -> list[str]:
+        folders = ["--results", str(self.results.absolute()), "--checkpoints", str(self.checkpoints.absolute())]
+        return [*self.command, *folders, *more]
 
     def clear(self) -> None:
         """Remove everything that sweeps left behind."""
@@ -199,7 +258,7 @@ def results_of(path: Path) -> tuple[Any, str]:
     return values, "\n".join(rows)
 
 
-def _live(argv: list[str], log: str, file_limit: int | None, clock: bool) -> None:
+def _live(argv: list[str], log: str, trouble: Trouble) -> None:
     """Run a command; the body of its process."""
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(number, 1)
@@ -207,10 +266,13 @@ def _live(argv: list[str], log: str, file_limit: int | None, clock: bool) -> Non
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if file_limit is not None:
+    if trouble.file_limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    if clock:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.file_limit, trouble.file_limit))
+    if trouble.machine is not None:
+        leases.STALE_AFTER, leases.HEARTBEAT = FAR_STALE, FAR_HEARTBEAT
+        leases.this_machine = lambda: trouble.machine  # type: ignore[assignment]
+    if trouble.clock:
         true_time, jumps = time.time, random.Random(os.getpid())
         time.time = lambda: true_time() + jumps.uniform(-YEARS, YEARS)
     sys.argv = ["benchmarks", *argv]

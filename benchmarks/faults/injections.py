@@ -17,10 +17,11 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.arena import YEARS, Arena, Tally
+from benchmarks.faults.arena import FAR_STALE, YEARS, Arena, Life, Tally, Trouble
 from benchmarks.records.record import Record, RecordError, read_record
 from benchmarks.running.checkpoints import CheckpointWarning, read_checkpoint
 
@@ -125,7 +126,7 @@ def full_disk(arena: Arena, count: int) -> Tally:
     for _ in range(count):
         arena.clear()
         limit = arena.random.randrange(2_000, largest - 1)
-        life = arena.live(file_limit=limit)
+        life = arena.live(trouble=Trouble(file_limit=limit))
         code = life.wait()
         loss = None if code == 1 else f"exit code {code} on a full disk: {life.text()[-1500:]}"
         loss = loss or _unreadable(arena)
@@ -172,7 +173,7 @@ def jumping_clock(arena: Arena, count: int) -> Tally:
     tally = Tally("a clock that jumps by years, and files from the past and the future")
     for _ in range(count):
         arena.clear()
-        life = arena.live(clock=True)
+        life = arena.live(trouble=Trouble(clock=True))
         life.wait_for(lambda: bool(arena.stage_owners()))
         life.process.kill()
         life.wait()
@@ -180,14 +181,108 @@ def jumping_clock(arena: Arena, count: int) -> Tally:
             if path.is_file():
                 moment = time.time() + arena.random.uniform(-YEARS, YEARS)
                 os.utime(path, (moment, moment))
-        life = arena.live(clock=True)
+        life = arena.live(trouble=Trouble(clock=True))
         code = life.wait()
         tally.note(f"exit code {code}: {life.text()[-1500:]}" if code else arena.loss())
     return tally
 
 
-def campaign(large: Arena, arena: Arena, size: int, tell: Callable[[str], None]) -> dict[str, Tally]:
-    """Try every fault: `size` kills of the large sweep, and in proportion of the others on the small one."""
+def stops(arena: Arena, count: int) -> Tally:
+    """Send SIGTERM at random moments, until the sweep is complete; it must end with 130, at a checkpoint."""
+    tally = Tally("SIGTERM at a random moment, then the command again")
+    for _ in range(count):
+        arena.clear()
+        life = arena.live()
+        life.wait_for(lambda life=life: bool(arena.stage_owners()))  # type: ignore[misc]
+        life.process.join(arena.random.uniform(0.0, max(0.5, arena.seconds / 2)))
+        if life.process.is_alive():
+            os.kill(life.process.pid, signal.SIGTERM)
+        code = life.wait()
+        at_its_end = code in (0, -signal.SIGTERM) and arena.loss() is None  # the tables are no part of the work
+        right = code == 130 or at_its_end
+        loss = None if right else f"exit code {code} after SIGTERM: {life.text()[-800:]}"
+        tally.note(loss or _unreadable(arena) or arena.recover())
+    return tally
+
+
+def _started(life: Life) -> Life:
+    life.wait_for(life.trains)
+    return life
+
+
+def frozen_owners(arena: Arena, count: int) -> Tally:
+    """Freeze a command at work; another machine takes over its lease; then the first one goes on.
+
+    It must notice that, and write nothing any more. Half of the time it wakes while the other is still at work.
+    """
+    tally = Tally("an owner frozen past its lease (SIGSTOP), taken over by another machine, then woken (SIGCONT)")
+    for position in range(count):
+        arena.clear()
+        frozen = arena.live(trouble=Trouble(machine="one"))
+        frozen.wait_for(lambda: bool(arena.stage_owners()))
+        os.kill(frozen.process.pid, signal.SIGSTOP)
+        other = arena.live(trouble=Trouble(machine="two"))
+        try:
+            loss = _taken_over(arena, frozen, other, wakes_early=position % 2 == 1)
+        finally:
+            if frozen.process.is_alive():
+                os.kill(frozen.process.pid, signal.SIGCONT)
+        tally.note(loss or arena.loss())
+    return tally
+
+
+def _taken_over(arena: Arena, frozen: Life, other: Life, *, wakes_early: bool) -> str | None:
+    """Return what went wrong while one command took over from another, or None."""
+    if wakes_early:
+        _started(other)
+        other.process.join(2 * FAR_STALE + arena.random.uniform(0, 2))
+    else:
+        other.wait()
+    before = {path: path.read_bytes() for path in arena.record_paths()}
+    os.kill(frozen.process.pid, signal.SIGCONT)
+    codes = frozen.wait(), other.wait()
+    if codes[1] or codes[0] not in (0, 1) or (codes[0] and "was taken over" not in frozen.text()):
+        return f"exit codes {codes}: {frozen.text()[-800:]} {other.text()[-800:]}"
+    changed = [str(path) for path, content in before.items() if path.read_bytes() != content]
+    return f"records written twice: {changed}" if changed else None
+
+
+def two_versions(arena: Arena, count: int, older: Path) -> Tally:
+    """Stop or kill the sweep, go on with an older version of the suite, kill that too, and complete the sweep."""
+    tally = Tally("two versions of the code in turn over the same results and checkpoints")
+    for _ in range(count):
+        arena.clear()
+        losses = []
+        for start, end in (
+            (arena.live, arena.random.choice([signal.SIGTERM, signal.SIGKILL])),
+            (partial(arena.live_in, older), signal.SIGKILL),
+            (arena.live, signal.SIGTERM),
+        ):
+            life = _started(start())
+            life.process.join(arena.random.uniform(0.0, max(0.5, arena.seconds / 3)))
+            if life.process.is_alive():
+                os.kill(life.process.pid, end)
+            life.wait()
+            losses.append(_unreadable(arena))
+        loss = next((loss for loss in losses if loss), None)
+        last = arena.live_in(older)
+        code = last.wait()
+        tally.note(loss or (f"exit code {code}: {last.text()[-1500:]}" if code else arena.loss()))
+    return tally
+
+
+def campaign(
+    large: Arena, arena: Arena, size: int, tell: Callable[[str], None], older: Path | None = None
+) -> dict[str, Tally]:
+    """Try every fault: `size` kills of the large sweep, and in proportion of the others on the small one.
+
+    Args:
+        large: The sweep that is killed.
+        arena: The sweep that suffers everything else.
+        size: How often it is killed.
+        tell: Is told of every kind of fault that was tried.
+        older: A checkout of an older version of the suite with the same results; without one, no versions are mixed.
+    """
     some = max(1, size // 10)
     plan: dict[str, Callable[[], Tally]] = {
         "torn-checkpoint": lambda: damaged_checkpoints(arena, some, "torn"),
@@ -198,8 +293,12 @@ def campaign(large: Arena, arena: Arena, size: int, tell: Callable[[str], None])
         "two-commands": lambda: two_commands(arena, some),
         "killed-worker": lambda: killed_workers(arena, some, "local"),
         "jumping-clock": lambda: jumping_clock(arena, some),
+        "stop": lambda: stops(arena, 2 * some),
+        "frozen-owner": lambda: frozen_owners(arena, 2 * some),
         "kill": lambda: kills(large, size),
     }
+    if older is not None:
+        plan["two-versions"] = lambda: two_versions(arena, some, older)
     if importlib.util.find_spec("ray") is not None:
         plan["killed-ray-worker"] = lambda: killed_workers(arena, max(1, some // 2), "ray")
     tallies = {}

@@ -15,13 +15,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from benchmarks.machine.paths import inside
 
@@ -30,6 +31,8 @@ HEARTBEAT = 5.0  # seconds between two touches of an owner's file
 STALE_AFTER = 60.0  # seconds without a touch after which an owner on another machine counts as dead
 
 PAUSE = 0.2  # seconds between two looks at a lease that is taken
+
+GUARD_WAIT = 10.0  # seconds; longer only where a process was frozen in the instant in which it held the kernel's lock
 
 SAY_AFTER = 3.0  # seconds of waiting for the same owner after which a person is told
 
@@ -182,7 +185,7 @@ class Lease:
     def release(self) -> None:
         """Give the lease back; nothing happens where it was lost."""
         self._over.set()
-        with _guard(self.path):
+        with suppress(Timeout), _guard(self.path):  # one that cannot be given back now ends with this process
             if read_owner(self.path) == self.owner:
                 self.path.unlink(missing_ok=True)
 
@@ -194,18 +197,21 @@ class Lease:
 
 
 def _guard(path: Path) -> FileLock:
-    return FileLock(inside(path.parent, path.with_suffix(".lock").name))
+    return FileLock(inside(path.parent, path.with_suffix(".lock").name), timeout=GUARD_WAIT)
 
 
 def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
     """Take the lease at `path` where it is free or its owner is dead; None where it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _guard(path):
-        holder = read_owner(path)
-        if holder is not None and not (watch or Watch()).is_dead(holder, path):
-            return None
-        owner = new_owner()
-        path.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+    try:
+        with _guard(path):
+            holder = read_owner(path)
+            if holder is not None and not (watch or Watch()).is_dead(holder, path):
+                return None
+            owner = new_owner()
+            path.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+    except Timeout:
+        return None
     return Lease(path, owner)
 
 

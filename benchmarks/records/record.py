@@ -293,6 +293,7 @@ def write_record(
     else:
         (folder / "channels.csv").unlink(missing_ok=True)  # of an earlier attempt
     path = folder / "record.json"
+    (folder / "record.json.sig").unlink(missing_ok=True)  # of the record that this one replaces
     _set_aside(path, record.protocol)
     write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path

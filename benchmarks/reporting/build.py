@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.comparison import MAIN_METHODS, Comparison, compare
+from benchmarks.analysis.comparison import Comparison, compare
+from benchmarks.analysis.predictions import outcomes
 from benchmarks.analysis.verdicts import Verdict, judge, to_plain
 from benchmarks.config import check_name
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
@@ -21,18 +22,20 @@ from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
 from benchmarks.records.record import RecordError
-from benchmarks.records.strengths import TuningError, read_tuning
+from benchmarks.reporting.anatomy import with_outcomes
 from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
-from benchmarks.reporting.figures import accuracy, channels, latency, training_curves
+from benchmarks.reporting.experiment_page import experiment_page
+from benchmarks.reporting.figures import accuracy, latency
+from benchmarks.reporting.figures.kinds import KINDS, from_file, stem_of
 from benchmarks.reporting.figures.method_diagram import method_diagram
 from benchmarks.reporting.figures.style import Files
 from benchmarks.reporting.gathered import Gathered, gather
-from benchmarks.reporting.pages import readme_block, results_page, with_block
+from benchmarks.reporting.pages import across_page, checks_page, readme_block, results_page, verdicts_page, with_block
 from benchmarks.reporting.paper_tables import all_sheets
-from benchmarks.reporting.study import FIGURES, LATENCY, Study, title_of
+from benchmarks.reporting.study import LATENCY, Study, title_of
 from benchmarks.reporting.table_files import Sheet, files_of_sheet
 
-CLAIMS_SCHEMA = "oicsr-claims-1"
+CLAIMS_SCHEMA = "oicsr-claims-2"
 
 Artefacts = dict[Path, bytes]
 
@@ -63,24 +66,47 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
     for name, files in drawn.items():
         artefacts |= _figure_files(results, name, files)
     for comparison in study.comparisons:
-        study.drawn[comparison.name] = [kind for kind in FIGURES if drawn.get(_stem(comparison, kind))]
-    artefacts[results / "claims.json"] = claims_json(study.verdicts).encode()
-    names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
+        study.drawn[comparison.name] = [kind for kind in KINDS if drawn.get(stem_of(comparison, kind))]
+    latency_names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
+    artefacts |= _pages(study, sheets, latency_names)
+    artefacts[(root or results) / "RESULTS.md"] = results_page(study, _prefix(results, root)).encode()
+    return _inside(artefacts | _project_pages(study, root), root or results)
+
+
+def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) -> Artefacts:
+    """Return what lies among the results and is neither table nor figure."""
     from benchmarks.reporting.html_report import html_report  # jinja2, which tables and plots do without
 
-    artefacts[results / "report.html"] = html_report(records, study.comparisons, study.verdicts).encode()
-    artefacts[(root or results) / "RESULTS.md"] = results_page(study, sheets, names, _prefix(results, root)).encode()
+    results = study.results
+    pages = {
+        "claims.json": claims_json(study.verdicts),
+        "report.html": html_report(study.records, study.comparisons, study.verdicts),
+        "verdicts.md": verdicts_page(study),
+        "across-experiments.md": across_page(sheets),
+        "checks.md": checks_page(study, latency_names),
+        **{f"experiments/{name}.md": experiment_page(study, name) for name in study.experiments},
+    }
     coverage = read_rows(results / "coverage.csv")
     if coverage:
-        artefacts[results / "coverage.md"] = to_markdown(coverage).encode()
-    if root is not None:
-        artefacts[root / METHOD_CARDS.relative_to(ROOT)] = render().encode()
-        blocks = {"README.md": readme_block(study)}
-        if coverage:
-            blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
-            blocks["docs/any_network.md"] = summary(coverage).rstrip()
-        artefacts |= {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
-    return _inside(artefacts, root or results)
+        pages["coverage.md"] = to_markdown(coverage)
+    return {results / name: text.encode() for name, text in pages.items()}
+
+
+def _project_pages(study: Study, root: Path | None) -> Artefacts:
+    """Return the project's own pages that hold results, where the results are those that it publishes."""
+    if root is None:
+        return {}
+    coverage = read_rows(study.results / "coverage.csv")
+    blocks = {"README.md": readme_block(study)}
+    if coverage:
+        blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
+        blocks["docs/any_network.md"] = summary(coverage).rstrip()
+    written = {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
+    anatomy = root / "docs/anatomy.md"
+    if anatomy.is_file():
+        found = outcomes(study.records, study.details)
+        written[anatomy] = with_outcomes(anatomy.read_text(encoding="utf-8"), found).encode()
+    return {root / METHOD_CARDS.relative_to(ROOT): render().encode(), **written}
 
 
 def _inside(artefacts: Artefacts, folder: Path) -> Artefacts:
@@ -125,45 +151,10 @@ def _drawings(study: Study) -> dict[str, Draw]:
     """Return how each figure is drawn, by name."""
     tasks: dict[str, Draw] = {"method": method_diagram}
     for comparison in study.comparisons:
-        tasks |= {_stem(comparison, kind): draw for kind, draw in _drawings_of(study, comparison).items()}
+        title = title_of(comparison.experiment)
+        for name, kind in KINDS.items():
+            tasks[stem_of(comparison, name)] = partial(kind.draw, study, comparison, title)
     return tasks | _latency_drawings(study.results)
-
-
-def _drawings_of(study: Study, comparison: Comparison) -> dict[str, Draw]:
-    title, details = title_of(comparison.experiment), study.details
-    drawings: dict[str, Draw] = {
-        "": partial(accuracy.accuracy_against_macs, comparison, title),
-        "energy": partial(channels.channel_energy_curves, comparison, title, details),
-        "joint": partial(channels.joint_energies, comparison, title, details),
-        "kept": partial(channels.kept_channels, comparison, title),
-        "iterations": partial(training_curves.iterations, comparison, title),
-        "finetuning": partial(training_curves.finetuning_curves, comparison, title, details),
-        "strengths": partial(_strengths, study.results, comparison, title),
-    }
-    if comparison.table["method"].nunique() > len(MAIN_METHODS) and len(comparison.targets) > 1:
-        drawings["methods"] = partial(accuracy.all_methods, comparison, title)
-    return drawings
-
-
-def _stem(comparison: Comparison, kind: str) -> str:
-    return f"{comparison.name}-{kind}" if kind else comparison.name
-
-
-def _strengths(results: Path, comparison: Comparison, title: str) -> Files | None:
-    path = results / "tuning" / f"{comparison.name}.json"
-    if not path.is_file():
-        return None
-    return _from_file(path, lambda: training_curves.strength_curves(read_tuning(path), title))
-
-
-def _from_file(path: Path, draw: Draw) -> Files | None:
-    """Draw what a file holds; an error names the file."""
-    try:
-        return draw()
-    except TuningError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise RecordError(f"{path} cannot be drawn, a value in it is not as it should be: {error!r}") from error
 
 
 def _latency_drawings(results: Path) -> dict[str, Draw]:
@@ -177,7 +168,7 @@ def _latency_drawings(results: Path) -> dict[str, Draw]:
             raise RecordError(f"{path} is no readable measurement of speed: {error}") from error
         device = str(found.get("device", path.stem))
         draw = partial(latency.latency_against_macs, device, section)
-        drawings[f"{LATENCY}{path.stem}"] = partial(_from_file, path, draw)
+        drawings[f"{LATENCY}{path.stem}"] = partial(from_file, path, draw)
     return drawings
 
 
@@ -185,7 +176,7 @@ def claims_json(verdicts: Sequence[Verdict]) -> str:
     """Return the text of `claims.json`."""
     ledger = {
         "schema": CLAIMS_SCHEMA,
-        "correction": "Holm, over all tested claims",
+        "correction": "Holm, over all tested claims of a tier",
         "claims": list(map(to_plain, verdicts)),
     }
     return json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -203,7 +194,7 @@ def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
 def differing(artefacts: Mapping[Path, bytes], results: Path) -> list[str]:
     """Return what is wrong with the files on disk: missing, changed, or made from records that are gone."""
     wrong = [f"{path} differs from its records" for path, content in artefacts.items() if not _holds(path, content)]
-    on_disk = [path for folder in ("tables", "figures") for path in sorted((results / folder).glob("*"))]
+    on_disk = [path for folder in ("tables", "figures", "experiments") for path in sorted((results / folder).glob("*"))]
     return wrong + [f"{path} has no records" for path in on_disk if path not in artefacts]
 
 

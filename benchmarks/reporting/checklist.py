@@ -15,7 +15,14 @@ YES, NO = "yes", "no"
 
 def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> list[tuple[str, str, str]]:
     """Return item, yes or no, and what the records say; runs of profile `quick` do not count."""
-    full = [record for record in records if record.complete and record.profile != "quick"]
+    newest = {(c.experiment, c.profile): c.protocol for c in comparisons}
+    full = [
+        record
+        for record in records
+        if record.complete
+        and record.profile != "quick"
+        and record.protocol == newest.get((record.experiment, record.profile))
+    ]
     tables = [comparison for comparison in comparisons if comparison.profile != "quick"]
     pairs = sorted({for_markdown(f"{r.config.get('dataset')} with {r.config.get('model')}") for r in full})
     targets = {c.name: len(c.targets) for c in tables}

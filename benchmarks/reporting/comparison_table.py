@@ -2,195 +2,164 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
 
-from benchmarks.analysis.comparison import BEFORE_AFTER, Comparison
+from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
-from benchmarks.escape import one_line
+from benchmarks.escape import for_markdown, one_line
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.reporting.table_files import NOT_RUN, Sheet, sheet_csv, sheet_latex, sheet_markdown
+from benchmarks.reporting.columns import COLUMNS, COST_COLUMNS
+from benchmarks.reporting.numbers import NOT_RUN, share
+from benchmarks.reporting.table_files import Sheet
 
-DENSE_ROW = "Dense, retrained (noise floor)"
-
-PETA = 1e15
-
-HEADER = (
-    "Method",
-    "n",
-    "MACs (M)",
-    "MACs kept",
-    "Params (M)",
-    "Dense",
-    "Regularised",
-    "Pruned",
-    "Change",
-    "Fine-tuned",
-    "Change",
-    "Epochs",
-    "Compute",
-    "Level",
+COMMON_NOTES = (
+    "Top-1 in % on the test set after the last epoch, mean ± standard deviation over n seeds. Pruned: before "
+    "fine-tuning. Recalibrated: the same network, its BatchNorm statistics estimated again on training images, no "
+    "weight changed. Change: difference from the dense network of the same seed, in percentage points (± half its "
+    "95 % interval). Bold: the best of its target; ≈: the 95 % interval of its paired difference from the best "
+    "contains zero. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. Epochs, and compute in 10^15 "
+    "MACs: all training of one run, including the dense network's. Setup levels are those of Wang et al. (A: equal "
+    "epochs, B: equal compute)."
 )
-
-TERMINAL_COLUMNS = 11
 
 
 def display_rows(comparison: Comparison) -> list[list[str]]:
-    """Return the cells of the table as people read them: per cent, mean ± standard deviation."""
-    return [_noise_floor(comparison), *(_display(row) for row in comparison.table.to_dict("records"))]
+    """Return the cells of the table as people read them: the dense networks, then the methods target by target."""
+    rows = comparison.table.to_dict("records")
+    dense_long = [row for row in rows if row["method"] == DENSE_LONG]
+    lines = [[column.dense(comparison) for column in COLUMNS]]
+    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long] or [_no_dense_long()]
+    for target in dict.fromkeys(row["macs_kept"] for row in rows if row["method"] != DENSE_LONG):
+        lines.append([f"At {share(target)} of the MACs"])
+        group = [row for row in rows if row["macs_kept"] == target and row["method"] != DENSE_LONG]
+        lines += [[column.cell(row) for column in COLUMNS] for row in group]
+    return lines
 
 
-def _noise_floor(comparison: Comparison) -> list[str]:
-    first, dense = comparison.records[0], comparison.dense
-    state = first.states["dense"]
-    cells = [DENSE_ROW, str(dense.n), f"{state['macs'] / 1e6:.2f}", "100.0 %", f"{state['params'] / 1e6:.3f}"]
-    rest = [percent(dense.mean, dense.sd), *["–"] * 5, str(first.epochs["dense"])]
-    return [*cells, *rest, f"{first.compute['dense'] / PETA:.3g}", "–"]
+def _header() -> list[str]:
+    return [column.header for column in COLUMNS]
 
 
-def _display(row: dict[Any, Any]) -> list[str]:
-    cells = [
-        str(row["title"]),
-        str(row["n"]),
-        f"{row['macs'] / 1e6:.2f}",
-        f"{100 * row['macs'] / row['dense_macs']:.1f} %",
-        f"{row['params'] / 1e6:.3f}",
-        percent(row["dense_top1"], row["dense_sd"]),
-        percent(row["regularized_top1"], row["regularized_sd"]),
-    ]
-    for state in BEFORE_AFTER:
-        cells.append(_marked(percent(row[f"{state}_top1"], row[f"{state}_sd"]), row[f"{state}_mark"]))
-        cells.append(change(row[f"{state}_delta"], row[f"{state}_delta_ci95"]))
-    return [*cells, str(row["epochs"]), f"{row['compute_macs'] / PETA:.3g}", str(row["level"])]
+def _no_dense_long() -> list[str]:
+    return [find_method(DENSE_LONG).title, "0", *[NOT_RUN] * (len(COLUMNS) - 2)]
 
 
-def _marked(text: str, mark: str) -> str:
-    return {"best": f"**{text}**", "tied": f"{text} ≈"}.get(mark, text)
-
-
-def percent(mean: float, sd: float) -> str:
-    """Return an accuracy in per cent, with its standard deviation where there is one."""
-    return f"{100 * mean:.2f}" if math.isnan(sd) else f"{100 * mean:.2f} ± {100 * sd:.2f}"
-
-
-def change(mean: float, half_width: float) -> str:
-    """Return a difference in points, with half the width of its 95 % interval where there is one."""
-    text = f"{100 * mean:+.2f}"
-    return text if math.isnan(half_width) else f"{text} (±{100 * half_width:.2f})"
-
-
-def missing_rows(comparison: Comparison) -> list[list[str]]:
-    """Return a row of "not run" for each method and target that the experiment's profile names and no record has."""
+def missing(comparison: Comparison) -> str:
+    """Return which methods and targets of the experiment's profile have no record, or nothing."""
     experiment = EXPERIMENTS.get(comparison.experiment)
     if experiment is None or comparison.profile not in experiment.profiles:
-        return []
+        return ""
     profile = experiment.profiles[comparison.profile]
     done = {(record.method, f"{record.macs_kept:g}") for record in comparison.records}
-    rows = []
+    absent: dict[str, list[float]] = {}
     for target in profile.macs_kept:
         for method in profile.methods:
-            if (method, f"{target:g}") not in done:
-                head = [find_method(method).title, "0", NOT_RUN, f"{100 * target:.1f} %"]
-                rows.append([*head, *[NOT_RUN] * (len(HEADER) - len(head))])
-    return rows
+            kept = 1.0 if method == DENSE_LONG else target
+            if (method, f"{kept:g}") not in done and kept not in absent.get(method, []):
+                absent.setdefault(method, []).append(kept)
+    complete = len(profile.macs_kept)
+    parts = [
+        find_method(method).title + ("" if len(targets) == complete else f" (at {', '.join(map(share, targets))})")
+        for method, targets in absent.items()
+    ]
+    return f"Not run: {', '.join(parts)}." if parts else ""
+
+
+def warning(comparison: Comparison) -> str:
+    """Return what stands first in a table: strengths that nobody tuned, records of an older protocol."""
+    parts = []
+    if comparison.untuned:
+        parts.append(f"Strengths not tuned, no comparison can rest on them: {', '.join(comparison.untuned)}.")
+    if not comparison.current:
+        parts.append(f"Records of protocol {comparison.protocol}, an older one: no verdict rests on them.")
+    return " ".join(parts)
 
 
 def notes(comparison: Comparison) -> str:
-    """Return what a reader must know to read the table."""
+    """Return what a reader must know about this table in particular."""
     few = int(comparison.table["n"].min()) if len(comparison.table) else 0
-    text = (
-        "Top-1 in % on the test set after the last epoch, mean ± standard deviation over n seeds. Pruned: before "
-        "fine-tuning. Change: less the same seed's dense network, in points (± half its 95 % interval). Bold: the best "
-        "of its target; ≈: its paired 95 % interval to the best holds zero. MACs (the paper's FLOPs): convolutions and "
-        "linear layers, batch 1. Epochs, and compute in 10^15 MACs: all training of one run, the dense network's too. "
-        f"Setup level {comparison.level} (Wang et al.; A: equal epochs, B: equal compute)."
-    )
+    parts = [f"Setup level {comparison.level}.", _evidence(comparison)]
     if few < ENOUGH_SEEDS:
-        text += f" Fewer than {ENOUGH_SEEDS} seeds in some rows: no conclusion can be drawn from them."
+        parts.append(f"Fewer than {ENOUGH_SEEDS} seeds in some rows: no conclusion can be drawn from them.")
     if comparison.profile == "quick":
-        text += " Profile quick: shows that the pipeline works, says nothing about the claim."
-    return text
+        parts.append("Profile quick: shows that the pipeline works, says nothing about the claim.")
+    if comparison.superseded:
+        records = "1 record" if comparison.superseded == 1 else f"{comparison.superseded} records"
+        parts.append(f"Left out: {records} of an older protocol.")
+    return " ".join([*(part for part in parts if part), for_markdown(comparison.origins.text)])
+
+
+def _evidence(comparison: Comparison) -> str:
+    evidence = comparison.evidence
+    return f"Evidence: {evidence.tier or 'carries no verdict'} ({for_markdown(evidence.reason)})."
 
 
 def comparison_sheet(comparison: Comparison, title: str, *, with_missing: bool = True) -> Sheet:
     """Return the main table of a comparison."""
-    rows = display_rows(comparison) + (missing_rows(comparison) if with_missing else [])
     numbers = comparison.table.drop(columns=["title", "level", "strength_source", "seeds"], errors="ignore")
-    return Sheet(comparison.name, title, HEADER, rows, notes(comparison), numbers)
+    absent = missing(comparison) if with_missing else ""
+    text = "\n\n".join(part for part in (notes(comparison), absent) if part)
+    rows = display_rows(comparison)
+    return Sheet(comparison.name, title, tuple(_header()), rows, text, numbers, warning(comparison), COMMON_NOTES)
 
 
-FAIRNESS_HEADER = (
-    "Method",
-    "MACs kept",
-    "Strength",
-    "Level",
-    "Epochs",
-    "Compute (10^15 MACs)",
-    "MACs (M)",
-    "with BatchNorm and pooling (M)",
-    "FLOPs at 2 per MAC (M)",
-    "Near zero before pruning",
-    "Concentration",
-    "Lost at surgery",
+def headline_sheet(comparison: Comparison, title: str) -> Sheet | None:
+    """Return the table of the methods that stand first; None where these are all."""
+    wanted = {*MAIN_METHODS, DENSE_LONG}
+    if set(comparison.table["method"]) <= wanted:
+        return None
+    return comparison_sheet(comparison.restricted(wanted), title, with_missing=False)
+
+
+COST_NOTES = (
+    "Strength: as tuned on the validation split (*: not tuned). Epochs and compute: of one run, including the dense "
+    "network's. MACs as three counters count them: convolutions and linear layers; as fvcore, with BatchNorm (2 per "
+    "element) and pooling; and operations, 2 per MAC. Near zero: out-in-channels with a norm below a thousandth of "
+    "their coupling's largest, after training with the regulariser. Concentration: twice the area between the sorted "
+    "cumulative energy and the diagonal, 0 (all channels equal) to 1. Lost at surgery: top-1 of the regularised less "
+    "that of the pruned network, in percentage points."
 )
 
-FAIRNESS_NOTES = (
-    "Strength: as tuned on the validation split (*: not tuned). Epochs and compute: of one run, the dense network's "
-    "too. MACs as three counters count them: convolutions and linear layers; as fvcore, with BatchNorm (2 per element) "
-    "and pooling; and operations, 2 per MAC. Near zero: out-in-channels with a norm below a thousandth of their "
-    "coupling's largest, after training with the regulariser. Concentration: twice the area between the sorted "
-    "cumulative energy and the diagonal, 0 (all channels equal) to 1. Lost at surgery: top-1 of the regularised less "
-    "that of the pruned network, in points."
+COST_NUMBERS = (
+    "method",
+    "macs_kept",
+    "strength",
+    "epochs",
+    "compute_macs",
+    "macs",
+    "macs_with_norm_pool",
+    "flops_2_per_mac",
+    "near_zero",
+    "concentration",
+    "surgery_loss",
 )
 
 
 def fairness_sheet(comparison: Comparison, title: str) -> Sheet:
     """Return the table of what each row cost and how it was counted."""
-    rows = [_fairness_row(row) for row in comparison.table.to_dict("records")]
-    columns = ["method", "macs_kept", "strength", "epochs", "compute_macs", "macs", "macs_with_norm_pool"]
-    columns += ["flops_2_per_mac", "near_zero", "concentration", "surgery_loss"]
-    numbers = comparison.table[columns]
+    rows = [[column.cell(row) for column in COST_COLUMNS] for row in comparison.table.to_dict("records")]
+    header = tuple(column.header for column in COST_COLUMNS)
+    numbers = comparison.table[list(COST_NUMBERS)]
     name = f"{comparison.name}-fairness"
-    return Sheet(name, f"{title}: cost, counting and strengths", FAIRNESS_HEADER, rows, FAIRNESS_NOTES, numbers)
-
-
-def _fairness_row(row: dict[Any, Any]) -> list[str]:
-    tuned = str(row["strength_source"]).startswith(("tuned", "none needed"))
-    strength = "–" if not row["strength"] else f"{row['strength']:.3g}{'' if tuned else ' *'}"
-    return [
-        str(row["title"]),
-        f"{100 * row['macs'] / row['dense_macs']:.1f} %",
-        strength,
-        str(row["level"]),
-        str(row["epochs"]),
-        f"{row['compute_macs'] / PETA:.3g}",
-        *[f"{row[name] / 1e6:.2f}" for name in ("macs", "macs_with_norm_pool", "flops_2_per_mac")],
-        f"{100 * row['near_zero']:.1f} %",
-        f"{row['concentration']:.3f}",
-        f"{100 * row['surgery_loss']:.2f}",
-    ]
-
-
-def to_csv(comparison: Comparison) -> str:
-    """Return the numbers of the main table."""
-    return sheet_csv(comparison_sheet(comparison, comparison.name))
-
-
-def to_markdown(comparison: Comparison) -> str:
-    """Return the main table as Markdown, its notes below."""
-    return sheet_markdown(comparison_sheet(comparison, comparison.name))
-
-
-def to_latex(comparison: Comparison) -> str:
-    """Return the main table as LaTeX for the booktabs package."""
-    return sheet_latex(comparison_sheet(comparison, comparison.name))
+    origin = for_markdown(comparison.origins.text)
+    return Sheet(
+        name, f"{title}: cost, counting and strengths", header, rows, origin, numbers, warning(comparison), COST_NOTES
+    )
 
 
 def to_text(comparison: Comparison) -> str:
-    """Return the table in aligned columns, for a terminal."""
+    """Return the table in aligned columns, for a terminal; a warning is its first line."""
+    shown = [position for position, column in enumerate(COLUMNS) if column.terminal]
     plain = [[one_line(cell.replace("**", "")) for cell in row] for row in display_rows(comparison)]
-    rows = [row[:TERMINAL_COLUMNS] for row in [list(HEADER), *plain]]
-    widths = [max(len(row[column]) for row in rows) for column in range(TERMINAL_COLUMNS)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    rows = [row if len(row) == 1 else [row[position] for position in shown] for row in [_header(), *plain]]
+    widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(len(shown))]
+    lines = [_aligned(row, widths) for row in rows]
+    first = [warning(comparison)] if warning(comparison) else []
+    return "\n".join([*first, lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    if len(row) == 1:
+        return row[0].ljust(sum(widths) + 2 * (len(widths) - 1))
+    return "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])

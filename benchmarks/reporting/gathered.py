@@ -66,13 +66,13 @@ def _misfits(records: Sequence[Record]) -> dict[Key, str]:
     odd = _minority(
         complete,
         "couplings of prunable channels",
-        lambda r: (r.experiment, r.profile, bool(r.widths)),
+        lambda r: (r.experiment, r.profile, r.protocol, bool(r.widths)),
         lambda r: tuple(sorted(r.widths)),
     )
     return odd | _minority(
         complete,
         "epochs by phase",
-        lambda r: (r.experiment, r.profile, r.method, r.macs_kept),
+        lambda r: (r.experiment, r.profile, r.protocol, r.method, r.macs_kept),
         lambda r: tuple(sorted(r.epochs.items())),
     )
 

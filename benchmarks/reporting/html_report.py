@@ -20,22 +20,19 @@ from benchmarks.machine.paths import REPORT_ASSETS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.record import STATES, STATES_OF, Record
-from benchmarks.reporting.figures.style import COLOURS
+from benchmarks.reporting.figures.style import look_of
 from benchmarks.reporting.ledger import EXPLANATION, amount, headline, interval_text, p_text
 from benchmarks.reporting.paper_tables import PROFILE_ORDER
 
 STATE_NAMES = {
     "pruned": "pruned, before fine-tuning",
-    "recalibrated": "pruned and recalibrated",
+    "recalibrated": "recalibrated, before fine-tuning",
     "finetuned": "fine-tuned",
     "regularized": "regularised, before pruning",
     "dense": "dense",
 }
 
 QUOTED = (("ResNet-56 on CIFAR-10", RESNET56), ("ResNet-50 on ImageNet", RESNET50))
-
-# dark enough on white and light enough on black; those of the main methods are the figures' own
-MORE_COLOURS = ("#8C564B", "#9467BD", "#BCBD22", "#17BECF", "#7B8794", "#C05780", "#5B8C2A", "#4A6FA5")
 
 ON_BOTH = "#7B4FB5"  # instead of black, which a dark page swallows
 
@@ -120,15 +117,8 @@ def _importance(comparison: Comparison) -> tuple[int, str]:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, str]:
-    looks = {}
-    others = [method for method in methods if method not in MAIN_METHODS]
-    for method in methods:
-        if method in MAIN_METHODS:
-            colour = COLOURS[MAIN_METHODS.index(method)]
-            looks[method] = ON_BOTH if colour == "#000000" else colour
-        else:
-            looks[method] = MORE_COLOURS[others.index(method) % len(MORE_COLOURS)]
-    return looks
+    colours = {method: look_of(method).colour for method in methods}
+    return {method: ON_BOTH if colour == "#000000" else colour for method, colour in colours.items()}
 
 
 def _study(comparison: Comparison) -> dict[str, Any]:
@@ -170,14 +160,14 @@ def _link(run: str) -> str:
 def _card(verdict: Verdict) -> dict[str, Any]:
     claim, numbers = verdict.claim, ""
     if verdict.effect is not None:
-        numbers = f"{amount(claim, verdict.effect.mean)}, 95 % {interval_text(verdict)}, n = {verdict.n}"
+        numbers = f"{amount(claim, verdict.effect.mean)}, 95 % {interval_text(claim, verdict.best)}, n = {verdict.n}"
         numbers += f", p (Holm) {p_text(verdict.p_holm)}"
     where = "; ".join(stratum.where for stratum in verdict.strata)
     runs = sorted({run for stratum in verdict.strata for run in stratum.runs})
     return {
         "claim": claim.id,
         "kind": verdict.verdict.replace(" ", ""),
-        "verdict": verdict.verdict,
+        "verdict": verdict.sentence,
         "statement": claim.statement,
         "numbers": numbers,
         "where": "; ".join(part for part in (verdict.reason, where) if part),

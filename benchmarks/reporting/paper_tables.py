@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.analysis.comparison import Comparison, rank
-from benchmarks.analysis.statistics import ENOUGH_SEEDS, paired_effect, summarize
+from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison, rank
+from benchmarks.analysis.statistics import summarize
+from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
+from benchmarks.records.origins import origins_of
 from benchmarks.records.published import RESNET50, RESNET56, read_published
-from benchmarks.records.record import Record
-from benchmarks.reporting.comparison_table import percent
-from benchmarks.reporting.table_files import NOT_RUN, Sheet
+from benchmarks.records.record import STATES_OF, Record
+from benchmarks.reporting.columns import STATE_TITLES
+from benchmarks.reporting.effects import effects_sheet, points
+from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
+from benchmarks.reporting.table_files import Sheet
 
-PROFILE_ORDER = ("paper", "cpu", "quick")
+PROFILE_ORDER = ("paper", "study", "cpu", "quick")
 
 PAPER_COLUMNS = (
     ("none", "No regulariser"),
@@ -29,10 +34,17 @@ PAPER_COLUMNS = (
     ("oicsr-growl", "OICSR-GrOWL"),
 )
 
+WITHOUT = {
+    "pruned": "without fine-tuning",
+    "recalibrated": "without fine-tuning, recalibrated",
+    "finetuned": "with fine-tuning",
+}
+
 PAPER_NOTES = (
     "Top-1 in %, mean ± standard deviation over seeds (n). L1 and L2 are the non-structured, Group Lasso and GrOWL the "
-    "separated regularisers, OICSR the joined ones; separate out and in is a control that the paper lacks. The paper's "
-    "own values for these cells are not known to this project. Profile quick says nothing about the claim."
+    "separated regularisers, OICSR the joined ones; separate out and in is a control that the paper lacks. Dense: as "
+    "trained before pruning, and trained for as many epochs as the others. The paper's own values for these cells are "
+    "not known to this project. Profile quick says nothing about the claim."
 )
 
 
@@ -50,24 +62,31 @@ def best_comparisons(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
-    """Return the table in the paper's shape, `pruned` (without fine-tuning) or `finetuned`."""
+    """Return the table in the paper's shape, of one of the states after surgery."""
     rows: list[list[str]] = []
     numbers: list[dict[str, Any]] = []
     for comparison in best_comparisons(comparisons):
         for target in comparison.targets:
             rows.append(_paper_row(comparison, target, state, numbers))
-    missing = [name for name in EXPERIMENTS if name not in {c.experiment for c in comparisons}]
-    rows += [[EXPERIMENTS[name].title, *[NOT_RUN] * (len(PAPER_COLUMNS) + 2)] for name in missing]
-    what = "without" if state == "pruned" else "with"
-    header = ("Experiment (profile)", "MACs kept", "Dense", *(title for _, title in PAPER_COLUMNS))
+    titles = (title for _, title in PAPER_COLUMNS)
+    header = ("Experiment (profile)", "MACs kept", "Dense", "Dense (all epochs)", *titles)
     columns = ["experiment", "profile", "macs_kept", "method", "n", "top1", "sd"]
     table = pd.DataFrame(numbers, columns=columns)
-    return Sheet(f"paper-{state}", f"The paper's comparison, {what} fine-tuning", header, rows, PAPER_NOTES, table)
+    title = f"The paper's comparison, {WITHOUT[state]}"
+    text = " ".join(part for part in (PAPER_NOTES, never_run(comparisons)) if part)
+    return Sheet(f"paper-{state}", title, header, rows or [[NOT_RUN] * len(header)], text, table)
+
+
+def never_run(comparisons: Sequence[Comparison]) -> str:
+    """Return which experiments have no record, or nothing."""
+    absent = [EXPERIMENTS[name].title for name in EXPERIMENTS if name not in {c.experiment for c in comparisons}]
+    return f"Not run: {'; '.join(absent)}." if absent else ""
 
 
 def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[dict[str, Any]]) -> list[str]:
-    dense = comparison.dense
-    cells = [f"{comparison.experiment} ({comparison.profile})", f"{100 * target:.1f} %", percent(dense.mean, dense.sd)]
+    dense, long = comparison.dense, comparison.dense_long
+    cells = [f"{comparison.experiment} ({comparison.profile})", share(target), percent(dense.mean, dense.sd)]
+    cells.append(percent(long.mean, long.sd) if long else NOT_RUN)
     found = {str(row["method"]): row for row in _at(comparison, target)}
     for method, _ in PAPER_COLUMNS:
         row = found.get(method)
@@ -75,7 +94,9 @@ def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[
             cells.append(NOT_RUN)
             continue
         mean, sd = row[f"{state}_top1"], row[f"{state}_sd"]
-        cells.append(f"{percent(mean, sd)} ({row['n']})")
+        cells.append(NOT_RUN if pd.isna(mean) else f"{percent(mean, sd)} ({row['n']})")
+        if pd.isna(mean):
+            continue
         where = {"experiment": comparison.experiment, "profile": comparison.profile, "macs_kept": target}
         numbers.append({**where, "method": method, "n": row["n"], "top1": mean, "sd": sd})
     return cells
@@ -120,7 +141,7 @@ def _own_row(row: dict[Any, Any], comparison: Comparison) -> list[str]:
         str(row["n"]),
         percent(row["dense_top1"], row["dense_sd"]),
         percent(row["finetuned_top1"], row["finetuned_sd"]),
-        f"{100 * row['finetuned_delta']:+.2f}",
+        signed(100 * row["finetuned_delta"]),
         f"{row['dense_macs'] / row['macs']:.2f}×",
         f"last epoch, {row['epochs']} epochs in all",
         f"{comparison.experiment}, profile {comparison.profile}",
@@ -134,7 +155,7 @@ def _quoted_row(row: dict[Any, Any]) -> list[str]:
         "as printed",
         f"{row['base_percent']:.2f}",
         f"{row['pruned_percent']:.2f}" + ("" if pd.isna(sd) else f" ± {sd:.2f}"),
-        f"{row['pruned_percent'] - row['base_percent']:+.2f}",
+        signed(row["pruned_percent"] - row["base_percent"]),
         f"{row['speedup']:.2f}×",
         str(row["protocol"]),
         str(row["source"]),
@@ -158,12 +179,17 @@ def _field_numbers(own: Sequence[dict[Any, Any]], quoted: pd.DataFrame) -> pd.Da
     return pd.DataFrame([*ours, *theirs], columns=["origin", "method", "n", *columns[1:]])
 
 
-ABLATION_HEADER = ("Experiment (profile)", "Part", "In place of it", "MACs kept", "n", "Pruned", "Fine-tuned")
+BESIDE = "compared with published results"
+
+ABLATION_HEADER = (
+    *("Experiment (profile)", "Part", "In place of it", "MACs kept", "n"),
+    *(STATE_TITLES[state] for state in AFTER_SURGERY),
+)
 
 ABLATION_NOTES = (
     "OICSR-GL is a regulariser, an importance and a selection. Each row replaces one of them and leaves the others: "
-    "top-1 less that of OICSR-GL for the same seeds, in points (± half the paired 95 % interval); below zero, the part "
-    "that was replaced is worth having."
+    "top-1 less that of OICSR-GL for the same seeds, in percentage points (± half the paired 95 % interval). Below "
+    "zero, the part that was replaced is worth having."
 )
 
 BASE = "oicsr-gl"
@@ -180,9 +206,9 @@ def ablation_sheet(comparisons: Sequence[Comparison]) -> Sheet:
                 _ablate(comparison, method, str(part), target, rows, numbers)
     if not rows:
         rows.append([NOT_RUN] * len(ABLATION_HEADER))
-    columns = ["experiment", "profile", "part", "method", "macs_kept", "n", "pruned", "finetuned"]
+    columns = ["experiment", "profile", "part", "method", "macs_kept", "n", *AFTER_SURGERY]
     table = pd.DataFrame(numbers, columns=columns)
-    return Sheet("ablations", "What each part of OICSR-GL is worth", ABLATION_HEADER, rows, ABLATION_NOTES, table)
+    return Sheet("ablations", "Ablation of OICSR-GL", ABLATION_HEADER, rows, ABLATION_NOTES, table)
 
 
 def replaced_part(name: str) -> str | None:
@@ -201,12 +227,13 @@ def _ablate(
     if not seeds:
         return
     title = getattr(find_method(method), part).title
-    head = [f"{comparison.experiment} ({comparison.profile})", part, title, f"{100 * target:.1f} %", str(len(seeds))]
+    head = [f"{comparison.experiment} ({comparison.profile})", part, title, share(target), str(len(seeds))]
     changes = {
         state: [other[s].states[state]["top1"] - base[s].states[state]["top1"] for s in seeds]
-        for state in ("pruned", "finetuned")
+        for state in STATES_OF[comparison.protocol]
+        if state in AFTER_SURGERY
     }
-    rows.append([*head, *(_points(values) for values in changes.values())])
+    rows.append([*head, *(points(changes[state]) if state in changes else NOT_RUN for state in AFTER_SURGERY)])
     means = {state: summarize(values).mean for state, values in changes.items()}
     where = {"experiment": comparison.experiment, "profile": comparison.profile, "part": part, "method": method}
     numbers.append({**where, "macs_kept": target, "n": len(seeds), **means})
@@ -216,20 +243,28 @@ def _by_seed(comparison: Comparison, method: str, target: float) -> dict[int, Re
     return {r.seed: r for r in comparison.records if (r.method, r.macs_kept) == (method, target)}
 
 
-def _points(values: Sequence[float]) -> str:
-    if len(values) < ENOUGH_SEEDS:
-        return f"{100 * summarize(values).mean:+.2f}"
-    effect = paired_effect([values])
-    low, high = effect.interval
-    return f"{100 * effect.mean:+.2f} (±{50 * (high - low):.2f})"
-
-
 def all_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
-    """Return every table across experiments."""
+    """Return every table across experiments, of records of one version of the protocol: the newest that was run."""
+    newest = max((comparison.protocol for comparison in comparisons), default=0)
+    older = [comparison for comparison in comparisons if comparison.protocol < newest]
+    used = [comparison for comparison in comparisons if comparison.protocol == newest]
+    text = _origin(used, older)
+    return [replace(sheet, notes=f"{sheet.notes}{text}") for sheet in _sheets(used)]
+
+
+def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:
+    origin = origins_of(record for comparison in used for record in comparison.records).text if used else ""
+    origin = for_markdown(origin)
+    names = ", ".join(f"{c.experiment} ({c.profile})" for c in older)
+    parts = [origin, f"Left out, records of an older protocol: {names}." if names else ""]
+    return "".join(f"\n\n{part}" for part in parts if part)
+
+
+def _sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
     return [
-        paper_sheet(comparisons, "pruned"),
-        paper_sheet(comparisons, "finetuned"),
+        *(paper_sheet(comparisons, state) for state in AFTER_SURGERY),
         ablation_sheet(comparisons),
-        field_sheet(comparisons, "resnet56", "cifar10", RESNET56, "ResNet-56 on CIFAR-10 beside the field"),
-        field_sheet(comparisons, "resnet50", "imagenet", RESNET50, "ResNet-50 on ImageNet beside the field"),
+        effects_sheet(comparisons),
+        field_sheet(comparisons, "resnet56", "cifar10", RESNET56, f"ResNet-56 on CIFAR-10 {BESIDE}"),
+        field_sheet(comparisons, "imagenet-resnet50", "imagenet", RESNET50, f"ResNet-50 on ImageNet {BESIDE}"),
     ]

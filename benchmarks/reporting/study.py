@@ -14,17 +14,6 @@ from benchmarks.records.record import Record
 
 LATENCY = "latency-"  # how names of figures begin
 
-FIGURES: dict[str, str] = {
-    "": "Accuracy against MACs",
-    "methods": "All methods",
-    "energy": "Channel energy, cumulative and per layer",
-    "joint": "Out- and in-energy of every channel",
-    "kept": "Channels kept per layer",
-    "iterations": "Accuracy along the iterations",
-    "finetuning": "Fine-tuning curves",
-    "strengths": "Strength search",
-}
-
 
 @dataclass
 class Study:
@@ -36,7 +25,7 @@ class Study:
         details: Histories and channels.
         comparisons: One per experiment and profile.
         verdicts: One per claim.
-        drawn: Figure kinds that were drawn, by name of the comparison.
+        drawn: Kinds of the figures that were drawn, by name of the comparison.
         left_out: Why records are left out, by path.
     """
 
@@ -47,6 +36,11 @@ class Study:
     verdicts: Sequence[Verdict]
     drawn: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def experiments(self) -> list[str]:
+        """Names of the experiments that were run, each with a page of its own."""
+        return sorted({comparison.experiment for comparison in self.comparisons})
 
 
 def title_of(experiment: str) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from benchmarks.escape import for_csv, for_latex, for_markdown, one_line
-
-NOT_RUN = "not run"
+from benchmarks.reporting.numbers import NOT_RUN as NOT_RUN
 
 BOLD = re.compile(r"\*\*([^*]+)\*\*")
 
@@ -25,8 +24,10 @@ class Sheet:
         header: Names of the columns.
         rows: Cells as texts, each escaped for the format it is written in; one that is `**like this**` from end to end
             is bold. A row of one cell is a heading inside the table.
-        notes: What a reader must know, as Markdown; what comes from a file must be escaped in it.
+        notes: What a reader must know about this table, as Markdown; what comes from a file must be escaped in it.
         numbers: The same as values: accuracies in [0, 1], unless a column's name says per cent.
+        warning: What stands first, above the table; nothing where all is well.
+        common: What a reader must know about every table of its kind: in its files, and once on a page.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Sheet:
     rows: Sequence[Sequence[str]]
     notes: str
     numbers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    warning: str = ""
+    common: str = ""
 
 
 def sheet_csv(sheet: Sheet) -> str:
@@ -45,14 +48,16 @@ def sheet_csv(sheet: Sheet) -> str:
     return str(numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n", na_rep="nan"))
 
 
-def sheet_markdown(sheet: Sheet) -> str:
-    """Return the table as Markdown, its notes below."""
+def sheet_markdown(sheet: Sheet, *, with_common: bool = False) -> str:
+    """Return the table as Markdown, a warning above it and its notes below."""
     width = len(sheet.header)
     align = ["---", *["---:"] * (width - 1)]
     cells = [[_markdown_cell(cell) for cell in row] for row in sheet.rows]
     body = [row if len(row) > 1 else [f"*{row[0]}*", *[""] * (width - 1)] for row in cells]
     lines = [_markdown_row(row) for row in (list(map(for_markdown, sheet.header)), align, *body)]
-    return "\n".join([*lines, "", sheet.notes, ""])
+    first = [f"**{sheet.warning}**", ""] if sheet.warning else []
+    notes = [text for text in (sheet.common if with_common else "", sheet.notes) if text]
+    return "\n".join([*first, *lines, "", *[line for text in notes for line in (text, "")]])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -68,7 +73,7 @@ def sheet_latex(sheet: Sheet) -> str:
     """Return the table as LaTeX for the booktabs package."""
     width = len(sheet.header)
     lines = [
-        *[f"% {one_line(line)}" for line in sheet.notes.splitlines()],
+        *[f"% {one_line(text)}" for text in (sheet.warning, sheet.common, *sheet.notes.splitlines()) if text],
         r"\begin{tabular}{l" + "r" * (width - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex_cell, sheet.header)) + r" \\",
@@ -96,6 +101,6 @@ def files_of_sheet(sheet: Sheet) -> dict[str, bytes]:
     """Return the contents of the three files by suffix."""
     return {
         "csv": sheet_csv(sheet).encode(),
-        "md": f"# {for_markdown(sheet.title)}\n\n{sheet_markdown(sheet)}".encode(),
+        "md": f"# {for_markdown(sheet.title)}\n\n{sheet_markdown(sheet, with_common=True)}".encode(),
         "tex": sheet_latex(sheet).encode(),
     }

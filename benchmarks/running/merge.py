@@ -27,10 +27,13 @@ from benchmarks.records.record import (
     stamped,
 )
 from benchmarks.records.rows import channels_csv, history_csv
+from benchmarks.records.signatures import SUFFIX, SignatureError, Signers
 from benchmarks.running.adhoc import check_adds_only, find_any, known_experiments, load_experiment, save_experiment
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.survey import check_same_configuration
+
+SIGNATURE = f"record.json{SUFFIX}"
 
 
 @dataclass
@@ -57,6 +60,7 @@ def merge(
     *,
     replace: bool = False,
     unchecked: bool = False,
+    signers: Signers | None = None,
 ) -> Merged:
     """Copy the records under a results folder into that of `bench`.
 
@@ -66,6 +70,7 @@ def merge(
         experiments: By name: a record of one of these must have been made with its values.
         replace: Let a complete record replace another complete one of the same run, keeping the old file.
         unchecked: Accept records without a checksum and add one.
+        signers: Who must have signed each record; None: nobody.
 
     Raises:
         ValueError: There are no records under `source`.
@@ -79,25 +84,30 @@ def merge(
         try:
             inside(source, path.relative_to(source))
             record = read_record(path, unchecked=unchecked)
+            if signers is not None:
+                signers.check(path)
             _check_method(record, str(path))
             _check_configuration(bench, record, experiments, str(path))
             _check_company(bench.results, record, str(path))
-            _bring_in(bench.results, path, record, merged, replace=replace)
-        except (RecordError, OutsideError) as error:
+            _bring_in(bench.results, path, record, merged, replace=replace, signers=signers)
+        except (RecordError, OutsideError, SignatureError) as error:
             merged.refused[label] = str(error)
     return merged
 
 
-def bring_in_sweeps(source: Path, results: Path) -> dict[str, str]:
+def bring_in_sweeps(source: Path, results: Path, signers: Signers | None = None) -> dict[str, str]:
     """Copy the saved sweeps of a results folder; return why some are refused, by path.
 
-    A sweep that exists already may gain methods, targets and seeds, but nothing else may differ.
+    A sweep that exists already may gain methods, targets and seeds, but nothing else may differ. Where there are
+    `signers`, one of them must have signed it.
     """
     refused = {}
     for path in sorted((source / "sweeps").glob("*.json")):
         try:
             inside(source, path.relative_to(source))
             new = load_experiment(path)
+            if signers is not None:
+                signers.check(path)
             for profile in new.profiles:
                 cells_of(new, profile)
             if new.name in known_experiments(results):
@@ -127,9 +137,13 @@ def _check_company(results: Path, record: Record, where: str) -> None:
     """Refuse a record that cannot share a table with the existing ones."""
     if not record.complete:
         return
-    for path in sorted((runs_folder(results) / record.experiment).glob(f"{record.profile}-*/record.json")):
+    folder = runs_folder(results) / record.experiment
+    same_seed = sorted(folder.glob(f"{record.profile}-*-seed{record.seed}/record.json"))  # must agree in more
+    for path in [*same_seed, *sorted(folder.glob(f"{record.profile}-*/record.json"))]:
         there = _existing(path)
-        if there is None or not there.complete or there.profile != record.profile or there.run_id == record.run_id:
+        if there is None or not there.complete or there.run_id == record.run_id:
+            continue
+        if (there.profile, there.protocol) != (record.profile, record.protocol):  # never in one table
             continue
         try:
             check_comparable([there, record])
@@ -150,7 +164,9 @@ def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str,
     check_same_configuration(cell, record, where, bench)
 
 
-def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, replace: bool) -> None:
+def _bring_in(
+    results: Path, path: Path, record: Record, merged: Merged, *, replace: bool, signers: Signers | None
+) -> None:
     label = f"{record.experiment}/{record.run_id}"
     target = run_folder(results, record.experiment, record.run_id) / "record.json"
     existing = _existing(target)
@@ -168,11 +184,14 @@ def _bring_in(results: Path, path: Path, record: Record, merged: Merged, *, repl
             )
     if target.is_file():
         target.replace(target.with_name("record.json.replaced"))
+        target.with_name(SIGNATURE).unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     # files with valid checksums are copied unchanged, without fsync: the source still exists
     if CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
         contents = {name: path.with_name(name).read_bytes() for name, key in BESIDE.items() if key in record.provenance}
         contents["record.json"] = path.read_bytes()
+        if signers is not None:  # of what is written, whatever was read before
+            contents[SIGNATURE] = signers.check(path, contents["record.json"])
     else:
         contents = _stamped_files(path, record)
     for name, content in contents.items():

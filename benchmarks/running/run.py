@@ -236,7 +236,8 @@ class _Run:
     def scoring_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first training images, not augmented, for importances that use data."""
         batch = self.cell.profile.batch_size
-        return islice(self.data.evaluation_batches("train", batch, self.bench.device), SCORING_BATCHES)
+        batches = self.data.evaluation_batches("train", batch, self.bench.device)
+        return self.bench.control.through(islice(batches, SCORING_BATCHES))
 
     def recalibrate(self, model: nn.Module) -> None:
         """Re-estimate the normalisation statistics, on training images that are the same for every method."""
@@ -248,7 +249,7 @@ class _Run:
         if not any(name.endswith("running_mean") for name, _ in model.named_buffers()):
             return
         with autocast(self.bench.device, self.trainer.precision):
-            recalibrate(model, islice(batches.epoch(generator), count))
+            recalibrate(model, self.bench.control.through(islice(batches.epoch(generator), count)))
 
     def measure_now(self, state: str, model: nn.Module) -> None:
         """Evaluate a network and record the result."""

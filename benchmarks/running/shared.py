@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from benchmarks.machine.leases import PAUSE, Lease, Owner
 from benchmarks.machine.processes import current_rank, from_first
 from benchmarks.running.checkpoints import CheckpointStore
-from benchmarks.running.stopping import Control
+from benchmarks.running.stopping import Control, T
+
+AGREE_EVERY = 10  # steps
 
 
 class SharedStore(CheckpointStore):
@@ -52,6 +54,21 @@ class SharedControl(Control):
     def __init__(self, inner: Control, expected: Mapping[str, float]) -> None:
         super().__init__(expected=expected)
         self._inner = inner
+        self._steps = 0
+
+    def before_step(self) -> None:
+        """Continue with the next step of training; every tenth time the processes agree on it, which takes time.
+
+        Raises:
+            Stopped: See `Control.check`.
+        """
+        self._steps += 1
+        if self._steps % AGREE_EVERY == 0:
+            self.check()
+
+    def through(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield all batches: the processes look at different numbers of them, and cannot agree in between."""
+        yield from batches
 
     def stop_reason(self, seconds: float = 0.0) -> str | None:
         """Return the first process's reason to stop."""

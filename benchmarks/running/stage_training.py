@@ -24,8 +24,13 @@ from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.checkpoints import CheckpointWarning
 from benchmarks.running.outcome import Progress
 from benchmarks.running.stages import Stage
+from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import EVALUATION_BATCH, Score, Snapshot, Training, evaluate
 from oicsr import Regularizer, count_macs
+
+# Steps of the epoch that a checkpoint is in the middle of. It stands with the stage's origin, so that versions of this
+# suite that know only whole epochs skip such a checkpoint instead of training the epoch twice.
+PART = "steps"
 
 PASSES = 3  # forward, input gradient, weight gradient: the same number of multiply-accumulates each
 
@@ -117,7 +122,10 @@ class StageTrainer:
     def _load(self, stage: Stage, origin: dict[str, str]) -> Snapshot | None:
         """Return the checkpoint of a stage, unless it started from other weights or other removals."""
         saved = self.bench.store.load(stage.key)
-        if saved is not None and saved.get("origin", origin) != origin:
+        if saved is None:
+            return None
+        found = {name: value for name, value in saved.get("origin", origin).items() if name != PART}
+        if found != origin:
             message = f"checkpoint {stage.key} of {self.cell.label} starts from another network and is skipped"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
             return None
@@ -148,13 +156,22 @@ class StageTrainer:
         measure: bool,
         plan: str,
     ) -> dict[str, Any]:
-        """Train the missing epochs, with a checkpoint after each, and evaluate at the end; the test set just once."""
+        """Train the missing epochs, with a checkpoint after each, and evaluate at the end; the test set just once.
+
+        Where the control asks to stop, the last checkpoint holds all steps done so far.
+        """
         if saved is not None:
             self._restore(stage, training, saved)
         control = self.bench.control
         while not training.finished:
             control.before_epoch(stage.key)
-            row = training.run_epoch(lambda: self.evaluate(training.model, "validation"))
+            try:
+                row = training.run_epoch(lambda: self.evaluate(training.model, "validation"), control.before_step)
+            except Stopped:
+                if training.steps_done:
+                    still_mine()
+                    self._save(stage, training, {"origin": {**origin, PART: training.steps_done}})
+                raise
             still_mine()
             self._save(stage, training, {"origin": origin})
             control.after_epoch(stage.key, row.seconds)
@@ -185,7 +202,7 @@ class StageTrainer:
     def evaluate(self, model: nn.Module, split: Split) -> Score:
         """Evaluate a model on the unaugmented images of a split."""
         batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
-        return evaluate(model, batches, self.precision)
+        return evaluate(model, self.bench.control.through(batches), self.precision)
 
 
 def origin_digest(model: nn.Module) -> str:

@@ -1,17 +1,23 @@
-"""When to stop: Ctrl-C, SIGTERM and a time limit end work between two epochs, after a checkpoint."""
+"""When to stop: Ctrl-C, SIGTERM and a time limit end work after the current step, at a checkpoint."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 SAFETY = 1.2  # times the longest epoch of a stage so far bounds the next one
 
+ANSWER_HOLDS = 0.5  # seconds
+
 RESERVE_SHARE, RESERVE_MAX = 0.1, 20.0  # of a time limit, reserved for the tables and plots; seconds at most
+
+
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -27,7 +33,7 @@ def never() -> bool:
 
 
 class Control:
-    """Decides between epochs whether to continue.
+    """Decides whether to continue: before each epoch whether all of it fits, before each step whether to stop there.
 
     Args:
         seconds: How long work may continue from now on (None: no limit), on a monotonic clock.
@@ -70,6 +76,24 @@ class Control:
         if reason:
             raise Stopped(reason)
 
+    def before_step(self) -> None:
+        """Continue with the next step of training.
+
+        Raises:
+            Stopped: See `check`.
+        """
+        self.check()
+
+    def through(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches that are only looked at, as long as no stop was requested.
+
+        Raises:
+            Stopped: See `check`.
+        """
+        for batch in batches:
+            self.check()
+            yield batch
+
     def before_epoch(self, key: str) -> None:
         """Continue with an epoch of stage `key` if it, and what follows it, will end in time.
 
@@ -97,6 +121,20 @@ def budget_seconds(minutes: float, age: float) -> float:
     return 60 * minutes - min(RESERVE_SHARE * 60 * minutes, RESERVE_MAX) - age
 
 
+class Seldom:
+    """Asks a question that takes long to answer at most twice a second; between, the last answer holds."""
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask, self._answer, self._next = ask, False, 0.0
+
+    def __call__(self) -> bool:
+        """Return the answer."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._answer, self._next = self._ask(), now + ANSWER_HOLDS
+        return self._answer
+
+
 @contextmanager
 def on_signals() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a request to stop; a second SIGINT interrupts at once.
@@ -110,7 +148,7 @@ def on_signals() -> Iterator[Callable[[], bool]]:
         if came and number == signal.SIGINT:
             raise KeyboardInterrupt
         came.append(number)
-        sys.stderr.write("\nending after this epoch's checkpoint; Ctrl-C again ends at once\n")
+        sys.stderr.write("\nending after this step, at a checkpoint; Ctrl-C again ends at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from benchmarks.config import Cell, digest
 from benchmarks.records.record import STATES, Record
 from benchmarks.records.rows import EpochRow
+from benchmarks.running.run_config import run_config
 from benchmarks.running.stages import Stage
 
 Mode = Literal["online", "offline", "disabled"]
@@ -26,6 +27,12 @@ PROJECT = "oicsr"
 COLUMNS = ("method", "seed", "macs_kept", "macs", "params", *(f"{state}_top1" for state in STATES))
 
 CURVES = ("learning_rate", "train_loss", "penalty", "train_top1", "val_loss", "val_top1")
+
+PHASES = ("dense", "regularized", "finetune")
+
+MACS, ACCURACY = "macs", "accuracy_against_macs"  # `define_metric` draws the second over the first
+
+RUN, OVERVIEW = "run", "overview"  # job types
 
 INIT_SECONDS = 30  # how long W&B may take to answer before it is given up
 
@@ -61,19 +68,53 @@ def open_run(place: Place, experiment: str, profile: str, name: str, kind: str, 
     import wandb
 
     place.folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
+    run = wandb.init(
         project=place.project,
         entity=place.entity,
         id=None if os.environ.get("WANDB_SWEEP_ID") else wandb_id(experiment, name),
         group=f"{experiment}-{profile}",
         name=name,
         job_type=kind,
+        tags=tags_of(config),
+        notes=notes_of(config),
         mode=place.mode,
         dir=str(place.folder),
         config=config,
         settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=INIT_SECONDS),
         reinit="create_new",  # several runs may be open at a time, one per process that trains
     )
+    define_charts(run)
+    return run
+
+
+def tags_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the tags of a run: what people filter by."""
+    names = ("experiment", "profile", "method", "model", "dataset")
+    tags = [str(config[name]) for name in names if config.get(name)]
+    if "macs_kept" in config:
+        tags.append(f"{100 * config['macs_kept']:g} % of the MACs")
+    return [tag[:64] for tag in dict.fromkeys(tags)]  # W&B takes 64 characters
+
+
+def notes_of(config: Mapping[str, Any]) -> str | None:
+    """Return a sentence that says what the run is; None for an overview."""
+    if "method" not in config:
+        return None
+    strength = f", strength {config['strength']:g} ({config['strength_source']})" if "strength" in config else ""
+    return (
+        f"{config['method']} on {config['experiment']} ({config['profile']}), seed {config['seed']}, "
+        f"{100 * config['macs_kept']:g} % of the MACs{strength}"
+    )
+
+
+def define_charts(run: Any) -> None:
+    """Say what W&B draws over what: curves over epochs, accuracy over MACs."""
+    run.define_metric("epoch", hidden=True)
+    for phase in PHASES:
+        run.define_metric(f"{phase}/*", step_metric="epoch")
+        run.define_metric(f"{phase}/val_top1", step_metric="epoch", summary="last")
+    run.define_metric(MACS, hidden=True)
+    run.define_metric(f"{ACCURACY}/*", step_metric=MACS, summary="last")
 
 
 def log_epoch(run: Any, row: EpochRow, number: int) -> None:
@@ -89,19 +130,8 @@ def log_result(run: Any, record: Record) -> None:
     if record.failure:
         values["failure"] = record.failure.get("reason")
     run.summary.update(values)
-
-
-def run_config(cell: Cell) -> dict[str, Any]:
-    """Return what W&B shows as a run's configuration."""
-    return {
-        "experiment": cell.experiment.name,
-        "profile": cell.profile_name,
-        "method": cell.method,
-        "seed": cell.seed,
-        "macs_kept": cell.macs_kept,
-        "model": cell.experiment.model,
-        "dataset": cell.experiment.dataset,
-    }
+    for state, measured in record.states.items():
+        run.log({MACS: measured["macs"], f"{ACCURACY}/{state}": measured["top1"]})
 
 
 def overview_row(record: Record) -> list[Any]:
@@ -122,14 +152,39 @@ def log_overview(run: Any, rows: Iterable[list[Any]]) -> None:
         )
         for state in ("pruned", "finetuned")
     }
-    run.log({"accuracy_against_macs": table, **charts})
+    run.log({"accuracy_against_macs_table": table, **charts, **_curves(table.data)})
+
+
+def _curves(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return one chart per state: a line per method, means over seeds, MACs against top-1."""
+    import wandb
+
+    charts = {}
+    for state in ("pruned", "recalibrated", "finetuned"):
+        points: dict[tuple[str, float], list[tuple[float, float]]] = {}
+        for row in rows:
+            values = dict(zip(COLUMNS, row, strict=True))
+            if values[f"{state}_top1"] is not None:
+                point = float(values["macs"]), float(values[f"{state}_top1"])
+                points.setdefault((values["method"], values["macs_kept"]), []).append(point)
+        means: list[Any] = [
+            [method, len(found), *(sum(column) / len(found) for column in zip(*found, strict=True))]
+            for (method, _), found in sorted(points.items())
+        ]
+        if means:
+            table = wandb.Table(columns=["method", "seeds", "macs", "top1"], data=means)
+            title = f"{state}: mean top-1 against MACs"
+            charts[f"mean_accuracy_against_macs/{state}"] = wandb.plot.line(
+                table, "macs", "top1", stroke="method", title=title
+            )
+    return charts
 
 
 class WandbSink:
     """Mirrors events into W&B; after a failure it warns once and stops mirroring."""
 
-    def __init__(self, mode: Mode, folder: Path) -> None:
-        self._place = Place(mode, folder)
+    def __init__(self, mode: Mode, folder: Path, tuning: Path = Path("results/tuning")) -> None:
+        self._place, self._tuning = Place(mode, folder), tuning
         self._runs: dict[str, Any] = {}
         self._epochs: dict[str, int] = {}
         self._rows: dict[tuple[str, str], list[list[Any]]] = {}
@@ -141,7 +196,7 @@ class WandbSink:
 
     def _open(self, cell: Cell) -> None:
         if cell.label not in self._runs:  # a run whose worker died starts twice
-            arguments = cell.experiment.name, cell.profile_name, cell.run_id, cell.method, run_config(cell)
+            arguments = cell.experiment.name, cell.profile_name, cell.run_id, RUN, run_config(cell, self._tuning)
             self._runs[cell.label] = open_run(self._place, *arguments)
         self._epochs[cell.label] = 0
 
@@ -174,7 +229,7 @@ class WandbSink:
         self._runs, self._rows = {}, {}
 
     def _overview(self, experiment: str, profile: str, rows: list[list[Any]]) -> None:
-        run = open_run(self._place, experiment, profile, f"{profile}-overview", "overview", {"experiment": experiment})
+        run = open_run(self._place, experiment, profile, f"{profile}-overview", OVERVIEW, {"experiment": experiment})
         log_overview(run, rows)
         run.finish()
 

@@ -11,12 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.config import digest
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.records.record import CHECKSUM, Record, find_records, read_beside, runs_folder
-from benchmarks.running.wandb_mirror import Place, log_epoch, log_overview, log_result, open_run, overview_row
+from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.export import ExportError, FinetunedNetwork, write_safetensors
+from benchmarks.running.run_config import record_config
+from benchmarks.running.wandb_mirror import (
+    OVERVIEW,
+    RUN,
+    Place,
+    log_epoch,
+    log_overview,
+    log_result,
+    open_run,
+    overview_row,
+)
 
 LEDGER = "published.json"
 
@@ -32,7 +45,14 @@ class Published:
     refused: list[str] = field(default_factory=list)
 
 
-def publish(results: Path, place: Place, experiments: Sequence[str] | None = None, *, again: bool = False) -> Published:
+def publish(
+    results: Path,
+    place: Place,
+    experiments: Sequence[str] | None = None,
+    *,
+    again: bool = False,
+    store: CheckpointStore | None = None,
+) -> Published:
     """Write the records of a results folder into W&B, except those that are there already.
 
     Args:
@@ -40,6 +60,7 @@ def publish(results: Path, place: Place, experiments: Sequence[str] | None = Non
         place: The destination.
         experiments: Names (None: all).
         again: Also write those in the ledger; W&B replaces them.
+        store: Checkpoints from which the fine-tuned networks are added as artifacts, where they are there.
 
     Raises:
         RecordError: The files of a record were changed meanwhile.
@@ -52,7 +73,7 @@ def publish(results: Path, place: Place, experiments: Sequence[str] | None = Non
     for record in records:
         name, stamp = f"{record.experiment}/{record.run_id}", str(record.provenance.get(CHECKSUM))
         path = runs_folder(results) / record.experiment / record.run_id / "record.json"
-        ledger.once(name, stamp, partial(_replay, record, path, place))
+        ledger.once(name, stamp, partial(_replay, record, path, place, store))
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.complete:
@@ -104,21 +125,32 @@ class Ledger:
         self.published.written.append(name)
 
 
-def _replay(record: Record, path: Path, place: Place) -> None:
+def _replay(record: Record, path: Path, place: Place, store: CheckpointStore | None) -> None:
     history = read_beside(path, record).history
-    config = {
-        "experiment": record.experiment,
-        "profile": record.profile,
-        "method": record.method,
-        "seed": record.seed,
-        "macs_kept": record.macs_kept,
-        **record.config,
-    }
-    run = open_run(place, record.experiment, record.profile, record.run_id, record.method, config)
+    run = open_run(place, record.experiment, record.profile, record.run_id, RUN, record_config(record))
     for number, row in enumerate(history, start=1):
         log_epoch(run, row, number)
     log_result(run, record)
+    if store is not None and record.complete:
+        _log_network(run, record, store)
     run.finish(exit_code=0 if record.complete else 1)
+
+
+def _log_network(run: Any, record: Record, store: CheckpointStore) -> None:
+    """Add the fine-tuned network (safetensors: weights and plan) as an artifact, if its checkpoint is still there."""
+    import wandb
+
+    try:
+        network = FinetunedNetwork(record, store)
+    except ExportError:
+        return
+    values = {"method": record.method, "macs_kept": record.macs_kept, **record.states["finetuned"]}
+    artifact: Any = wandb.Artifact(f"{record.experiment}-{record.run_id}", type="model", metadata=values)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "pruned.safetensors"
+        write_safetensors(path, network)
+        artifact.add_file(str(path))
+    run.log_artifact(artifact)
 
 
 def _overview(records: Sequence[Record], files: Sequence[Path], place: Place) -> None:
@@ -126,7 +158,7 @@ def _overview(records: Sequence[Record], files: Sequence[Path], place: Place) ->
 
     first = records[0]
     name = f"{first.profile}-overview"
-    run = open_run(place, first.experiment, first.profile, name, "overview", {"experiment": first.experiment})
+    run = open_run(place, first.experiment, first.profile, name, OVERVIEW, {"experiment": first.experiment})
     log_overview(run, map(overview_row, records))
     for kind in SUFFIXES:
         mine = [path for path in files if path.parent.name == kind]

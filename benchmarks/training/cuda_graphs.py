@@ -35,6 +35,7 @@ from torch import Tensor
 
 from benchmarks.datasets.contract import Batch
 from benchmarks.datasets.in_memory import Draws
+from benchmarks.training.part_epoch import PartEpoch
 from benchmarks.training.replay_check import Call, ReplayCheck
 
 WARM_UP = 3  # steps before a capture, as in PyTorch's documentation
@@ -151,6 +152,10 @@ class GraphRecorder:
             torch._C._cuda_endAllocateToPool(index, graph.pool())
         with suppress(RuntimeError):
             graph.reset()
+        # the state of the random numbers would go on believing in the capture
+        with suppress(RuntimeError, AttributeError, IndexError):
+            generator = torch.cuda.default_generators[index]
+            generator.graphsafe_set_state(generator.clone_state())
         try:
             torch.cuda.synchronize(self._device)
             torch.cuda.set_rng_state(numbers, self._device)
@@ -180,7 +185,6 @@ class StaticEpochs:
     Attributes:
         reason: Why steps are not replayed; empty where they are, or may still be.
         replayed: Steps that were replayed.
-        images: How many images an epoch has.
     """
 
     def __init__(
@@ -204,34 +208,40 @@ class StaticEpochs:
         self._replay: Call | None = None
         self._warm = 0
         self._draws: Draws | None = None
-        self.images = 0
         self._rates = torch.zeros(len(batches), dtype=torch.float64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._totals = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def run(self, generator: torch.Generator, rates: Sequence[float]) -> Tensor:
-        """Take the steps of one epoch; return their totals, `(3,)`, still on the device.
+    def run(
+        self, generator: torch.Generator, rates: Sequence[float], part: PartEpoch, check: Callable[[], None]
+    ) -> None:
+        """Take the steps of an epoch that are not done yet.
 
         Args:
             generator: Draws the epoch's random numbers.
             rates: The learning rate of each step.
+            part: What is done already; its totals are on the device, and become those of this object.
+            check: Called before each step; may raise to stop there.
         """
-        self._fill(generator, rates)
-        for _ in range(len(self._batches)):
+        self._fill(generator, rates, part)
+        assert self._draws is not None
+        part.totals = self._totals
+        for _ in range(part.steps, len(self._batches)):
+            check()
             self._one()
-        return self._totals
+            part.steps += 1
+            part.images += self._draws.order.shape[1]
 
-    def _fill(self, generator: torch.Generator, rates: Sequence[float]) -> None:
+    def _fill(self, generator: torch.Generator, rates: Sequence[float], part: PartEpoch) -> None:
         """Put an epoch's numbers into the buffers."""
         drawn = self._batches.draw(generator)
         if self._draws is None:
             self._draws = drawn.like(self._device)
-            self.images = drawn.order.numel()
         for target, source in zip(self._draws.tensors, drawn.tensors, strict=True):
             copy_to_device(target, source)
         copy_to_device(self._rates, torch.tensor(list(rates), dtype=torch.float64))
-        self._position.zero_()
-        self._totals.zero_()
+        self._position.fill_(part.steps)
+        self._totals.copy_(part.totals)
         self._proven = False
         if self._gradients is not None:
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):

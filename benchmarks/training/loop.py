@@ -20,6 +20,7 @@ from benchmarks.machine.processes import current_rank, summed
 from benchmarks.records.rows import EpochRow
 from benchmarks.training.cuda_graphs import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
 from benchmarks.training.data_parallel import parallel
+from benchmarks.training.part_epoch import PartEpoch
 from oicsr import GradientRegularizer, ProximalRegularizer, Regularizer, ScheduledRegularizer
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,11 @@ class Batches(Protocol):
         """Return the number of batches in an epoch."""
         ...
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels, on the model's device."""
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels, on the model's device, from the batch number `start` on.
+
+        The random numbers are drawn for the whole epoch, whatever `start` is.
+        """
         ...
 
 
@@ -53,9 +57,13 @@ class Score:
     top1: float
 
 
+def proceed() -> None:
+    """Let training go on."""
+
+
 @dataclass
 class Training:
-    """A training stage that can stop after any epoch and resume later.
+    """A training stage that can stop after any step and resume later.
 
     Attributes:
         model: Trained in place; on its device already.
@@ -93,6 +101,7 @@ class Training:
         if self._device.type == "cpu":
             keep_freed_memory()
         self._static: StaticEpochs | None = None
+        self._part: PartEpoch | None = None
         self._fused = True if self._device.type == "cuda" else None  # no faster on a CPU, where most is convolution
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -115,35 +124,55 @@ class Training:
         """Whether all epochs are done."""
         return self.epoch >= self.phase.epochs
 
-    def run_epoch(self, evaluate: Callable[[], Score]) -> EpochRow:
-        """Train for one epoch and evaluate on the validation split.
+    @property
+    def steps_done(self) -> int:
+        """Steps of the present epoch that are done; 0 between epochs."""
+        return self._part.steps if self._part else 0
+
+    def run_epoch(self, evaluate: Callable[[], Score], check: Callable[[], None] = proceed) -> EpochRow:
+        """Train for one epoch, or what is left of it, and evaluate on the validation split.
+
+        Args:
+            evaluate: Scores the model.
+            check: Called before each step; may raise to stop there. `snapshot` then holds the steps done so far, and
+                the next call goes on after them.
 
         Raises:
             DivergedError: The loss or the penalty is no longer finite.
         """
         start = time.perf_counter()
-        loss, penalty, top1 = self._train_epoch()
-        if not math.isfinite(loss + penalty):
-            raise DivergedError(
-                f"training diverged in epoch {self.epoch + 1} of phase {self.name!r}: loss {loss}, penalty {penalty}. "
-                f"Lower the learning rate ({self.phase.learning_rate:g}) or the strength."
-            )
+        part = self._part = self._part or PartEpoch.new(self.generator, self._device)
+        try:
+            loss, penalty, top1 = self._train_epoch(part, check)
+            if not math.isfinite(loss + penalty):
+                raise DivergedError(
+                    f"training diverged in epoch {self.epoch + 1} of phase {self.name!r}: loss {loss}, penalty "
+                    f"{penalty}. Lower the learning rate ({self.phase.learning_rate:g}) or the strength."
+                )
+            score = evaluate()
+        finally:
+            part.seconds += time.perf_counter() - start
+        self._part = None
         self.epoch += 1
-        score = evaluate()
-        seconds = time.perf_counter() - start
-        rate = self.phase.rate_at(self.epoch - 1)
-        row = EpochRow(
-            self.name, self.step, self.epoch, rate, loss, penalty, top1, score.loss, score.top1, round(seconds, 3)
-        )
+        rate, seconds = self.phase.rate_at(self.epoch - 1), round(part.seconds, 3)
+        row = EpochRow(self.name, self.step, self.epoch, rate, loss, penalty, top1, score.loss, score.top1, seconds)
         self.rows.append(row)
         return row
 
-    def _train_epoch(self) -> tuple[float, float, float]:
+    def _train_epoch(
+        self, part: PartEpoch | None = None, check: Callable[[], None] = proceed
+    ) -> tuple[float, float, float]:
         """Return mean loss, mean penalty and accuracy on the augmented images."""
+        part = part or PartEpoch.new(self.generator, self._device)
         self.model.train()
+        self.generator.set_state(part.generator)
         reason = self._obstacle()
         with tuned(self._device):
-            totals, seen = self._eager_epoch() if reason else self._static_epoch()
+            if reason:
+                self._eager_epoch(part, check)
+            else:
+                self._static_epoch(part, check)
+        totals, seen = part.totals, part.images
         reason = reason or (self._static.reason if self._static else "")
         if self.graphs and reason != self.eager_reason:
             logger.warning("phase %r is trained step by step, not from a CUDA graph: %s", self.name, reason)
@@ -172,19 +201,19 @@ class Training:
         steps = len(self.batches)
         return [self.phase.rate_at(self.epoch + position / steps) for position in range(steps)]
 
-    def _eager_epoch(self) -> tuple[Tensor, int]:
-        """Take the steps of an epoch one by one; return the totals and the number of images."""
-        totals = torch.zeros(3, device=self._device, dtype=torch.float64)  # on the device: no wait inside an epoch
-        seen = 0
+    def _eager_epoch(self, part: PartEpoch, check: Callable[[], None]) -> None:
+        """Take the remaining steps of an epoch one by one."""
+        rates, batches = self._rates()[part.steps :], self.batches.epoch(self.generator, part.steps)
         with parallel(self.model) as network:
-            for rate, (images, labels) in zip(self._rates(), self.batches.epoch(self.generator), strict=True):
+            for rate, (images, labels) in zip(rates, batches, strict=True):
+                check()
                 self._set_rate(rate)
-                totals += self._train_step(network, images, labels, rate)
-                seen += len(labels)
-        return totals, seen
+                part.totals += self._train_step(network, images, labels, rate)
+                part.steps += 1
+                part.images += len(labels)
 
-    def _static_epoch(self) -> tuple[Tensor, int]:
-        """Take the steps of an epoch over static buffers, from a graph as soon as there is one."""
+    def _static_epoch(self, part: PartEpoch, check: Callable[[], None]) -> None:
+        """Take the remaining steps of an epoch over static buffers, from a graph as soon as there is one."""
         assert isinstance(self.batches, ResidentBatches)
         if self._static is None:
             recorder = self.recorder or GraphRecorder(self._device)
@@ -193,9 +222,10 @@ class Training:
                 self.batches, self._static_step, parameters, self._changed, recorder, self._device
             )
         rates = self._rates()
-        totals = self._static.run(self.generator, rates)
-        self._set_rate(rates[-1])  # a number again, as checkpoints hold it
-        return totals, self._static.images
+        try:
+            self._static.run(self.generator, rates, part, check)
+        finally:
+            self._set_rate(rates[max(part.steps, 1) - 1])  # a number again, as checkpoints hold it
 
     def _static_step(self, images: Tensor, labels: Tensor, rate: Tensor, *, keep_gradients: bool) -> Tensor:
         self._set_rate(rate.float())  # the type that fused optimisers read
@@ -264,19 +294,21 @@ class Training:
         return regularizer(self.model)
 
     def snapshot(self) -> Snapshot:
-        """Return everything needed to resume after the last epoch."""
+        """Return everything needed to resume after the last step."""
         scheduled = self.regularizer if isinstance(self.regularizer, ScheduledRegularizer) else None
+        part = self._part if self.steps_done else None
         return {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "regularizer": dict(scheduled.state_dict()) if scheduled else {},
-            "generator": self.generator.get_state(),
+            "generator": self.generator.get_state() if part is None else part.generator,
             "torch_generator": torch.get_rng_state(),
             "device_generator": torch.cuda.get_rng_state(self._device)
             if self._device.type == "cuda"
             else torch.empty(0),
             "history": [asdict(row) for row in self.rows],
+            **({} if part is None else {"part": part.plain()}),
         }
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -290,6 +322,8 @@ class Training:
         if isinstance(self.regularizer, ScheduledRegularizer):
             self.regularizer.load_state_dict(snapshot["regularizer"])
         self.generator.set_state(snapshot["generator"].cpu())
+        part = snapshot.get("part")
+        self._part = None if part is None else PartEpoch.from_plain(part, snapshot["generator"], self._device)
         torch.set_rng_state(snapshot["torch_generator"].cpu())
         if snapshot["device_generator"].numel():
             torch.cuda.set_rng_state(snapshot["device_generator"].cpu(), self._device)

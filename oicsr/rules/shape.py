@@ -94,20 +94,33 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     if all(part.ids is None for part in parts):
         return Value(None, parts[0].reason)
     along = [axis in part.axes for part in parts]
+    if all(along) and len({tuple(part.axes) for part in parts}) > 1:
+        parts = [_along(tracer, part, axis) for part in parts]
     beyond = [sorted(set(part.axes) - {axis}) for part in parts]
     if any(along) and all(axes == beyond[0] for axes in beyond) and (all(along) or not beyond[0]):
-        return Value(torch.cat(_aligned(tracer, parts, axis), axis))
+        return Value(torch.cat(_aligned(tracer, node, parts, axis), axis))
     return _tied(tracer, node, parts, axis)
 
 
-def _aligned(tracer: Tracer, parts: Sequence[Operand], axis: int) -> list[Tensor]:
+def _along(tracer: Tracer, part: Operand, axis: int) -> Operand:
+    """Tie what a parameter (a table of rows, or of columns) holds for one channel, so that channels lie on `axis`."""
+    if part.is_activation or part.ids is None or axis not in part.axes:
+        return part
+    ids = part.ids
+    for other in set(part.axes) - {axis}:
+        ids = tracer.tie_axis(ids, other)
+    return replace(part, ids=ids)
+
+
+def _aligned(tracer: Tracer, node: fx.Node, parts: Sequence[Operand], axis: int) -> list[Tensor]:
     """Give every part ids along `axis` (fixed ones where it has none) and one common shape on the other axes."""
     filled = []
     for part in parts:
         ids, size = part.ids, part.shape[axis]
         if ids is None or ids.shape[axis] != size:
             if ids is not None:
-                tracer.sets.fix(ids, "is concatenated along an axis that holds other channels")
+                reason = tracer.notable(f"{tracer.where(node)} puts it behind channels that lie on another axis")
+                tracer.sets.fix(ids, reason)
             ids = on_axis(tracer.sets.new_fixed(size, part.reason), axis, len(part.shape))
         filled.append(ids)
     common = [max(ids.shape[k] for ids in filled) for k in range(filled[0].ndim)]

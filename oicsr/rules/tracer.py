@@ -18,6 +18,8 @@ from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
+OUTPUT = "is an output of the model"
+INPUT = "is read from the model's input"
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -106,6 +108,7 @@ class Tracer:
     norms: list[Norm] = field(default_factory=list)
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
+    _whole_axes: dict[tuple[str, int], str] = field(default_factory=dict)  # axes that read what stays, and why it does
 
     def run(
         self,
@@ -130,7 +133,7 @@ class Tracer:
                 self.values[node] = self._call(node)
             elif node.op == "output":
                 for source in node.all_input_nodes:
-                    self.fix(source, "is an output of the model")
+                    self.fix(source, OUTPUT)
         self._settle_splits()
 
     def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
@@ -141,7 +144,7 @@ class Tracer:
             reason = self.notable("is combined with a tensor that is a constant of the model's code")
             self.values[node] = Value(None, reason, depends_on_input=False)
         else:
-            self.values[node] = Value(None, "is read from the model's input")
+            self.values[node] = Value(None, INPUT)
 
     def _call(self, node: fx.Node) -> Result:
         if node.target is operator.getitem:
@@ -230,7 +233,9 @@ class Tracer:
         value = self.values[node]
         if node in self.parameters and math.prod(shape_of(node)) > MAX_LABELLED_ELEMENTS:
             return self.notable(f"is combined with {self.parameters[node]!r}, which has too many elements to follow")
-        return value.reason if isinstance(value, Value) and value.reason else "holds channels that are not followed"
+        if isinstance(value, Value) and value.reason:
+            return value.reason
+        return self.notable(f"{self.where(node)} gives values that cannot follow the channels")
 
     # how a rule gives up
 
@@ -333,6 +338,7 @@ class Tracer:
         """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
+            self._keep_axis(weight, dim, self.reason(source))
             return
         vector = self.channels(ids, axis, size * groups)
         if vector is None:
@@ -382,5 +388,14 @@ class Tracer:
             self.sets.join(self.slots[key].ids, ids)
             return
         self.slots[key] = Slot(key[0], dim, ids, side, counts)
+        if key in self._whole_axes:
+            self.sets.fix(ids, self._whole_axes[key])
         if side == "out" and counts:
             self.producers.append(key)
+
+    def _keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
+        """Let an axis of a weight stay whole, whatever else the weight does (a decoder that transposes it)."""
+        key = (self.parameters[weight], dim)
+        self._whole_axes.setdefault(key, reason)
+        if key in self.slots:
+            self.sets.fix(self.slots[key].ids, reason)

@@ -53,8 +53,8 @@ class Images:
     def __len__(self) -> int:
         return 3
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in torch.randperm(48, generator=generator).split(16):
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in torch.randperm(48, generator=generator).split(16)[start:]:
             index = self.rank.share(batch)
             yield self.images[index], self.labels[index]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.config import PROTOCOL, Cell, Experiment
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import FAILED, Record, write_record
+from benchmarks.records.record import FAILED, STATES_OF, Record, write_record
 from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.adhoc import SCHEMA
@@ -27,11 +27,11 @@ def fake_record(cell: Cell | None = None, top1: float = 0.75, **changes: Any) ->
     strength = choose_strength(NOWHERE, cell, method)
     macs = 1_000_000
     state = {"top1": top1, "loss": 0.5, "val_top1": top1, "params": 9000}
-    sizes = dict.fromkeys(("dense", "regularized"), 1.0)
-    sizes |= dict.fromkeys(("pruned", "recalibrated", "finetuned"), cell.macs_kept)
+    sizes = {"dense": 1.0, "regularized": 1.0}
+    shares = {name: sizes.get(name, cell.macs_kept) for name in STATES_OF[changes.get("protocol", PROTOCOL)]}
     states = {
         name: {**state, "macs": round(macs * share), "macs_with_norm_pool": round(1.1 * macs * share)}
-        for name, share in sizes.items()
+        for name, share in shares.items()
     }
     phases = {"dense": cell.profile.dense, "regularized": cell.profile.regularized, "finetune": cell.profile.finetune}
     values: dict[str, Any] = {

@@ -13,12 +13,14 @@ import numpy as np
 
 from benchmarks.config import Cell, Experiment, Phase, Profile
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import Record, write_record
+from benchmarks.records.record import STATES_OF, Record, write_record
 from benchmarks.records.rows import CURVE_POINTS, ChannelRow, EpochRow
 from benchmarks.running.outcome import resolved_config
 
 DENSE_MACS, DENSE_PARAMS = 125_485_696, 855_770
 LAYERS = 27
+NEWEST = max(STATES_OF)  # version of the protocol
+RECALIBRATION = 0.6  # of what fine-tuning gains, it gains as much
 METHODS = ("oicsr-gl", "gl-out", "gl-separate", "l1-weights", "none", "random")
 # accuracy lost at surgery at half of the MACs, and how concentrated the energy is
 CHARACTER: dict[str, tuple[float, float]] = {
@@ -45,7 +47,9 @@ def experiment(name: str = "cifar10-resnet56", **changes: Any) -> Experiment:
     return Experiment(name, "CIFAR-10, ResNet-56", "A claim.", "resnet56", "cifar10", profiles)
 
 
-def record_of(cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool = True) -> Record:
+def record_of(
+    cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool = True, protocol: int = NEWEST
+) -> Record:
     """Return a record; `effect` adds to the accuracy of a method before fine-tuning."""
     method = find_method(cell.method)
     noise = np.random.default_rng([cell.seed, *cell.method.encode(), int(1000 * cell.macs_kept)])
@@ -59,6 +63,7 @@ def record_of(cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool
         "dense": dense,
         "regularized": dense - 0.004 + 0.001 * noise.standard_normal(),
         "pruned": min(max(pruned, 0.1), 0.95),
+        "recalibrated": min(max(pruned + RECALIBRATION * (finetuned - pruned), 0.1), 0.95),
         "finetuned": finetuned,
     }
     strength = 0.0 if not method.has_strength else 2e-3
@@ -87,7 +92,7 @@ def record_of(cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool
         macs_kept=cell.macs_kept,
         status="complete",
         config=json.loads(json.dumps(resolved_config(cell, method, "cpu"))),
-        states={name: _state(name, value, macs) for name, value in top1.items()},
+        states={name: _state(name, top1[name], macs) for name in STATES_OF[protocol]},
         widths=_widths(cell, noise),
         structure={"dense": _structure(0.25), "regularized": _structure(gini + 0.005 * noise.standard_normal())},
         removals=_removals(cell, top1, macs),
@@ -95,11 +100,12 @@ def record_of(cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool
         compute={**compute, "total": sum(compute.values())},
         timing={"dense_seconds": 1.0, "finished_unix": 0},
         provenance={"device_type": "cuda", "device": "a device", "commit": "0" * 40, "dirty": False, "versions": {}},
+        protocol=protocol,
     )
 
 
 def _state(name: str, top1: float, macs: int) -> dict[str, Any]:
-    small = name in ("pruned", "finetuned")
+    small = name in ("pruned", "recalibrated", "finetuned")
     macs = macs if small else DENSE_MACS
     return {
         "top1": round(top1, 4),
@@ -146,13 +152,17 @@ def _removals(cell: Cell, top1: Mapping[str, float], macs: int) -> list[dict[str
     return found
 
 
+def _before_finetuning(record: Record) -> dict[str, Any]:
+    return record.states.get("recalibrated") or record.states["pruned"]
+
+
 def history_of(record: Record) -> list[EpochRow]:
     """Return epochs that lead from state to state."""
     rows = []
     ends = {"dense": ("dense", 0.3), "regularized": ("regularized", 0.85), "finetune": ("finetuned", None)}
     for phase, count in record.epochs.items():
         state, start = ends[phase]
-        begin = record.states["pruned"]["val_top1"] if start is None else start
+        begin = _before_finetuning(record)["val_top1"] if start is None else start
         end = record.states[state]["val_top1"]
         for epoch in range(1, count + 1):
             top1 = end + (begin - end) * math.exp(-1.2 * epoch)
@@ -176,11 +186,15 @@ def channels_of(record: Record) -> list[ChannelRow]:
 
 
 def records_of(
-    study: Experiment, profile: str = "cpu", effect: Mapping[str, float] | None = None, tuned: bool = True
+    study: Experiment,
+    profile: str = "cpu",
+    effect: Mapping[str, float] | None = None,
+    tuned: bool = True,
+    protocol: int = NEWEST,
 ) -> list[Record]:
     values = study.profile(profile)
     return [
-        record_of(Cell(study, profile, method, seed, target), effect, tuned)
+        record_of(Cell(study, profile, method, seed, target), effect, tuned, protocol)
         for method in values.methods
         for target in values.macs_kept
         for seed in values.seeds

@@ -13,7 +13,7 @@ from benchmarks.analysis.verdicts import judge, to_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record, read_records
-from benchmarks.reporting.ledger import headline, ledger_lines
+from benchmarks.reporting.ledger import headline, ledger_lines, overview_lines, readme_lines
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 
 NOTHING = Details(Path("nowhere"))
@@ -29,28 +29,31 @@ def verdict_on(name: str, records: list[Record], details: Details = NOTHING) -> 
 
 
 def test_the_ledger_has_every_claim_and_only_known_methods() -> None:
-    numbers = {entry.id.rstrip("abc") for entry in CLAIMS}
-    assert numbers == {str(number) for number in range(1, 11)}
+    numbers = {entry.id.rstrip("abcfr") for entry in CLAIMS}
+    assert numbers == {str(number) for number in range(1, 17)}
     assert len({entry.id for entry in CLAIMS}) == len(CLAIMS)
     for entry in CLAIMS:
-        assert entry.matters > 0 and entry.source and entry.statement.endswith(".")
-        for name in (name for pair in entry.pairs for name in pair if name):
-            assert find_method(name).name == name
+        assert entry.matters > 0 and entry.source and entry.short and entry.statement.endswith(".")
+        for arm in (arm for pair in entry.pairs for arm in pair if arm):
+            assert find_method(arm.method).name == arm.method
 
 
 def test_planted_effect_is_supported_and_its_opposite_refuted() -> None:
     assert verdict_on("1", records_of(experiment()))[0] == "supported"
     worse = records_of(experiment(), effect={"oicsr-gl": -0.2})
-    assert verdict_on("1", worse) == ("refuted", "an effect that matters is excluded")
+    assert verdict_on("1", worse) == ("refuted", "the opposite: the interval is below zero")
+    assert judge(worse, NOTHING, [claim("1")])[0].best.lost
     assert verdict_on("3a", records_of(experiment()))[0] == "supported"
 
 
 def test_quick_untuned_and_few_carry_no_verdict() -> None:
     assert verdict_on("1", records_of(experiment(), "quick")) == ("not run", "quick runs only")
     assert verdict_on("1", records_of(experiment(), tuned=False)) == ("not run", "strengths not tuned")
-    assert verdict_on("1", records_of(experiment(seeds=(0, 1)))) == ("inconclusive", "fewer than 3 seeds")
+    assert verdict_on("1", records_of(experiment(seeds=(0, 1)))) == ("inconclusive", "fewer than 3 networks")
     assert verdict_on("1", []) == ("not run", "no records")
     assert verdict_on("10", records_of(experiment())) == ("not run", "no records")
+    older = records_of(experiment(), protocol=1)
+    assert verdict_on("1", older) == ("not run", "records of protocol 1 only")
     failed = [replace(record, status="failed") for record in records_of(experiment())]
     assert verdict_on("1", failed)[0] == "not run"
 
@@ -75,7 +78,7 @@ def test_several_removals_are_compared_with_one_at_equal_epochs() -> None:
     equal = [replace(record, epochs=one[0].epochs) for record in several]
     [found] = judge([*one, *equal], NOTHING, [claim("8")])
     assert found.verdict in ("supported", "refuted", "inconclusive") and found.n == 3
-    assert found.strata[0].where == "often (cpu), once (cpu)" and len(found.strata[0].runs) == 6
+    assert found.strata[0].where == "often (cpu); once (cpu)" and len(found.strata[0].runs) == 6
 
 
 def test_recovery_is_read_from_histories(tmp_path: Path) -> None:
@@ -91,16 +94,60 @@ def test_effect_is_the_mean_over_targets_of_paired_differences() -> None:
     top1 = {(r.method, r.macs_kept, r.seed): r.states["pruned"]["top1"] for r in records}
     by_hand = [sum(top1["oicsr-gl", t, seed] - top1["gl-out", t, seed] for t in (0.5, 0.3)) / 2 for seed in (0, 1, 2)]
     [found] = judge(records, NOTHING, [claim("1")])
-    assert list(found.strata[0].by_seed.values()) == pytest.approx(by_hand)
+    assert list(found.strata[0].by_network.values()) == pytest.approx(by_hand)
     plain = to_plain(found)
     assert plain["effect"] == pytest.approx(sum(by_hand) / 3, rel=1e-5) and len(plain["records"]) == 12
-    assert [target["macs_kept"] for target in plain["experiments"][0]["targets"]] == [0.5, 0.3]
+    assert [target["macs_kept"] for target in plain["strata"][0]["targets"]] == [0.5, 0.3]
     json.dumps(plain, allow_nan=False)
 
 
 def test_words_say_what_was_counted_and_corrected() -> None:
     verdicts = judge(records_of(experiment()), NOTHING)
     line = headline(verdicts)
-    assert f"{len(CLAIMS)} claims" in line and "not run (" in line
+    assert (
+        line.startswith("Small evidence, on CIFAR-10 (resnet56; 3 trained networks): Not shown: ")
+        and "; holds: " in line
+    )
     text = "\n".join(ledger_lines(verdicts))
     assert "Holm" in text and "cifar10-resnet56 (cpu)" in text and "|  |" not in text
+
+
+def toys(effect: dict[str, float]) -> list[Record]:
+    study = experiment("toys", seeds=tuple(range(5)))
+    return [
+        replace(record, config={**record.config, "dataset": "digits", "model": "digits-resnet"})
+        for record in records_of(study, effect=effect)
+    ]
+
+
+def test_readme_speaks_of_toys_as_toys_and_tells_losses_first() -> None:
+    lines = readme_lines(judge(toys({"oicsr-gl": -0.2}), NOTHING))
+    assert lines[0] == (
+        "**Toy evidence, on digits (digits-resnet; 5 trained networks)** "
+        "(a toy shows how methods work, not how they do elsewhere):"
+    )
+    rows = [line for line in lines if line.startswith("| ") and "against" in line]
+    assert rows[0].startswith("| OICSR-GL against ") and "**loss**, −" in rows[0]
+    assert len({row.split(" | ")[0] for row in rows}) == len(rows)
+    lost = ["**loss**" in row for row in rows]
+    assert lost == sorted(lost, reverse=True)
+
+
+def test_readme_speaks_of_the_highest_tier_and_counts_the_lower() -> None:
+    verdicts = judge([*toys({"oicsr-gl": -0.2}), *records_of(experiment())], NOTHING)
+    lines = readme_lines(verdicts)
+    assert lines[0].startswith("**Small evidence, on CIFAR-10 (resnet56; 3 trained networks)**")
+    assert not any("loss" in line for line in lines if line.startswith("| "))
+    assert any(
+        line.startswith("Toy evidence, on digits (digits-resnet; 5 trained networks): Does not hold: ")
+        for line in lines
+    )
+    table = overview_lines(verdicts)
+    assert table[0] == "| | Claim | Small: CIFAR-10 | Toy: digits |" and "**loss** −" in "".join(table)
+
+
+def test_without_evidence_nothing_is_said_to_hold() -> None:
+    verdicts = judge(records_of(experiment(), protocol=1), NOTHING)
+    assert readme_lines(verdicts)[0] == "**No verdicts yet**: no records of the present protocol carry one."
+    assert headline(verdicts) == f"None of {len(CLAIMS)} claims carries a verdict yet."
+    assert "records of protocol 1 only" in overview_lines(verdicts)[0]

@@ -305,6 +305,16 @@ def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], mo
     assert "strength not tuned, the middle of the grid is used for oicsr-gl, gl-out" in text
 
 
+def test_the_hint_to_tune_keeps_the_folder_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.commands.running import warn_of_untuned
+
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
+    lines: list[str] = []
+    bench = small_bench(tmp_path / "my records")
+    warn_of_untuned(bench, cells_of(small_experiment(), "quick", methods=["oicsr-gl"]), lines.append)
+    assert lines[-1].endswith(f"tune small --profile quick --results '{bench.results}'")
+
+
 def test_more_than_an_hour_is_announced_with_what_would_be_shorter(tmp_path: Path) -> None:
     from benchmarks.commands.running import warn_of_length
 

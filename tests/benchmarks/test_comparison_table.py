@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from benchmarks.analysis import comparison
+from benchmarks.analysis.claims import CLAIMS
 from benchmarks.analysis.comparison import compare
 from benchmarks.records.published import RESNET50, RESNET56, read_published
+from benchmarks.records.record import Record
 from benchmarks.reporting import build as report
-from benchmarks.reporting.comparison_table import DENSE_ROW, comparison_sheet, display_rows, fairness_sheet, to_text
+from benchmarks.reporting import comparison_table
+from benchmarks.reporting.columns import DENSE_ROW, Column
+from benchmarks.reporting.comparison_table import comparison_sheet, display_rows, fairness_sheet, to_text
+from benchmarks.reporting.numbers import percent
 from benchmarks.reporting.paper_tables import field_sheet, paper_sheet, replaced_part
 from benchmarks.reporting.table_files import Sheet, sheet_csv, sheet_latex, sheet_markdown
 from tests.benchmarks.golden import FIGURES, GOLDEN, texts
@@ -49,7 +56,7 @@ def test_noise_floor_is_the_dense_networks_of_other_seeds() -> None:
 
 
 def test_best_is_bold_and_the_tied_marked_but_never_in_quick_tables() -> None:
-    cells = [row[7] for row in display_rows(COMPARISON)]
+    cells = [row[7] for row in display_rows(COMPARISON) if len(row) > 1]
     assert sum(cell.startswith("**") for cell in cells) == 3  # one per target
     [quick] = compare(records_of(experiment(), "quick"))
     assert not any("**" in cell or "≈" in cell for row in display_rows(quick) for cell in row)
@@ -57,13 +64,14 @@ def test_best_is_bold_and_the_tied_marked_but_never_in_quick_tables() -> None:
 
 def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
     [part] = compare(records_of(experiment(methods=("oicsr-gl",), macs_kept=(0.5,)), "paper"))
-    rows = comparison_sheet(part, "t").rows
-    assert all(cell for row in rows for cell in row)
-    missing = [row for row in rows if "not run" in row]
-    assert missing and all(row[1] == "0" for row in missing)
+    sheet = comparison_sheet(part, "t")
+    assert all(cell for row in sheet.rows for cell in row)
+    [missing] = [row for row in sheet.rows if "not run" in row]
+    assert missing[:2] == ["Dense (all epochs)", "0"]
+    assert "Not run: OICSR-GL, Group Lasso (out), " in sheet.notes
     paper = paper_sheet([part], "pruned")
-    assert sum(cell == "not run" for cell in paper.rows[0]) == 7
-    assert all(row[-1] == "not run" for row in paper.rows[1:]) and len(paper.rows) > 1
+    assert sum(cell == "not run" for cell in paper.rows[0]) == 8
+    assert len(paper.rows) == 1 and "Not run: CIFAR-100, MobileNetV2; " in paper.notes
 
 
 def test_own_runs_and_quotations_are_separate() -> None:
@@ -116,10 +124,27 @@ def test_fairness_shows_untuned_strengths_and_three_conventions() -> None:
 def test_terminal_table_is_aligned() -> None:
     lines = to_text(COMPARISON).splitlines()
     assert len({len(line) for line in lines}) == 1 and "**" not in to_text(COMPARISON)
+    assert lines[0].split()[:4] == ["Method", "n", "MACs", "kept"] and "Recalibrated" in lines[0]
 
 
 def test_ledger_of_claims_is_readable(artefacts: report.Artefacts) -> None:
     ledger = json.loads(texts(artefacts)["claims.json"])
-    assert ledger["schema"] == "oicsr-claims-1" and len(ledger["claims"]) == 16
+    assert ledger["schema"] == "oicsr-claims-2" and len(ledger["claims"]) == len(CLAIMS)
     runs = {run for entry in ledger["claims"] for run in entry["records"]}
     assert runs and not any("quick" in run for run in runs)
+
+
+def test_a_metric_of_a_state_is_a_name_and_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_top5(record: Record) -> Record:
+        return replace(record, states={name: {**state, "top5": 0.99} for name, state in record.states.items()})
+
+    monkeypatch.setattr(comparison, "METRICS", ("top1", "top5"))
+    column = Column("Top-5", lambda row: percent(row["finetuned_top5"], row["finetuned_top5_sd"]))
+    monkeypatch.setattr(comparison_table, "COLUMNS", (*comparison_table.COLUMNS, column))
+    [found] = compare([with_top5(record) for record in RECORDS])
+    rows = [row for row in display_rows(found) if len(row) > 1]
+    assert [row[-1] for row in rows[:3]] == ["–", "not run", "99.00 ± 0.00"]
+    assert len({len(line) for line in to_text(found).splitlines()}) == 1
+    assert "finetuned_top5_ci95" in comparison_sheet(found, "t").numbers
+    [old] = compare(RECORDS)  # records that lack it stay readable
+    assert {row[-1] for row in display_rows(old)[2:] if len(row) > 1} == {"not run"}

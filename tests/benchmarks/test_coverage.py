@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from torch import nn
 from benchmarks import cli
 from benchmarks.commands import coverage as command
 from benchmarks.coverage import examine as coverage
-from benchmarks.coverage.networks import OUT_OF_SCOPE, TIMM, TORCHVISION
-from benchmarks.coverage.table import COLUMNS, Row, read_rows
+from benchmarks.coverage.networks import DETECTION, SEGMENTATION, TIMM, TORCHVISION, VIDEO
+from benchmarks.coverage.table import CLASSES, COLUMNS, Row, read_rows
+from benchmarks.coverage.tasks import outputs_of, task_of, training_loss
+from benchmarks.models import build_model
 from oicsr import Coupling, Member, trace_couplings
 from tests.oicsr.test_surgery import check_invariance
 
@@ -33,15 +36,48 @@ INVARIANT = {  # depthwise, groups, squeeze-and-excitation, ghost features, aggr
 @pytest.mark.parametrize("name", INVARIANT)
 def test_invariance_of_networks_of_the_hubs(name: str, scope: str) -> None:
     torch.manual_seed(0)
-    check_invariance(coverage.build_model(name, 10), (1, 3, INVARIANT[name], INVARIANT[name]), scope)
+    check_invariance(build_model(name, 10), (1, 3, INVARIANT[name], INVARIANT[name]), scope)
 
 
 def test_lists_are_complete_and_known() -> None:
     assert len(TIMM) == len(set(TIMM)) >= 150
     assert [name for name in TIMM if not timm.is_model(name)] == []
-    known = set(torchvision.models.list_models(module=torchvision.models))
-    out_of_scope = set(OUT_OF_SCOPE[0].removeprefix("torchvision: ").split())
-    assert set(TORCHVISION) | out_of_scope == known and not set(TORCHVISION) & out_of_scope
+    models = torchvision.models
+    for module, names in (
+        (models, TORCHVISION),
+        (models.segmentation, SEGMENTATION),
+        (models.detection, DETECTION),
+        (models.video, VIDEO),
+    ):
+        assert sorted(names) == sorted(models.list_models(module=module))
+
+
+@pytest.mark.parametrize("name", ["sequence:m5", "sequence:tcn"])
+def test_networks_over_sequences_pass(name: str) -> None:
+    row = coverage.examine(name)
+    assert row["passed"] == "yes", row
+
+
+def test_every_task_builds_its_networks_and_takes_a_training_step() -> None:
+    """The smallest network of each; a map of scores is averaged, and what has no classes is drawn towards zero."""
+    torch.manual_seed(0)
+    shapes = {}
+    for name in ("segmentation:lraspp_mobilenet_v3_large", "detection:ssdlite320_mobilenet_v3_large"):
+        task = task_of(name)
+        model = task.build(name, CLASSES)
+        inputs = task.examples(model, name)
+        shapes[name.partition(":")[0]] = [tuple(t.shape[:2]) for t in outputs_of(model(inputs))]
+        assert coverage.takes_training_step(model, inputs)
+    assert shapes["segmentation"] == [(2, CLASSES)]
+    assert len(shapes["detection"]) == 6
+    assert task_of("video:r3d_18").examples(nn.Identity(), "video:r3d_18").shape == (2, 3, 16, 112, 112)
+
+
+def test_the_loss_of_a_training_step() -> None:
+    scores = torch.zeros(2, CLASSES, 3, 4)
+    assert float(training_loss({"out": scores}, CLASSES)) == pytest.approx(math.log(CLASSES))
+    maps = [torch.full((2, 5, 4, 4), 2.0), torch.full((2, 5, 2, 2), 3.0)]
+    assert float(training_loss(maps, CLASSES)) == 4 + 9
 
 
 def test_a_network_that_can_be_pruned_passes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from copy import deepcopy
 
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.training.cuda_graphs import (
     GraphRecorder,
     ResidentBatches,
 )
+from benchmarks.training.loop import Score
 from benchmarks.training.replay_check import Call
 from oicsr import PruningPlan, ScheduledRegularizer
 from tests.benchmarks.recorded import (
@@ -271,3 +273,29 @@ def test_an_error_of_another_kind_in_a_capture_leaves_the_stream_too(monkeypatch
     with pytest.raises(RuntimeError, match="previous error during capture") as caught:
         Failing(KeyboardInterrupt).record(lambda: None)
     assert isinstance(caught.value.__context__, KeyboardInterrupt) and (cuda.stream, cuda.pools) == ("main", [])
+
+
+@pytest.mark.parametrize("kind", ["none", "oicsr-gl", "proximal", "greg1"])
+@pytest.mark.parametrize("recorder", [None, Repeater()])
+def test_stop_within_an_epoch_changes_no_bit(kind: str, recorder: Repeater | None) -> None:
+    whole = finish(training(kind, recorder))
+    for stop in (1, 4, 5):  # an epoch has five steps; the last one stops at its end, in the evaluation
+        first, steps = training(kind, recorder), iter(range(100))
+
+        def check(stop: int = stop, steps: Iterator[int] = steps) -> None:
+            if next(steps) == stop:
+                raise KeyboardInterrupt
+
+        def evaluated(stop: int = stop) -> Score:
+            if stop == 5:
+                raise KeyboardInterrupt
+            return nothing()
+
+        with pytest.raises(KeyboardInterrupt):
+            first.run_epoch(evaluated, check)
+        assert first.steps_done == stop and first.epoch == 0
+        saved = deepcopy(first.snapshot())
+        torch.manual_seed(99)
+        second = training(kind, recorder)
+        second.restore(saved)
+        assert_same(finish(second), whole)

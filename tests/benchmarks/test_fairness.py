@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.analysis.comparison import compare
 from benchmarks.analysis.fairness import UnfairComparisonError, budget, check_comparable, level_name, setup_level
+from benchmarks.records.origins import origins_of
 from benchmarks.records.record import Record
+from benchmarks.reporting.comparison_table import comparison_sheet, notes, to_text, warning
+from benchmarks.reporting.table_files import sheet_latex, sheet_markdown
 from tests.benchmarks.synthetic import experiment, records_of
 
 RECORDS = records_of(experiment(methods=("oicsr-gl", "gl-out"), macs_kept=(0.5,)))
@@ -59,3 +63,55 @@ def test_mixed_profiles_devices_and_values_are_refused() -> None:
     ):
         with pytest.raises(UnfairComparisonError, match=message):
             check_comparable([odd, *rest])
+
+
+def test_versions_of_the_protocol_are_never_mixed() -> None:
+    first, *rest = RECORDS
+    with pytest.raises(UnfairComparisonError, match="different protocol version: 1, 2"):
+        check_comparable([replace(first, protocol=1), *rest])
+    older = records_of(experiment(methods=("oicsr-gl", "none"), macs_kept=(0.5,)), protocol=1)
+    [found] = compare([*older, *RECORDS])
+    assert found.protocol == 2 and found.superseded == len(older) and found.records == tuple(RECORDS)
+    assert "Left out: 6 records of an older protocol." in notes(found)
+    [old] = compare(older)
+    assert not old.current and warning(old).startswith("Records of protocol 1")
+
+
+def test_devices_and_precisions_may_differ_between_seeds_but_not_within_one() -> None:
+    def other(record: Record) -> Record:
+        elsewhere = {**record.provenance, "device_type": "cpu", "device": "another"}
+        return replace(record, provenance=elsewhere, config={**record.config, "precision": "bfloat16"})
+
+    mixed = [other(record) if record.seed == 0 else record for record in RECORDS]
+    assert check_comparable(mixed) == "S4.2"
+    assert "devices cpu (another), cuda (a device); bfloat16 and float32" in origins_of(mixed).text
+    first, *rest = RECORDS
+    for odd, message in (
+        (replace(first, provenance={"device_type": "cpu"}), "device type within seed 0"),
+        (replace(first, config={**first.config, "precision": "bfloat16"}), "precision within seed 0"),
+    ):
+        with pytest.raises(UnfairComparisonError, match=message):
+            check_comparable([odd, *rest])
+
+
+def test_tables_say_where_their_rows_come_from() -> None:
+    versions = {"torch": "2.9.0", "numpy": "2.0"}
+    own = {"device_type": "cpu", "device": "a CPU", "commit": "0123456789", "dirty": True, "versions": versions}
+    records = [replace(record, provenance=own) for record in RECORDS]
+    assert origins_of(records).text == (
+        "Origin of the rows: protocol 2; commit 01234567+; torch 2.9.0; device cpu (a CPU); float32."
+    )
+    assert origins_of(records).text in notes(compare(records)[0])
+    nothing = origins_of([replace(record, provenance={}) for record in RECORDS]).text
+    assert "commit not recorded; versions not recorded; device not recorded" in nothing
+
+
+def test_untuned_strengths_are_the_first_line_everywhere() -> None:
+    [found] = compare(records_of(experiment(methods=("oicsr-gl", "none")), tuned=False))
+    first = "Strengths not tuned, no comparison can rest on them: OICSR-GL."
+    sheet = comparison_sheet(found, "t")
+    assert to_text(found).splitlines()[0] == first
+    assert sheet_markdown(sheet).splitlines()[0] == f"**{first}**"
+    assert sheet_latex(sheet).splitlines()[0] == f"% {first}"
+    [tuned] = compare(records_of(experiment(methods=("oicsr-gl", "none"))))
+    assert warning(tuned) == "" and to_text(tuned).startswith("Method")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.faults import injections as faults
 from benchmarks.faults.arena import TINY, Arena, Tally
 from benchmarks.faults.injections import damage, to_json
+from benchmarks.faults.versions import check_out, older_commit
 from benchmarks.reporting.reliability import reliability_section
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -54,6 +56,40 @@ def test_killed_worker(arena: Arena) -> None:
 @pytest.mark.slow
 def test_jumping_clock(arena: Arena) -> None:
     assert outcome(faults.jumping_clock(arena, 1)) == ([], 1, 1)
+
+
+def test_stops(arena: Arena) -> None:
+    assert outcome(faults.stops(arena, 1)) == ([], 1, 1)
+
+
+def test_frozen_owners(arena: Arena) -> None:
+    assert outcome(faults.frozen_owners(arena, 2)) == ([], 2, 2)
+
+
+def test_two_versions(arena: Arena, tmp_path: Path) -> None:
+    commit = older_commit()
+    if commit is None:
+        pytest.skip("no older version with the same results is in this checkout's history")
+    assert outcome(faults.two_versions(arena, 1, check_out(commit, tmp_path))) == ([], 1, 1)
+
+
+def test_the_older_version_has_the_same_results(tmp_path: Path) -> None:
+    def commit(subject: str) -> str:
+        identity = ("-c", "user.name=n", "-c", "user.email=n@example.com", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *identity, "-C", tmp_path, "commit", "-q", "--allow-empty", "-m", subject], check=True)
+        found = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    assert older_commit(tmp_path) is None
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    first = commit("Begin")
+    assert older_commit(tmp_path) is None
+    commit("Go on")
+    assert older_commit(tmp_path) == first
+    moved = commit("results-affecting: Move a number")
+    assert older_commit(tmp_path) is None  # what came before has other results
+    commit("Go on")
+    assert older_commit(tmp_path) == moved
 
 
 def test_kills(arena: Arena) -> None:

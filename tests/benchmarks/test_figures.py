@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks.analysis.comparison import MAIN_METHODS, compare
+from benchmarks.analysis.comparison import DRAWN_METHODS, MAIN_METHODS, compare
 from benchmarks.records.histories import Details
 from benchmarks.reporting import build as report
 from benchmarks.reporting.figures import accuracy, channels, latency, style, training_curves
@@ -43,6 +43,7 @@ def test_every_kind_is_drawn_as_svg_and_png(artefacts: report.Artefacts) -> None
     for path, content in artefacts.items():
         if path.suffix == ".png":
             assert content.startswith(b"\x89PNG") and path.with_suffix(".svg") in artefacts
+            assert artefacts[path.with_suffix(".pdf")].startswith(b"%PDF")
         if path.suffix == ".svg":
             ElementTree.fromstring(content)
             assert b"<dc:date>" not in content
@@ -71,7 +72,8 @@ def saved(figure: Figure) -> style.Files:
     figure.draw_without_rendering()  # the layout is solved at the screen's resolution
     figure.set_layout_engine("none")
     files = {}
-    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+    nobody = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None}), ("pdf", nobody)):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, metadata=metadata)
         files[suffix] = buffer.getvalue()
@@ -92,10 +94,42 @@ def test_no_title_is_wider_than_its_figure(width: float) -> None:
     assert box.y0 >= axes.get_window_extent().y1 and box.y1 <= figure.bbox.y1
 
 
+@pytest.mark.parametrize("width", [2.5, 6.6])
+def test_no_legend_is_wider_than_its_figure(width: float) -> None:
+    with style.style():
+        figure = Figure(figsize=(width, 4), layout="constrained")
+        axes = figure.subplots()
+        for method in DRAWN_METHODS:
+            axes.plot([0, 1], label=style.look_of(method).label[:18])
+        style.legend_below(figure, axes)
+        style.render(figure)
+        [legend] = figure.legends
+        box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_letters_are_readable_in_a_column_of_a_paper() -> None:
+    column = 3.3  # inches
+    assert style.SMALL * column / style.WIDTH == pytest.approx(6)
+
+
+def test_figures_of_one_seed_say_so() -> None:
+    [one] = compare(records_of(experiment(seeds=(0,))))
+    [three] = compare(records_of(experiment()))
+    assert "one seed only" in style.seeds_text(one) and style.seeds_text(three) == "profile cpu, n = 3 seeds"
+
+
+def test_old_records_show_that_nothing_was_recalibrated() -> None:
+    [old] = compare(records_of(experiment(), protocol=1))
+    assert old.table["recalibrated_top1"].isna().all()
+    assert accuracy.accuracy_against_macs(old, "t").keys() == {"svg", "png", "pdf"}
+
+
 def test_main_methods_look_different() -> None:
     looks = [style.look_of(method) for method in MAIN_METHODS]
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(MAIN_METHODS)
-    assert style.look_of("fpgm").colour == style.OTHERS and looks[0].ours
+    assert style.look_of("fpgm") == style.look_of("fpgm") and style.look_of("fpgm").colour in style.MORE_COLOURS
+    assert looks[0].ours and not style.look_of("oicsr-gl-norm").ours
 
 
 def test_without_data_nothing_is_drawn() -> None:

@@ -39,6 +39,12 @@ def test_record_is_added_with_its_history_and_found_the_second_time(tmp_path: Pa
     assert again.present == [CELL.label] and not again.added and not again.refused
 
 
+def test_records_of_an_older_protocol_do_not_keep_newer_ones_out(tmp_path: Path) -> None:
+    put(tmp_path / "results", fake_record(small_cell("gl-out"), protocol=1))
+    put(tmp_path / "elsewhere", fake_record(CELL))
+    assert bring(tmp_path).added == [CELL.label]
+
+
 def test_times_and_machines_may_differ(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", fake_record(CELL, timing={"dense_seconds": 99.0}, provenance={"device": "another"}))
     put(tmp_path / "results", fake_record(CELL))

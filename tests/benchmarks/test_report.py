@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,24 @@ def test_check_finds_a_changed_byte_a_missing_and_a_stray_file(
 def test_results_page_labels_quick_runs_failures_and_what_is_not_run(
     fixture_folder: Path, artefacts: report.Artefacts
 ) -> None:
-    page = artefacts[fixture_folder / "RESULTS.md"].decode()
-    assert "Quick run: it shows that the pipeline works. No verdict rests on it." in page
-    assert "`failing/cpu-oicsr-gl-keep50-seed0`: training diverged" in page
-    assert "## Not run" in page and "## Checklist of Blalock et al. 2020" in page and "Not run: " in page
-    for line in page.splitlines():
-        if line.startswith("![") and "](" in line:
-            assert fixture_folder / line.split("](")[1].rstrip(")") in artefacts
+    pages = {path: content.decode() for path, content in artefacts.items() if path.suffix == ".md"}
+    demo, checks = (pages[fixture_folder / name] for name in ("experiments/demo.md", "checks.md"))
+    assert "Quick run: it shows that the pipeline works. No verdict rests on it." in demo
+    assert "`failing/cpu-oicsr-gl-keep50-seed0`: training diverged" in checks
+    assert "## Not run" in checks and "## Checklist of Blalock et al. 2020" in checks
+    assert len(pages[fixture_folder / "RESULTS.md"].splitlines()) < 70  # a screen
+
+
+def test_every_link_of_every_page_leads_somewhere(fixture_folder: Path, artefacts: report.Artefacts) -> None:
+    targets = {path.resolve() for path in artefacts}
+    found = 0
+    for path, content in artefacts.items():
+        if path.suffix == ".md" and path.parent.name != "tables":
+            for target in re.findall(r"\]\(([^)#:]+)\)", content.decode()):
+                elsewhere = target.startswith("perf/") or target.endswith("../RESULTS.md")  # the published folder's
+                assert elsewhere or (path.parent / target).resolve() in targets, f"{path}: {target}"
+                found += 1
+    assert found > 20
 
 
 def test_published_results_write_the_readme(fixture_folder: Path, tmp_path: Path) -> None:
@@ -58,9 +70,10 @@ def test_published_results_write_the_readme(fixture_folder: Path, tmp_path: Path
     text = artefacts[readme].decode()
     block = text.split(pages.BEGIN)[1].split(pages.END)[0]
     assert text.startswith("# Name\n") and text.endswith("\n\nMore.\n")
-    assert "**Verdicts on" in block and "Profile quick says nothing about the claim" in block
+    assert "**No verdicts yet**" in block and "Profile quick says nothing about the claim" in block
     assert block.count("![") == 1 and len(block.strip().splitlines()) < 25
-    assert "(results/figures/demo-quick.png)" in artefacts[tmp_path / "RESULTS.md"].decode()
+    assert "(results/experiments/demo.md)" in artefacts[tmp_path / "RESULTS.md"].decode()
+    assert "(../figures/demo-quick.png)" in artefacts[results / "experiments" / "demo.md"].decode()
 
 
 def test_coverage_is_stated_as_its_rows_say(tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_pages_without_markers_are_refused(page: str) -> None:
 def test_an_empty_folder_gives_a_page_that_says_not_run(tmp_path: Path) -> None:
     artefacts = report.build(tmp_path)
     page = artefacts[tmp_path / "RESULTS.md"].decode()
-    assert "16 not run" in page and "from the 0 records" in page
+    assert "None of 41 claims carries a verdict yet." in page and "from the 0 records" in page
 
 
 def write_plainly(results: Path, record: Record) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.analysis.claims import CLAIMS
-from benchmarks.analysis.verdicts import strata_of
+from benchmarks.analysis.strata import rows_of, strata_of
 from benchmarks.models import MODELS
 from benchmarks.records.histories import Details
 from benchmarks.running.run import run_cell
@@ -63,6 +63,6 @@ def test_dropout_is_the_same_whether_or_not_earlier_stages_were_found(
 def test_a_target_at_the_bound_of_a_claim_belongs_to_it(bound: float, targets: set[float]) -> None:
     records = records_of(experiment(macs_kept=(0.7, 0.5, 0.3)))
     claim = replace(next(c for c in CLAIMS if c.id == "1"), highest_macs_kept=bound)
-    [stratum] = strata_of(claim, records, Details(Path("nowhere")))
+    [[stratum]] = strata_of(claim, rows_of(records), Details(Path("nowhere"))).values()
     seen = {float(run.split("keep")[1].split("-")[0]) / 100 for run in stratum.runs}
     assert seen == targets

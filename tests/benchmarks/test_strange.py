@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import cli
 from benchmarks.config import run_name
+from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, parse_record, read_record, stamped, write_record
 from benchmarks.records.rows import history_csv
 from benchmarks.reporting import build as report
@@ -118,8 +119,9 @@ def test_report_names_and_leaves_out_one_strange_record(
         assert cli.main(["report", "--results", str(tmp_path / "mixed"), *more]) == 1
         shown = capsys.readouterr().err
         assert f"left out: {path}" in shown and reason in shown and shown.count("left out") == 1
-    page = (tmp_path / "mixed" / "RESULTS.md").read_text()
+    page = (tmp_path / "mixed" / "checks.md").read_text()
     assert "Records that are left out" in page and f"runs/small/{record.run_id}" in page
+    assert "**1 record is left out** ([why](checks.md))" in (tmp_path / "mixed" / "RESULTS.md").read_text()
     for name in ("small-quick.md", "small-quick.csv"):
         tables = [(tmp_path / folder / "tables" / name).read_bytes() for folder in ("good", "mixed")]
         assert tables[0] == tables[1]
@@ -145,10 +147,10 @@ def test_merge_refuses_a_record_whose_parts_are_those_of_another_method(
 
 def test_merge_refuses_what_could_not_stand_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path / "results", fake_record(small_cell()))
-    put(tmp_path / "elsewhere", fake_record(small_cell(seed=1), provenance={"device_type": "cuda"}))
+    put(tmp_path / "elsewhere", fake_record(small_cell("gl-out"), provenance={"device_type": "cuda"}))
     assert cli.main(["merge", str(tmp_path / "elsewhere"), "--results", str(tmp_path / "results")]) == 1
     shown = capsys.readouterr().err
-    assert "cannot be compared with" in shown and "different device type: cpu, cuda" in shown
+    assert "cannot be compared with" in shown and "different device type within seed 0: cpu, cuda" in shown
     assert cli.main(["report", "--results", str(tmp_path / "results")]) == 0
 
 
@@ -211,4 +213,11 @@ def test_other_strange_files_of_a_results_folder_are_named(
 def test_nothing_strange_is_left_out_of_a_plain_folder(tmp_path: Path) -> None:
     path = write_record(tmp_path, fake_record(small_cell()), fake_history())
     assert gather(tmp_path).left_out == {} and read_record(path).complete
-    assert "left out" not in report.build(tmp_path)[tmp_path / "RESULTS.md"].decode()
+    artefacts = report.build(tmp_path)
+    assert not [page for page in ("RESULTS.md", "checks.md") if b"left out" in artefacts[tmp_path / page]]
+    assert b"Left out" not in artefacts[tmp_path / "experiments" / "small.md"]
+    older = replace(fake_record(small_cell("gl-out"), protocol=1), provenance={"device_type": "cpu"})
+    put(tmp_path, older)
+    assert gather(tmp_path).left_out == {}
+    page = report.build(tmp_path)[tmp_path / "experiments" / "small.md"].decode()
+    assert "Left out: 1 record of an older protocol." in page and find_method("gl-out").title not in page

@@ -24,8 +24,8 @@ class Points:
     def __len__(self) -> int:
         return 4
 
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in torch.randperm(64, generator=generator).split(16):
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in torch.randperm(64, generator=generator).split(16)[start:]:
             yield self.points[index], self.labels[index]
 
 

@@ -51,6 +51,22 @@ def test_numbers_beside_a_tensor_are_no_shape() -> None:
     assert oicsr.count_macs(_Numbers(), (IMAGES, 2.0)) == 0  # type: ignore[arg-type]
 
 
+def test_what_is_no_plan_and_no_model() -> None:
+    model = Chain()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"conv1": [0, 1]})
+    with pytest.raises(TypeError, match=r"model is a PruningPlan.*swapped, the model comes first"):
+        oicsr.remove_channels(plan, model)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"plan is a list; it must be a PruningPlan, from select_channels"):
+        oicsr.remove_channels(model, couplings)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model is a list; it must be a torch\.nn\.Module"):
+        oicsr.GroupLasso(couplings, strength=1.0)(couplings)  # type: ignore[arg-type]
+    scores = oicsr.out_in_energy(model, couplings)
+    for number in (0, 1.5, -2):
+        with pytest.raises(ValueError, match=f"round_to is {number}; it must be a whole number, 1 or more"):
+            oicsr.select_channels(scores, couplings, model, IMAGES, round_to=number)  # type: ignore[arg-type]
+
+
 def test_one_readable_line_each() -> None:
     model = Chain()
     couplings = oicsr.find_couplings(model, IMAGES)

@@ -334,12 +334,12 @@ def test_blame_is_found_by_halving(bad: set[int], together: set[int], expected: 
 
 def test_what_is_kept_differs_between_couplings_of_one_width() -> None:
     couplings = [Coupling(str(i), 64, ()) for i in range(9)]
-    kept, ambiguous = choose_kept(couplings, torch.Generator().manual_seed(0))
-    assert len({len(ids) for ids in kept.values()}) == 9 and not ambiguous
+    kept = choose_kept(couplings, torch.Generator().manual_seed(0))
+    assert len({len(ids) for ids in kept.values()}) == 9
     assert all(8 <= len(ids) <= 16 for ids in kept.values())
-    kept, ambiguous = choose_kept([Coupling(str(i), 3, ()) for i in range(4)], torch.Generator().manual_seed(0))
-    assert ambiguous and {len(ids) for ids in kept.values()} == {2}
-    assert len(choose_kept([Coupling("a", 2, ())], torch.Generator())[0]["a"]) == 1
+    kept = choose_kept([Coupling(str(i), 3, ()) for i in range(4)], torch.Generator().manual_seed(0))
+    assert {len(ids) for ids in kept.values()} == {2}
+    assert len(choose_kept([Coupling("a", 2, ())], torch.Generator())["a"]) == 1
 
 
 def test_trials_leave_no_trace() -> None:
@@ -428,3 +428,62 @@ def test_shapes_that_cannot_be_tried_are_said() -> None:
     model = Between(lambda net, x: x + x.new_tensor([float(x.detach().numel() and 1)]) + torch.ones(1))
     with pytest.warns(oicsr.UntriedWarning, match="does not run on the meta device"):
         oicsr.find_couplings(model, IMAGES, verify="shapes")
+
+
+class InTraining(nn.Module):
+    """Two convolutions; what is between them depends on the number of channels in training mode alone."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(x))
+        return self.two(self.change(x) if self.training else x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x / x.shape[1], lambda x: x * (16 / x.shape[1]) ** 0.5, lambda x: x - x.mean(1, keepdim=True)],
+    ids=["divided by its width", "literal width", "centred"],
+)
+def test_a_width_that_matters_in_training_only_is_found(change: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'one' cannot lose channels: in training mode an output"):
+        assert not oicsr.find_couplings(InTraining(change), torch.randn(2, 3, 8, 8))
+
+
+def test_noise_in_training_mode_costs_no_channels() -> None:
+    torch.manual_seed(0)
+    for change in (torch.rand_like, lambda x: x + torch.randn_like(x), lambda x: functional.dropout2d(x, 0.5)):
+        couplings = oicsr.find_couplings(InTraining(change), torch.randn(2, 3, 8, 8))
+        assert [coupling.name for coupling in couplings] == ["one"]
+
+
+def test_large_images_are_thinned_out_in_training_mode_where_the_network_takes_that() -> None:
+    seen = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(x.shape[-1])
+        return x
+
+    images = torch.randn(2, 3, 128, 128)
+    couplings = oicsr.find_couplings(InTraining(note), images)
+    assert [coupling.name for coupling in couplings] == ["one"] and set(seen) == {32}
+
+    def insist(x: Tensor) -> Tensor:
+        if x.shape[-1] != 128:
+            raise RuntimeError("only 128 pixels a side")
+        return note(x)
+
+    assert [coupling.name for coupling in oicsr.find_couplings(InTraining(insist), images)] == ["one"]
+    assert set(seen) == {32, 128}
+
+
+def test_nothing_to_compare_is_said() -> None:
+    with pytest.warns(oicsr.UntriedWarning, match="its outputs are empty on the example inputs"):
+        oicsr.find_couplings(Chain(), IMAGES[:0])
+    with pytest.warns(oicsr.UntriedWarning, match="it is on the meta device, which holds no numbers"):
+        couplings = oicsr.find_couplings(Chain().to("meta"), IMAGES.to("meta"))
+    assert [coupling.name for coupling in couplings] == ["conv1", "conv2"]

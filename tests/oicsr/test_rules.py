@@ -469,3 +469,69 @@ def test_a_split_that_does_not_fit_is_left(kind: str, reason: str) -> None:
         couplings = oicsr.find_couplings(Split(kind), inputs())
     assert "one" not in {c.name for c in couplings} or kind == "gated"
     assert "gate" not in {c.name for c in couplings}
+
+
+class Halves(nn.Module):
+    """A table of rows and one of columns, each for half of the channels, as in DETR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1)
+        self.rows, self.columns = nn.Embedding(4, 8), nn.Embedding(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.columns.weight[None].expand(4, -1, -1)
+        rows = self.rows.weight[:, None].expand(-1, 4, -1)
+        return self.two(torch.relu(self.one(x) + torch.cat([columns, rows], -1).permute(2, 0, 1)))
+
+
+def test_tables_of_rows_and_columns_follow_the_channels() -> None:
+    torch.manual_seed(0)
+    (one,) = oicsr.find_couplings(Halves(), inputs())
+    assert (one.name, one.num_channels) == ("one", 14)  # each table keeps a column
+    members = {member.axis: member.channels.tolist() for member in one.members}
+    kept = [*members["columns.weight", 1], *members["rows.weight", 1]]
+    assert kept == members["one.weight", 0] and sorted(kept) == [-1, -1, *range(14)]
+
+
+class Blur(nn.Module):
+    """A fixed depthwise kernel between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+        self.register_buffer("kernel", torch.rand(8, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        blurred = functional.conv2d(self.one(x), self.kernel, padding=1, groups=self.kernel.shape[0])
+        return self.two(torch.relu(blurred))
+
+
+def test_the_kernel_of_a_blur_follows_without_energy() -> None:
+    model = Blur()
+    couplings = oicsr.find_couplings(model, inputs())
+    assert [coupling.name for coupling in couplings] == ["one"]
+    assert any(member.parameter == "kernel" and not member.counts for member in couplings[0].members)
+    (energy,) = oicsr.channel_energy(model, couplings)
+    expected = model.one.weight.square().sum((1, 2, 3)) + model.two.weight.square().sum((0, 2, 3))
+    assert torch.allclose(energy, expected)
+    assert oicsr.count_macs(model, inputs()) == 16 * (8 * 3 + 8 * 9 + 5 * 8)
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, {"one": [0, 1]}))
+    assert oicsr.count_macs(small, inputs()) == 16 * (2 * 3 + 2 * 9 + 5 * 2)
+
+
+class OverChannels(nn.Module):
+    """A convolution that slides over the channels' means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.slide = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.two(x * torch.sigmoid(self.slide(x.mean((2, 3)).unsqueeze(1)).squeeze(1))[:, :, None, None])
+
+
+def test_channels_stay_never_without_a_word() -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="gives values that cannot follow the channels"):
+        assert not oicsr.find_couplings(OverChannels(), inputs())

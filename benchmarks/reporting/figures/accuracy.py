@@ -1,90 +1,108 @@
-"""Figures from records: SVG and PNG, the same bytes every time, told apart without colour.
-
-A method of the paper's comparison has the same colour, marker and line in every figure; the others are drawn grey
-together, and by name in the figure of all methods.
-"""
+"""Accuracy figures from records: before fine-tuning, recalibrated and after it, with 95 % intervals over seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.analysis.comparison import MAIN_METHODS, Comparison
+from benchmarks.analysis.comparison import AFTER_SURGERY, DRAWN_METHODS, MAIN_METHODS, Comparison
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.figures.style import (
-    BEST_OTHER,
-    OTHERS,
+    DENSE_LINE,
+    LONG_LINE,
+    WIDTH,
     Files,
     Look,
-    _others_label,
+    dodge,
+    drawn_methods,
     headline,
     legend_below,
+    legend_in,
     look_of,
-    main_methods,
     render,
     seeds_text,
     style,
 )
+from benchmarks.reporting.numbers import NOT_RUN
+
+STATE_TITLES = {
+    "pruned": "before fine-tuning",
+    "recalibrated": "recalibrated",
+    "finetuned": "after fine-tuning",
+}
+
+STATE_MARKERS: dict[str, Any] = {
+    "pruned": {"marker": "D", "markerfacecolor": "white"},
+    "recalibrated": {"marker": "^", "markerfacecolor": "white"},
+    "finetuned": {"marker": "o"},
+}
+
+LABEL = 10  # points; of the many names in the figure of all methods, which fills a page
 
 
 def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
-    """Draw accuracy against MACs, before and after fine-tuning, with 95 % intervals over seeds."""
+    """Draw accuracy against MACs in the three states after surgery, one panel each."""
     if len(comparison.targets) == 1:
         return all_methods(comparison, title)
     with style():
-        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for axes, state, name in zip(panels, ("pruned", "finetuned"), ("before", "after"), strict=True):
-            axes.set_title(f"{name} fine-tuning", fontsize=9)
+        figure = Figure(figsize=(WIDTH, 6.9), layout="constrained")
+        panels = figure.subplots(2, 2).ravel()
+        for axes, state in zip(panels, AFTER_SURGERY, strict=False):
+            axes.set_title(STATE_TITLES[state])
             _curves(axes, comparison, state)
-            axes.set_xlabel("MACs kept (% of the dense network's)")
+            axes.set_xlabel("MACs kept (%)")
+            axes.set_ylabel("test top-1 (%)")
             axes.set_xticks([100 * t for t in comparison.targets], [f"{100 * t:.3g}" for t in comparison.targets])
             axes.invert_xaxis()
-        panels[0].set_ylabel("test top-1 (%)")
-        legend_below(figure, panels[0])
-        headline(figure, f"{title} · {seeds_text(comparison)}")
+        legend_in(panels[-1], panels[0])
+        headline(figure, f"{title}\n{seeds_text(comparison)}")
         return render(figure)
 
 
+def _lines(comparison: Comparison) -> list[str]:
+    """Return the methods that are drawn, and the best of the others: a rival that wins must not be left out."""
+    return [*drawn_methods(comparison), *comparison.others[:1]]
+
+
 def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
-    axes.axhline(100 * comparison.dense.mean, color="black", linewidth=0.9, linestyle=(0, (4, 3)), label="dense")
-    for method in main_methods(comparison):
-        _method_line(axes, comparison.table, state, method, look_of(method))
-    others = comparison.others
-    if others:  # the best of them by name: a rival that wins must not drown in grey
-        best = Look(BEST_OTHER, "p", (0, (7, 1)), f"{find_method(others[0]).title} (best of the others)")
-        _method_line(axes, comparison.table, state, others[0], best)
-    low, high = axes.get_ylim()
-    table = comparison.table
-    for position, method in enumerate(others[1:]):
+    table, methods = comparison.table, _lines(comparison)
+    if table[f"{state}_top1"].isna().all():
+        axes.text(0.5, 0.5, NOT_RUN, ha="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        axes.set_xlim(100 * comparison.targets[-1], 100 * comparison.targets[0])
+        return
+    axes.axhline(100 * comparison.dense.mean, label="Dense", **DENSE_LINE)
+    if comparison.dense_long:
+        axes.axhline(100 * comparison.dense_long.mean, label="Dense (all epochs)", **LONG_LINE)
+    span = 100 * (comparison.targets[0] - comparison.targets[-1])
+    for position, method in enumerate(methods):
         rows = table[table["method"] == method].sort_values("macs")
-        label = _others_label(others[1:]) if position == 0 else None
-        axes.plot(_kept(rows), 100 * rows[f"{state}_top1"], color=OTHERS, linewidth=0.8, zorder=1, label=label)
-    if state != "finetuned":  # there, a collapsed rival must not squeeze what differs by tenths
-        low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -3), min(high, 103))  # error bars of few seeds reach beyond what an accuracy can be
+        _method_line(axes, rows, state, look_of(method), dodge(position, len(methods), span))
+    _within_accuracies(axes.get_ylim, axes.set_ylim)
 
 
-def _kept(rows: pd.DataFrame) -> pd.Series:
-    return 100 * rows["macs"] / rows["dense_macs"]
+def _within_accuracies(get: Callable[[], tuple[float, float]], set_: Callable[[float, float], Any]) -> None:
+    """Cut an axis to what an accuracy can be: error bars of few seeds reach beyond."""
+    low, high = get()
+    set_(max(low, -3), min(high, 103))
 
 
-def _method_line(axes: Axes, table: pd.DataFrame, state: str, method: str, look: Look) -> None:
-    rows = table[table["method"] == method].sort_values("macs")
+def _method_line(axes: Axes, rows: pd.DataFrame, state: str, look: Look, aside: float) -> None:
     axes.errorbar(
-        _kept(rows),
+        100 * rows["macs"] / rows["dense_macs"] + aside,
         100 * rows[f"{state}_top1"],
         yerr=_errors(rows[f"{state}_ci95"].tolist()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,
-        markersize=6 if look.ours else 5,
-        linewidth=2.0 if look.ours else 1.3,
+        markersize=6.5 if look.ours else 5.5,
+        linewidth=2.2 if look.ours else 1.4,
         elinewidth=0.9,
         capsize=2.5,
         zorder=4 if look.ours else 3,
@@ -97,58 +115,70 @@ def _errors(half_widths: Sequence[float]) -> list[float] | None:
     return errors if any(errors) else None
 
 
+def every_method(comparison: Comparison, title: str) -> Files | None:
+    """Draw every method by name; None where the figure of accuracy against MACs shows them all."""
+    others = set(comparison.table["method"]) - set(DRAWN_METHODS)
+    return all_methods(comparison, title) if others and len(comparison.targets) > 1 else None
+
+
 def all_methods(comparison: Comparison, title: str) -> Files:
-    """Draw every method by name, one row of panels per state, at every target, the best before fine-tuning on top."""
-    targets = comparison.targets
-    methods = comparison.by_accuracy
+    """Draw every method by name, the best before fine-tuning on top.
+
+    There is a panel per target; of a single target, one per state.
+    """
+    methods, targets = comparison.by_accuracy, comparison.targets
+    single = len(targets) == 1
+    views = [(targets[0], (state,)) for state in AFTER_SURGERY] if single else [(t, AFTER_SURGERY) for t in targets]
     with style():
-        height = 1.6 + 0.21 * len(methods)
-        width = max(7.6, 2.6 + 2.1 * len(targets))
-        figure = Figure(figsize=(width, height), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, max(len(targets), 2), sharey=True))
-        if len(targets) == 1:
-            _dots(panels[0], comparison, targets[0], methods, ("pruned",), "before fine-tuning")
-            _dots(panels[1], comparison, targets[0], methods, ("finetuned",), "after fine-tuning")
-        else:
-            for axes, target in zip(panels, targets, strict=True):
-                _dots(axes, comparison, target, methods, ("pruned", "finetuned"), f"{100 * target:.0f} % of the MACs")
-            legend_below(figure, panels[0])
-        panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=8)
+        figure = Figure(figsize=(WIDTH, 2.3 + 0.22 * len(methods)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(views), sharey=True))
+        for axes, (target, states) in zip(panels, views, strict=True):
+            _dots(axes, comparison, target, methods, states)
+            axes.set_title(_broken(STATE_TITLES[states[0]]) if single else f"{100 * target:.0f} %", fontsize=11)
+            axes.tick_params(axis="x", labelsize=LABEL)
+            axes.set_xlabel("top-1 (%)", fontsize=LABEL)
+        panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=LABEL)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
-        for axes in panels:
-            axes.set_xlabel("test top-1 (%)\ndashed: dense" if axes is panels[0] else "test top-1 (%)", fontsize=8)
-        headline(figure, _single_target_title(comparison, title))
+        if not single:
+            legend_below(figure, panels[0])
+        headline(figure, _all_methods_title(comparison, title))
         return render(figure)
 
 
-def _single_target_title(comparison: Comparison, title: str) -> str:
-    at = f" · {100 * comparison.targets[0]:.0f} % of the MACs" if len(comparison.targets) == 1 else ""
-    return f"{title}{at}\n{seeds_text(comparison)}"
+def _broken(text: str) -> str:
+    return text.replace(" ", "\n", 1)
 
 
-def _dots(
-    axes: Axes, comparison: Comparison, target: float, methods: Sequence[str], states: Sequence[str], name: str
-) -> None:
-    axes.set_title(name, fontsize=9)
-    axes.axvline(100 * comparison.dense.mean, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
+def _all_methods_title(comparison: Comparison, title: str) -> str:
+    targets = comparison.targets
+    at = f"at {100 * targets[0]:.0f} % of the MACs" if len(targets) == 1 else "by share of the MACs"
+    return f"{title}, {at}\n{seeds_text(comparison)}; dashed: dense"
+
+
+def _dots(axes: Axes, comparison: Comparison, target: float, methods: Sequence[str], states: Sequence[str]) -> None:
+    axes.axvline(100 * comparison.dense.mean, **DENSE_LINE)
     table = comparison.table[comparison.table["macs_kept"] == target].set_index("method")
-    for state in states:
-        filled = state == "finetuned"
+    for place, state in enumerate(states):
+        aside = 0.25 * ((len(states) - 1) / 2 - place)
+        first = True
         for position, method in enumerate(methods):
-            if method not in table.index:
+            if method not in table.index or math.isnan(table[f"{state}_top1"][method]):
                 continue
             half = float(table[f"{state}_ci95"][method])
-            ours = method in MAIN_METHODS
             axes.errorbar(
                 100 * float(table[f"{state}_top1"][method]),
-                position,
+                position + aside,
                 xerr=None if math.isnan(half) else 100 * half,
-                marker="o" if filled else "D",
-                color=look_of(method).colour if ours else "#606060",
-                markerfacecolor=None if filled else "white",
+                color=look_of(method).colour if method in MAIN_METHODS else "#505050",
                 markersize=4.5,
-                elinewidth=0.9,
-                capsize=2,
+                elinewidth=0.8,
+                capsize=1.5,
                 linestyle="none",
-                label=f"{'after' if filled else 'before'} fine-tuning" if position == 0 else None,
+                label=STATE_TITLES[state] if first else None,
+                **STATE_MARKERS[state],
             )
+            first = False
+        if first and len(states) == 1:
+            axes.text(0.5, 0.5, NOT_RUN, ha="center", backgroundcolor="white", transform=axes.transAxes)
+            axes.set_xticks([])
+    _within_accuracies(axes.get_xlim, axes.set_xlim)

@@ -18,11 +18,12 @@ from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.records.rows import CURVE_POINTS
 from benchmarks.reporting.figures.style import (
+    WIDTH,
     Files,
+    drawn_methods,
     headline,
     legend_below,
     look_of,
-    main_methods,
     plain_log_axis,
     render,
     seeds_text,
@@ -48,14 +49,14 @@ def channel_energy_curves(comparison: Comparison, title: str, details: Details) 
     if not groups:
         return None
     with style():
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+        figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
+        left, right = figure.subplots(2, 1)
         _cumulative(left, groups)
         drawn = _per_layer(right, groups, details)
         if not drawn:
             right.text(0.5, 0.5, "not run", ha="center", transform=right.transAxes)
         legend_below(figure, left)
-        text = f"{title} · energy of out-in-channels before pruning to {100 * target:.0f} %\n{seeds_text(comparison)}"
+        text = f"{title}: energy of out-in-channels before pruning to {100 * target:.0f} %\n{seeds_text(comparison)}"
         headline(figure, text)
         return render(figure)
 
@@ -67,8 +68,8 @@ def _group(comparison: Comparison, method: str, target: float) -> list[Record]:
 def _cumulative(axes: Axes, groups: dict[str, list[Record]]) -> None:
     shares = 100 * np.linspace(0, 1, CURVE_POINTS)
     dense = [r.structure["dense"]["cumulative"] for group in groups.values() for r in group if "dense" in r.structure]
-    if dense:
-        axes.plot(shares, 100 * np.mean(dense, 0), color="black", linewidth=1.0, linestyle=(0, (4, 3)), label="dense")
+    if dense:  # broad and below the others: a penalty that does nothing leaves the same curve
+        axes.plot(shares, 100 * np.mean(dense, 0), label="Dense", zorder=1.5, color="#A8A8A8", linewidth=5)
     for method, group in groups.items():
         look = look_of(method)
         curve = 100 * np.mean([r.structure["regularized"]["cumulative"] for r in group], 0)
@@ -83,9 +84,9 @@ def _cumulative(axes: Axes, groups: dict[str, list[Record]]) -> None:
             linewidth=1.8 if look.ours else 1.2,
             label=look.label,
         )
-    axes.plot([0, 100], [0, 100], color="#B0B0B0", linewidth=0.7)
+    axes.plot([0, 100], [0, 100], color="#606060", linewidth=0.9, linestyle=":", label="All channels equal")
     axes.set_xlabel("strongest channels (% of a layer's)")
-    axes.set_ylabel("share of the energy (%), mean over layers")
+    axes.set_ylabel("share of the energy (%)\nmean over layers")
 
 
 def _per_layer(axes: Axes, groups: dict[str, list[Record]], details: Details) -> bool:
@@ -107,7 +108,7 @@ def _per_layer(axes: Axes, groups: dict[str, list[Record]], details: Details) ->
         )
         drawn = True
     axes.set_xlabel("layer with prunable channels, in order")
-    axes.set_ylabel(f"channels that hold {100 * SHARE:.0f} % of the energy (%)")
+    axes.set_ylabel(f"channels that hold\n{100 * SHARE:.0f} % of the energy (%)")
     axes.set_ylim(0, 100)
     return drawn
 
@@ -151,15 +152,18 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
     if not panels:
         return None
     with style():
-        figure = Figure(figsize=(2.55 * len(panels) + 0.6, 3.9), layout="constrained")
-        drawn = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
-        for axes, (method, layers) in zip(drawn, panels.items(), strict=True):
+        rows = -(-len(panels) // 2)
+        figure = Figure(figsize=(WIDTH, 1.6 + 2.9 * rows), layout="constrained")
+        drawn = figure.subplots(rows, min(2, len(panels)), squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, (method, layers) in zip(drawn, panels.items(), strict=False):
             _joint(axes, layers, find_method(method).title)
-        drawn[0].set_ylabel("in-energy (layer's mean = 1)")
-        for axes in drawn:
-            axes.set_xlabel("out-energy (layer's mean = 1)", fontsize=8)
+        for axes in drawn[len(panels) :]:
+            axes.set_axis_off()
+        figure.supylabel("in-energy (layer's mean = 1)")
+        for axes in drawn[max(0, len(panels) - 2) : len(panels)]:
+            axes.set_xlabel("out-energy (layer's mean = 1)")
         legend_below(figure, drawn[0])
-        text = f"{title} · both sides of every channel before pruning to {100 * target:.0f} % of the MACs, one seed"
+        text = f"{title}: both sides of every channel before pruning to {100 * target:.0f} % of the MACs, one seed"
         headline(figure, text)
         return render(figure)
 
@@ -178,7 +182,12 @@ def _joint(axes: Axes, layers: dict[str, tuple[Array, Array, NDArray[np.bool_]]]
     for axis in (axes.xaxis, axes.yaxis):
         plain_log_axis(axis)
         axis.set_minor_locator(NullLocator())  # over eight powers of ten they are a grey edge, and half of the time
-    axes.set_title(f"{title}\nrank correlation {rank_correlation(out, inward):.2f}", fontsize=8.5)
+    axes.set_title(f"{_broken(title)}\nrank correlation {rank_correlation(out, inward):.2f}", fontsize=11)
+
+
+def _broken(title: str) -> str:
+    """Break a long title at its first bracket."""
+    return title.replace(" (", "\n(", 1) if len(title) > 30 else title
 
 
 def _relative(values: Array) -> Array:
@@ -197,12 +206,12 @@ def rank_correlation(first: Array, second: Array) -> float:
 def kept_channels(comparison: Comparison, title: str) -> Files | None:
     """Draw the share of channels that each layer keeps at the smallest target, mean over seeds."""
     target = comparison.targets[-1]
-    methods = [method for method in main_methods(comparison) if _group(comparison, method, target)]
+    methods = [method for method in drawn_methods(comparison) if _group(comparison, method, target)]
     if not methods:
         return None
     names = list(_group(comparison, methods[0], target)[0].widths)
     with style():
-        figure = Figure(figsize=(max(6.0, 2.2 + 0.24 * len(names)), 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
         axes = figure.subplots()
         for method in methods:
             look = look_of(method)
@@ -223,6 +232,6 @@ def kept_channels(comparison: Comparison, title: str) -> Files | None:
         axes.set_xlabel("layer with prunable channels, in order")
         axes.set_ylabel("channels kept (%)")
         legend_below(figure, axes)
-        text = f"{title} · channels kept at {100 * target:.0f} % of the MACs\n{seeds_text(comparison)}"
+        text = f"{title}: channels kept at {100 * target:.0f} % of the MACs\n{seeds_text(comparison)}"
         headline(figure, text)
         return render(figure)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.escape import for_figure
-from benchmarks.reporting.figures.style import COLOURS, Files, headline, legend_below, render, style
+from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 
 PROMISED: Any = {"marker": "|", "markersize": 12, "markeredgewidth": 1.6, "linestyle": "none"}
 
@@ -21,7 +21,7 @@ def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | Non
     names = list(dict.fromkeys(row["model"] for row in rows))
     lines = list(dict.fromkeys((row["model"], row["batch"], row["backend"]) for row in rows))
     with style():
-        figure = Figure(figsize=(6.4, 1.5 + 0.27 * len(lines)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.4 + 0.3 * len(lines)), layout="constrained")
         axes = figure.subplots()
         for y, line in enumerate(lines):
             group = [row for row in rows if (row["model"], row["batch"], row["backend"]) == line]
@@ -39,5 +39,5 @@ def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | Non
         axes.set_xlim(left=min(1.0, *(row["x measured"] for row in rows)) - 0.05)
         axes.set_xlabel("speed-up over the dense network")
         legend_below(figure, axes)
-        headline(figure, f"Latency of pruned networks · {device}")
+        headline(figure, f"Latency of pruned networks, {device}")
         return render(figure)

@@ -1,36 +1,80 @@
-"""The looks that all figures share: colours, markers, legends, and how a figure becomes files."""
+"""The looks that all figures share: colours, markers, legends, and how a figure becomes files.
+
+Every figure is as wide as a page's text, and its letters are large enough to be read at half of that: in one of two
+columns of 3.3 inches.
+"""
 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.analysis.comparison import MAIN_METHODS, Comparison
+from benchmarks.analysis.comparison import DRAWN_METHODS, MAIN_METHODS, Comparison
 from benchmarks.escape import for_figure
 from benchmarks.methods.registry import find_method
 
-# Okabe and Ito's palette, told apart in every kind of colour blindness
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+WIDTH = 6.6  # inches
 
-OTHERS, BEST_OTHER = "#C4C4C4", "#7A5C3E"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FONT, SMALL = 13, 12  # points; at half the width six of them are left
 
-LINES: tuple[Any, ...] = ("-", "--", "-.", "-", "--", ":", (0, (1, 1)), (0, (5, 1, 1, 1)))
+# Okabe and Ito's palette, told apart in every kind of colour blindness, and darker and lighter forms of it
+COLOURS = (
+    *("#D55E00", "#8A3B00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"),
+    *("#B8860B", "#5A7D9A", "#F28E5C", "#4FA3D8"),
+)
+
+# of the methods that no figure draws beside many others
+MORE_COLOURS = ("#8C564B", "#9467BD", "#6B8E23", "#17808F", "#C05780", "#4A6FA5", "#A0522D", "#556B2F")
+
+MARKERS = ("o", "P", "s", "^", "D", "v", "X", "*", ".", "h", "p", "<", ">")
+
+MORE_MARKERS = ("d", "8", "H", "|", "_", "x", "+", "1")
+
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (7, 1)),
+    "--",
+    "-.",
+    "-",
+    "--",
+    ":",
+    (0, (1, 1)),
+    (0, (5, 1, 1, 1)),
+    "-",
+    "--",
+    "-",
+    "--",
+)
+
+DENSE_LINE: Any = {"color": "black", "linewidth": 1.2, "linestyle": (0, (4, 3))}
+
+LONG_LINE: Any = {"color": "#606060", "linewidth": 1.0, "linestyle": ":"}
 
 STYLE: Any = {
     "svg.hashsalt": "oicsr",
-    "font.size": 9,
+    "pdf.fonttype": 42,
+    "font.size": FONT,
+    "axes.titlesize": FONT,
+    "figure.labelsize": FONT,
+    "axes.labelsize": FONT,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -63,12 +107,14 @@ class Look:
 
 
 def look_of(method: str) -> Look:
-    """Return how a method is drawn; methods outside the paper's comparison in grey."""
+    """Return how a method is drawn, the same in every figure."""
     title = find_method(method).title
-    if method not in MAIN_METHODS:
-        return Look(OTHERS, "", "-", title)
-    position = MAIN_METHODS.index(method)
-    return Look(COLOURS[position], MARKERS[position], LINES[position], title)
+    if method in MAIN_METHODS:
+        position = MAIN_METHODS.index(method)
+        return Look(COLOURS[position], MARKERS[position], LINES[position], title)
+    chance = zlib.crc32(method.encode())  # of the name alone: a new method changes no other's looks
+    colour = MORE_COLOURS[chance % len(MORE_COLOURS)]
+    return Look(colour, MORE_MARKERS[chance // 8 % len(MORE_MARKERS)], (0, (3, 1, 1, 1)), title)
 
 
 @contextmanager
@@ -80,11 +126,11 @@ def style() -> Iterator[None]:
 
 def headline(figure: Figure, text: str) -> None:
     """Write the title above a figure, in more lines where it is wider than the figure."""
-    figure.suptitle(for_figure(text), fontsize=10, wrap=True)
+    figure.suptitle(for_figure(text), fontsize=FONT, wrap=True)
 
 
 def render(figure: Figure) -> Files:
-    """Return a figure as SVG and PNG, without dates and versions in them.
+    """Return a figure as SVG, PNG and PDF, without dates and versions in them.
 
     Each is drawn once: `savefig` would draw twice, and solve the layout for each format.
     """
@@ -92,12 +138,14 @@ def render(figure: Figure) -> Files:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
-    svg, png = io.BytesIO(), io.BytesIO()
+    svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside the SVG too
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     figure.set_dpi(mpl.rcParams["savefig.dpi"])  # print_svg leaves its own behind
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    return {"svg": svg.getvalue(), "png": png.getvalue()}
+    nobody = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata=nobody)  # type: ignore[no-untyped-call]
+    return {"svg": svg.getvalue(), "png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
 def seeds_text(comparison: Comparison) -> str:
@@ -105,13 +153,14 @@ def seeds_text(comparison: Comparison) -> str:
     low, high = int(comparison.table["n"].min()), int(comparison.table["n"].max())
     count = str(low) if low == high else f"{low} to {high}"
     quick = ", says nothing about the claim" if comparison.profile == "quick" else ""
-    return f"profile {comparison.profile}{quick}, n = {count} {'seed' if high == 1 else 'seeds'}"
+    seeds = "one seed only: its spread is not known" if high == 1 else f"n = {count} seeds"
+    return f"profile {comparison.profile}{quick}, {seeds}"
 
 
-def main_methods(comparison: Comparison) -> list[str]:
-    """Return the methods of the paper's comparison that were run, in their order."""
+def drawn_methods(comparison: Comparison) -> list[str]:
+    """Return the methods that figures draw as lines and that were run, in their order."""
     there = set(comparison.table["method"])
-    return [method for method in MAIN_METHODS if method in there]
+    return [method for method in DRAWN_METHODS if method in there]
 
 
 def plain_log_axis(axis: Axis) -> None:
@@ -121,11 +170,28 @@ def plain_log_axis(axis: Axis) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Put one legend for all panels below them, where it covers no data."""
+    """Put one legend for all panels below them, in as many columns as the figure is wide enough for."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(LEGEND_COLUMNS, len(labels))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+    for columns in range(min(LEGEND_COLUMNS, len(labels)), 0, -1):
+        legend = _legend(figure, handles, labels, columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
-def _others_label(others: Sequence[str]) -> str:
-    return find_method(others[0]).title if len(others) == 1 else f"{len(others)} other methods"
+def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int) -> Legend:
+    return figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2
+    )
+
+
+def legend_in(panel: Axes, axes: Axes) -> None:
+    """Put the legend of other axes into an empty panel."""
+    panel.set_axis_off()
+    handles, labels = axes.get_legend_handles_labels()
+    panel.legend(handles, labels, loc="center", handlelength=2.2, labelspacing=0.35, borderaxespad=0)
+
+
+def dodge(position: int, count: int, span: float) -> float:
+    """Return how far the points of one method of `count` are moved aside: no error bar covers another."""
+    return (position - (count - 1) / 2) * 0.007 * span

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,77 +11,99 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from benchmarks.analysis.comparison import MAIN_METHODS, Comparison
+from benchmarks.analysis.comparison import Comparison, rank
 from benchmarks.analysis.statistics import summarize
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import Tries
 from benchmarks.reporting.figures.style import (
+    SMALL,
+    WIDTH,
     Files,
     Look,
-    _others_label,
+    dodge,
+    drawn_methods,
     headline,
     legend_below,
     look_of,
-    main_methods,
     plain_log_axis,
     render,
     seeds_text,
     style,
 )
 
-NAMED_OTHERS = 4
+TARGET_COLOURS = ("#440154", "#31688E", "#35B779", "#B8A000")  # of the viridis map, the mildest target first
+
+TARGET_MARKERS = ("o", "s", "^", "D")
+
+ACROSS = 3  # small panels side by side
+
+MARKED_EPOCHS = 10  # points with error bars on a curve, at most
+
+Curves = dict[tuple[float, str], list[list[float]]]
 
 
 def finetuning_curves(comparison: Comparison, title: str, details: Details) -> Files | None:
     """Draw validation accuracy along fine-tuning, mean over seeds with its range; None without histories."""
-    targets = comparison.targets
-    curves = {
+    targets, methods = comparison.targets, drawn_methods(comparison)
+    curves: Curves = {
         (target, method): [
             curve
             for record in comparison.records
             if (record.method, record.macs_kept) == (method, target) and (curve := details.finetuning(record))
         ]
         for target in targets
-        for method in main_methods(comparison)
+        for method in methods
     }
     if not any(curves.values()):
         return None
     with style():
-        figure = Figure(figsize=(max(5.2, 2.7 * len(targets) + 0.6), 3.9), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(targets), sharey=True))
-        for axes, target in zip(panels, targets, strict=True):
-            axes.set_title(f"{100 * target:.0f} % of the MACs", fontsize=9)
-            for method in main_methods(comparison):
-                _band(axes, curves[target, method], look_of(method))
-            axes.set_xlabel("epochs of fine-tuning")
+        rows = math.ceil(len(targets) / 2)
+        figure = Figure(figsize=(WIDTH, 1.8 + 2.6 * rows), layout="constrained")
+        panels = figure.subplots(rows, min(2, len(targets)), squeeze=False, sharex=True).ravel()
+        for axes, target in zip(panels, targets, strict=False):
+            axes.set_title(f"{100 * target:.0f} % of the MACs")
+            for position, method in enumerate(methods):
+                _curve(axes, curves[target, method], look_of(method), position, len(methods))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel("validation top-1 (%)")
+        for axes in panels[len(targets) :]:
+            axes.set_axis_off()
+        for axes in _lowest(panels, len(targets), 2):
+            axes.set_xlabel("epochs of fine-tuning")
+        figure.supylabel("validation top-1 (%)")
         legend_below(figure, panels[0])
-        headline(figure, f"{title} · fine-tuning\n{seeds_text(comparison)}")
+        headline(figure, f"{title}: fine-tuning; bars: range over seeds\n{seeds_text(comparison)}")
         return render(figure)
 
 
-def _band(axes: Axes, curves: Sequence[Sequence[float]], look: Look) -> None:
+def _lowest(panels: Iterable[Axes], used: int, columns: int) -> Sequence[Axes]:
+    """Return the lowest used panel of each column, which carries the label of the horizontal axis."""
+    return list(panels)[max(0, used - columns) : used]
+
+
+def _curve(axes: Axes, curves: Sequence[Sequence[float]], look: Look, position: int, count: int) -> None:
     if not curves:
         return
     values = 100 * np.array(curves)  # (seeds, epochs + 1)
     epochs = np.arange(values.shape[1])
-    every = max(1, len(epochs) // 10)
-    axes.plot(
-        epochs,
-        values.mean(0),
+    every = max(1, math.ceil(len(epochs) / MARKED_EPOCHS))
+    mean = values.mean(0)
+    axes.errorbar(
+        epochs + dodge(position, count, len(epochs) - 1),
+        mean,
+        yerr=np.stack([mean - values.min(0), values.max(0) - mean]) if len(curves) > 1 else None,
+        errorevery=every,
+        markevery=every,
         color=look.colour,
         linestyle=look.line,
         marker=look.marker,
-        markevery=every,
-        markersize=4.5,
-        linewidth=1.8 if look.ours else 1.2,
+        markersize=5,
+        linewidth=2.0 if look.ours else 1.3,
+        elinewidth=0.8,
         zorder=4 if look.ours else 3,
         label=look.label,
     )
-    axes.fill_between(epochs, values.min(0), values.max(0), color=look.colour, alpha=0.12, linewidth=0)
 
 
 def iterations(comparison: Comparison, title: str) -> Files | None:
@@ -89,19 +112,18 @@ def iterations(comparison: Comparison, title: str) -> Files | None:
         return None
     target = comparison.targets[-1]
     with style():
-        figure = Figure(figsize=(6.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
         axes = figure.subplots()
-        for method in main_methods(comparison):
+        for method in drawn_methods(comparison):
             group = [r for r in comparison.records if (r.method, r.macs_kept) == (method, target)]
             if group:
                 _zigzag(axes, group, look_of(method))
         axes.invert_xaxis()
-        axes.set_xlabel("MACs kept (% of the dense network's)")
+        axes.set_xlabel("MACs kept (%)")
         axes.set_ylabel("validation top-1 (%)")
         legend_below(figure, axes)
-        headline(
-            figure, f"{title}\neach removal: a drop, then training with the regulariser · {seeds_text(comparison)}"
-        )
+        text = "each removal: a drop, then training with the regulariser"
+        headline(figure, f"{title}\n{text}\n{seeds_text(comparison)}")
         return render(figure)
 
 
@@ -115,61 +137,77 @@ def _zigzag(axes: Axes, records: Sequence[Record], look: Look) -> None:
         x += [kept, after]
         y += [100 * summarize([r[f"val_top1_{when}"] for r in removals]).mean for when in ("before", "after")]
         kept = after
-    width = 2.0 if look.ours else 1.2
+    width = 2.2 if look.ours else 1.4
     axes.plot(
-        x, y, color=look.colour, marker=look.marker, markersize=4.5, linestyle=look.line, lw=width, label=look.label
+        x, y, color=look.colour, marker=look.marker, markersize=5.5, linestyle=look.line, lw=width, label=look.label
     )
 
 
 def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
-    """Draw validation accuracy before fine-tuning against strength, for every method that was tuned."""
+    """Draw the tuning score against strength: a panel for every method that was tuned, a line for every target."""
     scores: dict[str, dict[str, Tries]] = tuning["scores"]
     targets = sorted({target for found in scores.values() for target in found}, key=float, reverse=True)
     if not targets:
         return None
+    methods = sorted(scores, key=rank)
     with style():
-        figure = Figure(figsize=(max(5.2, 2.7 * len(targets) + 0.6), 3.9), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(targets), sharey=True))
-        for axes, target in zip(panels, targets, strict=True):
-            axes.set_title(f"{100 * float(target):.0f} % of the MACs", fontsize=9)
-            axes.set_xscale("log")
-            plain_log_axis(axes.xaxis)
+        columns = min(ACROSS, len(methods))
+        rows = math.ceil(len(methods) / columns)
+        figure = Figure(figsize=(WIDTH, 2.0 + 1.55 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+        metric = _metric(tuning)
+        for axes, method in zip(panels, methods, strict=False):
+            axes.set_title(_short(find_method(method).title), fontsize=9)
+            _strength_panel(axes, scores[method], targets, tuning["chosen"].get(method, {}), metric)
+        for axes in panels[len(methods) :]:
+            axes.set_axis_off()
+        for axes in _lowest(panels, len(methods), columns):
             axes.set_xlabel("strength λ")
-            _strength_lines(axes, scores, target, tuning["chosen"], named=target == targets[-1])
-            low, high = axes.get_xlim()
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 200 * low else (1,)))
-        panels[0].set_ylabel("validation top-1 (%), before fine-tuning")
+        figure.supylabel("validation loss" if metric == "loss" else "validation top-1 (%)")
         legend_below(figure, panels[0])
-        seeds = len(tuning["seeds"])
-        text = f"{title} · strength search, {seeds} {'seed' if seeds == 1 else 'seeds'}; large marker: chosen"
-        headline(figure, text)
+        networks = len(tuning["seeds"])
+        count = "one network only" if networks == 1 else f"{networks} networks"
+        headline(figure, f"{title}: strength search\nvalidation images, before fine-tuning, {count}; ring: chosen")
         return render(figure)
 
 
-def _strength_lines(
-    axes: Axes, scores: Mapping[str, Any], target: str, chosen: Mapping[str, Mapping[str, float]], *, named: bool
+def _metric(tuning: Mapping[str, Any]) -> str:
+    """Return what strengths were chosen by: the loss, or the accuracy where an old record has no other."""
+    tries = [found for targets in tuning["scores"].values() for tried in targets.values() for found in tried.values()]
+    return "loss" if any(found["loss"] for found in tries) else "top1"
+
+
+def _short(title: str, width: int = 26) -> str:
+    """Break a title that is wider than its panel."""
+    if len(title) <= width:
+        return title
+    at = title.rfind(" ", 0, width + 1)
+    return title[:at] + "\n" + title[at + 1 :] if at > 0 else title
+
+
+def _strength_panel(
+    axes: Axes,
+    tries: Mapping[str, Tries],
+    targets: Sequence[str],
+    chosen: Mapping[str, float | None],
+    metric: str,
 ) -> None:
-    """Draw a panel; `named`: with the names of the grey curves where these are highest, unless there are too many."""
-    others = sorted(name for name in scores if name not in MAIN_METHODS)
-    for method in [name for name in MAIN_METHODS if name in scores] + others:
-        tries = scores[method].get(target, {})
+    scale = 1 if metric == "loss" else 100
+    axes.set_xscale("log")
+    plain_log_axis(axes.xaxis)
+    axes.xaxis.set_major_locator(LogLocator(numticks=4))
+    axes.tick_params(labelsize=SMALL - 2)
+    for position, target in enumerate(targets):
         points = sorted(
-            (float(strength), 100 * summarize(found["top1"]).mean)
-            for strength, found in tries.items()
-            if found["top1"] and None not in found["top1"]
+            (float(strength), scale * summarize(found[metric]).mean)
+            for strength, found in tries.get(target, {}).items()
+            if found[metric] and None not in found[metric]
         )
-        if not points:
-            continue
-        look = look_of(method)
-        main = method in MAIN_METHODS
-        label = look.label if main else (_others_label(others) if method == others[0] else None)
-        x, y = zip(*points, strict=True)
-        width = 1.4 if main else 0.8
-        axes.plot(x, y, color=look.colour, marker=look.marker, markersize=4, linestyle=look.line, lw=width, label=label)
-        best = chosen.get(method, {}).get(target)
-        if main and best is not None and best in x:
-            axes.plot([best], [y[x.index(best)]], color=look.colour, marker=look.marker, markersize=9, linestyle="none")
-        if named and not main and len(others) <= NAMED_OTHERS:
-            peak = max(range(len(y)), key=y.__getitem__)
-            name = find_method(method).title
-            axes.annotate(name, (x[peak], y[peak]), (0, 2), textcoords="offset points", ha="center", fontsize=6)
+        colour = TARGET_COLOURS[position % len(TARGET_COLOURS)]
+        marker = TARGET_MARKERS[position % len(TARGET_MARKERS)]
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(x, y, color=colour, marker=marker, markersize=4, lw=1.3, label=f"{100 * float(target):.0f} %")
+        best = chosen.get(target)
+        if best is not None and best in x:
+            ring: Any = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "linestyle": "none"}
+            axes.plot([best], [y[x.index(best)]], color=colour, **ring)

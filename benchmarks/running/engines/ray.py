@@ -17,7 +17,7 @@ from benchmarks.records.record import with_provenance
 from benchmarks.running.bench import Bench
 from benchmarks.running.engines.contract import Died, Ended, Event, Task, Tell, perform
 from benchmarks.running.engines.driver import ATTEMPTS
-from benchmarks.running.stopping import Control
+from benchmarks.running.stopping import Control, Seldom
 
 POLL = 0.5  # seconds
 
@@ -168,6 +168,6 @@ def _work(
         else:
             mailbox.put.remote(event)
 
-    control = Control(seconds, lambda: bool(ray.get(mailbox.stopping.remote())), expected)
+    control = Control(seconds, Seldom(lambda: bool(ray.get(mailbox.stopping.remote()))), expected)
     perform(bench, task, control, tell)
     return ended[-1]

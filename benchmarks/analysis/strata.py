@@ -1,0 +1,175 @@
+"""The paired differences that a claim rests on: one stratum per network and data set, one value per trained network.
+
+Records become rows, an arm picks its rows, and two arms meet where their keys are equal. Experiments that start from
+the same dense networks are not independent: they are one stratum, in which each dense network has one say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.analysis.claims import MEASURES, Arm, Claim
+from benchmarks.analysis.comparison import is_tuned
+from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
+from benchmarks.config import digest
+from benchmarks.records.histories import Details
+from benchmarks.records.record import Record
+
+DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
+
+METHODS_OWN = "regularizer_weight_decay"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record that carries verdicts, with what it is grouped and paired by.
+
+    Attributes:
+        record: The record.
+        tier: Of its evidence.
+        network: Names the trained dense network that it starts from.
+        place: Its experiment and profile.
+    """
+
+    record: Record
+    tier: str
+    network: str
+    place: str
+
+    @property
+    def run(self) -> str:
+        """Experiment and run."""
+        return f"{self.record.experiment}/{self.record.run_id}"
+
+    def key(self, varies: Sequence[str]) -> tuple[object, ...]:
+        """Return what must be equal in both arms of a claim."""
+        record = self.record
+        if not varies:
+            return self.place, record.macs_kept, self.network
+        equal = {name: value for name, value in record.config.items() if name not in (*varies, METHODS_OWN)}
+        return record.profile, record.macs_kept, self.network, sum(record.epochs.values()), digest(equal)
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """The differences of one network on one data set.
+
+    Attributes:
+        model: The network.
+        dataset: The data.
+        where: Experiments and profiles.
+        by_network: Difference for each trained network, averaged over pairs, targets and experiments.
+        by_target: The same for each experiment and target.
+        runs: The records behind them.
+    """
+
+    model: str
+    dataset: str
+    where: str
+    by_network: dict[str, float]
+    by_target: dict[tuple[str, float], dict[str, float]]
+    runs: tuple[str, ...]
+
+
+def carries_verdicts(record: Record) -> bool:
+    """Return whether verdicts may rest on a record, whatever its tier.
+
+    It must be complete, of the present protocol, not quick, and its strength tuned where it has one.
+    """
+    current = record.protocol == CURRENT_PROTOCOL
+    return record.complete and current and record.profile != "quick" and is_tuned(record)
+
+
+def rows_of(records: Iterable[Record]) -> list[Row]:
+    """Return the records that carry verdicts, each with its tier."""
+    places: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if carries_verdicts(record):
+            places.setdefault((record.experiment, record.profile), []).append(record)
+    found = []
+    for (experiment, profile), group in sorted(places.items()):
+        tier = evidence_of(group).tier
+        if tier is not None:
+            found += [Row(record, tier, _network(record), f"{experiment} ({profile})") for record in group]
+    return found
+
+
+def _network(record: Record) -> str:
+    return f"{digest({name: record.config.get(name) for name in DENSE_DEPENDS_ON}, 8)}-{record.seed}"
+
+
+def strata_of(claim: Claim, rows: Iterable[Row], details: Details) -> dict[str, tuple[Stratum, ...]]:
+    """Return by tier the strata that a claim rests on."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        model, dataset = str(row.record.config.get("model")), str(row.record.config.get("dataset"))
+        if row.record.macs_kept <= claim.highest_macs_kept and claim.model in (None, model):
+            groups.setdefault((row.tier, model, dataset), []).append(row)
+    found: dict[str, tuple[Stratum, ...]] = {}
+    for (tier, model, dataset), group in sorted(groups.items()):
+        stratum = _stratum(claim, model, dataset, group, details)
+        if stratum.by_network:
+            found[tier] = (*found.get(tier, ()), stratum)
+    return found
+
+
+def _stratum(claim: Claim, model: str, dataset: str, rows: Sequence[Row], details: Details) -> Stratum:
+    differences: dict[tuple[str, float], dict[str, list[float]]] = {}
+    met: dict[str, Row] = {}
+    for ours, rival in claim.pairs:
+        for own, other in _meet(rows, ours, rival, claim.varies):
+            value = _difference(claim, own.record, other.record if other else None, details)
+            if value is not None:
+                cell = differences.setdefault((own.place, own.record.macs_kept), {})
+                cell.setdefault(own.network, []).append(value)
+                met |= {row.run: row for row in (own, other) if row is not None}
+    by_target = {
+        key: {network: _mean(values) for network, values in sorted(differences[key].items())}
+        for key in sorted(differences, key=lambda key: (key[0], -key[1]))
+    }
+    return Stratum(
+        model,
+        dataset,
+        "; ".join(sorted({row.place for row in met.values()})),
+        _over_targets(by_target),
+        by_target,
+        tuple(sorted(met)),
+    )
+
+
+def _meet(rows: Sequence[Row], ours: Arm, rival: Arm | None, varies: Sequence[str]) -> list[tuple[Row, Row | None]]:
+    """Return the rows of both arms that have equal keys, or ours alone where there is no rival."""
+    own = [row for row in rows if ours.takes(row.record)]
+    if rival is None:
+        return [(row, None) for row in own]
+    others = {row.key(varies): row for row in rows if rival.takes(row.record)}
+    return [(row, others[key]) for row in own if (key := row.key(varies)) in others]
+
+
+def _difference(claim: Claim, ours: Record, rival: Record | None, details: Details) -> float | None:
+    if rival is not None and claim.same_weights and ours.strength != rival.strength:
+        return None
+    measure = MEASURES[claim.measure]
+    first = measure(ours, details)
+    second = 0.0 if rival is None else measure(rival, details)
+    return None if first is None or second is None else first - second
+
+
+def _over_targets(by_target: Mapping[tuple[str, float], dict[str, float]]) -> dict[str, float]:
+    """Average over the targets of each experiment, then over the experiments that a network takes part in.
+
+    Within an experiment only networks that were run at all of its targets count.
+    """
+    places: dict[str, list[dict[str, float]]] = {}
+    for (place, _), values in by_target.items():
+        places.setdefault(place, []).append(values)
+    found: dict[str, list[float]] = {}
+    for cells in places.values():
+        for network in set.intersection(*(set(values) for values in cells)):
+            found.setdefault(network, []).append(_mean([values[network] for values in cells]))
+    return {network: _mean(values) for network, values in sorted(found.items())}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,48 @@
+"""`sign`: sign records, so that those who merge them can demand it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.commands.options import add_results
+from benchmarks.machine.paths import inside
+from benchmarks.records.record import read_record, runs_folder
+from benchmarks.records.signatures import sign
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="names (default: all that have records)")
+    add_results(parser)
+    parser.add_argument(
+        "--key",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="private SSH key, or the public one of an agent's (no default)",
+    )
+
+
+def command(options: argparse.Namespace) -> int:
+    """Sign every record, verified first, and every saved sweep.
+
+    Raises:
+        RecordError: A record cannot be read, or was changed.
+        ValueError: There are no records, or nothing can be signed with that key.
+    """
+    results: Path = options.results
+    records = sorted(runs_folder(results).glob("*/*/record.json"))
+    sweeps = sorted((results / "sweeps").glob("*.json"))
+    if options.experiments:
+        records = [path for path in records if path.parent.parent.name in options.experiments]
+        sweeps = [path for path in sweeps if path.stem in options.experiments]
+    if not records:
+        raise ValueError(f"there are no records to sign under {runs_folder(results)}")
+    for path in [*records, *sweeps]:
+        inside(results, path.relative_to(results))
+        if path.name == "record.json":
+            read_record(path)
+        sign(path, options.key)
+    print(f"signed: {len(records)} records, {len(sweeps)} sweeps")
+    return 0

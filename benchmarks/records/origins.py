@@ -1,0 +1,80 @@
+"""Where records come from, in words: commits, versions of libraries, devices. Every table says it of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.records.record import Record
+
+NUMBERS = ("torch", "torchvision", "timm", "torch-pruning")  # packages whose version can move a number
+
+SHORT = 8  # digits of a commit
+
+MANY = 6  # of one kind that are listed by name
+
+
+@dataclass(frozen=True)
+class Origins:
+    """What the records of a table were made with; each sorted and without repetition.
+
+    Attributes:
+        protocols: Versions of the protocol.
+        commits: Abbreviated; `+` behind one whose tree had changes that were not committed.
+        versions: By package, those that were installed.
+        devices: Kind and name.
+        precisions: Of the forward and backward pass.
+    """
+
+    protocols: tuple[int, ...]
+    commits: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]]
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """One sentence for the notes of a table."""
+        packages = [f"{package} {' and '.join(found)}" for package, found in self.versions.items()]
+        parts = [
+            f"protocol {' and '.join(map(str, self.protocols))}",
+            f"{_counted(self.commits, 'commit')}",
+            ", ".join(packages) or "versions not recorded",
+            _counted(self.devices, "device"),
+            " and ".join(self.precisions),
+        ]
+        return f"Origin of the rows: {'; '.join(part for part in parts if part)}."
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    if not names:
+        return f"{what} not recorded"
+    listed = ", ".join(names[:MANY]) + (f" and {len(names) - MANY} more" if len(names) > MANY else "")
+    return f"{what}{'' if len(names) == 1 else 's'} {listed}"
+
+
+def origins_of(records: Iterable[Record]) -> Origins:
+    """Return what records were made with, as their provenance says."""
+    records = list(records)
+    sources = [record.provenance for record in records]
+    packages: dict[str, set[str]] = {}
+    for source in sources:
+        for package in NUMBERS:
+            if package in (source.get("versions") or {}):
+                packages.setdefault(package, set()).add(str(source["versions"][package]))
+    return Origins(
+        tuple(sorted({record.protocol for record in records})),
+        tuple(sorted({_commit(source) for source in sources if source.get("commit")})),
+        {package: tuple(sorted(packages[package])) for package in NUMBERS if package in packages},
+        tuple(sorted({_device(source) for source in sources if source.get("device_type")})),
+        tuple(sorted({str(r.config["precision"]) for r in records if r.config.get("precision")})),
+    )
+
+
+def _commit(source: dict[str, Any]) -> str:
+    return str(source["commit"])[:SHORT] + ("+" if source.get("dirty") else "")
+
+
+def _device(source: dict[str, Any]) -> str:
+    return f"{source['device_type']} ({source.get('device') or 'name not recorded'})"

@@ -1,0 +1,59 @@
+"""Predictions of the anatomy: outcomes by hand, both kinds of network apart, equality in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.analysis.predictions import PREDICTIONS, Prediction, outcomes
+from benchmarks.methods.registry import find_method
+from benchmarks.records.histories import Details
+from benchmarks.records.record import Record
+from benchmarks.reporting.anatomy import BEGIN, END, outcome_lines, with_outcomes
+from tests.benchmarks.synthetic import experiment, records_of
+
+MORE = Prediction("A1", "oicsr-gl-norm", "oicsr-gl", "more")
+EQUAL = replace(MORE, kind="equal")
+
+
+def records(model: str, gain: float) -> list[Record]:
+    """Return runs on digits whose recalibrated networks have 0.8, and with the scale more."""
+    made = records_of(experiment("digits", methods=("oicsr-gl", "oicsr-gl-norm"), macs_kept=(0.5,), seeds=range(5)))
+    found = []
+    for record in made:
+        top1 = 0.8 + (gain + 0.0001 * record.seed if record.method == "oicsr-gl-norm" else 0)
+        states = {**record.states, "recalibrated": {**record.states["recalibrated"], "top1": top1}}
+        found.append(replace(record, config={**record.config, "model": model, "dataset": "digits"}, states=states))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gain", "more", "equal"),
+    [(0.05, "supported", "refuted"), (0.0, "refuted", "supported"), (-0.05, "refuted", "refuted")],
+)
+def test_more_and_equal(tmp_path: Path, gain: float, more: str, equal: str) -> None:
+    found = outcomes(records("digits-batchnorm", gain), Details(tmp_path), [MORE, EQUAL])
+    assert [outcome.verdict for outcome in found] == [more, equal]
+    effect = found[0].tested.effect
+    assert effect is not None and effect.mean == pytest.approx(gain + 0.0002)
+
+
+def test_networks_with_and_without_normalisation_are_judged_apart(tmp_path: Path) -> None:
+    both = [MORE, replace(MORE, plain=True)]
+    found = outcomes(records("digits-plain", 0.05), Details(tmp_path), both)
+    assert [outcome.verdict for outcome in found] == ["not run", "supported"]
+
+
+def test_every_prediction_names_methods_that_exist() -> None:
+    assert all(find_method(name).title for p in PREDICTIONS for name in (p.ours, p.rival))
+
+
+def test_outcomes_stand_between_the_markers(tmp_path: Path) -> None:
+    found = outcomes(records("digits-batchnorm", 0.05), Details(tmp_path), [MORE])
+    page = with_outcomes(f"before\n{BEGIN}\nearlier text\n{END}\nafter\n", found)
+    assert page.startswith("before\n") and page.endswith("after\n") and "earlier text" not in page
+    assert "**holds** | +5.02 | " in page and "\n".join(outcome_lines(found)) in page
+    with pytest.raises(ValueError, match="markers"):
+        with_outcomes("no markers", found)

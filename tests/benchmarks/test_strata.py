@@ -1,0 +1,139 @@
+"""Strata: experiments that share networks count once, and their correlation makes no false verdict likelier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.analysis.claims import CLAIMS, Arm, Claim, recovered_after
+from benchmarks.analysis.statistics import paired_effect
+from benchmarks.analysis.strata import rows_of, strata_of
+from benchmarks.analysis.verdicts import judge
+from benchmarks.config import Phase
+from benchmarks.records.histories import Details
+from benchmarks.records.record import Record
+from tests.benchmarks.synthetic import experiment, records_of
+
+NOTHING = Details(Path("nowhere"))
+PAIR = ("oicsr-gl", "gl-out")
+ONE = CLAIMS[0]
+
+
+def study(name: str, **changes: object) -> list[Record]:
+    return records_of(experiment(name, methods=PAIR, macs_kept=(0.5,), **changes))
+
+
+def with_top1(record: Record, top1: float) -> Record:
+    states = {name: {**state, "top1": top1} for name, state in record.states.items()}
+    return replace(record, states={**states, "dense": record.states["dense"]})
+
+
+def planted(records: list[Record], difference: dict[int, float]) -> list[Record]:
+    """Give ours `difference` of its seed more than the rival."""
+    return [with_top1(r, 0.7 + (difference[r.seed] if r.method == PAIR[0] else 0.0)) for r in records]
+
+
+def test_experiments_on_the_same_networks_are_one_stratum() -> None:
+    first = planted(study("first"), {0: 0.01, 1: 0.02, 2: 0.03})
+    second = planted(study("second", max_removed=0.5), {0: 0.03, 1: 0.06, 2: 0.09})
+    [found] = judge([*first, *second], NOTHING, [ONE])
+    [stratum] = found.strata
+    assert list(stratum.by_network.values()) == pytest.approx([0.02, 0.04, 0.06])
+    assert found.n == 3 and stratum.where == "first (cpu); second (cpu)" and len(stratum.runs) == 12
+    assert list(stratum.by_target) == [("first (cpu)", 0.5), ("second (cpu)", 0.5)]
+
+
+def test_other_dense_networks_and_other_models_count_apart() -> None:
+    first = study("first")
+    longer = study("longer", dense=Phase(40, 0.1))
+    [stratum] = strata_of(ONE, rows_of([*first, *longer]), NOTHING)["small"]
+    assert len(stratum.by_network) == 6
+    other = [replace(r, config={**r.config, "model": "resnet20"}) for r in study("other")]
+    found = strata_of(ONE, rows_of([*first, *other]), NOTHING)["small"]
+    assert [(s.model, len(s.by_network)) for s in found] == [("resnet20", 3), ("resnet56", 3)]
+
+
+def test_tiers_are_judged_apart_and_told_together() -> None:
+    small = planted(study("natural"), {0: -0.2, 1: -0.21, 2: -0.19})
+    toy = [
+        replace(r, config={**r.config, "dataset": "digits", "model": "digits-resnet"})
+        for r in planted(study("toys", seeds=tuple(range(5))), dict(enumerate((0.2, 0.21, 0.19, 0.2, 0.2))))
+    ]
+    [found] = judge([*small, *toy], NOTHING, [ONE])
+    assert found.sentence == "holds on digits; does not hold on CIFAR-10"
+    assert found.verdict == "refuted" and found.best.tier == "small" and found.best.lost and found.n == 3
+    assert found.at("toy") is not None and found.at("full") is None
+
+
+def test_only_networks_that_were_run_at_all_targets_count() -> None:
+    records = records_of(experiment(methods=PAIR, macs_kept=(0.5, 0.3)))
+    part = [r for r in records if not (r.seed == 0 and r.macs_kept == 0.3 and r.method == PAIR[1])]
+    [stratum] = strata_of(ONE, rows_of(part), NOTHING)["small"]
+    assert len(stratum.by_network) == 2
+
+
+def test_runs_that_leave_rescaling_out_stand_in_no_claim() -> None:
+    without = [replace(r, config={**r.config, "rescale": "none"}) for r in study("plain")]
+    assert strata_of(ONE, rows_of(without), NOTHING) == {}
+    usual = [replace(r, config={**r.config, "rescale": "dense-norm"}) for r in study("usual")]
+    own = Arm(PAIR[0]), Arm(PAIR[0], rescale="none")
+    effect = Claim("x", "x", "x", "x", (own,), varies=("rescale",))
+    [stratum] = strata_of(effect, rows_of([*usual, *without]), NOTHING)["small"]
+    assert len(stratum.by_network) == 3 and stratum.where == "plain (cpu); usual (cpu)"
+
+
+@pytest.mark.parametrize(
+    ("curve", "epoch"),
+    [
+        ([0.1, 0.5, 0.9, 0.95, 0.95], 3),
+        ([0.95, 0.95, 0.95], 0),
+        ([0.91, 0.37, 0.94, 0.97], 3),  # near the end at first, then destroyed: from then on counts
+        ([0.9, 0.965, 0.975, 0.97], 1),  # above the last value is recovered too
+        ([0.96, 0.97], 0),  # one point is within
+    ],
+)
+def test_recovery_counts_from_then_on_within_one_point(curve: list[float], epoch: int) -> None:
+    assert recovered_after(curve) == epoch
+
+
+SIMULATIONS, SEEDS, SD = 400, 5, 0.01
+
+
+def correlated(templates: list[list[Record]], generator: np.random.Generator, shared: float) -> list[Record]:
+    """Return experiments in which ours is no better; what a network's luck is, it is in every experiment."""
+    luck = math.sqrt(shared) * SD * generator.standard_normal(SEEDS)
+    own = math.sqrt(1 - shared) * SD
+    found: list[Record] = []
+    for records in templates:
+        values = {seed: float(luck[seed] + own * generator.standard_normal()) for seed in range(SEEDS)}
+        found += planted(records, values)
+    return found
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_experiments_that_share_networks_make_no_false_verdict_likelier(shared: float) -> None:
+    names = ("a", "b", "c")
+    caps = (0.9, 0.8, 0.7)
+    templates = [study(name, seeds=tuple(range(SEEDS)), max_removed=cap) for name, cap in zip(names, caps, strict=True)]
+    generator = np.random.default_rng(5)
+    verdicts = [judge(correlated(templates, generator, shared), NOTHING, [ONE])[0] for _ in range(SIMULATIONS)]
+    assert all(verdict.n == SEEDS for verdict in verdicts)
+    covered = [v.effect is not None and v.effect.interval[0] <= 0 <= v.effect.interval[1] for v in verdicts]
+    assert np.mean(covered) >= 0.92
+    assert np.mean([verdict.verdict == "supported" for verdict in verdicts]) <= 0.05
+
+
+def test_strata_of_experiments_would_be_far_too_sure() -> None:
+    """The control: the same luck counted three times covers far less often than it says."""
+    generator = np.random.default_rng(5)
+    covered = []
+    for _ in range(SIMULATIONS):
+        luck = math.sqrt(0.9) * SD * generator.standard_normal(SEEDS)
+        own = math.sqrt(0.1) * SD * generator.standard_normal((3, SEEDS))
+        low, high = paired_effect((luck + own).tolist()).interval
+        covered.append(low <= 0 <= high)
+    assert np.mean(covered) < 0.85

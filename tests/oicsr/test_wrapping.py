@@ -1,0 +1,123 @@
+"""Every function looks into wrapped models, and leaves them as they were."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim.swa_utils import AveragedModel
+
+import oicsr
+from tests.oicsr.networks import Chain, randomize_norms
+
+IMAGES = torch.randn(4, 3, 8, 8)
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+WRAPPERS: dict[str, Wrap] = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "AveragedModel": AveragedModel,
+    "compiled": compiled,
+    "compiled in place": lambda model: (model.compile(backend="eager"), model)[1],  # type: ignore[func-returns-value]
+    "average of compiled": lambda model: AveragedModel(compiled(model)),
+    "compiled DataParallel": lambda model: compiled(nn.DataParallel(model)),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_all_functions_look_into_wrapped_models(kind: str, one_process: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = randomize_norms(Chain())
+    wrapped = WRAPPERS[kind](model)
+    inner = oicsr.unwrap(wrapped)
+    assert type(inner) is Chain and (inner is model or kind.startswith("average") or kind == "AveragedModel")
+    couplings = oicsr.find_couplings(inner, IMAGES)
+    assert [repr(c) for c in oicsr.find_couplings(wrapped, IMAGES)] == [repr(c) for c in couplings]
+    kept = {"conv1": [0, 2, 3], "conv2": [1, 5]}
+    plan = oicsr.PruningPlan.from_kept(couplings, kept)
+
+    def both(function: Callable[[nn.Module], object]) -> None:
+        """Compare what a function gives for the wrapped model and for the model itself."""
+        ours, theirs = function(inner), function(wrapped)
+        assert _equal(ours, theirs), (ours, theirs)
+
+    both(lambda net: oicsr.channel_energy(net, couplings))
+    both(oicsr.GroupLasso(couplings, strength=1e-3))
+    both(lambda net: oicsr.GrOWL(couplings, strength=1e-3)(net))
+    both(lambda net: oicsr.out_in_energy(net, couplings))
+    both(lambda net: oicsr.count_macs(net, IMAGES))
+    both(oicsr.count_params)
+    both(lambda net: str(oicsr.describe(net, couplings, plan, IMAGES)))
+    both(lambda net: list(oicsr.row_norms(net).items()))
+    both(lambda net: oicsr.suggest_strength(net, couplings, learning_rate=0.1, steps=100))
+    both(lambda net: oicsr.weak_energy(net, couplings))
+    both(lambda net: sorted(oicsr.plan_absorption(net, plan, IMAGES).shifts))
+    scores = oicsr.out_in_energy(inner, couplings)
+    both(lambda net: oicsr.select_channels(scores, couplings, net, IMAGES, macs_kept=0.5, tolerance=0.2))
+    both(lambda net: oicsr.remove_channels(net, plan)(IMAGES))
+    with pytest.warns(oicsr.AbsorptionWarning):
+        both(lambda net: oicsr.remove_channels(net, plan, absorb=True, example_inputs=IMAGES)(IMAGES))
+    both(lambda net: oicsr.prune(net, IMAGES, macs_kept=0.6, tolerance=0.2).plan)
+    assert type(oicsr.remove_channels(wrapped, plan)) is Chain
+
+
+def _equal(ours: object, theirs: object) -> bool:
+    if isinstance(ours, Tensor):
+        return torch.allclose(ours, theirs)  # type: ignore[arg-type]
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))  # type: ignore[arg-type]
+    return ours == theirs
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_what_changes_a_model_in_place_changes_the_one_inside(kind: str, one_process: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wrapped = WRAPPERS[kind](randomize_norms(Chain()))
+    inner = oicsr.unwrap(wrapped)
+    twin = Chain()
+    twin.load_state_dict(inner.state_dict())
+    assert oicsr.recalibrate(wrapped, [IMAGES]) is wrapped
+    oicsr.recalibrate(twin, [IMAGES])
+    oicsr.rescale(wrapped, IMAGES, 1.0)
+    oicsr.rescale(twin, IMAGES, 1.0)
+    for proximal in (oicsr.ProximalGroupLasso, oicsr.ProximalGrOWL):
+        for net in (wrapped, twin):
+            proximal(oicsr.find_couplings(net, IMAGES), strength=1e-2).proximal_step(net, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(inner.state_dict().values(), twin.state_dict().values(), strict=True))
+    couplings = oicsr.find_couplings(wrapped, IMAGES)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"conv1": [1]})
+    small = oicsr.remove_channels(wrapped, plan)
+    oicsr.save_pruned(tmp_path / "small.safetensors", WRAPPERS[kind](small), plan)
+    again = oicsr.load_pruned(tmp_path / "small.safetensors", Chain)
+    assert torch.equal(again(IMAGES), small.eval()(IMAGES))
+
+
+def test_a_moving_average_is_pruned_by_the_plan_of_the_model() -> None:
+    model = Chain().eval()
+    average = AveragedModel(model)
+    couplings = oicsr.find_couplings(model, IMAGES)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"conv1": [0, 5], "conv2": [2]})
+    assert torch.equal(oicsr.remove_channels(average, plan).eval()(IMAGES), oicsr.remove_channels(model, plan)(IMAGES))
+
+
+def test_no_wrapper_is_left_alone() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Chain()
+        assert oicsr.unwrap(model) is model
