@@ -1,7 +1,7 @@
 # `make` shows what there is. Every experiment is a target of its name: `make cifar10-resnet56`.
-# Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|cpu|paper,
+# Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|study|cpu|paper,
 # JOBS=N (runs at a time; by default as many as suit), WANDB=online|offline|disabled, ARGS="any other option of
-# python -m benchmarks run". The published records lie in results/.
+# python -m benchmarks run". The published records are in results/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -89,7 +89,7 @@ faults: setup ## kill sweeps, damage their files, fill their disk: what is lost?
 perf: setup ## measure penalty, training, pruning and latency against peers (results/perf)
 	@$(BIN)/python -m benchmarks perf $(ARGS)
 
-gpu: ## with a CUDA device, in 9 minutes: its tests, its speed, missing runs (PARTS="tests perf runs" OUT=DIR PROFILE=paper)
+gpu: ## with a CUDA device, in 9 minutes: GPU tests, speed, missing runs (PARTS="tests perf runs" OUT=DIR PROFILE=paper)
 	@PYTHON=$(PYTHON); test ! -x $(BIN)/python || PYTHON=$(BIN)/python; $$PYTHON -m benchmarks gpu $(PARTS) \
 	  $(if $(OUT),--out $(OUT)) --results $(RESULTS) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)

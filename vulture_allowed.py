@@ -5,6 +5,8 @@ setup_context
 _.num_features
 _.normalized_shape
 _.num_parameters
+_.num_embeddings
+_.embedding_dim
 _.__class__
 
 # fields that are written to files, or read through asdict
@@ -16,27 +18,17 @@ reach
 potential
 signed
 
-# arguments that make a cache notice a changed file
-modified
-
-# of the comparison: nothing calls these any more, remove with the next change of the tables
-_.restricted
-to_latex
-
 # a signal handler's second argument
 frame
 
-# doors for tests: one run without a sweep, one record without a file, a recorder without a GPU
+# doors for tests: one run without a sweep, one record without a file
 run_cell
 tune
 read_records
 parse_record
-Repeater
-_.replayed
 
-# PAPER_CAP is a public name that users pass on; named_layers is called by nothing yet: join or delete
+# a public name that users pass on
 PAPER_CAP
-named_layers
 
 # launched by its name, as a Triton kernel
 square_sums
@@ -56,7 +48,3 @@ val_top1_after
 record_sha256
 history_sha256
 channels_sha256
-
-# escapes of formats, for tables
-for_latex
-for_csv

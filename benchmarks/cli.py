@@ -36,7 +36,7 @@ COMMANDS = {
     "coverage": "test which torchvision and timm networks can be pruned",
     "faults": "kill sweeps, damage their files, fill their disk, and verify that nothing is lost",
     "perf": "measure speed and memory against peers",
-    "gpu": "on a machine with a CUDA device: its tests, its speed, and what is missing of the runs",
+    "gpu": "on a machine with a CUDA device: run the GPU tests, measure speed, do missing runs",
 }
 
 
@@ -84,9 +84,12 @@ def _do(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
+    except FileNotFoundError as error:
+        print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
+        return USAGE
     except OSError as error:
         print(f"python -m benchmarks: {for_terminal(str(error))}; work done so far is safe", file=sys.stderr)
-        return USAGE if isinstance(error, FileNotFoundError) else FAILURE
+        return FAILURE
     except RuntimeError as error:
         if not _is_of_data(error):
             raise

@@ -120,8 +120,8 @@ class Profile:
         grid_scale: Factor on the grid of each regulariser. A penalty acts in proportion to learning rate times steps,
             so short training needs larger strengths.
         grids: Grids that replace those of some regularisers; all of the same length.
-        strengths_of: Experiment whose tuned strengths are taken over instead of this profile's own, for all methods
-            alike; None for those of the experiment.
+        strengths_of: Experiment whose tuned strengths all methods use instead of this profile's own; None for those of
+            the experiment.
     """
 
     dense: Phase
@@ -181,8 +181,8 @@ class Experiment:
         dataset: Key of `benchmarks.datasets.DATASETS`, or `imagefolder:PATH[@SIZE]`.
         profiles: By name: `quick` (minutes on two cores), `cpu` (hours on them), `paper` (a GPU).
         priority: Order in `run --pending`: lower runs sooner.
-        strengths_of: Experiment whose tuned strengths this one takes over, profile by profile; None for its own.
-        weights: That the network starts from: a local file, `"pretrained"` (the hub's), or None (fresh ones).
+        strengths_of: Experiment whose tuned strengths this one uses, profile by profile; None for its own.
+        weights: Initial weights: a local file, `"pretrained"` (the hub's), or None (random).
     """
 
     name: str
@@ -240,12 +240,12 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """How the run is called in messages."""
+        """The run's name in messages."""
         return f"{self.experiment.name}/{self.run_id}"
 
 
 def run_name(profile: str, method: str, macs_kept: float, seed: int) -> str:
-    """Return what a run is called, on disk and in messages."""
+    """Return the name of a run, on disk and in messages."""
     return f"{profile}-{method}-keep{100 * macs_kept:g}-seed{seed}"
 
 

@@ -1,4 +1,4 @@
-"""Texts from files, made fit for the place where they are shown: one function per format.
+"""Escaping of texts from files: one function per output format.
 
 Whatever a record, a sweep or a table from elsewhere holds is text and nothing else: no markup, formula or command.
 HTML is escaped by the template `reporting/assets/report.html`, which escapes everything.
@@ -16,7 +16,7 @@ MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
-# what becomes a link by itself
+# what Markdown readers turn into links
 ADDRESS = re.compile(
     r"(?i)([a-z][a-z0-9+.-]*(?=://)|\b(?:mailto|xmpp|javascript|vbscript|data)(?=:)):|(www)\.|(?<=\S)@(?=\S)"
 )

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 LISTED = 60  # names that fit in a message
+
+NEAR = 0.4  # similarity from which a name is suggested
+
+ALIKE = str.maketrans("oil", "011")  # letters that are typed or read for digits
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the text of an error about an unknown name: the nearest known one, and all of them if they are few."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, names)
+    hint = f" Did you mean {near!r}?" if near else ""
     listed = f"Known: {', '.join(names)}." if len(names) <= LISTED else f"{len(names)} are known."
     return f"there is no {kind} {name!r}.{hint} {listed}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that was probably meant, or None.
+
+    Capitals and look-alikes (O and 0, l and 1) count as the same; of equally near names the one with the longer common
+    beginning is chosen.
+
+    Examples:
+        >>> nearest("resnet2O", ["resnet32", "resnet20"])
+        'resnet20'
+    """
+    typed = _folded(name)
+
+    def order(other: str) -> tuple[float, int]:
+        folded = _folded(other)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(typed, folded, strict=False)))
+        return difflib.SequenceMatcher(None, typed, folded).ratio(), same
+
+    best = max(known, key=order, default=None)
+    return best if best is not None and order(best)[0] >= NEAR else None
+
+
+def _folded(name: str) -> str:
+    return name.casefold().translate(ALIKE)

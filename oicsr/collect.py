@@ -16,6 +16,7 @@ from oicsr.coupling import Coupling, Member
 from oicsr.labels import ChannelSets
 from oicsr.rules import Slot, Tracer, Value
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
+from oicsr.state import indices_on_cpu
 
 SINGLE = "has a single channel"
 STREAM = "is part of a residual stream (scope 'all' prunes it)"
@@ -152,6 +153,7 @@ class ChannelIndex:
         return self.owner[roots], self.number[roots]
 
 
+@indices_on_cpu()
 def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[str, str], ChannelIndex]:
     """Build the couplings from the channel sets, and say which layers' channels stay, and whose every set is.
 

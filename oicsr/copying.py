@@ -205,6 +205,16 @@ def is_part_of_the_model(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
+def hooked_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules with hooks of a user that may change what goes in or comes out."""
+    stores = [name for name in HOOKS if "backward" not in name]
+    return [
+        name
+        for name, module in model.named_modules()
+        if any(not is_part_of_the_model(hook) for store in stores for hook in getattr(module, store, {}).values())
+    ]
+
+
 @contextmanager
 def hooks_off(model: nn.Module) -> Iterator[None]:
     """Take off the users' hooks, of every module and the global ones; they are back on leaving."""

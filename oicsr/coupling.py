@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from oicsr.state import indices_on_cpu
+
 Side = Literal["out", "in", "norm"]
 SIDES: tuple[Side, ...] = ("out", "in", "norm")
 Axis = tuple[str, int]  # a parameter's qualified name and one of its dimensions
@@ -111,6 +113,7 @@ class Coupling:
         return f"Coupling({self.name!r}, {self.num_channels:,} {self.kind}s, {len(self.members)} members)"
 
 
+@indices_on_cpu()
 def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[Axis, Tensor]:
     """Return which slices of each parameter axis stay, as bool `(size of the axis,)`.
 
@@ -127,10 +130,11 @@ def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]
     return slices
 
 
+@indices_on_cpu()
 def channel_mask(coupling: Coupling, kept: Mapping[str, Sequence[int]]) -> Tensor:
     """Return which channels of a coupling stay, as bool `(num_channels,)`."""
     if coupling.name not in kept:
         return torch.ones(coupling.num_channels, dtype=torch.bool)
     mask = torch.zeros(coupling.num_channels, dtype=torch.bool)
-    mask[torch.tensor(list(kept[coupling.name]), dtype=torch.int64)] = True
+    mask[torch.tensor([int(channel) for channel in kept[coupling.name]], dtype=torch.int64)] = True
     return mask

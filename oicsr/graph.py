@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._export.verifier import SpecViolationError
 from torch.export.graph_signature import InputKind
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, mode
@@ -80,6 +81,13 @@ def _free_empty_buffers(twin: nn.Module) -> None:
             object.__setattr__(module, name, None)
 
 
+def _remedy(model: nn.Module) -> str:
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        return f"{scripted[0] or '(root)'!r} is scripted: put the module that it was made of in its place"
+    return "check that the model runs on example_inputs and does not branch on the values of tensors"
+
+
 @torch.no_grad()
 def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.ExportedProgram:
     """Export a network as a function from the tensors in its inputs to those in its outputs, whatever holds them."""
@@ -97,11 +105,10 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         try:
             with redirect_stderr(io.StringIO()):  # where it fails, the exporter prints the whole graph
                 return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
-        except MODEL_ERRORS as error:
+        except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(
                 f"{type(twin).__name__} cannot be traced by torch.export: {type(error).__name__}: "
-                f"{first_line(error)} (check that the model runs on example_inputs and does not branch on the values "
-                "of tensors)"
+                f"{first_line(error)} ({_remedy(twin)})"
             ) from error
         finally:
             if own is None:

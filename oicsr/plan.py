@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -24,6 +26,7 @@ from oicsr.changes import (
     scalings,
 )
 from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_slices
+from oicsr.state import indices_on_cpu
 
 PLAN_FORMAT = "oicsr-plan-1"
 
@@ -67,13 +70,15 @@ class PruningPlan:
 
         Args:
             couplings: The couplings of the model.
-            kept: Coupling name to the channel ids that stay, in any order; a coupling that is not named keeps all.
+            kept: Coupling name to the channel ids that stay, in any order, as integers, a tensor or an array; a
+                coupling that is not named keeps all.
 
         Raises:
-            ValueError: A name is unknown, an id is out of range or given twice, a coupling would lose every channel, or
-                a number on a module would not be whole.
+            ValueError: A name is unknown, an id is no integer, out of range or given twice, a coupling would lose every
+                channel, or a number on a module would not be whole.
         """
         sizes = {coupling.name: coupling.num_channels for coupling in couplings}
+        kept = {name: _integers(name, ids) for name, ids in kept.items()}
         for name, ids in kept.items():
             if name not in sizes:
                 raise ValueError(f"no coupling is called {name!r}; there are {', '.join(map(repr, sizes))}")
@@ -162,6 +167,7 @@ class PruningPlan:
         )
 
 
+@indices_on_cpu()
 def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[Coupling]:
     """Return the couplings of the model that `plan` leaves, without tracing it again.
 
@@ -206,6 +212,18 @@ def _shrink(coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor]) ->
     attributes = tuple(replace(a, value=changed_value(a, left, coupling.num_channels)) for a in coupling.attributes)
     rescaled = tuple(replace(r, slices=positions_left(r, slices)) for r in coupling.rescaled)
     return replace(coupling, num_channels=left, members=members, attributes=attributes, rescaled=rescaled)
+
+
+def _integers(name: str, ids: Iterable[Any]) -> tuple[int, ...]:
+    """Return ids as Python's integers, whatever holds them: a plan is written as JSON."""
+    with suppress(TypeError):
+        values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        if not any(isinstance(value, bool) for value in values):
+            return tuple(operator.index(value) for value in values)
+    raise ValueError(
+        f"coupling {name!r} keeps {str(ids)[:80]}: what is kept must be the ids of channels, integers (of a mask, "
+        "mask.nonzero().flatten())"
+    )
 
 
 def _check_ids(name: str, ids: Sequence[int], size: int) -> None:

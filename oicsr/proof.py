@@ -57,8 +57,9 @@ def prove(
 
     The copy is made in float64; of a network that takes more than 4 GiB so, on a device that knows no float64, or of
     code that fails in it, in the network's own precision, in which only larger differences show (above 1e-3 of the
-    largest output for float32). Of a batch of inputs, two are taken where the network runs with two. Floating inputs
-    that are constant or not finite are replaced by noise. Beyond the copy, no more memory is taken than for the
+    largest output for float32). Of a batch of inputs, the first two are taken, of a large network (4 million values)
+    the first one, where the network runs with so few. Floating inputs that are constant or not finite are replaced by
+    noise. Dropout is off and random numbers are constants. Beyond the copy, no more memory is taken than for the
     channels that go and for a pruned copy.
 
     Args:

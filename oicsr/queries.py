@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from oicsr.coupling import Rescaled
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.registry import aten
+from oicsr.state import indices_on_cpu
 
 VIEWS = frozenset(
     aten(
@@ -30,6 +31,7 @@ class NotLinearError(Exception):
     """A value is no linear function of the rows of layers, or in a form that is not followed."""
 
 
+@indices_on_cpu()
 def rescaled_rows(parameters: Mapping[fx.Node, str], node: fx.Node, power: float) -> tuple[Rescaled, ...] | None:
     """Return the rows of weights and biases by which a value can be multiplied as a whole; None where there are none.
 

@@ -107,7 +107,7 @@ def _advise_scope(
         return []
     if sum(c.num_channels for c in couplings) <= sum(c.num_channels for c in limits.couplings):
         return []
-    wider, scores = Limits.of(couplings, cap, 1, {}), [torch.zeros(c.num_channels) for c in couplings]
+    wider, scores = Limits.of(couplings, cap, 1, {}), [torch.zeros(c.num_channels, device="cpu") for c in couplings]
     target = retarget(Channels(couplings))
     if reaches(wider, scores, target, tolerance):
         return ['couplings found with scope="all"']

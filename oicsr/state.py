@@ -36,3 +36,17 @@ def generators_kept(model: nn.Module) -> Iterator[None]:
     kind = devices[0].type if devices else "cuda"
     with torch.random.fork_rng(devices, device_type=kind):
         yield
+
+
+@contextmanager
+def indices_on_cpu() -> Iterator[None]:
+    """Put tensors that are made without a device on the CPU: channel ids stay there, whatever the default device.
+
+    For code of the library alone: a network's forward makes its tensors on the default device that the user chose.
+    Also a decorator.
+    """
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield

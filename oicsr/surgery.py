@@ -137,6 +137,8 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         _fix_convolution(module, slices)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, _NormBase):
         vector = module.weight if module.weight is not None else module.running_mean
         if vector is not None:

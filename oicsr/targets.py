@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -23,7 +24,7 @@ class Channels:
 
     def __init__(self, couplings: Sequence[Coupling]) -> None:
         self.couplings = tuple(couplings)
-        self.starts: list[int] = torch.tensor([0, *(c.num_channels for c in couplings)]).cumsum(0).tolist()
+        self.starts: list[int] = list(accumulate((c.num_channels for c in couplings), initial=0))
 
     @property
     def total(self) -> int:
@@ -32,7 +33,7 @@ class Channels:
 
     def all_stay(self) -> Tensor:
         """Return that every channel stays, bool `(channels of all couplings,)`."""
-        return torch.ones(self.total, dtype=torch.bool)
+        return torch.ones(self.total, dtype=torch.bool, device="cpu")
 
     def layer_of(self, position: int) -> int:
         """Return the number of the coupling that a channel belongs to."""

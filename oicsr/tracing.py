@@ -15,6 +15,7 @@ from oicsr.arguments import check_call
 from oicsr.attention import Attentions, Granularity, check_granularity, settle_products
 from oicsr.backbone import Part, backbone_call, couplings_of_whole
 from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
+from oicsr.copying import hooked_modules
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
@@ -23,6 +24,7 @@ from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import prove
 from oicsr.rules import Tracer
 from oicsr.shapes import find_moved, find_rigid
+from oicsr.state import indices_on_cpu
 from oicsr.wrapping import unwrap
 
 Scope = Literal["inner", "all"]
@@ -127,7 +129,19 @@ def trace_couplings(
     model = unwrap(model)
     choices = _Choices(scope, named_layers(model, ignore), verify, granularity)
     with _no_garbage_collection():
-        return _trace(model, as_inputs(example_inputs), choices)
+        trace = _trace(model, as_inputs(example_inputs), choices)
+    hooked = hooked_modules(model)
+    if hooked:
+        said = (
+            f"users' hooks do not run while couplings are found, here those of {_some(hooked)}: what a hook changes is "
+            "not followed (write it into forward, or compare the outputs of the pruned network)"
+        )
+        trace = replace(trace, untried=(*trace.untried, said))
+    return trace
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(repr(name or "(root)") for name in names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 @contextmanager
@@ -236,7 +250,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         try:
             graphs.append(export_graph(twin, inputs, training=True))
         except ValueError as error:
-            unused = ", ".join(map(repr, graph.unused[:3])) + (" and others" if len(graph.unused) > 3 else "")
+            unused = _some(graph.unused)
             untried = (f"{error}, in training mode: what only runs there is not followed (it may read {unused})",)
     attentions = Attentions(twin, inputs, choices.granularity)
     while True:
@@ -249,6 +263,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
     return tracer, Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
 
 
+@indices_on_cpu()
 def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices) -> tuple[Tracer, Streams]:
     """Follow the channels through the graphs of a network, with what is known of its attentions."""
     tracer = Tracer(

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, shared
 from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
-from oicsr.state import devices_of, generators_kept
+from oicsr.state import devices_of, generators_kept, indices_on_cpu
 from oicsr.surgery import apply_plan
+from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
 COARSE_TOLERANCE = 5e-2  # in half precision
 TRAINING_TOLERANCE = 1e-7  # statistics of a batch of two magnify rounding from layer to layer
+ROUNDING = 1e-14  # of an output of zeros
+LEAST = 1e6 * ROUNDING  # of the largest output, so that a difference shows
 MAX_BYTES = 4 << 30  # of a copy in float64
 NUDGE = 1e-6  # of each input value, by the tolerance, to see whether training mode magnifies rounding
 ROUNDINGS = 8  # the least nudge, in roundings of an input's precision
@@ -31,21 +32,6 @@ EXAMPLES = 2  # of a batch, where the network runs with so few; one of a large n
 LARGE = 1 << 22  # values of a network of which one example has to do
 THINNED = 128, 4  # images of at least so many pixels a side are thinned out in training mode, and by how much
 FEWEST = 5  # channels that a trial leaves, so that one that mixes neighbours does not pass by chance
-WIDER = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex64: torch.complex128,
-}
-CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
-DROPOUTS = {
-    functional.dropout,
-    functional.dropout1d,
-    functional.dropout2d,
-    functional.dropout3d,
-    functional.alpha_dropout,
-    functional.feature_alpha_dropout,
-}
 
 
 def forms(model: nn.Module, inputs: Inputs) -> Iterator[tuple[torch.dtype | None, Inputs]]:
@@ -70,6 +56,7 @@ class Bench:
         read_of_original: Names of the original's parameters and buffers that the copy was seen to read, and where.
     """
 
+    @indices_on_cpu()
     def __init__(
         self,
         model: nn.Module,
@@ -86,14 +73,14 @@ class Bench:
         self._couplings = couplings
         self._dtype = dtype
         self._seed = seed
-        self._originals = _storages(model)
+        self._originals = storages(model)
         self._model = copy_model(model, self._convert, constants=self._convert).eval()
         generator = torch.Generator().manual_seed(seed)
         _randomize(self._model, generator)
         self._inputs = inputs.map(lambda tensor: _example(self._convert(tensor), generator))
         self._training_inputs = self._inputs
         self._kept = choose_kept(couplings, generator)
-        self._tensors = _named_tensors(self._model)
+        self._tensors = named_tensors(self._model)
         self._only_readers = False  # whether only the weights that read a channel are set to zero
         self._expected: list[Tensor] = []
         self._whole: dict[int, tuple[Tensor, Tensor]] = {}  # tensors with slices at zero, and their own values
@@ -126,7 +113,14 @@ class Bench:
             return "its output holds no tensors"
         if not any(tensor.numel() for tensor in self._expected):
             return "its outputs are empty on the example inputs"
-        return None if _finite(self._expected) else "its outputs are not finite on the example inputs"
+        if not _finite(self._expected):
+            return "its outputs are not finite on the example inputs"
+        numbers = [
+            float(t.abs().max()) for t in self._expected if t.numel() and (t.is_floating_point() or t.is_complex())
+        ]
+        if not numbers:
+            self.untried.append(f"the outputs of {type(self._model).__name__} are whole numbers, in which little shows")
+        return "its outputs are nearly zero on the example inputs" if numbers and max(numbers) < LEAST else None
 
     def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
         """Return what happens where channels of zeros of `couplings` are removed, or None where nothing does."""
@@ -199,6 +193,7 @@ class Bench:
         dtypes = {t.dtype for t in self._tensors.values() if t.is_floating_point()}
         return max((TOLERANCES.get(dtype, COARSE_TOLERANCE) for dtype in dtypes), default=TOLERANCES[torch.float64])
 
+    @indices_on_cpu()
     def _pruned(self, couplings: Sequence[Coupling]) -> nn.Module:
         """Return a pruned copy, which shares the parameters that stay whole; the last one is kept.
 
@@ -222,6 +217,7 @@ class Bench:
         network = copy_model(self._model, shared) if training else self._model
         return self._run(network, training=training, seed=seed, nudge=nudge)
 
+    @indices_on_cpu()
     def _set_to_zero(self, couplings: Sequence[Coupling]) -> None:
         """Put tensors with every slice of the channels that go at zero in the place of the network's."""
         for coupling in couplings:
@@ -262,7 +258,7 @@ class Bench:
         network.train(training)
         inputs = self._training_inputs if training else self._inputs
         inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
-        with _Watch(self._dtype, self._originals, self.read_of_original), _default_dtype(self._dtype):
+        with Watch(self._dtype, self._originals, self.read_of_original), default_dtype(self._dtype):
             outputs = _call_twice(network, inputs) if training else inputs.call(network)
         return [tensor.detach() for tensor in tensors_in(outputs)]
 
@@ -285,6 +281,7 @@ def _with_thinned(inputs: Inputs) -> Iterator[Inputs]:
     yield inputs
 
 
+@indices_on_cpu()
 def _nudged(tensor: Tensor, nudge: float) -> Tensor:
     """Return an input, each value moved by a random share of it: one factor for all would be lost in a BatchNorm."""
     if not tensor.is_floating_point():
@@ -299,11 +296,6 @@ def _doubled(tensor: Tensor) -> Tensor:
     """Return a batch and a batch like it, its values moved along the last axis: equal ones have no variance."""
     other = tensor.roll(1, -1) * 0.9 if tensor.is_floating_point() else tensor
     return torch.cat([tensor, other]) if tensor.ndim else tensor
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -378,63 +370,6 @@ def _randomize(model: nn.Module, generator: torch.Generator) -> None:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def _storages(model: nn.Module) -> dict[int, str]:
-    """Return the name of each parameter and buffer by the address of its memory."""
-    found: dict[int, str] = {}
-    for name, tensor in _named_tensors(model).items():
-        address = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
-        if address:
-            found.setdefault(address, name)
-    return found
-
-
-class _Watch(TorchFunctionMode):
-    """Keep a trial in its precision, without dropout, and note where it reads a tensor of the original network."""
-
-    def __init__(self, dtype: torch.dtype | None, originals: Mapping[int, str], read: dict[str, str]) -> None:
-        super().__init__()
-        self._dtype = dtype
-        self._originals = originals
-        self._read = read
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        named = dict(kwargs or {})
-        for value in (*args, *named.values()):
-            for tensor in value if isinstance(value, list | tuple) else (value,):
-                if type(tensor) in (Tensor, nn.Parameter):
-                    self._note(tensor, func)
-        if func in DROPOUTS:
-            return args[0] if args else named["input"]
-        if self._dtype is None:
-            return func(*args, **named)
-        if func in CASTS:
-            return args[0].double()
-        wide = [_widened(value) for value in args]
-        return func(*wide, **{name: _widened(value) for name, value in named.items()})
-
-    def _note(self, tensor: Tensor, func: Callable[..., Any]) -> None:
-        if tensor.layout is torch.strided and tensor.device.type != "meta":
-            name = self._originals.get(tensor.untyped_storage().data_ptr())
-            if name is not None:
-                self._read.setdefault(name, getattr(func, "__name__", str(func)))
-
-
-def _widened(value: Any) -> Any:
-    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype or before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _finite(outputs: Sequence[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in outputs)
 
@@ -453,6 +388,6 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
                 return "an output of integers changes"
             continue
         largest, change = float(before.abs().max()), float((before - after).abs().max())
-        if not change <= tolerance * largest + 1e-14:
+        if not change <= tolerance * largest + ROUNDING:
             return f"an output changes by {change:.1e} of {largest:.1e}"
     return None

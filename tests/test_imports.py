@@ -1,9 +1,10 @@
-"""Imports go one way: oicsr <- baselines <- benchmarks; and the library asks for little."""
+"""Imports go one way: oicsr <- baselines <- benchmarks; and the library needs little."""
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,13 +104,16 @@ def modules_imported(path: Path, known: set[str]) -> set[str]:
     found = set()
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            within = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= within if within <= known else within | {str(node.module)}
     return found & known
 
 
-def test_no_two_modules_of_the_suite_import_each_other_in_a_circle() -> None:
+def test_no_two_modules_import_each_other_in_a_circle() -> None:
     files = {
-        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in benchmark_files()
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ALLOWED
+        for path in sorted((ROOT / package).rglob("*.py"))
     }
     left = {name: modules_imported(path, set(files)) - {name} for name, path in files.items()}
     while True:  # take away what imports nothing that is left, again and again: a circle stays
@@ -120,12 +124,54 @@ def test_no_two_modules_of_the_suite_import_each_other_in_a_circle() -> None:
     assert not left
 
 
+def test_modules_that_are_named_in_texts_exist() -> None:
+    """Processes import some modules by name: a wrong name there only makes them slow, or fails late."""
+    named = {
+        (path.name, name)
+        for path in benchmark_files()
+        for name in re.findall(r"[\"'](benchmarks(?:\.\w+)+)[\"']", path.read_text("utf-8"))
+    }
+    assert named
+    for file, name in named:
+        folder = ROOT.joinpath(*name.split("."))
+        assert folder.with_suffix(".py").is_file() or (folder / "__init__.py").is_file(), f"{file} names {name}"
+
+
 def test_every_package_is_on_a_floor_and_says_what_it_holds() -> None:
     packages = {path.parent for path in benchmark_files() if path.parent.name != "benchmarks"}
     names = {path.relative_to(ROOT / "benchmarks").parts[0] for path in packages}
     assert names <= FLOOR.keys()
     for package in packages:
         assert ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))), f"{package} has no docstring"
+
+
+def arrows_of_the_code() -> dict[str, set[str]]:
+    """Return what each package imports, without the modules that everything may use."""
+    found: dict[str, set[str]] = {"oicsr": set(), "baselines": {"oicsr"}, "cli": {"commands"}}  # by the command's name
+    for path in benchmark_files():
+        own, tree = package_of(path), ast.parse(path.read_text("utf-8"))
+        outside = {str(n.module).partition(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        found.setdefault(own, set()).update(packages_imported(path) | (outside & {"oicsr", "baselines"}))
+    hidden = {"__init__", "__main__", "suggest", "escape"}
+    return {own: others - {own} - hidden for own, others in found.items() if own not in hidden}
+
+
+def everything_below(package: str, arrows: dict[str, set[str]]) -> set[str]:
+    return set().union(*({other} | everything_below(other, arrows) for other in arrows[package]))
+
+
+def test_the_picture_in_contributing_shows_the_arrows_of_the_code() -> None:
+    arrows = arrows_of_the_code()
+    below = {package: everything_below(package, arrows) for package in arrows}
+    needed = {
+        (own, other)
+        for own, others in arrows.items()
+        for other in others
+        if not any(other in below[third] for third in others - {other})
+    }
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    drawn = re.findall(r"^  (\w+) -[-.]+> (\w+)$", text, re.MULTILINE)
+    assert set(drawn) == needed
 
 
 HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"

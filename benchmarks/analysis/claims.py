@@ -25,6 +25,10 @@ Measure = Callable[[Record, Details], float | None]
 
 PRUNED, RECALIBRATED, FINETUNED = "top-1 before fine-tuning", "top-1 recalibrated", "top-1 after fine-tuning"
 
+BALANCE = "balance of scales and columns"
+
+FIRST_EPOCH = "top-1 on validation images after the first epoch of fine-tuning"
+
 
 def _state(name: str) -> Measure:
     return lambda record, details: float(record.states[name]["top1"]) if name in record.states else None
@@ -33,6 +37,12 @@ def _state(name: str) -> Measure:
 def _concentration(record: Record, details: Details) -> float | None:
     value = record.structure.get("regularized", {}).get("concentration")
     return None if value is None else float(value)
+
+
+def _balance(record: Record, details: Details) -> float | None:
+    """Return minus the mean of |ln(s/c)| over the channels that stay: 0 where scales and columns are equal."""
+    value = record.structure.get("regularized", {}).get("imbalance")
+    return None if value is None else -float(value)
 
 
 def _recovery(record: Record, details: Details) -> float | None:
@@ -49,6 +59,12 @@ def recovered_after(curve: list[float]) -> int:
     return below[-1] + 1 if below else 0
 
 
+def _first_epoch(record: Record, details: Details) -> float | None:
+    """Return validation top-1 after the first epoch of fine-tuning."""
+    curve = details.finetuning(record)
+    return curve[1] if len(curve) > 1 else None
+
+
 def _change(record: Record, details: Details) -> float | None:
     return float(record.states["finetuned"]["top1"] - record.states["dense"]["top1"])
 
@@ -57,8 +73,10 @@ MEASURES: dict[str, Measure] = {
     PRUNED: _state("pruned"),
     RECALIBRATED: _state("recalibrated"),
     FINETUNED: _state("finetuned"),
+    FIRST_EPOCH: _first_epoch,
     "top-1 after fine-tuning less dense": _change,
     "concentration of energy": _concentration,
+    BALANCE: _balance,
     "share of fine-tuning saved": _recovery,
 }
 
@@ -91,11 +109,8 @@ class Arm:
     @property
     def text(self) -> str:
         """The arm in a few words."""
-        return self.method + ("" if self.removals == "any" else f" ({self.removals} removal{_plural(self.removals)})")
-
-
-def _plural(removals: str) -> str:
-    return "" if removals == "one" else "s"
+        words = {"any": "", "one": " (one removal)", "several": " (several removals)"}
+        return self.method + words[self.removals]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ MAIN_METHODS = (
     "gl-out-prox",
 )
 
-# Those that figures draw as lines: more of them cannot be told apart.
+# Those that figures draw as lines: more could not be distinguished.
 DRAWN_METHODS = MAIN_METHODS[:9]
 
 DENSE_LONG = "dense-long"  # the dense network, trained for as many epochs as the others: in every table
@@ -121,6 +121,10 @@ class Comparison:
     def others(self) -> list[str]:
         """Its methods outside the paper's comparison and its controls, the most accurate before fine-tuning first."""
         return [method for method in reversed(self.by_accuracy) if method not in MAIN_METHODS]
+
+    def by_seed(self, method: str, target: float) -> dict[int, Record]:
+        """Return the records of a method at a target."""
+        return {r.seed: r for r in self.records if (r.method, r.macs_kept) == (method, target)}
 
     def restricted(self, methods: Iterable[str]) -> Comparison:
         """Return the same comparison with some methods only."""
@@ -222,7 +226,8 @@ def _row(records: Sequence[Record], level: str) -> dict[str, object]:
         "epochs": sum(first.epochs.values()),
         "compute_macs": _mean(records, lambda r: r.compute["total"]),
     }
-    return row | {"level": level, "strength_source": first.strength_source, "seeds": _listed(records)}
+    seeds = " ".join(str(record.seed) for record in records)
+    return row | {"level": level, "strength_source": first.strength_source, "seeds": seeds}
 
 
 def _beside(name: str, statistic: str) -> str:
@@ -237,10 +242,6 @@ def _over_seeds(records: Sequence[Record], state: str, metric: str, less: str | 
         return Summary(math.nan, math.nan, 0, math.nan)
     base = [record.states[less][metric] if less else 0.0 for record in records]
     return summarize([record.states[state][metric] - b for record, b in zip(records, base, strict=True)])
-
-
-def _listed(records: Sequence[Record]) -> str:
-    return " ".join(str(record.seed) for record in records)
 
 
 def _structure(record: Record, name: str) -> float:

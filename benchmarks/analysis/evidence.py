@@ -1,7 +1,7 @@
-"""How much a record's evidence is worth: the tier, computed from what was run and never declared.
+"""The tier of a record's evidence, computed from what was run and never declared.
 
-toy: digits, or another data set that is no benchmark of image recognition. small: a natural-image data set, all of its
-images, and dense networks within five points of the published accuracy. full: that, and the field's recipe at its
+toy: digits, or another data set that is not a benchmark of image recognition. small: a natural-image data set, all of
+its images, and dense networks within five points of the published accuracy. full: that, and the field's recipe at its
 length. Everything else (fewer images, shorter training, no published accuracy to hold it against) carries no verdict.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.records.published import PublishedDense, published_dense
 from benchmarks.records.record import STATES_OF, Record
+from benchmarks.records.strengths import FIRST_TUNING_SEED
 
 TOY, SMALL, FULL = "toy", "small", "full"
 
@@ -53,7 +54,7 @@ class Evidence:
 
 
 def dataset_title(dataset: str) -> str:
-    """Return what people call a data set."""
+    """Return the usual name of a data set."""
     return DATASET_TITLES.get(dataset, dataset)
 
 
@@ -70,6 +71,8 @@ def evidence_of(
     model, dataset = str(config.get("model")), str(config.get("dataset"))
     if records[0].profile == "quick":
         return Evidence(None, "profile quick shows that the pipeline works")
+    if all(record.seed >= FIRST_TUNING_SEED for record in records):
+        return Evidence(None, f"trials on networks that serve tuning alone (seeds from {FIRST_TUNING_SEED} on)")
     if dataset in TOYS:
         return Evidence(TOY, f"{dataset_title(dataset)} is a toy")
     quoted = (published_dense() if published is None else published).get((model, dataset))

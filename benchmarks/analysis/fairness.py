@@ -66,7 +66,7 @@ def check_comparable(records: Sequence[Record]) -> str:
 
     Raises:
         UnfairComparisonError: They differ in profile, in the protocol's version, within a seed in device or precision,
-            or in anything but what a method may bring along; or their level is below S3.2.
+            or in anything but what belongs to a method; or their level is below S3.2.
     """
     for name, what in (("experiment", "experiment"), ("profile", "profile"), ("protocol", "protocol version")):
         _refuse_mixed(what, {getattr(record, name) for record in records})
@@ -77,9 +77,16 @@ def check_comparable(records: Sequence[Record]) -> str:
     level = setup_level(records)
     if LEVELS.index(level) < LEVELS.index(LOWEST_FAIR):
         raise UnfairComparisonError(f"the records of {records[0].experiment!r} reach setup level {level} only")
-    for key in sorted({key for record in records for key in record.config} - MAY_DIFFER):
-        _refuse_mixed(f"configuration value {key!r}", {str(record.config.get(key)) for record in records})
+    found = [conditions(record) for record in records]
+    for key in sorted({key for values in found for key in values}):
+        _refuse_mixed(f"configuration value {key!r}", {values.get(key) for values in found})
     return level
+
+
+def conditions(record: Record) -> dict[str, str]:
+    """Return the values of a configuration that no two runs of a table may differ in, as texts."""
+    given = record.config.items()
+    return {name: str(value) for name, value in given if name not in MAY_DIFFER and value is not None}
 
 
 def _refuse_mixed(what: str, values: set[Any]) -> None:

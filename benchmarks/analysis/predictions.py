@@ -1,6 +1,6 @@
 """The predictions of docs/anatomy.md as data, and what records say about each.
 
-Networks without normalisation and those with it are judged apart. "Equal" is tested in both directions: neither method
+Networks with and without normalisation are judged separately. "Equal" is tested in both directions: neither method
 may be worse than the other by as much as the margin.
 """
 
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.analysis.claims import RECALIBRATED, Arm, Claim
-from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORTED, Verdict, judge
+from benchmarks.analysis.claims import BALANCE, FIRST_EPOCH, RECALIBRATED, Arm, Claim
+from benchmarks.analysis.evidence import TIERS
+from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORTED, Finding, Verdict, judge
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 
@@ -22,14 +23,17 @@ SOURCE = "docs/anatomy.md"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A comparison of two methods that the theory decides.
+    """A comparison of two methods, or of one with and without rescaling, that the theory decides.
 
     Attributes:
         id: Number in docs/anatomy.md.
         ours: Method that the theory favours, or one of two equal ones.
-        rival: The other method.
+        rival: The other method, or the same one as it is where `rescaling`.
         kind: What the theory says about ours.
         plain: Whether it is about networks without normalisation.
+        rescaling: Whether ours has its filters rescaled before fine-tuning and the rival has not.
+        measure: Key of `MEASURES`.
+        matters: The smallest effect that matters, or the margin; in the measure's unit.
     """
 
     id: str
@@ -37,14 +41,21 @@ class Prediction:
     rival: str
     kind: Literal["more", "not worse", "equal"]
     plain: bool = False
+    rescaling: bool = False
+    measure: str = RECALIBRATED
+    matters: float = 0.01
 
     @property
     def claims(self) -> tuple[Claim, ...]:
         """The claims that it is tested by."""
         kind: Literal["more", "not worse"] = "more" if self.kind == "more" else "not worse"
-        pairs = [(self.ours, self.rival)] + ([(self.rival, self.ours)] if self.kind == "equal" else [])
+        ours, rival = Arm(self.ours), Arm(self.rival, rescale="none" if self.rescaling else "dense-norm")
+        pairs = [(ours, rival)] + ([(rival, ours)] if self.kind == "equal" else [])
+        varies = ("rescale",) if self.rescaling else ()
         return tuple(
-            Claim(self.id, f"{a}, {b}", f"{a}, {b}", SOURCE, ((Arm(a), Arm(b)),), RECALIBRATED, kind) for a, b in pairs
+            Claim(self.id, text, text, SOURCE, ((a, b),), self.measure, kind, self.matters, varies=varies)
+            for a, b in pairs
+            for text in (f"{a.method}, {b.method}",)
         )
 
 
@@ -64,47 +75,57 @@ PREDICTIONS = (
     Prediction("A8", "scale-in", "none", "more"),
     Prediction("A8", "seen", "none", "equal", plain=True),
     Prediction("A8", "scale-in", "none", "equal", plain=True),
+    Prediction("A9", "oicsr-gl", "oicsr-gl", "more", rescaling=True, measure=FIRST_EPOCH),
+    Prediction("A9", "gl-out", "gl-out", "more", rescaling=True, measure=FIRST_EPOCH),
+    Prediction("A9", "gl-in-norm", "gl-in-norm", "equal", rescaling=True, measure=FIRST_EPOCH),
+    Prediction("A10", "gl-in-norm", "none", "more", measure=BALANCE, matters=0.1),
 )
-
-NOT_TESTED = {
-    "A9": "needs the first epoch of fine-tuning with and without rescaling",
-    "A10": "needs the scales and columns of every remaining channel, which records do not hold",
-}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What records say about a prediction.
+    """What the records of one tier say about a prediction.
 
     Attributes:
         prediction: The prediction.
         verdict: One of `VERDICTS`.
-        tested: The verdict on ours against rival, with effect, interval and networks.
+        claim: Ours against rival.
+        finding: What was found on it: effect, interval and networks.
     """
 
     prediction: Prediction
     verdict: str
-    tested: Verdict
+    claim: Claim
+    finding: Finding
 
 
 def outcomes(
     records: Sequence[Record], details: Details, predictions: Sequence[Prediction] = PREDICTIONS
 ) -> list[Outcome]:
-    """Return the outcome of each prediction; p values are adjusted over those of the same kind of network."""
-    found: dict[Prediction, Outcome] = {}
+    """Return the outcomes of each prediction, one for each tier with records, the weakest tier first.
+
+    P values are adjusted over the predictions for the same kind of network.
+    """
+    found: dict[Prediction, list[Outcome]] = {}
     for plain in (False, True):
         own = [prediction for prediction in predictions if prediction.plain == plain]
         used = [r for r in records if str(r.config.get("model")).endswith(WITHOUT_NORMALISATION) == plain]
         verdicts = iter(judge(used, details, [claim for prediction in own for claim in prediction.claims]))
         for prediction in own:
-            tested = [next(verdicts) for _ in prediction.claims]
-            found[prediction] = Outcome(prediction, _together([v.verdict for v in tested]), tested[0])
-    return [found[prediction] for prediction in predictions]
+            found[prediction] = _by_tier(prediction, [next(verdicts) for _ in prediction.claims])
+    return [outcome for prediction in predictions for outcome in found[prediction]]
+
+
+def _by_tier(prediction: Prediction, tested: Sequence[Verdict]) -> list[Outcome]:
+    claim = tested[0].claim
+    told = []
+    for tier in TIERS:
+        findings = [finding for verdict in tested if (finding := verdict.at(tier)) is not None]
+        if findings:
+            told.append(Outcome(prediction, _together([f.verdict for f in findings]), claim, findings[0]))
+    return told or [Outcome(prediction, NOT_RUN, claim, tested[0].best)]
 
 
 def _together(verdicts: Sequence[str]) -> str:
     """Return the verdict of tests that must all hold."""
-    for verdict in (NOT_RUN, REFUTED, INCONCLUSIVE):
-        if verdict in verdicts:
-            return verdict
-    return SUPPORTED
+    return next((verdict for verdict in (REFUTED, INCONCLUSIVE) if verdict in verdicts), SUPPORTED)

@@ -1,8 +1,8 @@
 """Means over seeds with intervals, differences paired by seed, and the correction for many comparisons.
 
-With 3 to 10 seeds the percentile bootstrap of a mean covers far too rarely (about 75 % at n = 3 where 95 % is said)
-and the bootstrap-t has resamples without any spread; Student's t on the paired differences covers as it says. So t
-decides, and the bootstrap interval is reported beside. Both facts are tested by simulation.
+With 3 to 10 seeds the percentile bootstrap of a mean has far too little coverage (about 75 % at n = 3 instead of 95 %)
+and the bootstrap-t has resamples without any spread; Student's t on the paired differences keeps its nominal coverage.
+So t decides, and the bootstrap interval is reported too. Both facts are tested by simulation.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Effect:
     """A mean of paired differences over independent strata (experiments), each with its own seeds.
 
     Attributes:
-        mean: Mean of the strata's means: every experiment has the same say.
+        mean: Mean of the strata's means: every experiment has the same weight.
         se: Its standard error.
         df: Degrees of freedom (Welch and Satterthwaite where there are several strata).
         seeds: Number of seeds of each stratum.

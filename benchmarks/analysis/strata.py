@@ -1,7 +1,7 @@
 """The paired differences that a claim rests on: one stratum per network and data set, one value per trained network.
 
 Records become rows, an arm picks its rows, and two arms meet where their keys are equal. Experiments that start from
-the same dense networks are not independent: they are one stratum, in which each dense network has one say.
+the same dense networks are not independent: they are one stratum, in which each dense network counts once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
+from benchmarks.records.strengths import FIRST_TUNING_SEED
 
 DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
 
@@ -73,12 +74,14 @@ class Stratum:
 
 
 def carries_verdicts(record: Record) -> bool:
-    """Return whether verdicts may rest on a record, whatever its tier.
+    """Return whether verdicts may rest on a record of any tier.
 
-    It must be complete, of the present protocol, not quick, and its strength tuned where it has one.
+    It must be complete, of the present protocol, not quick, its strength tuned where it has one, and its network none
+    that strengths or learning rates were chosen on.
     """
     current = record.protocol == CURRENT_PROTOCOL
-    return record.complete and current and record.profile != "quick" and is_tuned(record)
+    apart = record.seed < FIRST_TUNING_SEED
+    return record.complete and current and record.profile != "quick" and apart and is_tuned(record)
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

@@ -1,7 +1,7 @@
 """Verdicts: what the records say about each claim, with effect, interval and multiplicity, for each tier of evidence.
 
 Both directions are tested at 2.5 %, on one difference per trained network, every network-and-data-set pair with the
-same say. Within a tier, p values are adjusted over all claims by Holm's method.
+same weight. Within a tier, p values are adjusted over all claims by Holm's method.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.records.record import Record
 
 NOT_RUN, SUPPORTED, REFUTED, INCONCLUSIVE = "not run", "supported", "refuted", "inconclusive"
 
-VERDICTS = (REFUTED, INCONCLUSIVE, SUPPORTED, NOT_RUN)  # in the order in which they are told: losses first
+VERDICTS = (REFUTED, INCONCLUSIVE, SUPPORTED, NOT_RUN)  # in the order of reports: losses first
 
 WORDS = {SUPPORTED: "holds on {}", REFUTED: "does not hold on {}", INCONCLUSIVE: "not shown on {}"}
 
@@ -39,7 +39,7 @@ class Finding:
         p: Two-sided, of the direction that the estimate points to.
         p_holm: The same, adjusted over the claims of the tier.
         strata: What it rests on.
-        lost: Whether ours is worse than its rival, beyond doubt.
+        lost: Whether ours is significantly worse than its rival.
     """
 
     verdict: str
@@ -137,7 +137,7 @@ def judge(records: Sequence[Record], details: Details, claims: Sequence[Claim] =
 
 
 def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...]) -> Finding | None:
-    """Return the finding as far as it can be said before p values are adjusted."""
+    """Return the finding before p values are adjusted."""
     if not strata:
         return None
     enough = tuple(stratum for stratum in strata if len(stratum.by_network) >= ENOUGH_SEEDS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.commands.options import add_results
 from benchmarks.coverage.examine import cover, cover_peer
 from benchmarks.coverage.table import (
     LIMIT_SECONDS,
@@ -26,9 +27,10 @@ __all__ = ["add_options", "command"]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--networks", metavar="A,B", help="only these (default: all that have no row yet)")
-    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="default: 60")
+    add_results(parser)
+    parser.add_argument("--networks", metavar="LIST", help="comma-separated (default: all that have no row yet)")
+    text = f"CPU time per network and tool (default: {LIMIT_SECONDS:g})"
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help=text)
     parser.add_argument("--again", action="store_true", help="test networks again that already have a row")
     parser.add_argument("--no-peer", action="store_true", help="skip torch-pruning")
 

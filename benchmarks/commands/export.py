@@ -14,8 +14,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add_folders(parser)
     parser.add_argument("run", metavar="RUN", help="EXPERIMENT/RUN_ID, or the folder of the run")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="safetensors", help="default: safetensors")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: named after the run, in this folder")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), default="safetensors", help="file format (default: safetensors)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file (default: named after the run, in this folder)"
+    )
 
 
 def command(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`faults`: kill sweeps, damage their files, fill their disk, and count what is lost."""
+"""`faults`: kill sweeps, damage their files, fill their disk, and verify that nothing is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Inject every fault and write the counts; exit with 1 if one was not survived."""
+    """Inject every fault and write the counts; exit with 1 if any run was lost."""
+    options.results.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is noticed first, not last
     with tempfile.TemporaryDirectory() as name:
         small = Arena(Path(name) / "small", TINY, options.seed)
         large = small if options.sweep == "tiny" else Arena(Path(name) / "large", SWEEPS[options.sweep], options.seed)
@@ -58,7 +59,6 @@ def command(options: argparse.Namespace) -> int:
         older_commit=commit,
         **git_state(),
     )
-    options.results.mkdir(parents=True, exist_ok=True)
     write_atomically(options.results / FILE, text.encode())
     losses = [f"{name}: {loss}" for name, tally in tallies.items() for loss in tally.losses]
     print("\n".join([*losses, f"written: {options.results / FILE}"]))

@@ -1,7 +1,7 @@
-"""`gpu`: on a machine with a CUDA device, in this order: its tests, its speed, and the runs that are missing.
+"""`gpu`: on a machine with a CUDA device, run the GPU tests, measure speed, and do missing runs, in this order.
 
 It needs PyTorch, torchvision, timm, Triton and pytest; torch-pruning, wandb and Ray may be absent. Each part runs in a
-process of its own and is ended when its time is over; what it has written by then stays.
+separate process and is stopped when its time is up; what it has written by then is kept.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from benchmarks.suggest import unknown_name
 
 OK, FAILURE = 0, 1
 
-LIMIT = 540.0  # seconds; a machine that is lent for a while is often lent for ten minutes
+LIMIT = 540.0  # seconds; machines with time limits often give ten minutes
 
-LEAST = 30.0  # seconds; no part is begun with less
+LEAST = 30.0  # seconds; no part starts with less
 
 ENDING = 20.0  # seconds that runs may take for their last checkpoint
 
@@ -38,12 +38,12 @@ GPU_TESTS = (
 
 @dataclass(frozen=True)
 class Part:
-    """One of the things to do.
+    """One part of the command.
 
     Attributes:
-        arguments: Of Python, from the options and the seconds that the part may take.
-        share: Of the time, at the most; what it leaves goes to the parts behind it.
-        needs_card: Whether there is nothing to do without a CUDA device.
+        arguments: Arguments for Python, from the options and the part's time limit in seconds.
+        share: Largest share of the time; what is left over goes to later parts.
+        needs_card: Whether the part is skipped without a CUDA device.
     """
 
     arguments: Callable[[argparse.Namespace, float], list[str]]
@@ -77,28 +77,32 @@ PARTS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Say which parts, for how long, and where everything goes."""
+    """Declare the options of the command."""
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all, in this order)")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("outputs/gpu"),
         metavar="DIR",
-        help="folder of the tests' report and of perf (default: outputs/gpu)",
+        help="folder for the test report and the measurements (default: outputs/gpu)",
     )
     add_folders(parser)
     parser.add_argument(
-        "--minutes", type=float, default=8.5, metavar="N", help="for everything together (default: 8.5; 9 at the most)"
+        "--minutes", type=float, default=8.5, metavar="N", help="time limit for all parts, at most 9 (default: 8.5)"
     )
-    parser.add_argument("--profile", default="study", help="of the runs (default: study)")
+    parser.add_argument("--profile", default="study", help="profile of the runs (default: study)")
     parser.add_argument(
-        "--experiments", nargs="+", default=[], metavar="EXPERIMENT", help="of the runs (default: all, by priority)"
+        "--experiments",
+        nargs="+",
+        default=[],
+        metavar="EXPERIMENT",
+        help="experiments to run (default: all, by priority)",
     )
-    parser.add_argument("--graphs", action="store_true", help="replay the steps of the runs from CUDA graphs")
+    parser.add_argument("--graphs", action="store_true", help="replay training steps from CUDA graphs (default: off)")
 
 
 def command(options: argparse.Namespace) -> int:
-    """Do the parts one after the other; return 0 where all of them did what they should.
+    """Run the parts in order; return 0 if all of them succeeded.
 
     Raises:
         ValueError: There is no such part, or the time is too short or too long.
@@ -116,7 +120,7 @@ def command(options: argparse.Namespace) -> int:
 
 
 def do_parts(options: argparse.Namespace, names: Sequence[str], card: bool) -> int:
-    """Do some parts, as far as they make sense here; say what came of each."""
+    """Run the parts that this machine can run, and print the result of each."""
     end = time.monotonic() + options.minutes * 60
     code = OK
     for name in names:
@@ -139,7 +143,7 @@ def do_parts(options: argparse.Namespace, names: Sequence[str], card: bool) -> i
 
 
 def _do(arguments: Sequence[str], log: Path, seconds: float) -> tuple[str, bool]:
-    """Run Python on something, its output shown and kept; return what came of it, and whether that is a failure."""
+    """Run Python, showing and keeping its output; return its result in words, and whether it failed."""
     start, over = time.monotonic(), Event()
     command = [sys.executable, "-u", *arguments]
     with subprocess.Popen(

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Verify every record and bring it in; exit with 1 where one was refused.
+    """Verify and import every record; exit with 1 if one was refused.
 
     Raises:
         ValueError: Options contradict each other, or signatures cannot be verified here.

@@ -87,7 +87,7 @@ def add_graphs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--graphs",
         action="store_true",
-        help="replay training steps from CUDA graphs, checked at every epoch (default: take them one by one)",
+        help="replay training steps from CUDA graphs, checked at every epoch (default: off)",
     )
 
 
@@ -132,14 +132,17 @@ def add_list(
     parser.add_argument(option, type=read, metavar="LIST", help=text, required=required)
 
 
-def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+") -> None:
+def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+", usual_seeds: str = "the profile's") -> None:
     """Add the options that choose runs."""
     parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
-    parser.add_argument("--profile", help="quick, cpu or paper (default: paper with a CUDA device, else the first)")
+    parser.add_argument("--profile", help="quick, cpu, study or paper (default: paper on a GPU, else the first)")
     text = "comma-separated, or all; also any regularizer+importance[+selection] (default: the profile's)"
     add_list(parser, "--methods", names, text)
     parser.add_argument(
-        "--seeds", type=seeds, metavar="LIST", help="comma-separated, with ranges such as 0-4 (default: the profile's)"
+        "--seeds",
+        type=seeds,
+        metavar="LIST",
+        help=f"comma-separated, with ranges such as 0-4 (default: {usual_seeds})",
     )
     parser.add_argument(
         "--macs-kept",

@@ -16,11 +16,16 @@ from benchmarks.suggest import unknown_name
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("benchmark", nargs="*", metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)} (default: all)")
-    parser.add_argument("--models", metavar="A,B", help="networks (default: each benchmark's own)")
-    parser.add_argument("--repeats", type=positive, default=20, metavar="N", help="rounds (default: 20)")
+    parser.add_argument("--models", metavar="LIST", help="networks, comma-separated (default: each benchmark's own)")
+    parser.add_argument(
+        "--repeats", type=positive, default=20, metavar="N", help="rounds of each measurement (default: 20)"
+    )
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per step (default: 128)")
     parser.add_argument(
-        "--backends", default="eager,compiled", metavar="A,B", help="of the latencies (default: eager,compiled)"
+        "--backends",
+        default="eager,compiled",
+        metavar="LIST",
+        help="backends of the latencies (default: eager,compiled)",
     )
     add_results(parser)
     add_device(parser)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
-from benchmarks.records.record import RecordError
+from benchmarks.records.record import RecordError, find_records
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
 from benchmarks.running.wandb_replay import publish
+from benchmarks.running.wandb_report import make_report
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("wandb"),
         metavar="DIR",
-        help="W&B files and the ledger (default: wandb)",
+        help="folder of the W&B files and the ledger (default: wandb)",
     )
     parser.add_argument(
         "--checkpoints",
@@ -39,15 +40,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="add the fine-tuned networks as artifacts, from the checkpoints in this folder (default: no networks)",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also make a W&B report of each experiment (online; needs wandb-workspaces)",
+    )
     parser.add_argument("--again", action="store_true", help="send unchanged records too (default: only what is new)")
 
 
 def command(options: argparse.Namespace) -> int:
-    """Replay what is missing; exit with 1 if W&B fails or a record cannot be read."""
+    """Replay what is missing; exit with 1 if W&B fails or a record cannot be read.
+
+    Raises:
+        ValueError: `--report` without `--wandb online` and `--entity`, or without the package that makes reports.
+    """
+    if options.report and (options.wandb != "online" or not options.entity):
+        raise ValueError("--report makes a report on the W&B server; add --wandb online and --entity USER-OR-TEAM")
     place = Place(options.wandb, options.folder, options.project, options.entity)
     store = None if options.checkpoints is None else CheckpointStore(options.checkpoints)
     try:
         done = publish(options.results, place, options.experiments or None, again=options.again, store=store)
+        if options.report:
+            _make_reports(options, place)
     except RecordError:
         raise
     except wandb_errors() as error:
@@ -59,3 +73,12 @@ def command(options: argparse.Namespace) -> int:
     for reason in done.refused:
         print(f"left out: {for_terminal(reason)}", file=sys.stderr)
     return 1 if done.refused else 0
+
+
+def _make_reports(options: argparse.Namespace, place: Place) -> None:
+    """Send a report of every experiment and profile that has a complete record, and print where it is."""
+    found = find_records(options.results, options.experiments or None)
+    firsts = {(record.experiment, record.profile): record for record in reversed(found.records) if record.complete}
+    for (experiment, profile), record in sorted(firsts.items()):
+        command = f"python -m benchmarks run {experiment} --profile {profile}"
+        print(f"report: {make_report(place, record, command).save().url}")

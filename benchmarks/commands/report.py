@@ -20,7 +20,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Generate all files from the records; with `--check`, only compare."""
+    """Generate all files from the records; with `--check`, only compare.
+
+    Raises:
+        ValueError: There is no such folder.
+    """
+    if not options.results.is_dir():
+        raise ValueError(f"there is no folder {str(options.results)!r}; --results names the one that holds runs/")
     published = options.results.resolve() == ROOT / "results"
     gathered = gather(options.results)
     for reason in gathered.left_out.values():

@@ -24,6 +24,7 @@ from benchmarks.commands.options import (
     results_option,
 )
 from benchmarks.config import Cell, Profile
+from benchmarks.datasets.contract import MissingDataError
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.leases import process_age
@@ -124,19 +125,35 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
 
 def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Console) -> int:
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    expected = estimate(bench, found.todo, found.complete, tell=say)
+    try:
+        expected = estimate(bench, found.todo, found.complete, tell=say)
+    except MissingDataError as error:  # a plan needs no data
+        say(f"how long it takes is unknown without the data: {error}")
+        expected = estimate(bench, found.todo, found.complete, calibrate=False)
     for name in dict.fromkeys(map(sweep_of, cells)):
         mine = [cell for cell in found.todo if sweep_of(cell) == name]
         part = expected.sweeps.get(name, SweepEstimate())
-        say(f"{name[0]} ({name[1]}): {len(mine)} runs, {part.epochs} epochs, {duration(part.seconds or 0.0)}")
+        say(f"{name[0]} ({name[1]}): {_runs(len(mine))}, {part.epochs} epochs, {_expected(part.seconds)}")
         for method in dict.fromkeys(cell.method for cell in mine):
-            say(f"  {method}: {sum(cell.method == method for cell in mine)} runs")
+            say(f"  {method}: {_runs(sum(cell.method == method for cell in mine))}")
+    known = all(part.seconds is not None for part in expected.sweeps.values())
+    total = f"about {duration(expected.total)} in sequence" if known else "time unknown,"
     say(
-        f"plan: {len(found.todo)} of {len(cells)} runs to do, {expected.epochs_left} epochs, about "
-        f"{duration(expected.total)} in sequence on {bench.device} (shared stages count once)"
+        f"plan: {len(found.todo)} of {len(cells)} runs to do, {expected.epochs_left} epochs, {total} on {bench.device} "
+        "(shared stages count once)"
     )
+    if found.todo:
+        warn_of_length(bench, found.todo, expected.total, say)
     warn_of_untuned(bench, found.todo, say)
     return OK
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _expected(seconds: float | None) -> str:
+    return "time unknown" if seconds is None else duration(seconds)
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
@@ -184,7 +201,7 @@ def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Conso
     expected = estimate(bench, todo, found.complete, tell=say)
     seconds = expected.total / min(options.jobs, len(todo))
     profiles = ", ".join(dict.fromkeys(f"{cell.experiment.name} ({cell.profile_name})" for cell in todo))
-    say(f"{profiles}: {len(todo)} runs on {bench.device}, expected to take about {duration(seconds)}")
+    say(f"{profiles}: {_runs(len(todo))} on {bench.device}, expected to take about {duration(seconds)}")
     warn_of_length(bench, todo, seconds, say)
     warn_of_untuned(bench, todo, say)
     minutes = options.budget_minutes
@@ -253,7 +270,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
     if outcome.left:
         console.print(
-            f"{outcome.stopped}: {len(outcome.left)} runs are left; their progress is in the checkpoints, and "
+            f"{outcome.stopped}: {_runs(len(outcome.left))} left; the progress is in the checkpoints, and "
             "the same command continues from there. Next: "
             + ", ".join(cell.label for cell in outcome.left[:3])
             + (", ..." if len(outcome.left) > 3 else ""),

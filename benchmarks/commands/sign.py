@@ -1,4 +1,4 @@
-"""`sign`: sign records, so that those who merge them can demand it."""
+"""`sign`: sign records, for those who merge only signed ones."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERIMENT",
         help="experiment whose profile gives all other values (default: the first one on the same data set)",
     )
-    parser.add_argument("--profile", help="the template's profile (default: paper with a CUDA device, else the first)")
+    parser.add_argument("--profile", help="the template's profile (default: paper on a GPU, else the first)")
     parser.add_argument(
         "--epochs",
         type=numbers("three integers such as 100,50,30", int),

@@ -43,7 +43,7 @@ POLL = 0.5  # seconds
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search trains: what a separate process needs to know.
+    """Where a search trains: what a separate process needs.
 
     Attributes:
         device: Where all training runs.
@@ -74,7 +74,7 @@ class Place:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    add_choice(parser)
+    add_choice(parser, usual_seeds=f"{','.join(map(str, TUNING_SEEDS))}, far from those of any comparison")
     add_folders(parser)
     add_device(parser)
     add_jobs(parser, "methods")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.coverage.networks import DETECTION, OUT_OF_SCOPE, SEGMENTATION, SEQUENCE, TIMM, TORCHVISION, VIDEO
 from benchmarks.escape import for_csv, for_markdown
+from benchmarks.machine.plain_files import read_plain
 
 COLUMNS = (
     "network image_size traced couplings scope invariance_error macs_before macs_after train_step seconds passed "
@@ -51,10 +52,10 @@ def read_rows(path: Path) -> dict[str, Row]:
     Raises:
         ValueError: The file is not a coverage table.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        reader = csv.DictReader(io.StringIO(read_plain(path), newline=""))
         rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a coverage table: {error}; move it away") from error

@@ -67,6 +67,8 @@ def example_images(model: nn.Module, name: str) -> Tensor:
         ValueError: It runs on none, not even on its own.
     """
     channels, own, _ = input_shape(name)
+    built_for = getattr(model, "image_size", None)  # the size of the weights on offer may be another one
+    own = built_for if isinstance(built_for, int) else own
     failure = ""
     for size in [*(s for s in IMAGE_SIZES if s < own), own]:
         images = random(channels, size, size)

@@ -22,6 +22,7 @@ EXPERIMENT = Experiment(
                 "oicsr-gl",
                 "oicsr-gl-norm",
                 "oicsr-gl-prox",
+                "gl-in-norm",
                 "gl-out",
                 "gl-separate",
                 "depgraph",

@@ -31,6 +31,8 @@ DIGITS_ANATOMY = Profile(
         "slimming",
         "none",
         "seen",
+        "scale-in",
+        "gl-out+seen",
     ),
     macs_kept=(0.5, 0.3),
     seeds=tuple(range(10)),

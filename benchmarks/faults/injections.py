@@ -198,7 +198,7 @@ def stops(arena: Arena, count: int) -> Tally:
         if life.process.is_alive():
             os.kill(life.process.pid, signal.SIGTERM)
         code = life.wait()
-        at_its_end = code in (0, -signal.SIGTERM) and arena.loss() is None  # the tables are no part of the work
+        at_its_end = code in (0, -signal.SIGTERM) and arena.loss() is None  # the tables do not count
         right = code == 130 or at_its_end
         loss = None if right else f"exit code {code} after SIGTERM: {life.text()[-800:]}"
         tally.note(loss or _unreadable(arena) or arena.recover())
@@ -211,9 +211,9 @@ def _started(life: Life) -> Life:
 
 
 def frozen_owners(arena: Arena, count: int) -> Tally:
-    """Freeze a command at work; another machine takes over its lease; then the first one goes on.
+    """Freeze a running command; another machine takes over its lease; then the first one continues.
 
-    It must notice that, and write nothing any more. Half of the time it wakes while the other is still at work.
+    It must notice, and write nothing more. Half of the time it wakes while the other is still running.
     """
     tally = Tally("an owner frozen past its lease (SIGSTOP), taken over by another machine, then woken (SIGCONT)")
     for position in range(count):
@@ -248,7 +248,7 @@ def _taken_over(arena: Arena, frozen: Life, other: Life, *, wakes_early: bool) -
 
 
 def two_versions(arena: Arena, count: int, older: Path) -> Tally:
-    """Stop or kill the sweep, go on with an older version of the suite, kill that too, and complete the sweep."""
+    """Stop or kill the sweep, continue it with an older version of the suite, kill that too, and complete the sweep."""
     tally = Tally("two versions of the code in turn over the same results and checkpoints")
     for _ in range(count):
         arena.clear()
@@ -278,9 +278,9 @@ def campaign(
 
     Args:
         large: The sweep that is killed.
-        arena: The sweep that suffers everything else.
+        arena: The sweep for all other faults.
         size: How often it is killed.
-        tell: Is told of every kind of fault that was tried.
+        tell: Called with every kind of fault that was tried.
         older: A checkout of an older version of the suite with the same results; without one, no versions are mixed.
     """
     some = max(1, size // 10)

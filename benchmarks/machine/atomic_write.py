@@ -1,4 +1,4 @@
-"""Writing files so that none is ever half there."""
+"""Atomic writes: no file is ever half written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file so that it always holds either the old content or the complete new content.
 
-    Not `durable`: a loss of power may undo it; for what can be written again at no cost.
+    Without `durable`, a power failure may undo the write: for files that are easily made again.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody put there
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link that somebody put there
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()

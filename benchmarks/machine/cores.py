@@ -6,5 +6,5 @@ import os
 
 
 def available_cores() -> int:
-    """Return their number: those of its affinity where the system has such (Linux), all of the machine elsewhere."""
+    """Return the number of cores in this process's affinity mask (Linux), or of the machine elsewhere."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,9 +1,9 @@
-"""Leases: at most one process does a piece of work, and a dead owner holds nobody up.
+"""Leases: at most one process does a piece of work, and a dead owner blocks nobody.
 
-A lease is a small file that names its owner. An owner on this machine is dead when its process is gone (or its number
-belongs to a process that started at another time); an owner on another machine when its file was not touched for
-`STALE_AFTER` seconds *of the observer's own monotonic clock*: no two clocks are ever compared, and a clock that jumps
-changes nothing. The file is read and changed under a kernel lock that is held for an instant only.
+A lease is a small file that names its owner. An owner on this machine is dead if its process is gone (or its PID now
+belongs to a process that started at another time). An owner on another machine is dead if its file was not touched for
+`STALE_AFTER` seconds *of the observer's own monotonic clock*: clocks are never compared, so clock jumps do no harm. The
+file is read and changed under a kernel lock that is held only briefly.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from benchmarks.machine.paths import inside
+from benchmarks.machine.plain_files import read_plain
 
 HEARTBEAT = 5.0  # seconds between two touches of an owner's file
 
 STALE_AFTER = 60.0  # seconds without a touch after which an owner on another machine counts as dead
 
-PAUSE = 0.2  # seconds between two looks at a lease that is taken
+PAUSE = 0.2  # seconds between two attempts at a held lease
 
-GUARD_WAIT = 10.0  # seconds; longer only where a process was frozen in the instant in which it held the kernel's lock
+GUARD_WAIT = 10.0  # seconds; exceeded only if a process was frozen while holding the kernel's lock
 
-SAY_AFTER = 3.0  # seconds of waiting for the same owner after which a person is told
+SAY_AFTER = 3.0  # seconds of waiting for one owner before a message is printed
 
 
 class LeaseLostError(OSError):
@@ -49,7 +50,7 @@ class Owner:
         machine: Host name, boot and process namespace: where its process number means something.
         pid: Process number.
         started: When that process started, in clock ticks since boot ("" where that is not known).
-        token: Of this one lease.
+        token: Unique to this lease.
     """
 
     machine: str
@@ -58,7 +59,7 @@ class Owner:
     token: str
 
     def __str__(self) -> str:
-        """Say on which machine and in which process."""
+        """Return machine and process in words."""
         return f"process {self.pid} on {self.machine.partition('/')[0]}"
 
 
@@ -107,9 +108,9 @@ def new_owner() -> Owner:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Return who holds the lease at `path`; None where nobody does, or the file is torn."""
+    """Return the owner of the lease at `path`; None if it is free, or the file is incomplete."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_plain(path))
         owner = Owner(**data)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
@@ -118,7 +119,7 @@ def read_owner(path: Path) -> Owner | None:
 
 @dataclass
 class Watch:
-    """What an observer saw of the owner of one lease, to distinguish a silent owner from a living one."""
+    """What an observer saw of a lease's owner, to tell a dead owner from a living one."""
 
     seen: tuple[str, int] | None = None
     since: float = 0.0
@@ -127,7 +128,7 @@ class Watch:
     said: bool = False
 
     def to_say(self, path: Path) -> Owner | None:
-        """Return the owner of a lease that is waited for, once, when that takes more than `SAY_AFTER` seconds."""
+        """Return the owner of a lease once, after more than `SAY_AFTER` seconds of waiting."""
         owner = read_owner(path)
         if owner is None:
             return None
@@ -139,13 +140,13 @@ class Watch:
         return owner
 
     def is_dead(self, owner: Owner, path: Path) -> bool:
-        """Return whether the owner is dead, as far as can be told by now."""
+        """Return whether the owner is known to be dead."""
         if owner.machine == this_machine():
             return process_started(owner.pid) != owner.started
         try:
             sign = owner.token, path.stat().st_mtime_ns
         except FileNotFoundError:
-            return False  # released just now: the next look finds it free
+            return False  # just released: the next attempt finds it free
         if sign != self.seen:
             self.seen, self.since = sign, time.monotonic()
         return time.monotonic() - self.since > STALE_AFTER
@@ -153,14 +154,14 @@ class Watch:
 
 @dataclass
 class Lease:
-    """A lease that this process holds; a context manager that gives it back."""
+    """A lease that this process holds; a context manager that releases it."""
 
     path: Path
     owner: Owner
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        """Begin to touch the file now and then."""
+        """Start touching the file at regular intervals."""
         threading.Thread(target=self._beat, daemon=True, name=f"lease {self.path.name}").start()
 
     def _beat(self) -> None:
@@ -169,7 +170,7 @@ class Lease:
                 return
             try:
                 os.utime(self.path)
-            except OSError:  # the disk failed: the lease can only fall silent
+            except OSError:  # the disk failed: the lease will expire
                 continue
 
     def check(self) -> None:
@@ -183,9 +184,9 @@ class Lease:
             raise LeaseLostError(f"lease {self.path} was taken over by {holder}: this process was silent for too long")
 
     def release(self) -> None:
-        """Give the lease back; nothing happens where it was lost."""
+        """Release the lease, if it is still held."""
         self._over.set()
-        with suppress(Timeout), _guard(self.path):  # one that cannot be given back now ends with this process
+        with suppress(Timeout), _guard(self.path):  # a lease that cannot be released now ends with this process
             if read_owner(self.path) == self.owner:
                 self.path.unlink(missing_ok=True)
 
@@ -201,7 +202,7 @@ def _guard(path: Path) -> FileLock:
 
 
 def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
-    """Take the lease at `path` where it is free or its owner is dead; None where it is held."""
+    """Acquire the lease at `path` if it is free or its owner is dead; return None if it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _guard(path):
@@ -216,16 +217,16 @@ def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
 
 
 def _say_nothing(owner: Owner) -> None:
-    """Nobody wants to know."""
+    """Do nothing."""
 
 
 def wait_for_lease(path: Path, pause: Callable[[], None], say: Callable[[Owner], None] = _say_nothing) -> Lease:
-    """Take the lease at `path`, waiting for its owner to end.
+    """Acquire the lease at `path`, waiting until it is free.
 
     Args:
         path: The lease.
-        pause: Is called between looks, and may raise.
-        say: Is told of an owner that is waited for, once, after some seconds.
+        pause: Called between attempts; may raise.
+        say: Called once with the owner after some seconds of waiting.
     """
     watch = Watch()
     while (lease := try_lease(path, watch)) is None:

@@ -15,7 +15,7 @@ LARGEST = (1 << 30, 1 << 25)  # bytes; before 2.35 or so glibc takes no more tha
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees.
+    """Make this process keep the memory that it frees.
 
     A step of training frees all its activations at its end. glibc then hands them back to the system, which clears
     every page again when the next step asks for it: on two CPU cores 4 to 5 % of a step of ResNet-20 (LOG.md). The

@@ -1,4 +1,4 @@
-"""Which of several processes this is, and what they agree on (torchrun)."""
+"""The processes of one run under torchrun: rank, and values that all must agree on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of the processes of a run this is."""
+    """The rank of this process in a run."""
 
     index: int = 0
     count: int = 1
@@ -28,7 +28,7 @@ class Rank:
         return self.index == 0
 
     def check(self, batch_size: int) -> None:
-        """Refuse batches that cannot be shared out equally.
+        """Refuse batches that cannot be split equally.
 
         Raises:
             ValueError: The processes do not divide the batch size.
@@ -57,7 +57,7 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Rank]:
-    """Join the processes that `torchrun` started (gloo on CPUs, NCCL on GPUs); alone where it started none."""
+    """Join the processes that `torchrun` started (gloo on CPUs, NCCL on GPUs), if any."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield current_rank()
         return
@@ -71,9 +71,9 @@ def process_group(device: torch.device) -> Iterator[Rank]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return on every process what `make` returns on the first one; it is called there alone.
+    """Return on every process what `make` returns on the first one; the others do not call it.
 
-    Errors stay on the process that raises them: the others end with it, by `torchrun`.
+    Errors stay on the process that raises them; `torchrun` then ends the others.
     """
     rank = current_rank()
     if rank.count == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -54,7 +55,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """Return what a person calls the device."""
+    """Return the device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -86,12 +87,20 @@ def _flags() -> str:
 
 
 def this_command() -> str:
-    """Return the command that is at work, as it would be typed."""
-    return " ".join(["python -m benchmarks", *sys.argv[1:]])
+    """Return the command that is at work, as it would be typed; of an absolute path only its last part.
+
+    Records are published: where somebody keeps results and checkpoints is nobody else's business, and no help to them.
+    """
+    return shlex.join(["python", "-m", "benchmarks", *(_without_place(argument) for argument in sys.argv[1:])])
+
+
+def _without_place(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name or value}" if Path(value).is_absolute() else argument
 
 
 def provenance(device: torch.device, data_checksum: str | None) -> dict[str, Any]:
-    """Return what a record says of its origin."""
+    """Return the provenance of a record."""
     return {
         **git_state(),
         "versions": versions(),

@@ -1,4 +1,4 @@
-"""Standard output and error that may go away: work goes on when nobody reads it, or when it cannot be written."""
+"""Standard output and error that may go away: work continues if nobody reads them or they cannot be written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 
 class Screen:
-    """A stream whose text, from the first error on, goes nowhere.
+    """A stream that discards its text after the first error.
 
     Args:
-        stream: Where text goes.
+        stream: The stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -23,11 +23,11 @@ class Screen:
         self.error: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in everything else."""
+        """Delegate everything else to the stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or do as if."""
+        """Write, or pretend to."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -35,7 +35,7 @@ class Screen:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do as if."""
+        """Flush, or pretend to."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -49,18 +49,18 @@ class Screen:
 
     @property
     def lost(self) -> OSError | None:
-        """Why text was lost; None where all was written, or its reader (`head`, `less`) had enough."""
+        """Why text was lost; None if everything was written, or the reader (`head`, `less`) closed the pipe."""
         return None if self.error is None or self.error.errno == errno.EPIPE else self.error
 
 
 def _or_nowhere(stream: TextIO | None) -> TextIO:
-    """Return a stream, or one that leads nowhere where the command was started with a closed one (`>&-`)."""
+    """Return the stream, or one that discards everything if the command was started with a closed one (`>&-`)."""
     return stream if stream is not None else Path(os.devnull).open("w", encoding="utf-8")
 
 
 @contextmanager
 def lasting_screen() -> Iterator[Screen]:
-    """Let neither standard output nor standard error end what is at work; gives the former."""
+    """Keep errors on standard output and error from ending the command; yields the former."""
     before = sys.stdout, sys.stderr
     out = Screen(_or_nowhere(sys.stdout))
     sys.stdout, sys.stderr = out, Screen(_or_nowhere(sys.stderr))

@@ -1,4 +1,4 @@
-"""What goes wrong when a file of weights is read that is none, is damaged, or was made to fool its reader."""
+"""Errors for files of weights that are damaged, malicious, or something else entirely."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOOKED_AT = 512  # bytes
 
 
 def what_it_is_instead(path: str | Path) -> str | None:
-    """Return what a file is that holds a text instead of weights, and what to do; None for a binary file.
+    """Return what a text file given as weights really is, and what to do; None for a binary file.
 
     Raises:
         OSError: It cannot be read.

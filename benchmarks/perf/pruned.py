@@ -15,7 +15,7 @@ from benchmarks.machine.precision import resolve_precision
 from benchmarks.models import find_builder, input_shape
 from benchmarks.perf.measure import Candidate, Settings, captured, in_turns, median_ms, median_ratio, quiet_couplings
 from benchmarks.perf.steps import step_of
-from benchmarks.training.loop import autocast
+from benchmarks.training.step import autocast
 from oicsr import count_macs, out_in_energy, remove_channels, select_channels
 
 MODELS = ("resnet56", "vgg16", "mobilenetv2")
@@ -73,7 +73,7 @@ def _rows(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
     for label, model in found.items():
         placed = model.to(settings.device).to(memory_format=torch.channels_last)
         labels = torch.arange(settings.batch_size, device=settings.device) % 10
-        kinds["step"][label] = step_of(placed, images, labels, precision, placed)
+        kinds["step"][label] = step_of(placed, images, labels, precision, placed, in_place=True)
         kinds["predict"][label] = _predict(copy.deepcopy(placed).eval(), images, precision)
     if settings.device.type == "cuda":
         kinds["captured step"] = {k: captured(_warm(c), settings.device) for k, c in kinds["step"].items()}

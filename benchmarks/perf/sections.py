@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.escape import for_markdown
+from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.machine.provenance import device_name, git_state, versions
 from benchmarks.perf import latency, penalty, prune, pruned, steps, train
 from benchmarks.perf.measure import Settings
@@ -46,24 +48,53 @@ def conditions(settings: Settings) -> dict[str, Any]:
 def write(path: Path, device: str, name: str, section: Mapping[str, Any]) -> None:
     """Put one section into the device's file, next to the existing ones, and rewrite the tables."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(path.read_text()) if path.is_file() else {"sections": {}}
-    sections = {**found["sections"], name: dict(section)}
+    sections = {**_earlier(path), name: dict(section)}
     ordered = {key: sections[key] for key in BENCHMARKS if key in sections}
-    path.write_text(json.dumps({"device": device, "sections": ordered}, indent=1, ensure_ascii=False) + "\n")
     tables = "\n".join(table(key, value) for key, value in ordered.items())
-    path.with_suffix(".md").write_text(f"# Speed on {for_markdown(device)}\n\n{tables}")
+    text = json.dumps({"device": device, "sections": ordered}, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode())
+    write_atomically(path.with_suffix(".md"), f"# Speed on {for_markdown(device)}\n\n{tables}".encode())
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """Return the sections that a device's file holds already.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(read_plain(path))["sections"]
+        for name, section in found.items():
+            table(name, section)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no readable measurement of speed ({error!r}); move it away") from error
+    return found
 
 
 def table(name: str, section: Mapping[str, Any]) -> str:
     """Return a section as Markdown: a heading, the conditions, one line per row."""
     columns = list(dict.fromkeys(key for row in section["rows"] for key in row))
     lines = [
-        "| " + " | ".join(columns) + " |",
+        "| " + " | ".join(map(for_markdown, columns)) + " |",
         "|" + "|".join(" --- " for _ in columns) + "|",
         *("| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in section["rows"]),
     ]
     how = f"{section['threads']} threads, {section['repeats']} rounds, medians; {section['measured']}."
-    return f"## {name}\n\n{section['note']}\n\n{how}\n\n" + "\n".join(lines) + "\n"
+    return f"## {name}\n\n{_note(section['note'])}\n\n{for_markdown(how)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _note(text: str) -> str:
+    """Return a note as Markdown in which nothing but code between backticks is markup."""
+    parts = re.split("(`[^`\n]+`)", text)
+    return "".join(part if position % 2 else _between(part) for position, part in enumerate(parts))
+
+
+def _between(text: str) -> str:
+    """Return a part of a note as Markdown, with the spaces around it."""
+    before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    return f"{before and ' '}{for_markdown(text)}{after and ' '}" if text.strip() else text and " "
 
 
 def cell(value: object) -> str:

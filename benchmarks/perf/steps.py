@@ -17,7 +17,7 @@ from benchmarks.models import find_builder, input_shape
 from benchmarks.perf.measure import Candidate, Settings, captured, in_turns, median_ms, median_ratio
 from benchmarks.perf.train import engine, synthetic
 from benchmarks.perf.workers import Workers
-from benchmarks.training.loop import autocast
+from benchmarks.training.step import autocast
 
 MODELS = ("resnet20", "resnet56")
 
@@ -47,8 +47,20 @@ def run(settings: Settings) -> Iterator[dict[str, Any]]:
         yield from _side_by_side(name, precision, settings)
 
 
-def step_of(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision, original: nn.Module) -> Candidate:
-    """Return a step of `model`, which may be a compiled or graphed form of `original`."""
+def step_of(
+    model: nn.Module, images: Tensor, labels: Tensor, precision: Precision, original: nn.Module, *, in_place: bool
+) -> Candidate:
+    """Return a step of `model`, which may be a compiled or graphed form of `original`.
+
+    Args:
+        model: What is called.
+        images: A batch, on the device.
+        labels: Its labels.
+        precision: Of the forward pass.
+        original: Holds the parameters.
+        in_place: Whether gradients keep their memory from step to step, as a capture of the whole step needs it. The
+            other forms must not: what a graph of their own returns as a gradient is its memory, and is written anew.
+    """
     optimizer = torch.optim.SGD(
         original.parameters(),
         lr=1e-6,
@@ -62,7 +74,7 @@ def step_of(model: nn.Module, images: Tensor, labels: Tensor, precision: Precisi
     def step() -> None:
         with autocast(images.device, precision, cache=False):
             loss = nn.functional.cross_entropy(model(images).float(), labels)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=not in_place)
         loss.backward()
         optimizer.step()
 
@@ -76,7 +88,8 @@ def _eager(name: str, precision: Precision, settings: Settings, wrap: Callable[.
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(settings.batch_size, device=settings.device) % 10
     model = find_builder(name)(10).to(settings.device).to(memory_format=torch.channels_last)
-    step = step_of(model if wrap is None else wrap(model, images), images, labels, precision, model)
+    called = model if wrap is None else wrap(model, images)
+    step = step_of(called, images, labels, precision, model, in_place=wrap is None)
     step()
     return step
 

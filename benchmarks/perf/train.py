@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -158,6 +158,21 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     }
     if on_gpu:
         own["eager"] = engine(_network(name, settings), data, settings, precision, graphs=False)
+    times = _times(name, total, settings, own)
+    row: dict[str, Any] = {
+        "model": name,
+        "precision": precision,
+        "batch": settings.batch_size,
+        "steps": own["engine"].step_mode,
+        **_compared(times, total),
+    }
+    step = statistics.median(times["engine"]) / batches
+    return row | against_roofline(counted_step(name, data, settings, precision), step, settings.device, precision)
+
+
+def _times(name: str, total: int, settings: Settings, own: Mapping[str, Training]) -> dict[str, list[float]]:
+    """Return the times of an epoch of the plain loop and of the engine, interleaved; on a CPU also a run per core."""
+    on_gpu = settings.device.type == "cuda"
     cores = 1 if on_gpu else torch.get_num_threads()
     make_plain, make_engine = (partial(make, name, total, settings) for make in (_plain, _engine))
     with ExitStack() as stack:
@@ -167,29 +182,29 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
         if cores > 1:
             for key, make in ((PLAIN_EACH, make_plain), (ENGINE_EACH, make_engine)):
                 candidates[key] = stack.enter_context(Workers(cores, make))
-        times = in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
-    images = {key: total * (cores if key in (PLAIN_EACH, ENGINE_EACH) else 1) for key in times}
+        return in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
+
+
+def _compared(times: dict[str, list[float]], total: int) -> dict[str, float]:
+    """Return images per second and the factors between the ways."""
+    each = torch.get_num_threads() if ENGINE_EACH in times else 1
+    images = {key: total * (each if key in (PLAIN_EACH, ENGINE_EACH) else 1) for key in times}
     rates = {key: round(images[key] / median_ms(times, key) * 1e3, 1) for key in times}
-    row: dict[str, Any] = {
-        "model": name,
-        "precision": precision,
-        "batch": settings.batch_size,
-        "steps": own["engine"].way,
+    row = {
         "plain images/s": rates["plain"],
         "engine images/s": rates["engine"],
         "engine with OICSR-GL images/s": rates["penalised"],
         "x plain": median_ratio(times, "plain", "engine"),
         "x plain, with OICSR-GL": median_ratio(times, "plain", "penalised"),
     }
-    if on_gpu:
+    if "eager" in times:
         row["x without a graph"] = median_ratio(times, "eager", "engine")
-    if cores > 1:
+    if ENGINE_EACH in times:
         row["plain, a run per core images/s"] = rates[PLAIN_EACH]
         row["engine, a run per core images/s"] = rates[ENGINE_EACH]
-        row["x plain, a run per core"] = round(cores * median_ratio(times, "plain", ENGINE_EACH), 4)
+        row["x plain, a run per core"] = round(each * median_ratio(times, "plain", ENGINE_EACH), 4)
         row["x plain, both a run per core"] = median_ratio(times, PLAIN_EACH, ENGINE_EACH)
-    step = statistics.median(times["engine"]) / batches
-    return row | against_roofline(counted_step(name, data, settings, precision), step, settings.device, precision)
+    return row
 
 
 def _network(name: str, settings: Settings) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What lies beside a record: the epochs (`history.csv`) and the channels (`channels.csv`) of its run."""
+"""What is beside a record: the epochs (`history.csv`) and the channels (`channels.csv`) of its run."""
 
 from __future__ import annotations
 

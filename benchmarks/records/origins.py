@@ -1,4 +1,4 @@
-"""Where records come from, in words: commits, versions of libraries, devices. Every table says it of its rows."""
+"""Where records come from, in words: commits, library versions, devices. Every table says so for its rows."""
 
 from __future__ import annotations
 

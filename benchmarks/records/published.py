@@ -1,4 +1,4 @@
-"""Numbers from papers, each with its source and protocol. They never stand in a column of this suite's own."""
+"""Numbers from papers, each with its source and protocol; never in one column with this suite's own."""
 
 from __future__ import annotations
 

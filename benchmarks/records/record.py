@@ -1,7 +1,7 @@
 """Records: what a run leaves. `record.json` is written last and atomically: where it is, the run is over.
 
-A record carries its own checksum and that of its history (in `provenance`, for a history holds times): a bit that was
-flipped, or a number that was edited, is found whenever the record is read.
+A record carries its own checksum and that of its history (in `provenance`, because a history holds times): flipped bits
+and edited numbers are found whenever the record is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.config import Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import OutsideError, inside
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.records.rows import (
     ChannelRow,
     EpochRow,
@@ -25,6 +26,7 @@ from benchmarks.records.rows import (
     read_channels,
     read_history,
 )
+from benchmarks.records.schema import COMPLETE as COMPLETE
 from benchmarks.records.schema import RecordError as RecordError
 from benchmarks.records.schema import check_values
 
@@ -33,11 +35,9 @@ SCHEMA = "oicsr-record-1"
 STATES = ("dense", "regularized", "pruned", "recalibrated", "finetuned")
 STATES_OF = {1: tuple(state for state in STATES if state != "recalibrated"), 2: STATES}  # by version of the protocol
 
-COMPLETE, FAILED = "complete", "failed"
+FAILED = "failed"
 
 CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
-
-LARGEST_FILE = 64 << 20  # bytes
 
 BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
@@ -77,7 +77,7 @@ class Record:
         states: By name (see `STATES`; `recalibrated` since protocol 2): test top-1 and loss, validation top-1, MACs
             (and with BatchNorm and pooling, as fvcore counts) and parameters.
         widths: Coupling name to channels before and after.
-        structure: How the energy lies over the channels, of the dense network and before the first removal.
+        structure: How energy is distributed over the channels, of the dense network and before the first removal.
         removals: One per step: MACs left, and validation top-1 just before and just after the removal.
         epochs: By phase, those of all steps together.
         compute: By phase and in total: multiply-accumulates of training, three times those of a forward pass
@@ -155,7 +155,7 @@ def parse_record(text: str, where: str, *, unchecked: bool = False) -> Record:
         unchecked: Accept a record without checksum (a wrong one is refused all the same).
 
     Raises:
-        RecordError: It is none of this schema, or was changed; says where and why.
+        RecordError: It does not follow the schema, or was changed; the message says where and why.
     """
     record = _parse(text, where)
     _verify(record, where, unchecked)
@@ -178,7 +178,7 @@ def _parse(text: str, where: str) -> Record:
     missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
     if missing - OPTIONAL or extra:
         raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
-    for name in TEXTS:
+    for name in TEXTS & data.keys():  # one that joined later may be absent
         if not isinstance(data[name], str):
             raise RecordError(f"{where}: {name!r} is {str(data[name])[:40]!r}; a text is needed")
     check_values(data, where)
@@ -216,7 +216,7 @@ def run_folder(results: Path, experiment: str, run_id: str) -> Path:
 
 
 def record_path(results: Path, cell: Cell) -> Path:
-    """Return where the record of a cell lies."""
+    """Return the path of a cell's record."""
     return run_folder(results, cell.experiment.name, cell.run_id) / "record.json"
 
 
@@ -228,7 +228,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
         unchecked: Accept a record without checksums.
 
     Raises:
-        RecordError: It cannot be read, lies in the folder of another run, or it, its history or its channels were
+        RecordError: It cannot be read, is in the folder of another run, or it, its history or its channels were
             changed.
     """
     text = _text_of(path, "record")
@@ -271,7 +271,7 @@ def read_records(results: Path, experiments: Sequence[str] | None = None) -> lis
     """Read all records in a results folder, sorted by path.
 
     Raises:
-        RecordError: One cannot be read; names all that cannot.
+        RecordError: Some cannot be read; the message names all of them.
     """
     found = find_records(results, experiments)
     if found.refused:
@@ -294,15 +294,15 @@ def write_record(
         (folder / "channels.csv").unlink(missing_ok=True)  # of an earlier attempt
     path = folder / "record.json"
     (folder / "record.json.sig").unlink(missing_ok=True)  # of the record that this one replaces
-    _set_aside(path, record.protocol)
+    set_aside(path, record.protocol)
     write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
 
 
-def _set_aside(path: Path, protocol: int) -> None:
+def set_aside(path: Path, protocol: int) -> None:
     """Keep a record of another protocol under a name of its own before one of this protocol takes its place."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8")).get("protocol", LATER["protocol"])
+        before = json.loads(read_plain(path)).get("protocol", LATER["protocol"])
     except (OSError, ValueError, AttributeError):  # none, or damaged: nothing that could be read later
         return
     if before != protocol and isinstance(before, int):
@@ -315,7 +315,7 @@ def with_provenance(record: Record, **values: Any) -> Record:
 
 
 def stamped(record: Record, history: Sequence[EpochRow], channels: Sequence[ChannelRow]) -> Record:
-    """Return a record with the checksums of the files that will lie beside it."""
+    """Return a record with the checksums of the files that will be beside it."""
     sums = {HISTORY_CHECKSUM: _sha256(history_csv(history))}
     if channels:
         sums[CHANNELS_CHECKSUM] = _sha256(channels_csv(channels))
@@ -357,11 +357,7 @@ def _check_beside(path: Path, record: Record, unchecked: bool) -> None:
 def _text_of(path: Path, what: str) -> str:
     """Return the text of a file: never what a pipe or a device gives, nor more than a record can be."""
     try:
-        if not path.is_file():
-            raise RecordError(f"{path} is no readable {what}: it is missing, or no plain file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise RecordError(f"{path} is no readable {what}: it is larger than {LARGEST_FILE >> 20} MiB")
-        return path.read_bytes().decode()
+        return read_plain(path)
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is no readable {what}: {error}") from error
 

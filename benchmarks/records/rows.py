@@ -1,4 +1,4 @@
-"""The rows of the files that lie beside a record, written and read back: `history.csv` and `channels.csv`."""
+"""The rows of the files beside a record, written and read back: `history.csv` and `channels.csv`."""
 
 from __future__ import annotations
 

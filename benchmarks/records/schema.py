@@ -1,4 +1,4 @@
-"""What a record may hold: names that are safe in paths, numbers where numbers are due, texts that can be written."""
+"""What a record may hold: names that are safe in paths, numbers of the right range, texts that can be written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from benchmarks.records.rows import PHASES
 
 logger = logging.getLogger(__name__)
 
+COMPLETE = "complete"  # the status of a run that came to its end
+
 SHOWN = 3  # problems that an error names
 
 DEEPEST = 20  # dictionaries and lists inside one another
@@ -20,7 +22,7 @@ SURROGATES = ("\ud800", "\udfff")
 
 
 class RecordError(ValueError):
-    """A record cannot be read, or does not belong where it lies."""
+    """A record cannot be read, or does not belong where it is."""
 
 
 @cache
@@ -54,8 +56,8 @@ def check_values(data: dict[str, Any], where: str) -> None:
         where: Named in errors.
 
     Raises:
-        RecordError: A name cannot be one of a file, the run is called otherwise, a number is none or out of range, or a
-            text cannot be written.
+        RecordError: A name cannot be a file name, the run has another name, a value is not a number or is out of range,
+            or a text cannot be written.
     """
     for problem in _odd(data, "", 0):
         raise RecordError(f"{where}: {problem}")
@@ -72,12 +74,13 @@ def check_values(data: dict[str, Any], where: str) -> None:
     called = run_name(data["profile"], data["method"], data["macs_kept"], data["seed"])
     if data["run_id"] != called:
         raise RecordError(f"{where} holds the run {called!r}, which it calls {data['run_id'][:100]!r}")
-    if set(data["epochs"]) - set(PHASES) or (data["compute"] and "total" not in data["compute"]):
+    counted = data["compute"] or data["status"] == COMPLETE
+    if set(data["epochs"]) - set(PHASES) or (counted and "total" not in data["compute"]):
         raise RecordError(f"{where}: epochs are of {', '.join(PHASES)}, and compute has a total")
 
 
 def _odd(value: Any, place: str, depth: int) -> Iterator[str]:
-    """Yield what cannot be written, drawn or compared, wherever it is."""
+    """Yield every value that cannot be written, drawn or compared."""
     match value:
         case _ if depth > DEEPEST:
             yield f"{place[:100]!r} is nested more than {DEEPEST} deep"

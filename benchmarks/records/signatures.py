@@ -1,7 +1,7 @@
 """Signatures of files: SSH signatures by the installed `ssh-keygen`, with keys that people have already.
 
-A signature lies beside its file, `NAME.sig`. That of a record covers its history and channels too, by the checksums in
-it.
+A signature is stored beside its file, as `NAME.sig`. That of a record covers its history and channels too, by the
+checksums in it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SignatureError(ValueError):
 
 
 def signature_path(path: Path) -> Path:
-    """Return where the signature of a file lies."""
+    """Return the path of a file's signature."""
     return path.with_name(path.name + SUFFIX)
 
 
@@ -92,7 +92,7 @@ class Signers:
         """Make sure that a file was signed by one of them, and return its signature.
 
         Args:
-            path: The file, whose signature lies beside it.
+            path: The file; its signature is beside it.
             content: What it holds; read from it by default.
 
         Raises:
@@ -117,7 +117,7 @@ class Signers:
 
 
 def _signature_of(path: Path) -> bytes:
-    """Return the signature that lies beside a file; a link, which may lead anywhere, is none."""
+    """Return the signature beside a file; a link, which may lead anywhere, does not count."""
     place = signature_path(path)
     if place.is_symlink() or not place.is_file():
         raise SignatureError(f"{path} is not signed: there is no {place.name} beside it")

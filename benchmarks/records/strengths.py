@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import Cell, Experiment, Profile
 from benchmarks.machine.paths import PUBLISHED_TUNING, inside
+from benchmarks.machine.plain_files import read_plain
 
 if TYPE_CHECKING:
     from baselines.method import Method
@@ -21,6 +22,8 @@ SCHEMA = "oicsr-tuning-2"
 SCHEMAS = ("oicsr-tuning-1", SCHEMA)  # the first one: accuracies before recalibration, as lists by strength
 
 Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [...]}, one value per network
+
+FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them
 
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
 
@@ -38,7 +41,7 @@ class Strength:
 
 
 def tuning_path(folder: Path, experiment: str, profile: str) -> Path:
-    """Return where the tuning record of an experiment lies."""
+    """Return the path of an experiment's tuning record."""
     return inside(folder, f"{experiment}-{profile}.json")
 
 
@@ -46,11 +49,22 @@ def read_tuning(path: Path) -> dict[str, Any]:
     """Read a tuning record.
 
     Raises:
-        TuningError: It cannot be read, or is none.
+        TuningError: It cannot be read, or is not a tuning record.
     """
+    return _parse(_text(path), path)
+
+
+def _text(path: Path) -> str:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_plain(path)
+    except (OSError, ValueError) as error:
+        raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TuningError(f"{path} is no readable tuning record: {error}. Restore it, or tune again.") from error
     if not isinstance(data, dict) or data.get("schema") not in SCHEMAS or not isinstance(data.get("chosen"), dict):
         raise TuningError(
@@ -59,6 +73,8 @@ def read_tuning(path: Path) -> dict[str, Any]:
     for method, chosen in data["chosen"].items():
         if not isinstance(chosen, dict) or not all(value is None or _is_strength(value) for value in chosen.values()):
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
+        for target in chosen:
+            _check_target(path, target)
     data["scores"] = {
         method: _scores(path, method, targets) for method, targets in _items(path, data.get("scores", {}))
     }
@@ -69,13 +85,17 @@ def _scores(path: Path, method: str, targets: Any) -> dict[str, dict[str, Any]]:
     """Return the tries of a method by target and strength; those of the first schema as the present one has them."""
     found: dict[str, dict[str, Any]] = {}
     for target, tries in _items(path, targets):
+        _check_target(path, target)
         found[target] = {
             strength: {"loss": [], "top1": values} if isinstance(values, list) else values
             for strength, values in _items(path, tries)
         }
         for values in found[target].values():
-            if not isinstance(values, dict) or not all(isinstance(values.get(name), list) for name in ("loss", "top1")):
-                raise TuningError(f"{path}: the scores of {method!r} are no lists. Restore it, or tune again.")
+            lists = [values.get(name) for name in ("loss", "top1")] if isinstance(values, dict) else [None]
+            if not all(isinstance(each, list) and all(map(_is_score, each)) for each in lists):
+                raise TuningError(
+                    f"{path}: the scores of {method!r} are no lists of numbers. Restore it, or tune again."
+                )
     return found
 
 
@@ -83,6 +103,20 @@ def _items(path: Path, values: Any) -> list[tuple[str, Any]]:
     if not isinstance(values, dict):
         raise TuningError(f"{path}: scores are {str(values)[:40]!r}, no table. Restore it, or tune again.")
     return list(values.items())
+
+
+def _check_target(path: Path, target: str) -> None:
+    """Refuse a target that is no share of the MACs."""
+    try:
+        known = 0 < float(target) <= 1
+    except ValueError:
+        known = False
+    if not known:
+        raise TuningError(f"{path}: the target {target[:40]!r} is no share of the MACs. Restore it, or tune again.")
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _is_strength(value: Any) -> bool:
@@ -123,7 +157,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
         return Strength(0.0, "none needed")
     tuned_as = tuned_under(cell.experiment, cell.profile)
     path = tuning_path(folder, tuned_as, cell.profile_name)
-    if not path.is_file():
+    if not path.exists():
         path = tuning_path(PUBLISHED_TUNING, tuned_as, cell.profile_name)
     tuned = _tuned(path)
     for name in (method.strength_of or cell.method, method.regularizer.name):
@@ -149,16 +183,12 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
 
 def _tuned(path: Path) -> dict[str, dict[str, float | None]]:
     """Return the strengths of a tuning record by method and target; none where there is no record."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return {}
-    return _chosen(path, status.st_mtime_ns, status.st_size)
+    return _chosen(_text(path), path) if path.exists() else {}
 
 
-@lru_cache(maxsize=64)
-def _chosen(path: Path, modified: int, size: int) -> dict[str, dict[str, float | None]]:
-    chosen: dict[str, dict[str, float | None]] = read_tuning(path)["chosen"]
+@lru_cache(maxsize=64)  # `status` asks for every run; parsing 160 KB takes 7 ms
+def _chosen(text: str, path: Path) -> dict[str, dict[str, float | None]]:
+    chosen: dict[str, dict[str, float | None]] = _parse(text, path)["chosen"]
     return chosen
 
 

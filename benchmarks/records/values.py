@@ -18,7 +18,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
-Curve = Annotated[list[Number], Field(min_length=CURVE_POINTS, max_length=CURVE_POINTS)]
+Curve = Annotated[list[Share], Field(min_length=CURVE_POINTS, max_length=CURVE_POINTS)]
 
 
 class State(TypedDict):
@@ -32,11 +32,12 @@ class State(TypedDict):
 
 
 class Structure(TypedDict):
-    """How the energy lies over the channels of a network."""
+    """How energy is distributed over the channels of a network."""
 
     near_zero: Share
-    concentration: Number
+    concentration: Annotated[float, Field(ge=-1, le=1)]
     cumulative: Curve
+    imbalance: NotRequired[Number]
 
 
 class Removal(TypedDict):
@@ -53,6 +54,24 @@ class Failure(TypedDict):
 
     reason: str
     traceback: NotRequired[str]
+
+
+class Config(TypedDict):
+    """The values of a configuration that tables, verdicts and exports read."""
+
+    model: NotRequired[str]
+    dataset: NotRequired[str]
+    weights: NotRequired[str | None]
+    precision: NotRequired[str | None]
+    rescale: NotRequired[str]
+    steps: NotRequired[Size]
+    batch_size: NotRequired[Size]
+    train_images: NotRequired[Size | None]
+    validation_images: NotRequired[Size | None]
+    test_images: NotRequired[Size | None]
+    dense: NotRequired[dict[str, Any]]
+    regularized: NotRequired[dict[str, Any]]
+    finetune: NotRequired[dict[str, Any]]
 
 
 class Provenance(TypedDict):
@@ -73,7 +92,7 @@ class Values(TypedDict):
     strength: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     seed: Count
     macs_kept: Annotated[float, Field(gt=0, le=1)]
-    config: dict[str, Any]
+    config: Config
     states: dict[str, State]
     widths: dict[str, Annotated[list[Size], Field(min_length=2, max_length=2)]]
     structure: dict[str, Structure]

@@ -1,1 +1,1 @@
-"""How results are shown: tables, figures, pages."""
+"""Tables, figures and pages, made from records."""

@@ -19,6 +19,7 @@ from benchmarks.config import check_name
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
 from benchmarks.records.record import RecordError
@@ -69,12 +70,12 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
         study.drawn[comparison.name] = [kind for kind in KINDS if drawn.get(stem_of(comparison, kind))]
     latency_names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
     artefacts |= _pages(study, sheets, latency_names)
-    artefacts[(root or results) / "RESULTS.md"] = results_page(study, _prefix(results, root)).encode()
+    artefacts[(root or results) / "RESULTS.md"] = results_page(study, f"{results.name}/" if root else "").encode()
     return _inside(artefacts | _project_pages(study, root), root or results)
 
 
 def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) -> Artefacts:
-    """Return what lies among the results and is neither table nor figure."""
+    """Return the pages among the results: neither tables nor figures."""
     from benchmarks.reporting.html_report import html_report  # jinja2, which tables and plots do without
 
     results = study.results
@@ -101,7 +102,10 @@ def _project_pages(study: Study, root: Path | None) -> Artefacts:
     if coverage:
         blocks["README.md"] += f"\n\n{sentence(coverage)} ([results/coverage.md](results/coverage.md))."
         blocks["docs/any_network.md"] = summary(coverage).rstrip()
-    written = {root / page: _page_with_block(root, page, block) for page, block in blocks.items()}
+    written = {
+        root / page: with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
+        for page, block in blocks.items()
+    }
     anatomy = root / "docs/anatomy.md"
     if anatomy.is_file():
         found = outcomes(study.records, study.details)
@@ -114,15 +118,6 @@ def _inside(artefacts: Artefacts, folder: Path) -> Artefacts:
     for path in artefacts:
         check_inside(folder, path)
     return artefacts
-
-
-def _page_with_block(root: Path, page: str, block: str) -> bytes:
-    return with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
-
-
-def _prefix(results: Path, root: Path | None) -> str:
-    """Return what links of RESULTS.md begin with: it lies in the root, or among the results."""
-    return f"{results.name}/" if root is not None else ""
 
 
 def files_of(comparison: Comparison, results: Path) -> Artefacts:
@@ -161,7 +156,7 @@ def _latency_drawings(results: Path) -> dict[str, Draw]:
     drawings: dict[str, Draw] = {}
     for path in sorted((results / "perf").glob("*.json")):
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(read_plain(path))
             section = found.get("sections", {}).get("latency", {})
             check_name("device", path.stem)
         except (OSError, ValueError, AttributeError, RecursionError) as error:
@@ -183,7 +178,7 @@ def claims_json(verdicts: Sequence[Verdict]) -> str:
 
 
 def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
-    """Write the files that are not there yet with that content; return their paths."""
+    """Write the files whose content is new; return their paths."""
     changed = [path for path, content in artefacts.items() if not _holds(path, content)]
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +187,7 @@ def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
 
 
 def differing(artefacts: Mapping[Path, bytes], results: Path) -> list[str]:
-    """Return what is wrong with the files on disk: missing, changed, or made from records that are gone."""
+    """Return what is wrong with the files on disk: missing, changed, or without records."""
     wrong = [f"{path} differs from its records" for path, content in artefacts.items() if not _holds(path, content)]
     on_disk = [path for folder in ("tables", "figures", "experiments") for path in sorted((results / folder).glob("*"))]
     return wrong + [f"{path} has no records" for path in on_disk if path not in artefacts]

@@ -16,18 +16,16 @@ YES, NO = "yes", "no"
 def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> list[tuple[str, str, str]]:
     """Return item, yes or no, and what the records say; runs of profile `quick` do not count."""
     newest = {(c.experiment, c.profile): c.protocol for c in comparisons}
-    full = [
-        record
-        for record in records
-        if record.complete
-        and record.profile != "quick"
-        and record.protocol == newest.get((record.experiment, record.profile))
-    ]
+    full = [r for r in records if r.complete and r.protocol == newest.get((r.experiment, r.profile))]
+    full = [record for record in full if record.profile != "quick"]
     tables = [comparison for comparison in comparisons if comparison.profile != "quick"]
+    return [*_what_was_run(full, tables), *_what_was_compared(full), *_what_always_holds(bool(full))]
+
+
+def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[tuple[str, str, str]]:
     pairs = sorted({for_markdown(f"{r.config.get('dataset')} with {r.config.get('model')}") for r in full})
     targets = {c.name: len(c.targets) for c in tables}
     seeds = {c.name: int(c.table["n"].min()) for c in tables}
-    sizes = {record.states["finetuned"]["params"] for record in full}
     return [
         _item(
             f"At least {ENOUGH_PAIRS} pairs of data set and architecture",
@@ -42,9 +40,14 @@ def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> l
         _item(
             "Means and deviations over several seeds", bool(seeds) and min(seeds.values()) > 1, _counts(seeds, "seeds")
         ),
+    ]
+
+
+def _what_was_compared(full: Sequence[Record]) -> list[tuple[str, str, str]]:
+    return [
         _item(
             "Compression and theoretical speed-up both reported",
-            bool(sizes),
+            bool(full),
             "parameters and MACs before and after in every record; MACs under three conventions in every table",
         ),
         _item(
@@ -55,8 +58,13 @@ def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> l
         _item("Random pruning as a baseline", _has(full, "random"), _where(full, "random")),
         _item("Magnitude pruning as a baseline", _has(full, "l1"), _where(full, "l1")),
         _item("A layer-uniform baseline", any("uniform" in r.selection for r in full), _uniform(full)),
+    ]
+
+
+def _what_always_holds(anything: bool) -> list[tuple[str, str, str]]:
+    return [
         _item(
-            "Everything needed to repeat it", bool(full), "configuration, commit, versions and command in every record"
+            "Everything needed to repeat it", anything, "configuration, commit, versions and command in every record"
         ),
         _item("Claims limited to what was run", True, "cells and verdicts without a record say `not run`"),
         _item("Top-5 beside top-1 on ImageNet", False, "ImageNet is not run; ten classes need no top-5"),

@@ -86,11 +86,11 @@ COLUMNS: tuple[Column, ...] = (
     ),
     _accuracy("regularized"),
     *(column for state in AFTER_SURGERY for column in (_accuracy(state), _change(state))),
-    Column("Epochs", lambda row: str(row["epochs"]), lambda c: str(c.records[0].epochs["dense"]), False),
+    Column("Epochs", lambda row: str(row["epochs"]), lambda c: str(c.records[0].epochs.get("dense", 0)), False),
     Column(
         "Compute",
         lambda row: f"{row['compute_macs'] / PETA:.3g}",
-        lambda c: f"{c.records[0].compute['dense'] / PETA:.3g}",
+        lambda c: f"{c.records[0].compute.get('dense', 0) / PETA:.3g}",
         False,
     ),
     Column("Level", lambda row: str(row["level"]), terminal=False),

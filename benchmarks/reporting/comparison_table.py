@@ -10,7 +10,7 @@ from benchmarks.escape import for_markdown, one_line
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.columns import COLUMNS, COST_COLUMNS
-from benchmarks.reporting.numbers import NOT_RUN, share
+from benchmarks.reporting.numbers import share
 from benchmarks.reporting.table_files import Sheet
 
 COMMON_NOTES = (
@@ -29,7 +29,7 @@ def display_rows(comparison: Comparison) -> list[list[str]]:
     rows = comparison.table.to_dict("records")
     dense_long = [row for row in rows if row["method"] == DENSE_LONG]
     lines = [[column.dense(comparison) for column in COLUMNS]]
-    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long] or [_no_dense_long()]
+    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long]
     for target in dict.fromkeys(row["macs_kept"] for row in rows if row["method"] != DENSE_LONG):
         lines.append([f"At {share(target)} of the MACs"])
         group = [row for row in rows if row["macs_kept"] == target and row["method"] != DENSE_LONG]
@@ -41,33 +41,30 @@ def _header() -> list[str]:
     return [column.header for column in COLUMNS]
 
 
-def _no_dense_long() -> list[str]:
-    return [find_method(DENSE_LONG).title, "0", *[NOT_RUN] * (len(COLUMNS) - 2)]
-
-
 def missing(comparison: Comparison) -> str:
-    """Return which methods and targets of the experiment's profile have no record, or nothing."""
+    """Return which methods and targets of the experiment's profile have no record, or nothing.
+
+    A target that nobody ran is named once; in a quick profile, of which everyone runs what they like, not at all.
+    """
     experiment = EXPERIMENTS.get(comparison.experiment)
     if experiment is None or comparison.profile not in experiment.profiles:
         return ""
     profile = experiment.profiles[comparison.profile]
     done = {(record.method, f"{record.macs_kept:g}") for record in comparison.records}
-    absent: dict[str, list[float]] = {}
-    for target in profile.macs_kept:
-        for method in profile.methods:
-            kept = 1.0 if method == DENSE_LONG else target
-            if (method, f"{kept:g}") not in done and kept not in absent.get(method, []):
-                absent.setdefault(method, []).append(kept)
-    complete = len(profile.macs_kept)
-    parts = [
-        find_method(method).title + ("" if len(targets) == complete else f" (at {', '.join(map(share, targets))})")
-        for method, targets in absent.items()
-    ]
+    targets = [target for target in profile.macs_kept if any(kept == f"{target:g}" for _, kept in done)]
+    none = [target for target in profile.macs_kept if target not in targets] if comparison.profile != "quick" else []
+    parts = [] if any(method == DENSE_LONG for method, _ in done) else [find_method(DENSE_LONG).title]
+    for method in profile.methods:
+        absent = [target for target in targets if (method, f"{target:g}") not in done]
+        if absent and method != DENSE_LONG:
+            whole = len(absent) == len(targets)
+            parts.append(find_method(method).title + ("" if whole else f" (at {', '.join(map(share, absent))})"))
+    parts += [f"all methods at {', '.join(map(share, none))}"] if none else []
     return f"Not run: {', '.join(parts)}." if parts else ""
 
 
 def warning(comparison: Comparison) -> str:
-    """Return what stands first in a table: strengths that nobody tuned, records of an older protocol."""
+    """Return the warning above a table: untuned strengths, records of an older protocol."""
     parts = []
     if comparison.untuned:
         parts.append(f"Strengths not tuned, no comparison can rest on them: {', '.join(comparison.untuned)}.")

@@ -106,7 +106,7 @@ Effect = tuple[str, str, float, Differences]
 def _recalibration(comparison: Comparison) -> list[Effect]:
     found = []
     for method, target in _cells(comparison):
-        group = _by_seed(comparison, method, target).values()
+        group = comparison.by_seed(method, target).values()
         values = [r.states["recalibrated"]["top1"] - r.states["pruned"]["top1"] for r in group]
         found.append((_place(comparison), method, target, {"recalibrated": values}))
     return found
@@ -115,10 +115,6 @@ def _recalibration(comparison: Comparison) -> list[Effect]:
 def _cells(comparison: Comparison) -> list[tuple[str, float]]:
     cells = {(record.method, record.macs_kept) for record in comparison.records if record.macs_kept < 1}
     return sorted(cells, key=lambda cell: (rank(cell[0]), -cell[1]))
-
-
-def _by_seed(comparison: Comparison, method: str, target: float) -> dict[int, Record]:
-    return {r.seed: r for r in comparison.records if (r.method, r.macs_kept) == (method, target)}
 
 
 def switched(first: Comparison, second: Comparison) -> str | None:
@@ -140,7 +136,7 @@ def _between(first: Comparison, second: Comparison) -> list[Effect]:
     return [
         (place, method, target, differences)
         for method, target in _cells(second)
-        if (differences := _paired(_by_seed(first, method, target), _by_seed(second, method, target)))
+        if (differences := _paired(first.by_seed(method, target), second.by_seed(method, target)))
     ]
 
 
@@ -150,7 +146,7 @@ def _absorption(comparison: Comparison) -> list[Effect]:
         plain = method.removesuffix(ABSORBING)
         if plain == method:
             continue
-        pair = _by_seed(comparison, method, target), _by_seed(comparison, plain, target)
+        pair = comparison.by_seed(method, target), comparison.by_seed(plain, target)
         differences = _paired(*pair)
         if differences:
             found.append((_place(comparison), plain, target, differences))

@@ -62,7 +62,7 @@ def folded(sheet: Sheet, summary: str = "", *, always: bool = False) -> list[str
 
 
 def _not_run(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
-    """Return one list of all that this experiment defines and nobody ran."""
+    """Return the list of everything that this experiment defines and that was not run."""
     lines = []
     for comparison in comparisons:
         absent = missing(comparison)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.analysis.fairness import conditions
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, find_records, run_folder
 
@@ -61,32 +62,67 @@ def _unknown_methods(records: Iterable[Record]) -> dict[Key, str]:
 
 
 def _misfits(records: Sequence[Record]) -> dict[Key, str]:
-    """Return the complete records that differ in shape from most of those they would be averaged with."""
-    complete = [record for record in records if record.complete]
-    odd = _minority(
-        complete,
+    """Return the complete records that could share no table with most of those beside them."""
+    left = [record for record in records if record.complete]
+    odd: dict[Key, str] = {}
+    for what, group, shape in ALIKE:
+        left = [record for record in left if _key(record) not in odd]
+        odd |= _minority(left, what, group, shape)
+    return odd
+
+
+Shape = dict[str, str]
+
+
+def _table_of(record: Record) -> Hashable:
+    return record.experiment, record.profile, record.protocol
+
+
+def _within_seed(record: Record) -> Shape:
+    device, precision = record.provenance.get("device_type"), record.config.get("precision")
+    return {"device type": str(device), "precision": str(precision)}
+
+
+def _dense_size(record: Record) -> Shape:
+    return {name: str(record.states["dense"][name]) for name in ("macs", "params")}
+
+
+# What must be alike, in which group, and its values: what most runs of a group have is right.
+ALIKE: tuple[tuple[str, Callable[[Record], Hashable], Callable[[Record], Shape]], ...] = (
+    ("configuration", _table_of, conditions),
+    ("dense network", _table_of, _dense_size),
+    (
         "couplings of prunable channels",
-        lambda r: (r.experiment, r.profile, r.protocol, bool(r.widths)),
-        lambda r: tuple(sorted(r.widths)),
-    )
-    return odd | _minority(
-        complete,
+        lambda r: (_table_of(r), bool(r.widths)),
+        lambda r: {name: str(width) for name, (width, _) in r.widths.items()},
+    ),
+    (
         "epochs by phase",
-        lambda r: (r.experiment, r.profile, r.protocol, r.method, r.macs_kept),
-        lambda r: tuple(sorted(r.epochs.items())),
-    )
+        lambda r: (_table_of(r), r.method, r.macs_kept),
+        lambda r: {phase: str(count) for phase, count in r.epochs.items()},
+    ),
+    ("device or precision", lambda r: (_table_of(r), r.seed), _within_seed),
+)
 
 
 def _minority(
-    records: Sequence[Record], what: str, group: Callable[[Record], Hashable], shape: Callable[[Record], Hashable]
+    records: Sequence[Record], what: str, group: Callable[[Record], Hashable], shape: Callable[[Record], Shape]
 ) -> dict[Key, str]:
     groups: dict[Hashable, list[Record]] = {}
     for record in records:
         groups.setdefault(group(record), []).append(record)
     odd = {}
     for members in groups.values():
-        usual = Counter(map(shape, members)).most_common(1)[0][0]
-        for record in members:
-            if shape(record) != usual:
-                odd[_key(record)] = f"its {what} are other than those of most runs beside it"
+        shapes = [shape(record) for record in members]
+        counts = Counter(frozenset(values.items()) for values in shapes)
+        usual = dict(counts.most_common(1)[0][0])
+        for record, values in zip(members, shapes, strict=True):
+            if values != usual:
+                odd[_key(record)] = f"it differs from most runs beside it in its {what}: {_difference(values, usual)}"
     return odd
+
+
+def _difference(values: Shape, usual: Shape) -> str:
+    name = min(name for name in values.keys() | usual.keys() if values.get(name) != usual.get(name))
+    found, expected = (shown.get(name, "missing")[:40] for shown in (values, usual))
+    return f"{name[:40]} is {found}, not {expected}"

@@ -13,16 +13,31 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from benchmarks.analysis.comparison import MAIN_METHODS, Comparison, rank
-from benchmarks.analysis.verdicts import Verdict
+from benchmarks.analysis.evidence import TIER_WORDS, TIERS
+from benchmarks.analysis.verdicts import NOT_RUN, Finding, Verdict
 from benchmarks.escape import for_script, one_line
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.paths import REPORT_ASSETS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.record import STATES, STATES_OF, Record
+from benchmarks.reporting.figures.accuracy import before_and_after
 from benchmarks.reporting.figures.style import look_of
-from benchmarks.reporting.ledger import EXPLANATION, amount, headline, interval_text, p_text
+from benchmarks.reporting.headline import headline_comparison
+from benchmarks.reporting.ledger import (
+    EXPLANATION,
+    TITLES,
+    amount,
+    counts,
+    highest_tier,
+    in_order,
+    interval_text,
+    of_tier,
+    p_text,
+)
+from benchmarks.reporting.numbers import NONE
 from benchmarks.reporting.paper_tables import PROFILE_ORDER
+from benchmarks.reporting.study import title_of
 
 STATE_NAMES = {
     "pruned": "pruned, before fine-tuning",
@@ -35,6 +50,13 @@ STATE_NAMES = {
 QUOTED = (("ResNet-56 on CIFAR-10", RESNET56), ("ResNet-50 on ImageNet", RESNET50))
 
 ON_BOTH = "#7B4FB5"  # instead of black, which a dark page swallows
+
+# What the first screen shows: the paper's claim, the strongest rival before fine-tuning, and the same after it.
+FIRST_CLAIMS = ("1", "11", "11f")
+
+FIRST_METHODS = ("oicsr-gl", "oicsr-gl-norm", "gl-out", "gl-separate", "depgraph", "none")
+
+PAPER, CODE = "https://arxiv.org/abs/1905.11664", "../README.md"  # the project's folder, with the code, is one above
 
 
 def html_report(records: Sequence[Record], comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> str:
@@ -52,9 +74,13 @@ def html_report(records: Sequence[Record], comparisons: Sequence[Comparison], ve
         data=Markup(for_script(page_data(records, comparisons))),
         complete=complete,
         failed=len(records) - complete,
-        headline=headline(verdicts).replace("**", ""),
+        paper=PAPER,
+        code=CODE,
+        numbers=_first_numbers(verdicts),
+        figure=_first_figure(comparisons, verdicts),
+        tiers=[_tier(verdicts, tier) for tier in reversed(TIERS) if any(v.at(tier) for v in verdicts)],
+        absent=[_entry(verdict, verdict.best) for verdict in verdicts if verdict.best.tier is None],
         explanation=EXPLANATION.replace("*", "").replace("`", ""),
-        cards=[_card(verdict) for verdict in verdicts],
         states=[(name, STATE_NAMES[name]) for name in STATE_NAMES if name in _states(records)],
         quoted=[(title, _quoted_rows(name)) for title, name in QUOTED],
         quoted_header=("Method", "Base", "Pruned", "Speed-up", "Protocol", "Source"),
@@ -75,7 +101,7 @@ def _template() -> Template:
 
 
 def _seen(value: Any) -> Any:
-    """Take characters from a text that no page may hold, or that turn the order of what is read."""
+    """Remove characters that no page may hold, or that change the reading order."""
     return one_line(value) if type(value) is str else value
 
 
@@ -97,7 +123,7 @@ def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> d
     methods = sorted({record.method for record in complete}, key=rank)
     return {
         "states": _states(records),
-        "main": list(MAIN_METHODS),
+        "main": [method for method in methods if method in MAIN_METHODS or method.endswith("-prox")],
         "titles": {method: find_method(method).title for method in methods},
         "looks": _looks(methods),
         "studies": [_study(comparison) for comparison in sorted(comparisons, key=_importance)],
@@ -106,7 +132,7 @@ def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> d
 
 
 def _states(records: Sequence[Record]) -> list[str]:
-    """Return the states that records tell of, in their order."""
+    """Return the states in the records, in order."""
     there = {state for record in records for state in record.states}
     return [state for state in STATES if state in (there or STATES_OF[1])]
 
@@ -157,20 +183,69 @@ def _link(run: str) -> str:
     return f"runs/{quote(run)}/record.json"
 
 
-def _card(verdict: Verdict) -> dict[str, Any]:
-    claim, numbers = verdict.claim, ""
-    if verdict.effect is not None:
-        numbers = f"{amount(claim, verdict.effect.mean)}, 95 % {interval_text(claim, verdict.best)}, n = {verdict.n}"
-        numbers += f", p (Holm) {p_text(verdict.p_holm)}"
-    where = "; ".join(stratum.where for stratum in verdict.strata)
-    runs = sorted({run for stratum in verdict.strata for run in stratum.runs})
+def _first_numbers(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
+    """Return the three numbers of the first screen, from the highest tier that judges; losses first."""
+    tier = highest_tier(verdicts)
+    chosen = [verdict for verdict in verdicts if verdict.claim.id in FIRST_CLAIMS]
+    if tier:
+        ordered = in_order(chosen, tier)
+        chosen = ordered + [verdict for verdict in chosen if verdict not in ordered]
+    return [_number(verdict, verdict.at(tier) if tier else None) for verdict in chosen]
+
+
+def _number(verdict: Verdict, finding: Finding | None) -> dict[str, str]:
+    entry = _entry(verdict, finding or Finding(NOT_RUN, ""))
+    number, _, unit = str(entry["effect"]).partition(" ")
+    about = f"{unit} (95 % {entry['interval']}, n = {entry['n']})".strip() if number else entry["reason"]
+    return {**entry, "number": number or NONE, "about": about}
+
+
+def _first_figure(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> dict[str, str] | None:
+    """Return the headline figure: of the tier that the numbers beside it come from, where there is one."""
+    tier = highest_tier(verdicts)
+    of_that_tier = [comparison for comparison in comparisons if comparison.evidence.tier == tier]
+    comparison = headline_comparison(of_that_tier) or headline_comparison(comparisons)
+    if comparison is None:
+        return None
+    drawn = before_and_after(comparison, FIRST_METHODS)["svg"]
+    where = f"{title_of(comparison.experiment)}, profile {comparison.profile}"
+    low, high = int(comparison.table["n"].min()), int(comparison.table["n"].max())
+    seeds = "one seed only" if high == 1 else f"{low} seeds" if low == high else f"{low} to {high} seeds"
+    return {
+        "source": f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}",
+        "caption": f"{where}, {seeds}; bars: 95 % intervals. Left as pruned, right fine-tuned.",
+        "alternative": f"Test accuracy against MACs kept, before and after fine-tuning: {where}. "
+        "The table of runs below holds the numbers.",
+    }
+
+
+def _tier(verdicts: Sequence[Verdict], tier: str) -> dict[str, Any]:
+    """Return the verdicts of a tier, losses first; those on too few networks apart."""
+    found = [(verdict, finding) for verdict in in_order(verdicts, tier) if (finding := verdict.at(tier))]
+    return {
+        "title": of_tier(verdicts, tier),
+        "words": TIER_WORDS[tier],
+        "counts": counts(verdicts, tier),
+        "judged": [_entry(verdict, finding) for verdict, finding in found if finding.effect],
+        "begun": [_entry(verdict, finding) for verdict, finding in found if not finding.effect],
+    }
+
+
+def _entry(verdict: Verdict, finding: Finding) -> dict[str, Any]:
+    claim = verdict.claim
+    runs = sorted({run for stratum in finding.strata for run in stratum.runs})
     return {
         "claim": claim.id,
-        "kind": verdict.verdict.replace(" ", ""),
-        "verdict": verdict.sentence,
+        "kind": finding.verdict.replace(" ", ""),
+        "verdict": "Loss" if finding.lost else TITLES[finding.verdict],
+        "short": claim.short,
         "statement": claim.statement,
-        "numbers": numbers,
-        "where": "; ".join(part for part in (verdict.reason, where) if part),
+        "reason": finding.reason,
+        "effect": amount(claim, finding.effect.mean) if finding.effect else "",
+        "interval": interval_text(claim, finding),
+        "p": p_text(finding.p_holm),
+        "n": str(finding.n),
+        "where": "; ".join(stratum.where for stratum in finding.strata),
         "runs": [(run, _link(run)) for run in runs],
     }
 

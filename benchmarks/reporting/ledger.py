@@ -56,7 +56,7 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     if highest is None:
         return f"None of {len(verdicts)} claims carries a verdict yet."
     tiers = [tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts)]
-    return " ".join(f"{_of_tier(verdicts, tier)}: {_counts(verdicts, tier)}." for tier in tiers)
+    return " ".join(f"{for_markdown(of_tier(verdicts, tier))}: {counts(verdicts, tier)}." for tier in tiers)
 
 
 KEY_NOTE = (
@@ -72,17 +72,19 @@ def highest_tier(verdicts: Sequence[Verdict]) -> str | None:
     return next(judged, None) or next(begun, None)
 
 
-def _of_tier(verdicts: Sequence[Verdict], tier: str) -> str:
+def of_tier(verdicts: Sequence[Verdict], tier: str) -> str:
     """Return a tier with what it rests on, such as "Small evidence, on CIFAR-10 (resnet20; 3 networks)"."""
     strata = [s for verdict in verdicts if (found := verdict.at(tier)) for s in found.strata]
     places = dict.fromkeys(found.datasets for verdict in verdicts if (found := verdict.at(tier)))
-    models = for_markdown(", ".join(dict.fromkeys(stratum.model for stratum in strata)))
+    models = ", ".join(dict.fromkeys(stratum.model for stratum in strata))
     networks = len({(s.model, s.dataset, network) for s in strata for network in s.by_network})
-    where = for_markdown(max(places, key=len))
-    return f"{tier.capitalize()} evidence, on {where} ({models}; {networks} trained networks)"
+    where = max(places, key=len)
+    count = f"{networks} trained {'network' if networks == 1 else 'networks'}"
+    return f"{tier.capitalize()} evidence, on {where} ({models}; {count})"
 
 
-def _counts(verdicts: Sequence[Verdict], tier: str) -> str:
+def counts(verdicts: Sequence[Verdict], tier: str) -> str:
+    """Return how many verdicts of each kind a tier has."""
     parts = []
     for kind in VERDICTS:
         found = [verdict for verdict in verdicts if (own := verdict.at(tier)) and own.verdict == kind]
@@ -100,13 +102,13 @@ def readme_lines(verdicts: Sequence[Verdict]) -> list[str]:
     if tier is None:
         return ["**No verdicts yet**: no records of the present protocol carry one.", ""]
     about = "a toy shows how methods work, not how they do elsewhere" if tier == TOY else TIER_WORDS[tier]
-    lines = [f"**{_of_tier(verdicts, tier)}** ({about}):", ""]
+    lines = [f"**{for_markdown(of_tier(verdicts, tier))}** ({about}):", ""]
     lines += _key_table(verdicts, tier)
     others = [other for other in reversed(TIERS) if other != tier and any(verdict.at(other) for verdict in verdicts)]
     for other in others:
         begun = TIERS.index(other) > TIERS.index(tier)
-        said = f"only begun, fewer than {ENOUGH_SEEDS} networks" if begun else _counts(verdicts, other)
-        lines += ["", f"{_of_tier(verdicts, other)}: {said}."]
+        said = f"only begun, fewer than {ENOUGH_SEEDS} networks" if begun else counts(verdicts, other)
+        lines += ["", f"{for_markdown(of_tier(verdicts, other))}: {said}."]
     return [*lines, ""]
 
 

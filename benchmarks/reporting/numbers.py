@@ -1,4 +1,4 @@
-"""Numbers as people read them: per cent, points, intervals, and the true minus sign (U+2212)."""
+"""Numbers as text: per cent, points, intervals, and the true minus sign (U+2212)."""
 
 from __future__ import annotations
 

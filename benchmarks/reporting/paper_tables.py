@@ -11,11 +11,10 @@ import pandas as pd
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison, rank
 from benchmarks.analysis.statistics import summarize
 from benchmarks.escape import for_markdown
-from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import origins_of
 from benchmarks.records.published import RESNET50, RESNET56, read_published
-from benchmarks.records.record import STATES_OF, Record
+from benchmarks.records.record import STATES_OF
 from benchmarks.reporting.columns import STATE_TITLES
 from benchmarks.reporting.effects import effects_sheet, points
 from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
@@ -44,7 +43,8 @@ PAPER_NOTES = (
     "Top-1 in %, mean ± standard deviation over seeds (n). L1 and L2 are the non-structured, Group Lasso and GrOWL the "
     "separated regularisers, OICSR the joined ones; separate out and in is a control that the paper lacks. Dense: as "
     "trained before pruning, and trained for as many epochs as the others. The paper's own values for these cells are "
-    "not known to this project. Profile quick says nothing about the claim."
+    "not known to this project. Profile quick says nothing about the claim. Experiments that were not run have no row; "
+    "checks.md lists them."
 )
 
 
@@ -73,14 +73,7 @@ def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
     columns = ["experiment", "profile", "macs_kept", "method", "n", "top1", "sd"]
     table = pd.DataFrame(numbers, columns=columns)
     title = f"The paper's comparison, {WITHOUT[state]}"
-    text = " ".join(part for part in (PAPER_NOTES, never_run(comparisons)) if part)
-    return Sheet(f"paper-{state}", title, header, rows or [[NOT_RUN] * len(header)], text, table)
-
-
-def never_run(comparisons: Sequence[Comparison]) -> str:
-    """Return which experiments have no record, or nothing."""
-    absent = [EXPERIMENTS[name].title for name in EXPERIMENTS if name not in {c.experiment for c in comparisons}]
-    return f"Not run: {'; '.join(absent)}." if absent else ""
+    return Sheet(f"paper-{state}", title, header, rows or [[NOT_RUN] * len(header)], PAPER_NOTES, table)
 
 
 def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[dict[str, Any]]) -> list[str]:
@@ -222,7 +215,7 @@ def replaced_part(name: str) -> str | None:
 def _ablate(
     comparison: Comparison, method: str, part: str, target: float, rows: list[list[str]], numbers: list[dict[str, Any]]
 ) -> None:
-    base, other = (_by_seed(comparison, name, target) for name in (BASE, method))
+    base, other = (comparison.by_seed(name, target) for name in (BASE, method))
     seeds = sorted(base.keys() & other.keys())
     if not seeds:
         return
@@ -237,10 +230,6 @@ def _ablate(
     means = {state: summarize(values).mean for state, values in changes.items()}
     where = {"experiment": comparison.experiment, "profile": comparison.profile, "part": part, "method": method}
     numbers.append({**where, "macs_kept": target, "n": len(seeds), **means})
-
-
-def _by_seed(comparison: Comparison, method: str, target: float) -> dict[int, Record]:
-    return {r.seed: r for r in comparison.records if (r.method, r.macs_kept) == (method, target)}
 
 
 def all_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.escape import for_markdown
+from benchmarks.machine.plain_files import read_plain
 
 FILE = "reliability.json"
 
@@ -20,13 +21,13 @@ def reliability_section(results: Path) -> list[str]:
     """Return the lines of RESULTS.md about faults that were tried; none where there are no figures.
 
     Raises:
-        ReliabilityError: The file cannot be read, or is none of this schema.
+        ReliabilityError: The file cannot be read, or does not follow the schema.
     """
     path = results / FILE
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_plain(path))
         kinds = [(kind["what"], kind["tried"], kind["survived"]) for kind in data["kinds"].values()]
         rows = [[for_markdown(str(cell)) for cell in kind] for kind in kinds]
         known = data["schema"] == SCHEMA

@@ -1,4 +1,4 @@
-"""A table as people read it, and its three files: CSV (numbers only), Markdown, LaTeX for booktabs."""
+"""A table and its three files: CSV (numbers only), Markdown, LaTeX for booktabs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How runs are run: cells, stages, checkpoints, strengths, engines."""
+"""Sweeps and runs: cells, stages, checkpoints, tuning, engines."""

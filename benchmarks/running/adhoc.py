@@ -17,6 +17,7 @@ from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import inside
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.registry import METHODS, find_method
 from benchmarks.models import input_shape
 from benchmarks.running.cells import default_profile
@@ -170,7 +171,7 @@ def load_experiment(path: Path) -> Experiment:
         ExperimentError: It cannot be read, or is not an experiment; the message says why.
     """
     try:
-        return parse_experiment(path.read_text(encoding="utf-8"), str(path))
+        return parse_experiment(read_plain(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path} is not a readable experiment: {error}") from error
 

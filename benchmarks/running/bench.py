@@ -51,7 +51,7 @@ class Bench:
         store: Checkpoints.
         observers: Notified of every epoch and run.
         tuning: Folder of the tuning records that strengths are read from.
-        control: Says between epochs whether to go on.
+        control: Decides between epochs whether to continue.
         graphs: Whether training steps are to be captured in CUDA graphs.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,29 @@ def _cumulative(energy: Tensor) -> Tensor:
     position = torch.linspace(0, len(energy), CURVE_POINTS, dtype=torch.float64)
     low = position.floor().long().clamp(max=len(energy) - 1)
     return shares[low] + (position - low) * (shares[low + 1] - shares[low])
+
+
+@torch.no_grad()
+def imbalance(model: nn.Module, couplings: Sequence[Coupling], plan: PruningPlan) -> dict[str, float]:
+    """Return how far apart the scales and the columns of the channels that stay are (A10 in docs/anatomy.md).
+
+    Args:
+        model: Before the removal.
+        couplings: Its couplings.
+        plan: What stays.
+
+    Returns:
+        `imbalance`: the mean of |ln(s/c)| over all remaining channels, s = |γ| of the normalisation in front of the
+        next layer and c = the norm of the columns that read the channel; 0 where both are equal. Nothing where no
+        channel has both.
+    """
+    scales, columns = (channel_energy(model, couplings, (side,)) for side in ("norm", "in"))
+    logs = []
+    for coupling, scale, column in zip(couplings, scales, columns, strict=True):
+        kept = list(plan.kept.get(coupling.name, range(coupling.num_channels)))
+        ratio = scale.double().cpu()[kept] / column.double().cpu()[kept]
+        logs += [0.5 * abs(math.log(value)) for value in ratio.tolist() if 0 < value < math.inf]
+    return {"imbalance": round(sum(logs) / len(logs), 6)} if logs else {}
 
 
 @torch.no_grad()

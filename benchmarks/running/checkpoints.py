@@ -19,6 +19,7 @@ import torch
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.leases import Lease, Owner, lease_path, wait_for_lease
 from benchmarks.machine.paths import inside
+from benchmarks.machine.plain_files import read_plain
 from benchmarks.machine.weights_files import READ_ERRORS
 
 MAGIC = b"oicsr-checkpoint-1\n"
@@ -68,13 +69,13 @@ class CheckpointStore:
     def progress(self, key: str) -> dict[str, Any] | None:
         """Return the recorded progress of the newest checkpoint of `key`, for people and estimates, or None."""
         try:
-            data = json.loads((self.folder / key / PROGRESS).read_text(encoding="utf-8"))
+            data = json.loads(read_plain(self.folder / key / PROGRESS))
         except (OSError, ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) and self._generations(key) else None
 
     def lease(self, key: str, pause: Callable[[], None], say: Callable[[Owner], None]) -> Lease:
-        """Wait until nobody else trains the stage `key`, and keep others from it; see `wait_for_lease`."""
+        """Wait until no other process trains the stage `key`, then hold its lease; see `wait_for_lease`."""
         return wait_for_lease(lease_path(self.folder, key), pause, say)
 
     def load(self, key: str) -> dict[str, Any] | None:
@@ -97,6 +98,8 @@ class CheckpointStore:
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """Return the state in a checkpoint file, or warn and return None if it is damaged."""
     try:
+        if not path.is_file():
+            raise ValueError("it is no plain file")
         content = path.read_bytes()
         prefix = len(MAGIC) + 65
         header, payload = content[:prefix], content[prefix:]

@@ -20,7 +20,7 @@ from benchmarks.records.record import Record
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench, fresh_model, splits_of
 from benchmarks.running.stages import Stage, stages_of, unique_stages
-from benchmarks.training.loop import autocast
+from benchmarks.training.step import autocast
 
 CALIBRATION_IMAGES = 64
 

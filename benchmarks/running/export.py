@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from benchmarks.config import Cell, Experiment, Phase, Profile
 from benchmarks.machine.paths import inside
 from benchmarks.machine.provenance import weights_sha256
+from benchmarks.machine.weights_files import in_short
 from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from benchmarks.records.record import Record, read_record
@@ -62,24 +65,42 @@ class FinetunedNetwork:
                 f"the weights of {record.experiment}/{record.run_id} are not in {store.folder} (checkpoint {key}). "
                 "Give the folder with --checkpoints, or do the run again with --results elsewhere."
             )
+        try:
+            self._rebuild(record, saved)
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ExportError(f"checkpoint {key} does not hold the network of {record.run_id}: {error!r}") from error
+        expected, found = record.states["finetuned"].get("weights_sha256"), weights_sha256(self.model)
+        if found != expected:
+            raise ExportError(f"checkpoint {key} holds weights of SHA-256 {found}; the record names {expected}")
+
+    def _rebuild(self, record: Record, saved: Mapping[str, Any]) -> None:
         network = saved["network"]
         self.build: Callable[[], nn.Module] = partial(build_model, record.config["model"], network["num_classes"])
         self.plan = PruningPlan.from_json(network["plan"])
         self.model = remove_channels(self.build(), self.plan).eval()
         self.model.load_state_dict(saved["model"])
-        expected, found = record.states["finetuned"]["weights_sha256"], weights_sha256(self.model)
-        if found != expected:
-            raise ExportError(f"checkpoint {key} holds weights of SHA-256 {found}; the record names {expected}")
         self.example = torch.randn(EXAMPLE_BATCH, *network["input_shape"], generator=torch.Generator().manual_seed(0))
 
 
 def device_type(record: Record) -> str:
-    """Return the kind of device that a run was trained on."""
-    return str(record.provenance["device_type"])
+    """Return the kind of device that a run was trained on; empty where its record does not say."""
+    return str(record.provenance.get("device_type", ""))
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the run of a record, from the record's own configuration (experiments may have changed)."""
+    """Return the run of a record, from the record's own configuration (experiments may have changed).
+
+    Raises:
+        ExportError: The record does not hold the whole of it.
+    """
+    try:
+        return _cell_of(record)
+    except (LookupError, TypeError, ValueError) as error:
+        run = f"{record.experiment}/{record.run_id}"
+        raise ExportError(f"the record of {run} does not hold its whole configuration: {error!r}") from error
+
+
+def _cell_of(record: Record) -> Cell:
     config = record.config
     values = {field.name: config[field.name] for field in fields(Profile) if field.name in config}
     values |= {name: Phase(**{**config[name], "milestones": tuple(config[name]["milestones"])}) for name in PHASES}
@@ -193,5 +214,9 @@ def export(run: str, format_name: str, results: Path, checkpoints: Path, output:
     suffix, write = FORMATS[format_name]
     path = output or inside(Path(), f"{record.experiment}-{record.run_id}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, FinetunedNetwork(record, CheckpointStore(checkpoints)))
+    network = FinetunedNetwork(record, CheckpointStore(checkpoints))
+    try:
+        write(path, network)
+    except (SafetensorError, RuntimeError) as error:  # what the libraries raise where a file cannot be written
+        raise ExportError(f"{path} cannot be written: {in_short(error)}") from error
     return path

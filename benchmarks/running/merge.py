@@ -24,6 +24,7 @@ from benchmarks.records.record import (
     read_record,
     run_folder,
     runs_folder,
+    set_aside,
     stamped,
 )
 from benchmarks.records.rows import channels_csv, history_csv
@@ -177,14 +178,21 @@ def _bring_in(
         if not record.complete:
             merged.present.append(label)
             return
-        if not replace:
+        if record.protocol < existing.protocol:
+            raise RecordError(
+                f"{path} is of protocol {record.protocol}; {target} holds the same run under protocol "
+                f"{existing.protocol}, which supersedes it"
+            )
+        if not replace and record.protocol == existing.protocol:
             raise RecordError(
                 f"{path} differs from the complete record {target} ({_first_difference(existing, record)}): one is "
                 "wrong. Look at both; --replace takes the new one and keeps a copy of the old one"
             )
     if target.is_file():
-        target.replace(target.with_name("record.json.replaced"))
+        set_aside(target, record.protocol)
         target.with_name(SIGNATURE).unlink(missing_ok=True)
+    if target.is_file():
+        target.replace(target.with_name("record.json.replaced"))
     target.parent.mkdir(parents=True, exist_ok=True)
     # files with valid checksums are copied unchanged, without fsync: the source still exists
     if CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:

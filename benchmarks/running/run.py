@@ -1,8 +1,9 @@
-"""The runner: dense -> regularized -> pruned -> recalibrated -> finetuned, every state measured, all resumable."""
+"""One run: dense -> regularized -> pruned -> recalibrated -> finetuned, every state measured, all resumable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import islice
 
@@ -20,11 +21,12 @@ from benchmarks.records.record import Record, write_record
 from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import Strength, choose_strength
 from benchmarks.running.bench import Bench, fresh_model
-from benchmarks.running.channel_energies import channel_rows, describe_structure, mark_kept
+from benchmarks.running.channel_energies import channel_rows, describe_structure, imbalance, mark_kept
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
-from benchmarks.training.loop import Score, autocast
+from benchmarks.training.loop import Score
+from benchmarks.training.step import autocast
 from oicsr import (
     Coupling,
     PruningPlan,
@@ -55,11 +57,11 @@ def run_cell(bench: Bench, cell: Cell) -> Record:
         Stopped: The control asked to stop; a checkpoint holds all work done so far.
         OSError: The machine has a problem (a full disk).
     """
-    left = execute(bench, cell, strength_of(bench, cell))
-    write_record(bench.results, left.record, left.history, left.channels)
+    outcome = execute(bench, cell, strength_of(bench, cell))
+    write_record(bench.results, outcome.record, outcome.history, outcome.channels)
     for observer in bench.observers:
-        observer.run_finished(cell, left.record, left.history)
-    return left.record
+        observer.run_finished(cell, outcome.record, outcome.history)
+    return outcome.record
 
 
 def strength_of(bench: Bench, cell: Cell) -> Strength:
@@ -194,6 +196,8 @@ class _Run:
                 progress.structure["regularized"] = describe_structure(model, dense)
                 progress.channels = channel_rows(model, dense)
             following = select(self.score(model, current), current, model, self.inputs)
+            if step == 0 and self.on_test:
+                progress.structure["regularized"] |= imbalance(model, dense, following)
             model = remove_channels(model, following, absorb=self.method.absorb, example_inputs=self.inputs)
             current, plan = shrink_couplings(current, following), plan.then(following)
             removal = {"step": step, "val_top1_before": trained.validation.top1, "macs": count_macs(model, self.inputs)}
@@ -260,8 +264,8 @@ class _Run:
         """Record one of the states."""
         assert result.test is not None
         self.progress.states[state] = {
-            "top1": result.test.top1,
-            "loss": result.test.loss,
+            "top1": result.test.top1,  # first, as in all records
+            **asdict(result.test),
             "val_top1": result.validation.top1,
             "macs": count_macs(model, self.inputs),
             "macs_with_norm_pool": count_macs_with_norm_pool(model, self.inputs),

@@ -112,7 +112,7 @@ class StageTrainer:
         else:
             scores = saved["scores"]
             self._restore(stage, training, saved)
-        self.progress.graphs[stage.name] = training.way
+        self.progress.graphs[stage.name] = training.step_mode
         test = Score(**scores["test"]) if scores["test"] else None
         result = StageResult(test, Score(**scores["validation"]), training.rows)
         timing, name = self.progress.timing, f"{stage.name}_seconds"
@@ -143,7 +143,7 @@ class StageTrainer:
     def _restore(self, stage: Stage, training: Training, saved: Snapshot) -> None:
         training.restore(saved)
         for row in training.rows:
-            self._tell(stage, row, cached=True)
+            self._notify(stage, row, cached=True)
 
     def _advance(
         self,
@@ -175,7 +175,7 @@ class StageTrainer:
             still_mine()
             self._save(stage, training, {"origin": origin})
             control.after_epoch(stage.key, row.seconds)
-            self._tell(stage, row, cached=False)
+            self._notify(stage, row, cached=False)
         if saved is not None and _has_scores(saved, measure):
             return dict(saved["scores"])
         validation = self.evaluate(training.model, "validation")
@@ -194,7 +194,7 @@ class StageTrainer:
         }
         self.bench.store.save(stage.key, {**training.snapshot(), **extra}, progress)
 
-    def _tell(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
+    def _notify(self, stage: Stage, row: EpochRow, *, cached: bool) -> None:
         self.progress.history.append(row)
         for observer in self.bench.observers:
             observer.epoch_done(self.cell, stage, row, cached=cached)

@@ -28,7 +28,7 @@ class Tracker(Observer, Protocol):
     """An observer that is closed at the end of a sweep."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
         ...
 
 
@@ -75,7 +75,7 @@ class Mirror:
         self._guarded(lambda: self._writer.epoch(cell, row, number))
 
     def waiting(self, cell: Cell, reason: str) -> None:
-        """Nothing: nobody who looks at curves asks for it."""
+        """Do nothing: curves do not show it."""
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Write the results."""

@@ -23,14 +23,14 @@ from benchmarks.config import Cell
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import SCHEMA, Tries, grid_of, read_tuning, tuning_path
+from benchmarks.records.strengths import FIRST_TUNING_SEED, SCHEMA, Tries, grid_of, read_tuning, tuning_path
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
 from benchmarks.running.run import validate_recalibrated
 from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import DivergedError, Score
 
-TUNING_SEEDS = (1000, 1001)  # far from those of any comparison
+TUNING_SEEDS = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
 CHANCE_DEVIATIONS = 3.0  # an accuracy within this many standard deviations of guessing is at chance level
 
 Tell = Callable[[Cell, float, Score | None], None]

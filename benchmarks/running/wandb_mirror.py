@@ -34,6 +34,8 @@ MACS, ACCURACY = "macs", "accuracy_against_macs"  # `define_metric` draws the se
 
 RUN, OVERVIEW = "run", "overview"  # job types
 
+OVERVIEW_TABLE = "accuracy_against_macs_table"
+
 INIT_SECONDS = 30  # how long W&B may take to answer before it is given up
 
 
@@ -152,7 +154,7 @@ def log_overview(run: Any, rows: Iterable[list[Any]]) -> None:
         )
         for state in ("pruned", "finetuned")
     }
-    run.log({"accuracy_against_macs_table": table, **charts, **_curves(table.data)})
+    run.log({OVERVIEW_TABLE: table, **charts, **_curves(table.data)})
 
 
 def _curves(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class WandbSink:
         self._guarded(lambda: log_epoch(self._runs[cell.label], row, number))
 
     def waiting(self, cell: Cell, reason: str) -> None:
-        """Nothing: nobody who looks at curves asks for it."""
+        """Do nothing: curves do not show it."""
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Write the results and end the W&B run."""

@@ -2,23 +2,22 @@
 
 Everything a step reads is in buffers whose addresses never change: the data set, the order, shifts and flips of the
 epoch, the learning rate of each of its steps, and a counter on the device that says which step it is. They are filled
-once per epoch, from the same CPU random numbers that an eager step would use. So a step is a function
-without arguments: it picks its images by index, augments them, goes forward and backward, adds the penalty, updates
-the weights, adds up the totals and moves the counter on; its replay costs the host one call.
+once per epoch, from the same CPU random numbers that an eager step would use. So a step is a function without
+arguments: it picks its images by index, augments them, runs forward and backward, adds the penalty, updates the weights
+and the totals, and advances the counter; its replay costs the host one call.
 
-The first steps of a training are real ones, done one by one on a side stream: they make gradients and momentum, whose
-memory the graph then uses, let cuDNN and Triton choose and compile their kernels, and fill the tables of the
-regulariser. The last of them is watched for operations in which the host waits for the device. Where there are any,
-or where the capture itself fails, the same function goes on step by step, and `reason` says why. Weights, momentum,
-BatchNorm's statistics and random numbers are those of training without graphs, to rounding (the kernels are the same;
-gradients are added to zeros where they would be written). That is why graphs are no part of a stage's name.
+The first steps of a stage run eagerly on a side stream: they create gradients and momentum, whose memory the graph then
+uses, let cuDNN and Triton choose and compile their kernels, and fill the tables of the regulariser. The last of them is
+watched for operations in which the host waits for the device. If there are any, or if the capture itself fails,
+training continues step by step, and `reason` says why. Weights, momentum, BatchNorm's statistics and random numbers are
+those of training without graphs, to rounding (the kernels are the same; gradients are added to zeros where they would
+be written). That is why graphs are no part of a stage's name.
 
-A replay counts only after it proved itself (`replay_check`): just after the capture, at half the learning rate of the
-step, so that a graph which remembers a rate is found; and with the first step of every epoch, as memory that a graph
-reads may have been given to something else meanwhile. That step is taken by itself and counts. Where a replay differs,
-the rest is trained step by step.
+Replays are checked (`replay_check`): right after the capture, at half the learning rate of the step, to detect a graph
+that kept a rate; and at the first step of every epoch, since memory that a graph reads may have been reused. That step
+runs eagerly and counts. If a replay differs, the rest is trained step by step.
 
-A graph belongs to the tensors of one network: every training, and so every network after a removal, captures its own.
+A graph belongs to the tensors of one network: every stage, and so every network after a removal, captures its own.
 """
 
 from __future__ import annotations
@@ -59,10 +58,10 @@ class ResidentBatches(Protocol):
 
 
 class Recorder(Protocol):
-    """Makes a function that can be called again and again out of one that works on the same tensors at each call."""
+    """Records a function that works on the same tensors at each call, so that it can be replayed."""
 
     def warm_up(self, call: Call) -> None:
-        """Call once, for real, before a recording."""
+        """Call once before recording."""
         ...
 
     def watched(self, call: Call) -> str:
@@ -79,7 +78,7 @@ class Recorder(Protocol):
 
 
 class CaptureError(OSError):
-    """A capture failed and left the device unusable: trouble of the machine, which ends the sweep but fails no run."""
+    """A capture failed and left the device unusable: a problem of the machine, which ends the sweep, not a run."""
 
 
 class GraphRecorder:
@@ -119,7 +118,7 @@ class GraphRecorder:
 
         Raises:
             RuntimeError: It cannot be captured; stream, allocator and random numbers are as they were before.
-            CaptureError: And they cannot be put back, so that nothing more can be done on the device.
+            CaptureError: They cannot be restored, so that the device is unusable.
         """
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
@@ -143,16 +142,16 @@ class GraphRecorder:
         return replay
 
     def _clean_up(self, graph: torch.cuda.CUDAGraph, numbers: Tensor) -> None:
-        """Leave a failed capture: its pool of memory, its hold on the random numbers.
+        """Clean up after a failed capture: its memory pool, its hold on the random number generator.
 
-        Ending a failed capture raises before it has done all that. Whether the device can be used is then tried.
+        Ending a failed capture raises before it has done all that; then the device is tested.
         """
         index = torch.cuda.current_device() if self._device.index is None else self._device.index
-        with suppress(RuntimeError):  # the capture's end may have come this far
+        with suppress(RuntimeError):  # the capture may have ended already
             torch._C._cuda_endAllocateToPool(index, graph.pool())
         with suppress(RuntimeError):
             graph.reset()
-        # the state of the random numbers would go on believing in the capture
+        # the generator would otherwise stay in its capturing state
         with suppress(RuntimeError, AttributeError, IndexError):
             generator = torch.cuda.default_generators[index]
             generator.graphsafe_set_state(generator.clone_state())
@@ -169,7 +168,7 @@ class GraphRecorder:
 
 
 class StaticEpochs:
-    """Epochs of steps over buffers that stay where they are.
+    """Epochs of steps over static buffers.
 
     Args:
         batches: Where images come from.
@@ -248,7 +247,7 @@ class StaticEpochs:
                 parameter.grad = gradient
 
     def _one(self) -> None:
-        """Take one step, in the way that it is time for."""
+        """Take one step: eagerly, as a capture, or as a replay."""
         if self.reason:
             self._step()
         elif self._replay is not None and not self._proven:
@@ -265,13 +264,13 @@ class StaticEpochs:
                 self._record()
 
     def _record(self) -> None:
-        """Capture the step, or say why not and leave everything as it was."""
+        """Capture the step, or note why not and restore everything."""
         before = self._check.moment()
         try:
             self._replay = self._recorder.record(self._step)
         except RuntimeError as error:
             cause: BaseException = error
-            while cause.__context__ is not None:  # the end of a failed capture fails too, and says less
+            while cause.__context__ is not None:  # ending a failed capture fails too, with a poorer message
                 cause = cause.__context__
             if not isinstance(cause, Exception):  # Ctrl-C in the middle of a capture
                 raise cause from None
@@ -280,9 +279,9 @@ class StaticEpochs:
             self._check.put_back(before)
 
     def _prove(self, replay: Call) -> None:
-        """Take a step by itself, after a replay of it whose result is compared and thrown away.
+        """Take a step eagerly, after a replay of it whose result is compared and discarded.
 
-        The first time it is tried at half the learning rate before, to no effect: a rate may have been captured.
+        The first time, it is also tried at half the learning rate and undone, since a rate may have been captured.
         """
         if not self._tried_rate:
             self._rates.mul_(0.5)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ from benchmarks.records.rows import EpochRow
 from benchmarks.training.cuda_graphs import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
 from benchmarks.training.data_parallel import parallel
 from benchmarks.training.part_epoch import PartEpoch
-from oicsr import GradientRegularizer, ProximalRegularizer, Regularizer, ScheduledRegularizer
+from benchmarks.training.step import OptimizationStep, autocast
+from oicsr import Regularizer, ScheduledRegularizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Batches(Protocol):
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels, on the model's device, from the batch number `start` on.
 
-        The random numbers are drawn for the whole epoch, whatever `start` is.
+        The random numbers of the complete epoch are drawn for any `start`.
         """
         ...
 
@@ -58,7 +59,7 @@ class Score:
 
 
 def proceed() -> None:
-    """Let training go on."""
+    """Do nothing: training continues."""
 
 
 @dataclass
@@ -102,18 +103,10 @@ class Training:
             keep_freed_memory()
         self._static: StaticEpochs | None = None
         self._part: PartEpoch | None = None
-        self._fused = True if self._device.type == "cuda" else None  # no faster on a CPU, where most is convolution
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.phase.learning_rate,
-            momentum=self.phase.momentum,
-            weight_decay=self.phase.weight_decay,
-            nesterov=self.phase.momentum > 0,
-            fused=self._fused,
-        )
+        self._step = OptimizationStep(self.model, self.phase, self.regularizer, self.precision)
 
     @property
-    def way(self) -> str:
+    def step_mode(self) -> str:
         """How steps were taken in the last epoch that was trained here."""
         if self._static is not None and not self.eager_reason:
             return "CUDA graph" if self.recorder is None else "recorded"
@@ -135,7 +128,7 @@ class Training:
         Args:
             evaluate: Scores the model.
             check: Called before each step; may raise to stop there. `snapshot` then holds the steps done so far, and
-                the next call goes on after them.
+                the next call continues after them.
 
         Raises:
             DivergedError: The loss or the penalty is no longer finite.
@@ -181,7 +174,7 @@ class Training:
         return loss_sum / count, penalty_sum / count, correct_sum / count
 
     def _obstacle(self) -> str:
-        """Return why steps are not to be captured; empty where nothing speaks against it."""
+        """Return why steps cannot be captured; empty if they can."""
         if not self.graphs:
             return "not asked for"
         if self._static is not None and self._static.reason:
@@ -207,8 +200,8 @@ class Training:
         with parallel(self.model) as network:
             for rate, (images, labels) in zip(rates, batches, strict=True):
                 check()
-                self._set_rate(rate)
-                part.totals += self._train_step(network, images, labels, rate)
+                self._step.set_rate(rate)
+                part.totals += self._step.take(network, images, labels, rate)
                 part.steps += 1
                 part.images += len(labels)
 
@@ -219,79 +212,17 @@ class Training:
             recorder = self.recorder or GraphRecorder(self._device)
             parameters = list(self.model.parameters())
             self._static = StaticEpochs(
-                self.batches, self._static_step, parameters, self._changed, recorder, self._device
+                self.batches, self._static_step, parameters, self._step.changed, recorder, self._device
             )
         rates = self._rates()
         try:
             self._static.run(self.generator, rates, part, check)
         finally:
-            self._set_rate(rates[max(part.steps, 1) - 1])  # a number again, as checkpoints hold it
+            self._step.set_rate(rates[max(part.steps, 1) - 1])  # a number again, as checkpoints hold it
 
     def _static_step(self, images: Tensor, labels: Tensor, rate: Tensor, *, keep_gradients: bool) -> Tensor:
-        self._set_rate(rate.float())  # the type that fused optimisers read
-        return self._train_step(self.model, images, labels, rate, static=True, keep_gradients=keep_gradients)
-
-    def _changed(self) -> dict[str, Tensor]:
-        """Return the tensors that an optimisation step changes, by a name that begins with its kind."""
-        changed: dict[str, Tensor] = {f"parameter {name}": value for name, value in self.model.named_parameters()}
-        changed |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    changed[f"{key} {name}"] = value
-        return changed
-
-    def _set_rate(self, rate: float | Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _train_step(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rate: float | Tensor,
-        *,
-        static: bool = False,
-        keep_gradients: bool = False,
-    ) -> Tensor:
-        """Take one optimisation step; return sums over its images: loss, penalty and right answers, float64 `(3,)`.
-
-        `network` is the model, or its wrapper if several processes share a batch; the penalty is computed from the
-        model's own weights, which are the same on all. With `static`, nothing may be remembered from one call to the
-        next outside of the tensors themselves; with `keep_gradients`, gradients stay in the memory that they have.
-        """
-        regularizer = self.regularizer
-        if isinstance(regularizer, ScheduledRegularizer):
-            regularizer.advance(self.model)
-        with autocast(images.device, self.precision, cache=not static):
-            logits = network(images)
-            loss = functional.cross_entropy(logits.float(), labels)
-        self.optimizer.zero_grad(set_to_none=not keep_gradients)
-        penalty = torch.zeros((), device=images.device)
-        if isinstance(regularizer, ProximalRegularizer):
-            penalty = self._value(regularizer)
-            loss.backward()
-            self.optimizer.step()
-            regularizer.proximal_step(self.model, rate)
-        elif isinstance(regularizer, GradientRegularizer):
-            loss.backward()
-            regularizer.add_gradient(self.model)
-            known = getattr(regularizer, "last_value", None)  # of the same weights, from the same pass
-            penalty = self._value(regularizer) if known is None else known
-            self.optimizer.step()
-        else:
-            penalty = penalty if regularizer is None else regularizer(self.model)
-            (loss + penalty).backward()
-            self.optimizer.step()
-        correct = (logits.detach().argmax(1) == labels).sum()
-        count = len(labels)
-        return torch.stack([loss.detach().double() * count, penalty.detach().double() * count, correct.double()])
-
-    @torch.no_grad()
-    def _value(self, regularizer: Regularizer) -> Tensor:
-        """Return the penalty, for the history alone."""
-        return regularizer(self.model)
+        self._step.set_rate(rate.float())  # the type that fused optimisers read
+        return self._step.take(self.model, images, labels, rate, static=True, keep_gradients=keep_gradients)
 
     def snapshot(self) -> Snapshot:
         """Return everything needed to resume after the last step."""
@@ -300,7 +231,7 @@ class Training:
         return {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._step.state_dict(),
             "regularizer": dict(scheduled.state_dict()) if scheduled else {},
             "generator": self.generator.get_state() if part is None else part.generator,
             "torch_generator": torch.get_rng_state(),
@@ -312,12 +243,10 @@ class Training:
         }
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a state that `snapshot` returned."""
+        """Restore a state that `snapshot` returned."""
         self.epoch = snapshot["epoch"]
         self.model.load_state_dict(snapshot["model"])
-        self.optimizer.load_state_dict(snapshot["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = self._fused  # of this device, not of the one that the checkpoint is from
+        self._step.load_state_dict(snapshot["optimizer"])
         self._static = None  # a graph would continue with the old momentum
         if isinstance(self.regularizer, ScheduledRegularizer):
             self.regularizer.load_state_dict(snapshot["regularizer"])
@@ -328,13 +257,6 @@ class Training:
         if snapshot["device_generator"].numel():
             torch.cuda.set_rng_state(snapshot["device_generator"].cpu(), self._device)
         self.rows = [EpochRow(**row) for row in snapshot["history"]]
-
-
-def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> AbstractContextManager[Any]:
-    """Return the context in which the forward pass runs; `cache`: whether converted weights may be kept in it."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
-    return nullcontext()
 
 
 @contextmanager

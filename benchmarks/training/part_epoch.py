@@ -1,4 +1,4 @@
-"""An epoch in progress: training may stop after any step, and goes on from there bit for bit."""
+"""An epoch in progress: training may stop after any step and resumes there bit for bit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PartEpoch:
 
     @classmethod
     def from_plain(cls, values: dict[str, Any], generator: Tensor, device: torch.device) -> PartEpoch:
-        """Return the epoch that `plain` describes; the first process takes over what all of them added up."""
+        """Return the epoch that `plain` describes; the first process takes the sums of all of them."""
         share = int(current_rank().first)
         totals = share * values["totals"].to(device)
         return cls(generator.cpu(), totals, values["steps"], share * values["images"], values["seconds"])

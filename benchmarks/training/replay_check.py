@@ -1,9 +1,9 @@
-"""Does a replayed step do what the step itself does? Tried on the device at hand, before any replay counts.
+"""Check, on the device in use and before any replay counts, that a replayed step equals the step itself.
 
-One step is replayed and its result kept; everything that a step changes is put back (parameters, buffers, momentum,
-counters, totals, random numbers); then the same step is taken by itself, and what each did to every tensor is compared.
-A graph that does nothing, leaves out the update, reads memory that something else uses by now, or goes on with the
-learning rate of its capture is found so.
+One step is replayed and its result kept; everything that a step changes is restored (parameters, buffers, momentum,
+counters, totals, random numbers); then the same step is run eagerly, and the changes of every tensor are compared. This
+detects a graph that does nothing, omits the update, reads memory that was reused, or keeps the learning rate of its
+capture.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class ReplayCheck:
         self._tensors, self._device = tensors, device
 
     def difference(self, replay: Call, step: Call, *, counts: bool) -> str:
-        """Replay, put everything back, take the step; return in what they differ, or nothing.
+        """Replay, restore everything, run the step eagerly; return how they differ, or nothing.
 
         Args:
-            replay: What stands for the step.
-            step: Takes it.
-            counts: Whether the step that was taken stays; else that is put back, too.
+            replay: Replays the step.
+            step: Runs it eagerly.
+            counts: Whether the eager step is kept; otherwise it is undone too.
         """
         before = self.moment()
         replay()
@@ -67,7 +67,7 @@ class ReplayCheck:
 
     @torch.no_grad()
     def put_back(self, moment: Moment) -> None:
-        """Let everything be as it was."""
+        """Restore everything."""
         for name, tensor in self._tensors().items():
             tensor.copy_(moment.tensors[name])
         torch.set_rng_state(moment.host)
@@ -77,9 +77,9 @@ class ReplayCheck:
 
 @torch.no_grad()
 def first_difference(before: Mapping[str, Tensor], replayed: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> str:
-    """Return in which tensor two ways to go on from `before` differ by more than the tolerance, in words; "" if none.
+    """Return, in words, the first tensor whose two changes since `before` differ by more than the tolerance, or "".
 
-    Integers must be equal. Where a change is not finite (a training that diverges) nothing is judged.
+    Integers must be equal. Changes that are not finite (training diverged) are not compared.
     """
     for name, tensor in taken.items():
         if not tensor.is_floating_point() and not torch.equal(tensor, replayed[name]):

@@ -82,6 +82,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the search dialog, which the theme does not."""
+    dialog = ' data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def _linked(path: Path) -> Iterator[Path]:
     """Yield the files that a document links to and that the site can show."""
     if not path.is_file():

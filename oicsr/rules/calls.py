@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, is_symbolic
+
+UNKNOWN = 1_000_003  # a prime: no split of an axis of so many, and no width of a layer, fits it by chance
 
 
 def operator_name(node: fx.Node) -> str:
@@ -21,14 +24,18 @@ def module_path(node: fx.Node) -> str:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the static shape of the value that `node` produces."""
-    return tuple(int(size) for size in node.meta["val"].shape)
+    """Return the shape of the value that `node` produces, with `UNKNOWN` for a size that depends on the data."""
+    return _static(node.meta["val"])
+
+
+def _static(value: Tensor) -> tuple[int, ...]:
+    return tuple(UNKNOWN if is_symbolic(size) and free_unbacked_symbols(size) else int(size) for size in value.shape)
 
 
 def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
     """Return the shapes of all values that `node` produces; None for one that is no tensor."""
     values = node.meta["val"] if gives_many(node) else [node.meta.get("val")]
-    return [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
+    return [_static(value) if isinstance(value, Tensor) else None for value in values]
 
 
 def gives_many(node: fx.Node) -> bool:

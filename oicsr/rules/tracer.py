@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
@@ -18,8 +19,10 @@ from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
+NO_RULE = "has no rule"
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
+PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -131,6 +134,8 @@ class Tracer:
                 self._read_placeholder(node, parameters, constants)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
+            elif node.op == "get_attr":  # a block of code that an operator runs (`torch.cond`)
+                self.values[node] = Value(None, "is no tensor", depends_on_input=False)
             elif node.op == "output":
                 for source in node.all_input_nodes:
                     self.fix(source, OUTPUT)
@@ -163,11 +168,13 @@ class Tracer:
             try:
                 result = rule(self, node)
             except RULE_ERRORS as error:  # a form of the operator that its rule did not reckon with
-                why = f"has no rule for this form ({rule.__name__!r} raises {type(error).__name__}: {error})"
+                why = f"{NO_RULE} for this form ({rule.__name__!r} raises {type(error).__name__}: {error})"
                 result = self.opaque(node, why)
         self._check(node, rule, result)
         depends = any(self.depends_on_input(n) for n in node.all_input_nodes)
         if isinstance(result, Value):
+            if node.target in PRODUCTS and result.reason == INPUT:  # its axes need not be the input's
+                result = Value(None, self.notable(f"{self.where(node)} gives values that cannot follow the channels"))
             return replace(result, depends_on_input=depends)
         return [replace(value, depends_on_input=depends) for value in result]
 
@@ -257,12 +264,28 @@ class Tracer:
             if ids is not None:
                 self.sets.fix(ids, reason)
 
-    def opaque(self, node: fx.Node, why: str = "has no rule") -> Value:
+    def opaque(self, node: fx.Node, why: str = NO_RULE) -> Value:
         """Fix every channel that an operator reads, and follow none of its output's."""
-        reason = self.notable(f"{self.where(node)} {why}")
+        weights = self._weights_without_a_rule(node, why)
+        reason = self.notable(
+            f"{self.where(node)} {why}" + (f", so that {weights[0]!r} stays as it is" if weights else "")
+        )
         for source in node.all_input_nodes:
             self.fix(source, reason)
+        self.unruled += [reason] if weights else []
         return Value(None, reason)
+
+    def _weights_without_a_rule(self, node: fx.Node, why: str) -> list[str]:
+        """Return the weights that an operator reads whose channels no rule starts: the user is always told of them."""
+        if NO_RULE not in why and node.target not in PRODUCTS:
+            return []
+        return [self.parameters[n] for n in node.all_input_nodes if n in self.parameters and self._is_weight(n)]
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        """Return whether a value is a parameter that holds more than one number for each channel."""
+        owner, _, name = self.parameters[node].rpartition(".")
+        module = (self.modules or {}).get(owner)
+        return module is not None and name in module._parameters and len(shape_of(node)) > 1
 
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
         """Fix the channels that a layer reads whose weight is no parameter; its own ones cannot be sliced either."""

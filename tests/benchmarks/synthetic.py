@@ -47,34 +47,40 @@ def experiment(name: str = "cifar10-resnet56", **changes: Any) -> Experiment:
     return Experiment(name, "CIFAR-10, ResNet-56", "A claim.", "resnet56", "cifar10", profiles)
 
 
-def record_of(
-    cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool = True, protocol: int = NEWEST
-) -> Record:
-    """Return a record; `effect` adds to the accuracy of a method before fine-tuning."""
-    method = find_method(cell.method)
-    noise = np.random.default_rng([cell.seed, *cell.method.encode(), int(1000 * cell.macs_kept)])
+def _accuracies(cell: Cell, noise: np.random.Generator, effect: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Return how concentrated the energy is, and top-1 of each state."""
     dense_noise = np.random.default_rng([cell.seed, 1])
     lost, gini = CHARACTER.get(cell.method, (0.3 + 0.3 * noise.random(), 0.5))
     dense = 0.935 + 0.0015 * dense_noise.standard_normal()
     hard = (1 - cell.macs_kept) / 0.5
-    pruned = dense - lost * hard**2 + 0.01 * noise.standard_normal() + (effect or {}).get(cell.method, 0.0)
+    pruned = dense - lost * hard**2 + 0.01 * noise.standard_normal() + effect.get(cell.method, 0.0)
     finetuned = dense - 0.012 * hard**2 - 0.02 * lost + 0.0015 * noise.standard_normal()
-    top1 = {
+    return gini, {
         "dense": dense,
         "regularized": dense - 0.004 + 0.001 * noise.standard_normal(),
         "pruned": min(max(pruned, 0.1), 0.95),
         "recalibrated": min(max(pruned + RECALIBRATION * (finetuned - pruned), 0.1), 0.95),
         "finetuned": finetuned,
     }
+
+
+def _compute(epochs: Mapping[str, int], macs: int) -> dict[str, int]:
+    images = 45_000 * 3
+    per_image = {"dense": DENSE_MACS, "regularized": DENSE_MACS, "finetune": macs}
+    compute = {phase: count * images * per_image[phase] for phase, count in epochs.items()}
+    return {**compute, "total": sum(compute.values())}
+
+
+def record_of(
+    cell: Cell, effect: Mapping[str, float] | None = None, tuned: bool = True, protocol: int = NEWEST
+) -> Record:
+    """Return a record; `effect` adds to the accuracy of a method before fine-tuning."""
+    method = find_method(cell.method)
+    noise = np.random.default_rng([cell.seed, *cell.method.encode(), int(1000 * cell.macs_kept)])
+    gini, top1 = _accuracies(cell, noise, effect or {})
     strength = 0.0 if not method.has_strength else 2e-3
     macs = round(cell.macs_kept * DENSE_MACS)
-    images = 45_000 * 3
     epochs = {"dense": cell.profile.dense.epochs, "regularized": 10 * cell.profile.steps, "finetune": 10}
-    compute = {
-        "dense": epochs["dense"] * images * DENSE_MACS,
-        "regularized": epochs["regularized"] * images * DENSE_MACS,
-        "finetune": epochs["finetune"] * images * macs,
-    }
     return Record(
         run_id=cell.run_id,
         experiment=cell.experiment.name,
@@ -97,7 +103,7 @@ def record_of(
         structure={"dense": _structure(0.25), "regularized": _structure(gini + 0.005 * noise.standard_normal())},
         removals=_removals(cell, top1, macs),
         epochs=epochs,
-        compute={**compute, "total": sum(compute.values())},
+        compute=_compute(epochs, macs),
         timing={"dense_seconds": 1.0, "finished_unix": 0},
         provenance={"device_type": "cuda", "device": "a device", "commit": "0" * 40, "dirty": False, "versions": {}},
         protocol=protocol,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from benchmarks.models.mac_conventions import count_macs_with_norm_pool
 from benchmarks.records.record import record_path
-from benchmarks.running.channel_energies import channel_rows, describe_structure, mark_kept
+from benchmarks.running.channel_energies import channel_rows, describe_structure, imbalance, mark_kept
 from benchmarks.running.run import run_cell
 from oicsr import PruningPlan, count_macs, find_couplings
 from tests.benchmarks.small import small_bench, small_cell
@@ -83,3 +84,20 @@ def test_energies_of_known_weights() -> None:
     described = describe_structure(model, couplings)
     assert described["channels"] == 3 and described["near_zero"] == pytest.approx(1 / 3, abs=1e-6)
     assert described["cumulative"][0] == 0 and described["cumulative"][-1] == 1
+
+
+def test_imbalance_by_hand() -> None:
+    """Scales 1, 2 and -4, columns of norm 1, 1 and 2; the second channel goes: (0 + ln 2) / 2."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([1.0, 2.0, -4.0]))
+        model[2].weight.copy_(torch.tensor([[0.6, 1.0, 0.0], [0.8, 0.0, 2.0]]).reshape(2, 3, 1, 1))
+    couplings = find_couplings(model, torch.zeros(2, 1, 2, 2))
+    plan = PruningPlan.from_kept(couplings, {couplings[0].name: (0, 2)})
+    assert imbalance(model, couplings, plan) == {"imbalance": pytest.approx(math.log(2) / 2, abs=1e-6)}
+
+
+def test_without_normalisation_there_is_no_imbalance() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 1, 1))
+    couplings = find_couplings(model, torch.zeros(1, 1, 2, 2))
+    assert imbalance(model, couplings, PruningPlan.from_kept(couplings, {})) == {}

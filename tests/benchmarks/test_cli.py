@@ -23,6 +23,7 @@ from benchmarks.config import Cell, Experiment, Phase
 from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
+from benchmarks.models import MODELS
 from benchmarks.records.record import read_records, record_path, runs_folder, write_record
 from benchmarks.running import stopping
 from benchmarks.running.adhoc import ExperimentError, find_any, known_experiments, parse_experiment
@@ -32,6 +33,7 @@ from benchmarks.running.console import ConsoleObserver, duration
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.stages import stages_of
 from benchmarks.running.stopping import budget_seconds, on_signals
+from benchmarks.suggest import nearest
 from tests.benchmarks import thousand
 from tests.benchmarks.fakes import experiment_text, fake_history, fake_record, write_fakes
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
@@ -161,7 +163,7 @@ def test_run_plan_status_and_failures_from_end_to_end(
         patch.setattr(stopping.Control, "stop_reason", lambda self, s=0.0: "out of time" if next(asked) else None)
         assert run("run", "small", "--methods", "none", "--budget-minutes", "5") == 0
     text = capsys.readouterr().out
-    assert "out of time: 1 runs are left" in text and "the same command continues" in text
+    assert "out of time: 1 run left" in text and "the same command continues" in text
     assert run("run", "small", "--methods", "none", "--pending") == 0
     failed = fake_record(small_cell("gl-out"), failure={"reason": "training diverged"})
     write_record(Path("r"), failed, fake_history())
@@ -359,10 +361,39 @@ def test_a_missing_data_set_is_one_line(
     monkeypatch.setenv("OICSR_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr("benchmarks.running.bench.load_dataset", load_missing)
     load_splits.cache_clear()
-    assert run("run", "small", "--plan") == 2
+    assert run("run", "small") == 2
     error = capsys.readouterr().err
     load_splits.cache_clear()
     assert error == "python -m benchmarks: digits are not there; run fetch\n"
+
+
+def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.running.bench.load_dataset", load_missing)
+    load_splits.cache_clear()
+    assert run("run", "small", "--plan") == 0
+    load_splits.cache_clear()
+    text = capsys.readouterr().out
+    assert "unknown without the data: digits are not there" in text and "7 epochs, time unknown" in text
+
+
+def test_a_long_plan_says_what_would_be_shorter(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.running.estimate._calibrated", lambda bench, cell: 3600.0)
+    assert run("run", "small", "--plan") == 0
+    assert "--budget-minutes N stops at a checkpoint" in capsys.readouterr().out
+
+
+def test_a_report_needs_a_folder_of_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["report", "--results", str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("resnet2O", "resnet20"), ("vggl6", "vgg16"), ("Resnet56", "resnet56"), ("zzzz", None)]
+)
+def test_the_nearest_name_counts_look_alikes_as_the_same(typed: str, meant: str | None) -> None:
+    assert nearest(typed, MODELS) == meant
 
 
 def load_missing(name: str) -> None:

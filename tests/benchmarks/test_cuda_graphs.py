@@ -52,7 +52,7 @@ def test_static_buffers_change_no_bit(kind: str) -> None:
     assert recorder.calls == {"warm_up": WARM_UP - 1, "watched": 1, "record": 1, "replay": 15 - WARM_UP + 1}
     assert static._static is not None and static._static.replayed == 15 - WARM_UP - 3  # one step of each epoch proves
     assert (eager.eager_reason, static.eager_reason) == ("not asked for", "")
-    assert (eager.way, static.way) == ("one by one: not asked for", "recorded")
+    assert (eager.step_mode, static.step_mode) == ("one by one: not asked for", "recorded")
     assert isinstance(static.model, Network) and torch.equal(static.model.unused, torch.ones(3))
 
 
@@ -191,22 +191,6 @@ class FakeCuda:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake = self
 
-        class Graph:
-            def capture_begin(self) -> None:
-                assert fake.stream == "side"
-                fake.pools.append(7)
-
-            def capture_end(self) -> None:
-                if fake.ends_capturing:  # as newer versions of PyTorch do before they raise
-                    fake.pools.remove(7)
-                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-
-            def pool(self) -> int:
-                return 7
-
-            def reset(self) -> None:
-                raise RuntimeError("nothing was captured")
-
         def end(index: int, pool: int) -> None:
             if pool not in fake.pools:
                 raise RuntimeError("no such pool")
@@ -220,7 +204,7 @@ class FakeCuda:
             "Stream": lambda device: "side",
             "current_stream": lambda device: fake.stream,
             "set_stream": lambda stream: setattr(fake, "stream", stream),
-            "CUDAGraph": Graph,
+            "CUDAGraph": lambda: FailingGraph(fake),
             "empty_cache": lambda: None,
             "get_rng_state": lambda device: torch.get_rng_state(),
             "set_rng_state": lambda state, device: torch.set_rng_state(state),
@@ -230,6 +214,28 @@ class FakeCuda:
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
         synchronize_of = iter([lambda device=None: None])  # before the capture there is nothing to find
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: next(synchronize_of, synchronize)(device))
+
+
+class FailingGraph:
+    """A capture that takes a pool of memory and fails at its end."""
+
+    def __init__(self, device: FakeCuda) -> None:
+        self.device = device
+
+    def capture_begin(self) -> None:
+        assert self.device.stream == "side"
+        self.device.pools.append(7)
+
+    def capture_end(self) -> None:
+        if self.device.ends_capturing:  # as newer versions of PyTorch do before they raise
+            self.device.pools.remove(7)
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def pool(self) -> int:
+        return 7
+
+    def reset(self) -> None:
+        raise RuntimeError("nothing was captured")
 
 
 class Failing(Repeater):

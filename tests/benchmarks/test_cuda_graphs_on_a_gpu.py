@@ -35,7 +35,7 @@ def test_a_captured_step_trains_as_steps_one_by_one(kind: str, precision: str) -
     eager = finish(training(kind, None, device, graphs=False, precision=precision))
     static = finish(training(kind, None, device, precision=precision))
     assert (eager.eager_reason, static.eager_reason) == ("not asked for", "")
-    assert (eager.way, static.way) == ("one by one: not asked for", "CUDA graph")
+    assert (eager.step_mode, static.step_mode) == ("one by one: not asked for", "CUDA graph")
     assert static._static is not None and static._static.replayed == 15 - WARM_UP - 3
     tolerance = 1e-3 if precision == "float32" else 5e-2
     for a, b in zip(eager.model.parameters(), static.model.parameters(), strict=True):
@@ -113,8 +113,8 @@ def test_buffers_momentum_and_evaluation_between_epochs_on_a_gpu() -> None:
 
         while not run.finished:
             run.run_epoch(evaluated)
-    eager, static = ({name: t.double() for name, t in run._changed().items()} for run in runs)
-    assert runs[1].way == "CUDA graph" and eager.keys() == static.keys()
+    eager, static = ({name: t.double() for name, t in run._step.changed().items()} for run in runs)
+    assert runs[1].step_mode == "CUDA graph" and eager.keys() == static.keys()
     assert any("momentum" in name for name in eager) and any("running_var" in name for name in eager)
     for name, value in eager.items():
         assert torch.allclose(value, static[name], rtol=1e-3, atol=1e-3), name
@@ -133,7 +133,7 @@ def test_a_second_capture_after_a_removal_on_a_gpu() -> None:
         batches = TrainingBatches(pictures(), 8, device)
         run = Training(small, Phase(2, 0.1), batches, torch.Generator().manual_seed(1), penalty, graphs=graphs)
         ways.append(finish(run))
-    assert [run.way for run in ways] == ["CUDA graph", "one by one: not asked for"]
+    assert [run.step_mode for run in ways] == ["CUDA graph", "one by one: not asked for"]
     for a, b in zip(ways[0].model.parameters(), ways[1].model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-3)
 
@@ -141,4 +141,4 @@ def test_a_second_capture_after_a_removal_on_a_gpu() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_captured_training_on_the_second_device() -> None:
     run = finish(training("oicsr-gl", None, torch.device("cuda", 1)))
-    assert run.way == "CUDA graph"
+    assert run.step_mode == "CUDA graph"

@@ -170,7 +170,7 @@ def test_task_reports_machine_problems_separately_from_failed_runs(
 
     engine.start(Task(cell, strength_of(bench, cell)))
     engine.wait(events.append)
-    assert isinstance(events[-1], Ended) and events[-1].left is None and "No space left" in str(events[-1].trouble)
+    assert isinstance(events[-1], Ended) and events[-1].outcome is None and "No space left" in str(events[-1].trouble)
 
 
 @pytest.mark.parametrize("error", [MemoryError("out of memory"), KeyError("no such layer"), ZeroDivisionError("x")])
@@ -187,8 +187,8 @@ def test_what_a_run_raises_becomes_its_record(
 
     perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
     ended = events[-1]
-    assert isinstance(ended, Ended) and ended.left is not None
-    failure = ended.left.record.failure
+    assert isinstance(ended, Ended) and ended.outcome is not None
+    failure = ended.outcome.record.failure
     assert failure is not None and failure["kind"] == type(error).__name__
     assert failure["last_good_epoch"] == "regularized 1" and "Traceback" in failure["traceback"]
 

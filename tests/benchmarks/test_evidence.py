@@ -44,6 +44,7 @@ def changed(epochs: dict[str, int] | None = None, dense: float | None = None, **
         (changed(dense=0.8802), None, "more than five points below the published accuracy: dense 88.0 %"),
         (changed(model="my-net"), None, "no published accuracy of my-net on CIFAR-10"),
         ([replace(record, profile="quick") for record in RECORDS], None, "quick"),
+        ([replace(record, seed=1000 + record.seed) for record in RECORDS], None, "tuning alone"),
     ],
 )
 def test_tiers(records: list[Record], tier: str | None, reason: str) -> None:

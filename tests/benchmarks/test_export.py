@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
 def network_of(finished: tuple[Path, Record]) -> FinetunedNetwork:
     folder, record = finished
     return FinetunedNetwork(record, CheckpointStore(folder / "checkpoints"))
+
+
+def record_label(record: Record) -> str:
+    return f"{record.experiment}/{record.run_id}"
 
 
 def written(finished: tuple[Path, Record], format_name: str, name: str) -> Path:
@@ -114,6 +119,44 @@ def test_what_is_missing_damaged_or_another_network_is_refused(finished: tuple[P
     (place / "record.json").write_text(failed.to_json())
     with pytest.raises(ExportError, match="failed and left no network: diverged"):
         find_record(f"{record.experiment}/{record.run_id}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"dense": {"odd": 1}}, {"dense": {"milestones": 7}}],
+)
+def test_a_record_without_its_whole_configuration_is_one_clear_error(
+    finished: tuple[Path, Record], config: dict[str, Any]
+) -> None:
+    folder, record = finished
+    odd = dataclasses.replace(record, config={**record.config, **config} if config else {})
+    with pytest.raises(ExportError, match=f"the record of small/{record.run_id} does not hold its whole configuration"):
+        FinetunedNetwork(odd, CheckpointStore(folder / "checkpoints"))
+    nowhere = dataclasses.replace(record, provenance={})
+    with pytest.raises(ExportError, match="are not in"):
+        FinetunedNetwork(nowhere, CheckpointStore(folder / "checkpoints"))
+
+
+def test_a_checkpoint_of_something_else_is_one_clear_error(finished: tuple[Path, Record], tmp_path: Path) -> None:
+    folder, record = finished
+    key = stages_of(cell_of(record), find_method(record.method), record.strength, "cpu")[-1].key
+    store = CheckpointStore(tmp_path)
+    saved = CheckpointStore(folder / "checkpoints").load(key)
+    assert saved is not None
+    for change in ({"model": {}}, {"network": {"x": 1}}, {"network": {**saved["network"], "plan": "{}"}}):
+        store.save(key, {**saved, **change})
+        with pytest.raises(ExportError, match=f"checkpoint {key} does not hold the network of {record.run_id}"):
+            FinetunedNetwork(record, store)
+
+
+@pytest.mark.parametrize("format_name", ["safetensors", "torch-export"])
+def test_a_place_that_cannot_be_written_is_one_clear_error(
+    finished: tuple[Path, Record], tmp_path: Path, format_name: str
+) -> None:
+    folder, record = finished
+    (tmp_path / "taken").mkdir()
+    with pytest.raises((ExportError, OSError), match="taken"):
+        export(record_label(record), format_name, folder / "results", folder / "checkpoints", tmp_path / "taken")
 
 
 def test_tampered_checkpoints_are_never_unpickled(finished: tuple[Path, Record], tmp_path: Path) -> None:

@@ -94,6 +94,35 @@ def test_no_title_is_wider_than_its_figure(width: float) -> None:
     assert box.y0 >= axes.get_window_extent().y1 and box.y1 <= figure.bbox.y1
 
 
+def test_a_title_keeps_its_own_lines_and_no_number_loses_its_unit() -> None:
+    with style.style():
+        figure = Figure(figsize=(3.4, 2))
+        style.headline(figure, "both sides of every channel before pruning to 30 % of the MACs\nn = 3 seeds")
+        title = figure._suptitle
+        assert title is not None
+    lines = title.get_text().split("\n")
+    assert len(lines) > 2 and lines[-1] == "n = 3 seeds" and not any(line.startswith("%") for line in lines)
+
+
+def test_methods_of_one_seed_are_marked_among_others_of_more() -> None:
+    records = records_of(experiment())
+    [three] = compare(records)
+    [mixed] = compare([record for record in records if record.method != "oicsr-gl" or record.seed == 0])
+    assert style.label_of(three, "oicsr-gl") == "OICSR-GL" and "*" not in style.seeds_text(three)
+    assert style.label_of(mixed, "oicsr-gl") == "OICSR-GL *" and style.seeds_text(mixed).endswith("*: one seed")
+    assert style.label_of(mixed, "none") == "No regulariser"
+
+
+def test_a_network_from_scratch_has_no_point_before_it_is_trained() -> None:
+    [comparison] = compare(records_of(experiment(methods=("oicsr-gl", "scratch-e"), macs_kept=(0.5,))))
+    points = {}
+    for state in ("pruned", "finetuned"):
+        axes = Figure().subplots()
+        accuracy._dots(axes, comparison, 0.5, ["oicsr-gl", "scratch-e"], (state,))
+        points[state] = len(axes.containers)
+    assert points == {"pruned": 1, "finetuned": 2}
+
+
 @pytest.mark.parametrize("width", [2.5, 6.6])
 def test_no_legend_is_wider_than_its_figure(width: float) -> None:
     with style.style():

@@ -18,18 +18,21 @@ from benchmarks.analysis.comparison import compare
 from benchmarks.analysis.verdicts import judge
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
-from benchmarks.reporting.html_report import html_report, page_data
+from benchmarks.reporting.html_report import CODE, PAPER, html_report, page_data
 from tests.benchmarks.hostile import TEXTS, hostile_records
 from tests.benchmarks.test_html_report import in_browser, steps
 
 ATTRIBUTES = {
     *("lang", "charset", "http-equiv", "content", "name", "rel", "href", "class", "id", "type", "hidden", "value"),
-    *("data-claim", "role", "aria-label"),
+    *("data-claim", "data-name", "role", "aria-label", "tabindex", "scope", "src", "alt"),
 }
 ELEMENTS = set(
-    "html head meta link title style body main header h1 h2 span button section p div article details summary a label "
-    "select option fieldset legend svg table thead tbody tr th td script".split()
+    "html head meta link title style body main header nav h1 h2 h3 span b button section p ul li div details summary a "
+    "label select option fieldset legend svg figure figcaption img table thead tbody tr th td script".split()
 )
+
+
+LINKS = {"data:,", PAPER, CODE, "#verdicts", "#explorer", "#quoted"}
 
 
 def page_of(records: list[Record]) -> str:
@@ -57,7 +60,8 @@ def test_a_parser_finds_the_text_as_text_and_nothing_else(kind: str) -> None:
     assert {attribute for _, element in found for attribute in element.attrib} <= ATTRIBUTES
     for _, element in found:
         link = element.get("href", "runs/")
-        assert link == "data:," or re.fullmatch(r"runs/[A-Za-z0-9._~%/-]*", link)
+        assert link in LINKS or re.fullmatch(r"runs/[A-Za-z0-9._~%/-]*", link)
+        assert re.fullmatch(r"(data:image/svg\+xml;base64,[A-Za-z0-9+/]+=*)?", element.get("src", ""))
     scripts = [element for name, element in found if name == "script"]
     assert [script.get("type") for script in scripts] == ["application/json", None]
     assert json.loads(str(scripts[0].text)) == json.loads(json.dumps(page_data(records, compare(records))))
@@ -105,12 +109,12 @@ def test_a_browser_runs_none_of_it(hostile_page: Path, tmp_path: Path) -> None:
         }
         const names=[...document.querySelectorAll('*')].flatMap(e=>[...e.attributes].map(a=>a.name));
         return [log, document.title, names.filter(n=>n.startsWith('on')),
-          [...document.querySelectorAll('a')].map(a=>a.protocol).filter(p=>p && p!=='file:'),
+          [...document.querySelectorAll('a')].filter(a=>a.protocol && a.protocol!=='file:').map(a=>a.href),
           document.querySelectorAll('script').length, [...study.options].map(o=>o.textContent)];""",
     )
-    rows, title, handlers, protocols, scripts, labels = found
+    rows, title, handlers, outside, scripts, labels = found
     assert rows == [3] * len(TEXTS) and title == "OICSR: results"
-    assert handlers == [] and protocols == [] and scripts == 4  # the page's two, and the two of this test
+    assert handlers == [] and outside == [PAPER] and scripts == 4  # the page's two, and the two of this test
     assert any('onmouseover="document.title=1"' in label for label in labels)
 
 

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks.analysis.claims import CLAIMS
+from benchmarks.analysis.comparison import compare
 from benchmarks.reporting import build as report
+from benchmarks.reporting.html_report import CODE, PAPER, page_data
 from tests.benchmarks.browser import find_browser, run_in_page, screenshot
+from tests.benchmarks.synthetic import experiment, records_of
 
 pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
 
@@ -29,13 +32,39 @@ def page(fixture_folder: Path, artefacts: report.Artefacts, tmp_path_factory: py
 
 def test_file_stands_alone_and_links_to_records_that_are_there(page: Path, fixture_folder: Path) -> None:
     text = page.read_text()
-    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text) and "@import" not in text and "fetch(" not in text
+    outside = re.findall(r"""(?:src|href)=["']?((?:https?:)?//[^"']*)""", text)
+    assert outside == [PAPER] and f'<a href="{PAPER}">' in text  # a link to click; nothing is loaded
+    assert "@import" not in text and "fetch(" not in text
     data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[0])
     assert len(data["runs"]) == 10 * 2 * 3 + 6 + 2 * 3
     assert all((fixture_folder / run["link"]).is_file() for run in data["runs"])
     for link in re.findall(r'href="(runs/[^"]+)"', text):
         assert (fixture_folder / link).is_file()
-    assert text.index('id="verdicts"') < text.index('id="explorer"')
+    assert text.index('id="first"') < text.index('id="verdicts"') < text.index('id="explorer"')
+
+
+def test_first_screen_says_what_it_is_and_shows_figure_numbers_and_links(page: Path) -> None:
+    first = page.read_text().split('<section id="first">')[1].split("</section>")[0]
+    assert "OICSR prunes channels" in first and PAPER in first and CODE in first
+    assert first.count('class="number"') == 3 and first.count("<img src=") == 1
+
+
+def test_every_claim_stands_once_in_each_tier_losses_first(page: Path) -> None:
+    verdicts = page.read_text().split('<section id="verdicts">')[1].split("</section>")[0]
+    tiers = verdicts.split("<h3>")[1:]
+    listed = [re.findall(r'data-claim="([^"]+)"', tier) for tier in tiers]
+    assert {claim for tier in listed for claim in tier} == {claim.id for claim in CLAIMS}
+    assert all(len(set(tier)) == len(tier) for tier in listed)
+    order = ["Loss", "Does not hold", "Not shown", "Holds"]
+    for tier in tiers:
+        places = [order.index(word) for word in re.findall(r'class="verdict [a-z]+">([^<]+)<', tier)]
+        assert places == sorted(places)
+
+
+def test_explorer_ticks_the_strongest_rivals_and_the_proximal_forms() -> None:
+    methods = ("oicsr-gl", "oicsr-gl-norm-prox", "gl-out-prox", "depgraph", "slimming", "fpgm")
+    records = records_of(experiment(methods=methods))
+    assert set(page_data(records, compare(records))["main"]) == set(methods) - {"fpgm"}
 
 
 def steps(page: Path, folder: Path, script: str, width: int = 1400) -> Any:
@@ -113,7 +142,7 @@ def test_page_fits_narrow_and_wide_windows(page: Path, tmp_path: Path, width: in
         const controls=[...document.querySelectorAll('header button,.controls button,select,#methods input')];
         const inside=controls.map(c=>c.getBoundingClientRect()).every(b=>b.left>=0 && b.right<=innerWidth);
         return [innerWidth, document.documentElement.scrollWidth, plot.width, plot.height,
-          inside, document.querySelectorAll('.card').length];""",
+          inside, new Set([...document.querySelectorAll('[data-claim]')].map(e=>e.dataset.claim)).size];""",
         width,
     )
     inner, scroll, plot_width, plot_height, inside, cards = found

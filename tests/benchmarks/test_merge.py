@@ -45,6 +45,32 @@ def test_records_of_an_older_protocol_do_not_keep_newer_ones_out(tmp_path: Path)
     assert bring(tmp_path).added == [CELL.label]
 
 
+def test_a_newer_protocol_takes_the_place_of_an_older_one_and_never_the_other_way(tmp_path: Path) -> None:
+    older, newer = fake_record(CELL, 0.8, protocol=1), fake_record(CELL, 0.9)
+    target, source = put(tmp_path / "results", older), put(tmp_path / "elsewhere", newer)
+    before = target.read_bytes()
+    assert bring(tmp_path).replaced == [CELL.label]
+    assert target.read_bytes() == source.read_bytes() and read_record(target).protocol == newer.protocol
+    assert target.with_name("record.protocol-1.json").read_bytes() == before
+    kept = target.read_bytes()
+    put(tmp_path / "elsewhere", older)
+    for replace_it in (False, True):
+        refused = bring(tmp_path, replace=replace_it).refused[CELL.label]
+        assert "is of protocol 1" in refused and "under protocol 2, which supersedes it" in refused
+        assert target.read_bytes() == kept
+
+
+def test_company_of_mixed_protocols_is_judged_by_its_own_protocol(tmp_path: Path) -> None:
+    put(tmp_path / "results", fake_record(small_cell("gl-out"), protocol=1, provenance={"device_type": "cuda"}))
+    put(tmp_path / "results", fake_record(small_cell("none", seed=1)))
+    put(tmp_path / "elsewhere", fake_record(CELL))
+    assert bring(tmp_path).added == [CELL.label]
+    put(tmp_path / "results", fake_record(small_cell("none"), provenance={"device_type": "cuda"}))
+    put(tmp_path / "others", fake_record(small_cell("gl-separate")))
+    refused = merge(small_bench(tmp_path), tmp_path / "others", KNOWN).refused
+    assert "different device type within seed 0" in next(iter(refused.values()))
+
+
 def test_times_and_machines_may_differ(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", fake_record(CELL, timing={"dense_seconds": 99.0}, provenance={"device": "another"}))
     put(tmp_path / "results", fake_record(CELL))

@@ -116,7 +116,7 @@ def test_a_wrong_replay_is_found_before_it_counts(
     assert (
         run.eager_reason.startswith("a replayed step is not the step itself: it") and WRONG[wrong] in run.eager_reason
     )
-    assert run.way == f"one by one: {run.eager_reason}"
+    assert run.step_mode == f"one by one: {run.eager_reason}"
     assert run._static is not None and run._static.replayed == 0
     assert len([line for line in caplog.records if run.eager_reason in line.getMessage()]) == 1
 
@@ -134,7 +134,7 @@ def test_each_recording_is_judged_by_itself() -> None:
     """As after a removal: the second network has another graph, which may be wrong where the first one was right."""
     first = finish(training("oicsr-gl", Repeater(), phase=Phase(1, 0.1)))
     second = finish(training("oicsr-gl", Wrong(does_nothing), phase=Phase(1, 0.1)))
-    assert (first.way, second.way[:12]) == ("recorded", "one by one: ")
+    assert (first.step_mode, second.step_mode[:12]) == ("recorded", "one by one: ")
     assert_same(first, second)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -66,3 +67,29 @@ def test_a_target_at_the_bound_of_a_claim_belongs_to_it(bound: float, targets: s
     [[stratum]] = strata_of(claim, rows_of(records), Details(Path("nowhere"))).values()
     seen = {float(run.split("keep")[1].split("-")[0]) / 100 for run in stratum.runs}
     assert seen == targets
+
+
+class _TellsSeeds(_WithDropout):
+    """Keeps the seed of the random state that dropout draws from, in the order of the training steps."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():  # and not in a trial of couplings
+            self.seeds.append(torch.initial_seed())
+        return super().forward(x)
+
+
+def test_dropout_draws_from_a_seed_of_its_own_in_every_stage_and_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tells-seeds", _TellsSeeds)
+    seen = []
+    for seed in (0, 1):
+        cell = small_cell("none", seed=seed)
+        monkeypatch.setattr(_TellsSeeds, "seeds", [])
+        cell = replace(cell, experiment=replace(cell.experiment, model="tells-seeds"))
+        assert run_cell(small_bench(tmp_path / str(seed)), cell).complete
+        seen.append(list(dict.fromkeys(_TellsSeeds.seeds)))
+    assert [len(seeds) for seeds in seen] == [3, 3]  # dense, regularized, finetuned
+    assert set(seen[0]).isdisjoint(seen[1])

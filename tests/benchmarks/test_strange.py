@@ -15,13 +15,15 @@ from benchmarks import cli
 from benchmarks.config import run_name
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, parse_record, read_record, stamped, write_record
-from benchmarks.records.rows import history_csv
+from benchmarks.records.rows import CURVE_POINTS, history_csv
 from benchmarks.reporting import build as report
 from benchmarks.reporting.gathered import gather
+from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_cell
 
-PRUNED = fake_record(small_cell()).states["pruned"]
+SIZES = fake_record(small_cell()).states
+PRUNED, CONFIG = SIZES["pruned"], fake_record(small_cell()).config
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -100,7 +102,23 @@ STRANGE: dict[str, tuple[Record, str]] = {
     "unknown method": (called(fake_record(small_cell()), method="unheard-of"), "unheard-of"),
     "text for a number": (fake_record(small_cell(seed=7), states=state(top1="high")), "states.pruned.top1"),
     "other couplings": (fake_record(small_cell(seed=7), widths={"other": [16, 8]}), "its couplings"),
-    "other epochs": (fake_record(small_cell(seed=7), epochs={"dense": 1, "finetune": 5}), "its epochs by phase"),
+    "other epochs": (fake_record(small_cell(seed=7), epochs={"dense": 1, "finetune": 5}), "finetune is 5, not 1"),
+    "other configuration": (fake_record(small_cell(seed=7, batch_size=63)), "batch_size is 63, not 64"),
+    "no configuration": (fake_record(small_cell(seed=7), config={}), "batch_size is missing, not 64"),
+    "configuration of lists": (fake_record(small_cell(seed=7), config={"precision": ["a"]}), "config.precision"),
+    "other dense network": (
+        fake_record(small_cell(seed=7), states={**SIZES, "dense": {**PRUNED, "macs": 7, "macs_with_norm_pool": 9}}),
+        "it differs from most runs beside it in its dense network: macs is 7, not 1000000",
+    ),
+    "other device": (
+        fake_record(small_cell("gl-separate"), provenance={"device_type": "cuda"}),
+        "device type is cuda, not cpu",
+    ),
+    "other precision": (
+        fake_record(small_cell("gl-separate"), config={**CONFIG, "precision": "bfloat16"}),
+        "precision is bfloat16, not float32",
+    ),
+    "no total": (fake_record(small_cell(seed=7), compute={}), "compute has a total"),
 }
 
 
@@ -196,6 +214,12 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path, name: str, harm: Call
         ("tuning/small-quick.json", '{"schema": "oicsr-tuning-1", "chosen": {}, "scores": 7}'),
         ("tuning/small-quick.json", '{"schema": "oicsr-tuning-1", "chosen": {"oicsr-gl": {"0.5": NaN}}}'),
         ("tuning/small-quick.json", '{"schema": "oicsr-tuning-1", "chosen": {"oicsr-gl": {"0.5": true}}}'),
+        ("tuning/small-quick.json", '{"schema": "oicsr-tuning-1", "chosen": {"oicsr-gl": {"half": 0.1}}}'),
+        ("tuning/small-quick.json", '{"schema": "oicsr-tuning-1", "chosen": {"oicsr-gl": {"-1": 0.1}}}'),
+        (
+            "tuning/small-quick.json",
+            '{"schema": "oicsr-tuning-1", "chosen": {}, "scores": {"oicsr-gl": {"0.5": {"0.1": ["a"]}}}}',
+        ),
     ],
 )
 def test_other_strange_files_of_a_results_folder_are_named(
@@ -208,6 +232,53 @@ def test_other_strange_files_of_a_results_folder_are_named(
     path.write_text(content, encoding="latin-1")
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["perf/cpu.json", "coverage.csv", "tuning/small-quick.json", "reliability.json"])
+@pytest.mark.parametrize("harm", [pipe, folder])
+def test_no_reader_waits_for_a_pipe(
+    tmp_path: Path, name: str, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for record in good_records():
+        put(tmp_path, record)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    harm(path)
+    assert cli.main(["report", "--results", str(tmp_path)]) == 2
+    assert str(path) in (shown := capsys.readouterr().err) and "no plain file" in shown
+
+
+def test_pipes_in_place_of_sweeps_and_checkpoints_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "elsewhere", fake_record(small_cell()))
+    (tmp_path / "elsewhere" / "sweeps").mkdir()
+    os.mkfifo(tmp_path / "elsewhere" / "sweeps" / "small.json")
+    assert cli.main(["merge", str(tmp_path / "elsewhere"), "--results", str(tmp_path / "results")]) == 1
+    assert "small.json is not a readable experiment" in capsys.readouterr().err
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save("key", {"epoch": 1}, {"epoch": 1})
+    for path in (tmp_path / "checkpoints" / "key").iterdir():
+        pipe(path)
+    with pytest.warns(CheckpointWarning, match="it is no plain file"):
+        assert store.load("key") is None
+    assert store.progress("key") is None
+
+
+def test_energy_is_drawn_of_the_records_that_hold_it(tmp_path: Path) -> None:
+    structure = {"regularized": {"near_zero": 0.1, "concentration": 0.1, "cumulative": [0.5] * CURVE_POINTS}}
+    put(tmp_path, fake_record(small_cell()))
+    put(tmp_path, fake_record(small_cell(seed=1), structure=structure))
+    assert cli.main(["report", "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "figures" / "small-quick-energy.png").is_file()
+
+
+@pytest.mark.parametrize("epochs", [{}, {"finetune": 1}])
+def test_a_table_of_runs_without_a_dense_phase(tmp_path: Path, epochs: dict[str, int]) -> None:
+    put(tmp_path, fake_record(small_cell(), epochs=epochs, compute={"total": 5}))
+    assert cli.main(["report", "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "tables" / "small-quick.md").is_file()
 
 
 def test_nothing_strange_is_left_out_of_a_plain_folder(tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_only_networks_that_were_run_at_all_targets_count() -> None:
     assert len(stratum.by_network) == 2
 
 
+def test_networks_that_strengths_were_chosen_on_stand_in_no_claim() -> None:
+    records = study("plain")
+    chosen_on = [replace(record, seed=1000) for record in records if record.seed == 0]
+    [stratum] = strata_of(ONE, rows_of([*records, *chosen_on]), NOTHING)["small"]
+    assert len(stratum.by_network) == 3
+
+
 def test_runs_that_leave_rescaling_out_stand_in_no_claim() -> None:
     without = [replace(r, config={**r.config, "rescale": "none"}) for r in study("plain")]
     assert strata_of(ONE, rows_of(without), NOTHING) == {}

@@ -104,6 +104,7 @@ def test_an_optimizer_keeps_what_belongs_to_other_modules() -> None:
     assert not torch.equal(weight, small.one.weight) and not torch.equal(own, temperature)
 
 
+@pytest.mark.filterwarnings("ignore:users' hooks do not run")
 @pytest.mark.parametrize(
     "refused",
     [

@@ -164,9 +164,9 @@ function table() {
     const button = make("button", { "data-sort": key }, name + arrow);
     button.addEventListener("click", () => sort(key));
     const sorted = key === order.column ? (order.down ? "descending" : "ascending") : "none";
-    head.append(make("th", { "aria-sort": sorted }, button));
+    head.append(make("th", { scope: "col", "aria-sort": sorted }, button));
   }
-  head.append(make("th", {}, "Records"));
+  head.append(make("th", { scope: "col" }, "Records"));
   $("head").replaceChildren(head);
   $("rows").replaceChildren(...rows.map((row) => {
     const line = make("tr", { "data-method": row.method });

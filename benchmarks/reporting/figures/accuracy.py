@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from benchmarks.reporting.figures.style import (
     dodge,
     drawn_methods,
     headline,
+    label_of,
     legend_below,
     legend_in,
     look_of,
@@ -55,14 +57,35 @@ def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
         panels = figure.subplots(2, 2).ravel()
         for axes, state in zip(panels, AFTER_SURGERY, strict=False):
             axes.set_title(STATE_TITLES[state])
-            _curves(axes, comparison, state)
+            _curves(axes, comparison, state, _lines(comparison))
             axes.set_xlabel("MACs kept (%)")
             axes.set_ylabel("test top-1 (%)")
-            axes.set_xticks([100 * t for t in comparison.targets], [f"{100 * t:.3g}" for t in comparison.targets])
-            axes.invert_xaxis()
+            _target_ticks(axes, comparison.targets)
         legend_in(panels[-1], panels[0])
         headline(figure, f"{title}\n{seeds_text(comparison)}")
         return render(figure)
+
+
+def before_and_after(comparison: Comparison, methods: Sequence[str]) -> Files:
+    """Draw a few methods before and after fine-tuning, side by side and without a title: the first figure of a page."""
+    there = [method for method in methods if method in set(comparison.table["method"])]
+    with style():
+        figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, state in zip(panels, ("pruned", "finetuned"), strict=True):
+            axes.set_title(STATE_TITLES[state])
+            _curves(axes, comparison, state, there)
+            axes.set_xlabel("MACs kept (%)")
+            _target_ticks(axes, comparison.targets)
+        panels[0].set_ylabel("test top-1 (%)")
+        legend_below(figure, panels[0])
+        return render(figure)
+
+
+def _target_ticks(axes: Axes, targets: Sequence[float]) -> None:
+    """Mark the targets, the mildest on the left."""
+    axes.set_xticks([100 * target for target in targets], [f"{100 * target:.3g}" for target in targets])
+    axes.invert_xaxis()
 
 
 def _lines(comparison: Comparison) -> list[str]:
@@ -70,8 +93,8 @@ def _lines(comparison: Comparison) -> list[str]:
     return [*drawn_methods(comparison), *comparison.others[:1]]
 
 
-def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
-    table, methods = comparison.table, _lines(comparison)
+def _curves(axes: Axes, comparison: Comparison, state: str, methods: Sequence[str]) -> None:
+    table = comparison.table
     if table[f"{state}_top1"].isna().all():
         axes.text(0.5, 0.5, NOT_RUN, ha="center", transform=axes.transAxes)
         axes.set_yticks([])
@@ -80,17 +103,18 @@ def _curves(axes: Axes, comparison: Comparison, state: str) -> None:
     axes.axhline(100 * comparison.dense.mean, label="Dense", **DENSE_LINE)
     if comparison.dense_long:
         axes.axhline(100 * comparison.dense_long.mean, label="Dense (all epochs)", **LONG_LINE)
-    span = 100 * (comparison.targets[0] - comparison.targets[-1])
+    span = 100 * (comparison.targets[0] - comparison.targets[-1]) or 10.0  # of a single target: any
     for position, method in enumerate(methods):
         rows = table[table["method"] == method].sort_values("macs")
-        _method_line(axes, rows, state, look_of(method), dodge(position, len(methods), span))
+        look = replace(look_of(method), label=label_of(comparison, method))
+        _method_line(axes, rows, state, look, dodge(position, len(methods), span))
     _within_accuracies(axes.get_ylim, axes.set_ylim)
 
 
 def _within_accuracies(get: Callable[[], tuple[float, float]], set_: Callable[[float, float], Any]) -> None:
-    """Cut an axis to what an accuracy can be: error bars of few seeds reach beyond."""
+    """Limit an axis to possible accuracies: error bars over few seeds reach beyond."""
     low, high = get()
-    set_(max(low, -3), min(high, 103))
+    set_(max(low, -3), min(high, 105))
 
 
 def _method_line(axes: Axes, rows: pd.DataFrame, state: str, look: Look, aside: float) -> None:
@@ -137,7 +161,7 @@ def all_methods(comparison: Comparison, title: str) -> Files:
             axes.set_title(_broken(STATE_TITLES[states[0]]) if single else f"{100 * target:.0f} %", fontsize=11)
             axes.tick_params(axis="x", labelsize=LABEL)
             axes.set_xlabel("top-1 (%)", fontsize=LABEL)
-        panels[0].set_yticks(range(len(methods)), [find_method(name).title for name in methods], fontsize=LABEL)
+        panels[0].set_yticks(range(len(methods)), [label_of(comparison, name) for name in methods], fontsize=LABEL)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         if not single:
             legend_below(figure, panels[0])
@@ -164,6 +188,8 @@ def _dots(axes: Axes, comparison: Comparison, target: float, methods: Sequence[s
         for position, method in enumerate(methods):
             if method not in table.index or math.isnan(table[f"{state}_top1"][method]):
                 continue
+            if state != "finetuned" and find_method(method).ending != "finetune":
+                continue  # a control from scratch is untrained until then
             half = float(table[f"{state}_ci95"][method])
             axes.errorbar(
                 100 * float(table[f"{state}_top1"][method]),

@@ -1,4 +1,4 @@
-"""Figures of single channels: where the energy lies, how the two sides go together, and which channels stay."""
+"""Figures of single channels: how energy is distributed, how the two sides relate, and which channels stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from benchmarks.analysis.comparison import Comparison
@@ -22,6 +22,7 @@ from benchmarks.reporting.figures.style import (
     Files,
     drawn_methods,
     headline,
+    label_of,
     legend_below,
     look_of,
     plain_log_axis,
@@ -34,7 +35,9 @@ ENERGY_METHODS = ("oicsr-gl", "gl-out", "gl-separate", "none")
 
 SHARE = 0.9  # of a layer's energy
 
-FLOOR = 1e-8  # of a layer's mean energy: below, a channel is drawn at the border
+FLOOR = 1e-5  # of a layer's mean energy: below, a channel is drawn at the border
+
+WIDE = 30  # an axis over more than this ratio needs no ticks between the powers of ten
 
 REMOVED = "#9A9A9A"
 
@@ -51,13 +54,13 @@ def channel_energy_curves(comparison: Comparison, title: str, details: Details) 
     with style():
         figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
         left, right = figure.subplots(2, 1)
-        _cumulative(left, groups)
+        _cumulative(left, comparison, groups)
         drawn = _per_layer(right, groups, details)
         if not drawn:
             right.text(0.5, 0.5, "not run", ha="center", transform=right.transAxes)
         legend_below(figure, left)
-        text = f"{title}: energy of out-in-channels before pruning to {100 * target:.0f} %\n{seeds_text(comparison)}"
-        headline(figure, text)
+        about = f"energy of out-in-channels before pruning to {100 * target:.0f} %"
+        headline(figure, f"{title}\n{about}\n{seeds_text(comparison)}")
         return render(figure)
 
 
@@ -65,14 +68,15 @@ def _group(comparison: Comparison, method: str, target: float) -> list[Record]:
     return [r for r in comparison.records if (r.method, r.macs_kept) == (method, target)]
 
 
-def _cumulative(axes: Axes, groups: dict[str, list[Record]]) -> None:
+def _cumulative(axes: Axes, comparison: Comparison, groups: dict[str, list[Record]]) -> None:
     shares = 100 * np.linspace(0, 1, CURVE_POINTS)
     dense = [r.structure["dense"]["cumulative"] for group in groups.values() for r in group if "dense" in r.structure]
     if dense:  # broad and below the others: a penalty that does nothing leaves the same curve
         axes.plot(shares, 100 * np.mean(dense, 0), label="Dense", zorder=1.5, color="#A8A8A8", linewidth=5)
     for method, group in groups.items():
         look = look_of(method)
-        curve = 100 * np.mean([r.structure["regularized"]["cumulative"] for r in group], 0)
+        known = [r.structure["regularized"]["cumulative"] for r in group if "regularized" in r.structure]
+        curve = 100 * np.mean(known, 0)
         axes.plot(
             shares,
             curve,
@@ -82,7 +86,7 @@ def _cumulative(axes: Axes, groups: dict[str, list[Record]]) -> None:
             markevery=5,
             markersize=4.5,
             linewidth=1.8 if look.ours else 1.2,
-            label=look.label,
+            label=label_of(comparison, method),
         )
     axes.plot([0, 100], [0, 100], color="#606060", linewidth=0.9, linestyle=":", label="All channels equal")
     axes.set_xlabel("strongest channels (% of a layer's)")
@@ -159,12 +163,16 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
             _joint(axes, layers, find_method(method).title)
         for axes in drawn[len(panels) :]:
             axes.set_axis_off()
-        figure.supylabel("in-energy (layer's mean = 1)")
         for axes in drawn[max(0, len(panels) - 2) : len(panels)]:
-            axes.set_xlabel("out-energy (layer's mean = 1)")
+            axes.set_xlabel("relative out-energy")
+            axes.tick_params(labelbottom=True)
+        for axis in (drawn[0].xaxis, drawn[0].yaxis):  # shared by all panels
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1.0,) if high > WIDE * low else (1.0, 2.0, 5.0), numticks=5))
+        figure.supylabel("relative in-energy")
         legend_below(figure, drawn[0])
-        text = f"{title}: both sides of every channel before pruning to {100 * target:.0f} % of the MACs, one seed"
-        headline(figure, text)
+        about = f"both sides of every channel before pruning to {100 * target:.0f} % of the MACs"
+        headline(figure, f"{title}\n{about}\none seed; energies relative to their layer's mean")
         return render(figure)
 
 
@@ -226,12 +234,12 @@ def kept_channels(comparison: Comparison, title: str) -> Files | None:
                 markersize=4.5,
                 linewidth=1.8 if look.ours else 1.1,
                 zorder=4 if look.ours else 3,
-                label=look.label,
+                label=label_of(comparison, method),
             )
-        axes.set_ylim(0, 103)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("layer with prunable channels, in order")
         axes.set_ylabel("channels kept (%)")
         legend_below(figure, axes)
-        text = f"{title}: channels kept at {100 * target:.0f} % of the MACs\n{seeds_text(comparison)}"
-        headline(figure, text)
+        about = f"channels kept at {100 * target:.0f} % of the MACs"
+        headline(figure, f"{title}\n{about}\n{seeds_text(comparison)}")
         return render(figure)

@@ -31,7 +31,7 @@ class Kind:
 
 def _strengths(study: Study, comparison: Comparison, title: str) -> Files | None:
     path = study.results / "tuning" / f"{comparison.name}.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     return from_file(path, lambda: training_curves.strength_curves(read_tuning(path), title))
 
@@ -40,7 +40,7 @@ def from_file(path: Path, draw: Callable[[], Files | None]) -> Files | None:
     """Draw what a file holds; an error names the file.
 
     Raises:
-        TuningError: It is no tuning record.
+        TuningError: It is not a tuning record.
         RecordError: A value in it cannot be drawn.
     """
     try:
@@ -73,5 +73,5 @@ KINDS: dict[str, Kind] = {
 
 
 def stem_of(comparison: Comparison, kind: str) -> str:
-    """Return how the files of a figure are called."""
+    """Return the file name of a figure, without suffix."""
     return f"{comparison.name}-{kind}" if kind else comparison.name

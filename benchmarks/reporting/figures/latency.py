@@ -8,7 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.escape import for_figure
-from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
+from benchmarks.reporting.figures.style import WIDTH, Files, headline, legend_below, render, style
+
+TONES = ("#303030", "#8A8A8A")  # of one network and the next; colours belong to methods
 
 PROMISED: Any = {"marker": "|", "markersize": 12, "markeredgewidth": 1.6, "linestyle": "none"}
 
@@ -25,7 +27,7 @@ def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | Non
         axes = figure.subplots()
         for y, line in enumerate(lines):
             group = [row for row in rows if (row["model"], row["batch"], row["backend"]) == line]
-            colour = COLOURS[names.index(line[0]) % len(COLOURS)]
+            colour = TONES[names.index(line[0]) % len(TONES)]
             axes.plot([row["x MACs"] for row in group], [y] * len(group), color="black", **PROMISED)
             for row in group:
                 face = "white" if row["widths"] == "any" else colour

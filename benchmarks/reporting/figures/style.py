@@ -1,12 +1,13 @@
-"""The looks that all figures share: colours, markers, legends, and how a figure becomes files.
+"""The style that all figures share: colours, markers, legends, and how a figure becomes files.
 
-Every figure is as wide as a page's text, and its letters are large enough to be read at half of that: in one of two
-columns of 3.3 inches.
+Every figure is as wide as a page's text; its text stays readable at half that width, in a column of 3.3 inches.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,7 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -32,7 +31,7 @@ WIDTH = 6.6  # inches
 
 FONT, SMALL = 13, 12  # points; at half the width six of them are left
 
-# Okabe and Ito's palette, told apart in every kind of colour blindness, and darker and lighter forms of it
+# Okabe and Ito's palette, distinguishable with every kind of colour blindness, and darker and lighter forms of it
 COLOURS = (
     *("#D55E00", "#8A3B00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"),
     *("#B8860B", "#5A7D9A", "#F28E5C", "#4FA3D8"),
@@ -90,6 +89,10 @@ Files = dict[str, bytes]
 
 LEGEND_COLUMNS = 4
 
+SCATTER_MARK = 36.0  # square points; of a cloud's marks in a legend
+
+TITLE_SHARE = 0.98  # of the figure's width, at most
+
 
 @dataclass(frozen=True)
 class Look:
@@ -125,26 +128,47 @@ def style() -> Iterator[None]:
 
 
 def headline(figure: Figure, text: str) -> None:
-    """Write the title above a figure, in more lines where it is wider than the figure."""
-    figure.suptitle(for_figure(text), fontsize=FONT, wrap=True)
+    """Write the title above a figure, in more lines where it is wider than the figure.
+
+    The lines are broken here: the room that a layout keeps for a title of `wrap=True` is that of the unbroken one.
+    """
+    lines = [
+        part
+        for line in for_figure(text).replace(" %", "\N{NO-BREAK SPACE}%").split("\n")
+        for part in _fit(figure, line)
+    ]
+    figure.suptitle("\n".join(lines), fontsize=FONT)
+
+
+def _fit(figure: Figure, line: str) -> list[str]:
+    """Break a line of a title at spaces where it is wider than the figure, into pieces of about the same width."""
+    words = line.split(" ")
+    pieces = min(len(words), math.ceil(_width(figure, line) / (TITLE_SHARE * figure.bbox.width)))
+    while pieces < len(words):
+        broken = textwrap.wrap(line, math.ceil(len(line) / pieces) + 4, break_long_words=False, break_on_hyphens=False)
+        if all(_width(figure, part) <= TITLE_SHARE * figure.bbox.width for part in broken):
+            return broken
+        pieces += 1
+    return words if pieces > 1 else [line]
+
+
+def _width(figure: Figure, text: str) -> float:
+    drawn = figure.text(0, 0, text, fontsize=FONT)
+    width = drawn.get_window_extent().width
+    drawn.remove()
+    return float(width)
 
 
 def render(figure: Figure) -> Files:
-    """Return a figure as SVG, PNG and PDF, without dates and versions in them.
-
-    Each is drawn once: `savefig` would draw twice, and solve the layout for each format.
-    """
+    """Return a figure as SVG, PNG and PDF, without dates and versions in them; the layout is solved once."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
     svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # of pictures inside the SVG too
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    figure.set_dpi(mpl.rcParams["savefig.dpi"])  # print_svg leaves its own behind
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    nobody = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata=nobody)  # type: ignore[no-untyped-call]
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
     return {"svg": svg.getvalue(), "png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
@@ -154,7 +178,15 @@ def seeds_text(comparison: Comparison) -> str:
     count = str(low) if low == high else f"{low} to {high}"
     quick = ", says nothing about the claim" if comparison.profile == "quick" else ""
     seeds = "one seed only: its spread is not known" if high == 1 else f"n = {count} seeds"
-    return f"profile {comparison.profile}{quick}, {seeds}"
+    mixed = "; *: one seed" if low == 1 < high else ""
+    return f"profile {comparison.profile}{quick}, {seeds}{mixed}"
+
+
+def label_of(comparison: Comparison, method: str) -> str:
+    """Return a method's name in legends, with a mark where it has one seed and others have more."""
+    table = comparison.table
+    alone = int(table["n"].max()) > 1 and int(table.loc[table["method"] == method, "n"].max()) == 1
+    return f"{find_method(method).title}{' *' if alone else ''}"
 
 
 def drawn_methods(comparison: Comparison) -> list[str]:
@@ -180,9 +212,13 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int) -> Legend:
-    return figure.legend(
+    legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handlelength=2.2
     )
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):  # points as small as those of a cloud are no mark
+            handle.set_sizes([SCATTER_MARK])
+    return legend
 
 
 def legend_in(panel: Axes, axes: Axes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from benchmarks.reporting.figures.style import (
     dodge,
     drawn_methods,
     headline,
+    label_of,
     legend_below,
     look_of,
     plain_log_axis,
@@ -65,7 +67,8 @@ def finetuning_curves(comparison: Comparison, title: str, details: Details) -> F
         for axes, target in zip(panels, targets, strict=False):
             axes.set_title(f"{100 * target:.0f} % of the MACs")
             for position, method in enumerate(methods):
-                _curve(axes, curves[target, method], look_of(method), position, len(methods))
+                look = replace(look_of(method), label=label_of(comparison, method))
+                _curve(axes, curves[target, method], look, position, len(methods))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[len(targets) :]:
             axes.set_axis_off()
@@ -73,7 +76,7 @@ def finetuning_curves(comparison: Comparison, title: str, details: Details) -> F
             axes.set_xlabel("epochs of fine-tuning")
         figure.supylabel("validation top-1 (%)")
         legend_below(figure, panels[0])
-        headline(figure, f"{title}: fine-tuning; bars: range over seeds\n{seeds_text(comparison)}")
+        headline(figure, f"{title}\nfine-tuning; bars: range over seeds\n{seeds_text(comparison)}")
         return render(figure)
 
 
@@ -117,7 +120,7 @@ def iterations(comparison: Comparison, title: str) -> Files | None:
         for method in drawn_methods(comparison):
             group = [r for r in comparison.records if (r.method, r.macs_kept) == (method, target)]
             if group:
-                _zigzag(axes, group, look_of(method))
+                _zigzag(axes, group, replace(look_of(method), label=label_of(comparison, method)))
         axes.invert_xaxis()
         axes.set_xlabel("MACs kept (%)")
         axes.set_ylabel("validation top-1 (%)")

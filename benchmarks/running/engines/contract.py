@@ -57,10 +57,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run is finished (`left`), stopped at a checkpoint (`stopped`), or the machine has a problem (`trouble`)."""
+    """A run is finished (`outcome`), stopped at a checkpoint (`stopped`), or the machine has a problem (`trouble`)."""
 
     cell: Cell
-    left: Outcome | None = None
+    outcome: Outcome | None = None
     stopped: str | None = None
     trouble: str | None = None
 
@@ -105,7 +105,7 @@ class Engine(Protocol):
         ...
 
 
-class Forward:
+class EventForwarder:
     """An observer that turns notifications into events."""
 
     def __init__(self, tell: Tell) -> None:
@@ -120,7 +120,7 @@ class Forward:
         self._tell(EpochDone(cell, stage, row, cached))
 
     def waiting(self, cell: Cell, reason: str) -> None:
-        """Tell for whom."""
+        """Report the wait."""
         self._tell(Waiting(cell, reason))
 
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
@@ -129,12 +129,12 @@ class Forward:
 
 def perform(bench: Bench, task: Task, control: Control, tell: Tell) -> None:
     """Do a task and report how it ended."""
-    here = replace(bench, observers=[Forward(tell)], control=control)
+    here = replace(bench, observers=[EventForwarder(tell)], control=control)
     try:
-        left = execute(here, task.cell, task.strength)
+        outcome = execute(here, task.cell, task.strength)
     except Stopped as stopped:
         tell(Ended(task.cell, stopped=str(stopped)))
     except OSError as error:
         tell(Ended(task.cell, trouble=f"{type(error).__name__}: {error}"))
     else:
-        tell(Ended(task.cell, left))
+        tell(Ended(task.cell, outcome))

@@ -68,12 +68,12 @@ class Driver:
         todo = list(cells)
         try:
             while todo or self._leases:
-                self._look_at_the_clock()
+                self._check_deadline()
                 while len(self._leases) < self._engine.slots and not self._outcome.stopped:
                     if not self._start_one(todo):
                         break
                 if self._leases:
-                    self._engine.wait(self._hear)
+                    self._engine.wait(self._handle)
                 elif self._outcome.stopped:
                     break
                 elif todo:  # another command is doing all remaining runs
@@ -92,7 +92,7 @@ class Driver:
         self._stages[cell.label] = [stage.key for stage in stages]
         self._before[cell.label] = _checksum_of(self._read(cell))
 
-    def _look_at_the_clock(self) -> None:
+    def _check_deadline(self) -> None:
         reason = self._control.stop_reason()
         if reason and not self._outcome.stopped:
             self._outcome.stopped = reason
@@ -150,7 +150,7 @@ class Driver:
         except RecordError:
             return None
 
-    def _hear(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case Started():
                 for observer in self._observers:
@@ -168,10 +168,10 @@ class Driver:
     def _end(self, event: Ended) -> None:
         if event.trouble:
             raise MachineTroubleError(f"{event.cell.label} cannot continue: {event.trouble}")
-        if event.left is not None:
-            record, history = event.left.record, event.left.history
+        if event.outcome is not None:
+            record, history = event.outcome.record, event.outcome.history
             self._leases[event.cell.label].check()
-            write_record(self._bench.results, record, history, event.left.channels)
+            write_record(self._bench.results, record, history, event.outcome.channels)
             self._outcome.records.append(record)
             for observer in self._observers:
                 observer.run_finished(event.cell, record, history)

@@ -113,10 +113,10 @@ class RayTasks:
             return Died(cell, f"its Ray worker died ({type(error).__name__}), {ATTEMPTS} times", final=True)
         except self._ray.exceptions.RayError as error:
             return Died(cell, f"its Ray task was lost ({type(error).__name__})", final=True)
-        if ended.left is None:
+        if ended.outcome is None:
             return ended
         here = {**git_state(), "command": this_command()}  # a worker knows neither
-        return replace(ended, left=replace(ended.left, record=with_provenance(ended.left.record, **here)))
+        return replace(ended, outcome=replace(ended.outcome, record=with_provenance(ended.outcome.record, **here)))
 
     def stop(self) -> None:
         """Ask every task to end after its next checkpoint."""

@@ -1,0 +1,109 @@
+"""What a trial's forward passes run under: one precision, no chance, and an eye on the original network's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+DROPOUTS = {
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+}
+NOISES = {torch.rand: 0.4, torch.rand_like: 0.4, torch.randn: 0.7, torch.randn_like: 0.7}  # and the number in its place
+DRAWS = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by each of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def storages(model: nn.Module) -> dict[int, str]:
+    """Return the name of each parameter and buffer by the address of its memory."""
+    found: dict[int, str] = {}
+    for name, tensor in named_tensors(model).items():
+        address = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+        if address:
+            found.setdefault(address, name)
+    return found
+
+
+class Watch(TorchFunctionMode):
+    """Keep a trial in its precision, and note where it reads a tensor of the original network.
+
+    Chance is taken out: how many numbers are drawn may depend on a width, so that a seed alone does not make two runs
+    comparable. Dropout passes everything, noise is a constant, and of zeros and ones the likelier is drawn.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, originals: Mapping[int, str], read: dict[str, str]) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._originals = originals
+        self._read = read
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        for value in (*args, *named.values()):
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if type(tensor) in (Tensor, nn.Parameter):
+                    self._note(tensor, func)
+        if func in DROPOUTS:
+            return args[0] if args else named["input"]
+        if self._dtype is not None and func in CASTS:
+            return args[0].double()
+        if self._dtype is not None:
+            args, named = [_widened(value) for value in args], {name: _widened(value) for name, value in named.items()}
+        result = func(*args, **named)
+        if func in NOISES:
+            return result.fill_(NOISES[func])
+        return _likelier(result, args, named) if func in DRAWS else result
+
+    def _note(self, tensor: Tensor, func: Callable[..., Any]) -> None:
+        if tensor.layout is torch.strided and tensor.device.type != "meta":
+            name = self._originals.get(tensor.untyped_storage().data_ptr())
+            if name is not None:
+                self._read.setdefault(name, getattr(func, "__name__", str(func)))
+
+
+def _likelier(drawn: Tensor, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+    """Return what is the likelier outcome of each draw of zeros and ones, in the place of `drawn`."""
+    probability = args[1] if len(args) > 1 else named.get("p")
+    if probability is None:  # drawn from the tensor itself, but `Tensor.bernoulli_()` has overwritten it
+        source = args[0] if args else named["input"]
+        probability = 0.5 if source is drawn else source
+    return drawn.copy_(torch.as_tensor(probability, device=drawn.device) >= 0.5)
+
+
+def _widened(value: Any) -> Any:
+    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Let tensors be made in a precision; None: the one that they are made in anyway."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,149 @@
+"""What cannot be followed, tried or taken is said, with names."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import oicsr
+from tests.oicsr.networks import Chain
+from tests.oicsr.users_networks import IMAGES, ROWS, Net, conv, tail, weight
+
+SMALL_IMAGES = torch.randn(2, 3, 8, 8)
+
+
+def layers() -> dict[str, nn.Module]:
+    return {"a": nn.Linear(6, 16), "b": nn.Linear(16, 8), "o": nn.Linear(8, 3)}
+
+
+def center(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    return output - output.mean(1, keepdim=True)
+
+
+def shrink(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(arg / arg.shape[1] for arg in args)
+
+
+@pytest.mark.parametrize(
+    "register", [lambda m: m.register_forward_hook(center), lambda m: m.register_forward_pre_hook(shrink)]
+)
+def test_hooks_that_may_change_values_are_named(register: Callable[[nn.Module], object]) -> None:
+    """They do not run while couplings are found: were they silent, the pruned network would be another one."""
+    model = nn.Sequential(conv(3, 12), conv(12, 8), tail(8))
+    register(model[1])
+    with pytest.warns(oicsr.UntriedWarning, match=r"users' hooks do not run.*'1'.*compare the outputs"):
+        assert oicsr.find_couplings(model, IMAGES)
+
+
+def test_hooks_that_change_no_values_are_not_named() -> None:
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+    model.register_full_backward_hook(lambda *_: None)
+    assert not oicsr.trace_couplings(nn.Sequential(model, nn.Linear(8, 3)), ROWS).untried
+
+
+@pytest.mark.parametrize(
+    ("run", "parts", "reason"),
+    [
+        (lambda net, x: net.o(x @ net.w), {"w": weight(6, 8)}, r"aten\.matmul.*so that 'w' stays as it is"),
+        (lambda net, x: net.o(torch.addmm(net.c, x, net.w)), {"w": weight(6, 8), "c": weight(8)}, r"addmm.*'w' stays"),
+        (lambda net, x: net.o(net.r(x)[0]), {"r": nn.GRU(6, 8)}, r"aten\.gru.*'r\.weight_ih_l0' stays"),
+        (lambda net, x: net.o(net.l(x, x)), {"l": nn.Bilinear(6, 6, 8)}, r"aten\.bilinear.*'l\.weight' stays"),
+        (
+            lambda net, x: net.o(torch.cond(x.sum() > 0, lambda v: net.p(v), lambda v: net.q(v).relu(), (x,))),
+            {"p": nn.Linear(6, 8), "q": nn.Linear(6, 8)},
+            r"operator cond.*'p\.weight' stays",
+        ),
+        (lambda net, x: net.o(net.p(x) + x @ torch.ones(6, 8)), {"p": nn.Linear(6, 8)}, r"aten\.matmul"),
+    ],
+    ids=["product", "sum and product", "recurrence", "bilinear", "branches", "a constant matrix"],
+)
+def test_weights_that_no_rule_follows_are_named(
+    run: Callable[..., Tensor], parts: dict[str, object], reason: str
+) -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=reason):
+        assert not oicsr.find_couplings(Net(run, {**parts, "o": nn.Linear(8, 3)}), ROWS)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_a_scripted_part_is_named() -> None:
+    model = nn.Sequential(
+        nn.Linear(6, 16), torch.jit.script(nn.Sequential(nn.Linear(16, 8), nn.ReLU())), nn.Linear(8, 3)
+    )
+    with pytest.raises(ValueError, match=r"'1' is scripted: put the module that it was made of in its place"):
+        oicsr.find_couplings(model, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda net, x: net.o(net.b(net.a(x) / net.a.out_features)) * 1e-16, "nearly zero"),
+        (lambda net, x: net.o(net.b(net.a(x) / net.a.out_features)).argmax(-1), "whole numbers"),
+    ],
+    ids=["tiny", "integers"],
+)
+def test_outputs_that_show_little_are_said(run: Callable[..., Tensor], said: str) -> None:
+    trace = oicsr.trace_couplings(Net(run, layers()), ROWS)
+    assert any(said in reason for reason in trace.untried) and trace.couplings
+
+
+def test_noise_whose_amount_depends_on_a_width_hides_nothing() -> None:
+    def scaled(net: Net, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.o(net.b((x + 0.1 * torch.randn_like(x)) / x.shape[1]))
+
+    def honest(net: Net, x: Tensor) -> Tensor:
+        x = functional.relu(net.a(x))
+        return net.o(net.b(x * torch.bernoulli(torch.full_like(x, 0.9))))
+
+    wrong, right = (oicsr.trace_couplings(Net(run, layers()), ROWS) for run in (scaled, honest))
+    assert "'a' cannot lose channels: an output changes" in wrong.unpruned["a"] and not wrong.untried
+    assert [coupling.name for coupling in right.couplings] == ["a", "b"] and not right.untried
+
+
+def test_noise_that_is_not_pytorchs_is_said() -> None:
+    def noisy(net: Net, x: Tensor) -> Tensor:
+        return net.o(net.b(net.a(x) * (1 + random.random() if x.numel() and not torch.compiler.is_exporting() else 1)))
+
+    assert any("are random" in reason for reason in oicsr.trace_couplings(Net(noisy, layers()), ROWS).untried)
+
+
+@pytest.mark.parametrize("on_meta", [True, False], ids=["network on meta", "network on the CPU"])
+def test_any_default_device_will_do(on_meta: bool) -> None:
+    model, images = Chain().eval(), SMALL_IMAGES
+    expected = [repr(coupling) for coupling in oicsr.find_couplings(model, images)]
+    with torch.device("meta"):
+        if on_meta:
+            model, images = Chain().eval(), torch.randn(2, 3, 8, 8)
+        trace = oicsr.trace_couplings(model, images)
+        couplings, scores = trace.couplings, [torch.rand(c.num_channels, device="cpu") for c in trace.couplings]
+        plan = oicsr.select_channels(scores, couplings, model, images, macs_kept=0.5, tolerance=0.2)
+        small = oicsr.remove_channels(model, plan)
+        left = oicsr.shrink_couplings(couplings, plan)
+    assert [repr(coupling) for coupling in couplings] == expected
+    assert bool(trace.untried) == on_meta
+    assert small.conv1.weight.shape[0] == left[0].num_channels < 6
+    assert small.conv1.weight.is_meta == on_meta
+
+
+@pytest.mark.parametrize(
+    "make", [torch.tensor, lambda ids: torch.tensor(ids).numpy(), lambda ids: list(torch.tensor(ids))]
+)
+def test_a_plan_takes_ids_of_any_kind_and_is_written_as_json(make: Callable[[list[int]], object]) -> None:
+    couplings = oicsr.find_couplings(Chain(), SMALL_IMAGES)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"conv1": make([4, 0, 2])})  # type: ignore[dict-item]
+    assert plan == oicsr.PruningPlan.from_kept(couplings, {"conv1": [0, 2, 4]})
+    assert oicsr.PruningPlan.from_json(plan.to_json()) == plan
+    assert json.loads(plan.to_json())["kept"]["conv1"] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([True, False, True]), [0.5, 1.0], [True, False], 3, torch.tensor(2)])
+def test_a_plan_refuses_what_are_no_ids(ids: object) -> None:
+    couplings = oicsr.find_couplings(Chain(), SMALL_IMAGES)
+    with pytest.raises(ValueError, match=r"'conv1' keeps .*: what is kept must be the ids of channels, integers"):
+        oicsr.PruningPlan.from_kept(couplings, {"conv1": ids})  # type: ignore[dict-item]
