@@ -154,7 +154,8 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
             failure = failure or run.failure or "the shape of an output changes"
         if fitting:
             numbers, run = _chosen(bench, sites, fitting, prove)
-            return Repair("", _completed(bench, sites, numbers, candidates), _power(bench.whole, run, sites))
+            numbers, run = _completed(bench, sites, numbers, run, candidates)
+            return Repair("", numbers, _power(bench.whole, run, sites))
     return Repair(failure)
 
 
@@ -179,16 +180,21 @@ def _chosen(
 
 
 def _completed(
-    bench: Bench, sites: Sites, numbers: tuple[Number, ...], candidates: Sequence[Number]
-) -> tuple[Number, ...]:
-    """Add the attributes that say the width by their names, though the shapes fit without: who reads them is right."""
+    bench: Bench, sites: Sites, numbers: tuple[Number, ...], run: Run, candidates: Sequence[Number]
+) -> tuple[tuple[Number, ...], Run]:
+    """Add the attributes that say the width by their names, though the shapes fit without: who reads them is right.
+
+    Returns:
+        All attributes, and the run with them: where the width of a head is left to the code, as in
+        `unflatten(-1, (num_heads, -1))`, its scale depends on the number of heads.
+    """
     heads = {coupling.kind for coupling, _ in sites} == {"head"}
     for number in [*candidates, *_common(bench, sites, read=False)]:
         if number not in numbers and _says_width(number[1], heads=heads):
-            run = bench.without_one(sites, (*numbers, number))
-            if not run.failure and run.shapes == bench.whole.shapes:
-                numbers = (*numbers, number)
-    return numbers
+            longer = bench.without_one(sites, (*numbers, number))
+            if not longer.failure and longer.shapes == bench.whole.shapes:
+                numbers, run = (*numbers, number), longer
+    return numbers, run
 
 
 def _says_width(name: str, *, heads: bool) -> bool:

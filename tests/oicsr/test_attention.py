@@ -101,6 +101,17 @@ def test_what_was_emptied_goes_exactly(form: str, granularity: str) -> None:
     check_exact(model, (x,), couplings, drop_third(couplings))
 
 
+@pytest.mark.parametrize("form", ["kernel", "einsum"])
+def test_heads_go_where_the_rows_left_would_also_fit_as_many_heads(form: str) -> None:
+    """Of 4 heads of 4, three leave 12 rows, which `unflatten` by 4 heads takes as well: the number has to follow."""
+    torch.manual_seed(0)
+    model, x = Network(Separate(16, 4, 4, form), 16).double(), torch.randn(2, 5, 16, dtype=torch.float64)
+    couplings = found(model, x, "head")
+    assert {c.name: (c.kind, c.num_channels) for c in couplings} == {"attention.q": ("head", 4)}
+    small, _ = check_exact(model, (x,), couplings, {"attention.q": [0, 2, 3]})
+    assert small.attention.heads == 3
+
+
 @pytest.mark.parametrize("repeat", [False, True])
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("granularity", ["channel", "head"])
