@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,5 +91,14 @@ def couplings_of_whole(
             left[prefix + coupling.name] = f"{prefix + tied!r} is used outside {part.name!r} as well"
             continue
         members = tuple(Member(prefix + m.parameter, m.dim, m.channels, m.side, m.counts) for m in coupling.members)
-        found.append(Coupling(prefix + coupling.name, coupling.num_channels, members))
+        found.append(
+            replace(
+                coupling,
+                name=prefix + coupling.name,
+                members=members,
+                attributes=tuple(replace(a, module=(prefix + a.module).rstrip(".")) for a in coupling.attributes),
+                rescaled=tuple(replace(r, parameter=prefix + r.parameter) for r in coupling.rescaled),
+                products=(),  # their numbers are those of the part
+            )
+        )
     return found, left

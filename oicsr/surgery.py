@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from oicsr.arguments import check_plan
+from oicsr.changes import check_attributes, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
@@ -75,10 +76,20 @@ def remove_channels(
         from oicsr.absorption import absorb_constants  # it needs the tracer, which imports this module
 
         absorb_constants(small, plan, example_inputs)
-    slice_module(small, plan.slices)
+    apply_plan(small, plan)
     if optimizer is not None:
         rebind(optimizer, before, dict(small.named_parameters()), plan)
     return small
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> None:
+    """Do what a plan says to `model`, in place: multiply and slice its tensors, and set numbers on its modules.
+
+    Parameters are replaced, not changed: those that the network shares with another one stay as they are.
+    """
+    scale_slices(model, plan.scalings)
+    slice_module(model, plan.slices)
+    set_attributes(model, plan.attributes)
 
 
 def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
@@ -132,7 +143,7 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         vector = module.weight if module.weight is not None else module.running_mean
         if vector is not None:
             module.num_features = len(vector)
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         per_group = module.num_channels // module.num_groups  # groups go as a whole
@@ -172,6 +183,7 @@ def _check_fits(model: nn.Module, plan: PruningPlan) -> None:
                 f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "
                 f"whose shape is {tuple(tensor.shape)}"
             )
+    check_attributes(model, plan.attributes)
 
 
 # ----------------------------------------------------------------------------------------------------------------

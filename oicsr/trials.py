@@ -16,7 +16,7 @@ from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
 from oicsr.state import devices_of, generators_kept, indices_on_cpu
-from oicsr.surgery import slice_module
+from oicsr.surgery import apply_plan
 from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
@@ -69,7 +69,7 @@ class Bench:
     ) -> None:
         self.untried: list[str] = []
         self.read_of_original: dict[str, str] = {}
-        self._surgery: Surgery = surgery or (lambda network, plan: slice_module(network, plan.slices))
+        self._surgery: Surgery = surgery or apply_plan
         self._couplings = couplings
         self._dtype = dtype
         self._seed = seed

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
-from oicsr.rules.calls import gives_many, shape_of, shapes_of
+from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
@@ -37,6 +37,35 @@ class Slot:
     counts: bool
 
 
+@dataclass(frozen=True)
+class Product:
+    """A product of two activations that channels take part in.
+
+    Attributes:
+        node: The call.
+        kind: `"scores"`: sums over channels (queries and keys). `"values"`: passes those of a factor on. `"plain"`:
+            holds none.
+        labels: All channels of both factors.
+        channels: Those that it sums over or passes on, or None where heads alone are left to go.
+        heads: The heads, where they may go.
+    """
+
+    node: fx.Node
+    kind: str
+    labels: Tensor
+    channels: Tensor | None
+    heads: Tensor | None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm over channels: the module's path, the name of its weight, and the channel of each of its entries."""
+
+    module: str
+    weight: str
+    channels: Tensor
+
+
 @dataclass
 class Tracer:
     """State of one pass over the graphs of a model, and what rules use to say how channels pass.
@@ -58,6 +87,10 @@ class Tracer:
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
+        granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
+        modes: The same by module, where that was found to be another one (see `oicsr.attention`).
+        products: Products of activations, in their order.
+        norms: The RMSNorms over channels.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -72,6 +105,10 @@ class Tracer:
     cuts_by_number: bool = False
     thinned: dict[str, bool] = field(default_factory=dict)
     follow_layer_norm: bool = False
+    granularity: str = "channel"
+    modes: Mapping[str, str] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
     _whole_axes: dict[tuple[str, int], str] = field(default_factory=dict)  # axes that read what stays, and why it does
@@ -170,10 +207,15 @@ class Tracer:
 
     def where(self, node: fx.Node) -> str:
         """Return how a message names the place of `node`: operator and module path."""
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed(stack.values()))[0] if stack else ""
-        path = path.removeprefix("L['self'].").removeprefix("L__self__.")
-        return f"operator {node.target} in module {path or '(root)'!r}"
+        return f"operator {node.target} in module {module_path(node) or '(root)'!r}"
+
+    def takes_heads(self, node: fx.Node) -> bool:
+        """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
+        return self.modes.get(module_path(node), self.granularity) == "head"
+
+    def note_product(self, product: Product) -> None:
+        """Remember a product of two activations."""
+        self.products.append(product)
 
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channel ids of a value; a parameter in an elementwise role gets labels of its own here."""
