@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import tarfile
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.machine.paths import ROOT
@@ -17,16 +18,21 @@ AFFECTS = "results-affecting:"  # how the subject of a commit begins after which
 
 
 def older_commit(root: Path = ROOT) -> str | None:
-    """Return the commit up to ten before the present one whose results are the same; None where there is none."""
+    """Return the commit up to ten before the present one whose results are the same; None where there is none.
+
+    Only first parents count: the other side of a merge may lack what this side had before.
+    """
     try:
-        log = _git(root, "log", "--format=%H %s", f"-n{FARTHEST + 1}").decode()
+        commits = _git(root, "rev-list", "--first-parent", f"-n{FARTHEST + 1}", "HEAD").decode().split()
+        older = None
+        for newer, commit in pairwise(commits):
+            subjects = _git(root, "log", "--format=%s", f"{commit}..{newer}").decode().splitlines()
+            if any(subject.startswith(AFFECTS) for subject in subjects):
+                break
+            older = commit
     except (OSError, subprocess.CalledProcessError):
         return None
-    commits = [line.partition(" ") for line in log.splitlines()]
-    unchanged = 0
-    while unchanged < len(commits) - 1 and not commits[unchanged][2].startswith(AFFECTS):
-        unchanged += 1
-    return commits[unchanged][0] if unchanged else None
+    return older
 
 
 def check_out(commit: str, folder: Path, root: Path = ROOT) -> Path:

@@ -74,14 +74,18 @@ def test_two_versions(arena: Arena, tmp_path: Path) -> None:
 
 
 def test_the_older_version_has_the_same_results(tmp_path: Path) -> None:
+    identity = ("-c", "user.name=n", "-c", "user.email=n@example.com", "-c", "commit.gpgsign=false")
+
+    def git(*arguments: str) -> str:
+        called = ["git", *identity, "-C", str(tmp_path), *arguments]
+        return subprocess.run(called, capture_output=True, text=True, check=True).stdout.strip()
+
     def commit(subject: str) -> str:
-        identity = ("-c", "user.name=n", "-c", "user.email=n@example.com", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *identity, "-C", tmp_path, "commit", "-q", "--allow-empty", "-m", subject], check=True)
-        found = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        return found.stdout.strip()
+        git("commit", "--allow-empty", "-m", subject)
+        return git("rev-parse", "HEAD")
 
     assert older_commit(tmp_path) is None
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    git("init", "-b", "trunk")
     first = commit("Begin")
     assert older_commit(tmp_path) is None
     commit("Go on")
@@ -90,6 +94,14 @@ def test_the_older_version_has_the_same_results(tmp_path: Path) -> None:
     assert older_commit(tmp_path) is None  # what came before has other results
     commit("Go on")
     assert older_commit(tmp_path) == moved
+    git("switch", "-c", "side", moved)
+    commit("results-affecting: Move another number")
+    git("switch", "trunk")
+    git("merge", "--no-edit", "side")
+    assert older_commit(tmp_path) is None  # the merge brought other results
+    merged = git("rev-parse", "HEAD")
+    commit("Go on again")
+    assert older_commit(tmp_path) == merged
 
 
 def test_kills(arena: Arena) -> None:
