@@ -23,9 +23,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from oicsr.collect import ChannelIndex, CouplingId
-from oicsr.coupling import Attribute, Coupling, Rescaled
+from oicsr.collect import ChannelIndex
+from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
+from oicsr.numbers import follow_counts, follow_norms, owner_of
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
 from oicsr.repair import Bench, Repair, find_repair
@@ -128,6 +129,7 @@ class Attentions:
             else:
                 found |= completed
         found, _ = follow_norms(tracer, index, found)
+        found = follow_counts(tracer, index, found)
         return None if again else [found[coupling.name] for coupling in couplings]
 
     def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
@@ -256,50 +258,15 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
     heads: set[str] = set()
     for number, product in enumerate(tracer.products):
         vector = product.channels if product.channels is not None else product.heads
-        owner = None if vector is None else _owner(index, vector)
-        if owner is not None:
-            products[owner].append(number)
-            if product.channels is None:
-                heads.add(owner)
+        for vector in (vector, product.read):
+            owner = None if vector is None else owner_of(index, vector)
+            if owner is not None:
+                products[owner].append(number)
+                if vector is product.heads:
+                    heads.add(owner)
     return [
         replace(c, kind="head" if c.name in heads else "channel", products=tuple(products[c.name])) for c in couplings
     ]
-
-
-def follow_norms(
-    tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]
-) -> tuple[dict[str, Coupling], list[str]]:
-    """Return the couplings with what RMSNorms over their channels need, and the modules whose channels must stay.
-
-    The mean of squares follows the width only where all channels that it runs over are of one coupling, each as often.
-    """
-    found, wrong = dict(couplings), []
-    for norm in tracer.norms:
-        owner = _owner(index, norm.channels)
-        if owner is None or owner not in found:
-            if bool((index.owner[index.roots[norm.channels]] >= 0).any()):
-                wrong.append(norm.module)
-            continue
-        coupling = found[owner]
-        counts = index.number[index.roots[norm.channels]].bincount(minlength=coupling.num_channels)
-        if bool((counts != counts[0]).any()):
-            wrong.append(norm.module)
-            continue
-        eps = float(vars((tracer.modules or {})[norm.module])["eps"])
-        rescaled = Rescaled(norm.weight, 0, tuple(range(len(norm.channels))), -0.5)
-        found[owner] = replace(
-            coupling,
-            attributes=tuple(dict.fromkeys([*coupling.attributes, Attribute(norm.module, "eps", eps, -1)])),
-            rescaled=tuple(dict.fromkeys([*coupling.rescaled, rescaled])),
-        )
-    return found, wrong
-
-
-def _owner(index: ChannelIndex, vector: Tensor) -> str | None:
-    """Return the coupling that all of some channels belong to."""
-    owners = index.owner[index.roots[vector]]
-    first = int(owners[0])
-    return index.names[CouplingId(first)] if first >= 0 and bool((owners == first).all()) else None
 
 
 def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from oicsr.coupling import Attribute, Axis, Coupling, Rescaled
 
-Shares = Mapping[str, tuple[int, int]]  # coupling name to how many channels stay, of how many
+NAME = re.compile(r"[^\W\d]\w*(\.\d+)?")  # of an attribute, or of an entry of a list
+Kept = Mapping[str, Sequence[int]]  # coupling name to the channels that stay
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,16 @@ class Scaling:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def changed_value(attribute: Attribute, left: int, size: int) -> float:
-    """Return an attribute's value where `left` of `size` channels stay.
+def changed_value(attribute: Attribute, kept: Collection[int], size: int) -> float:
+    """Return an attribute's value where some of `size` channels stay.
 
     Raises:
         ValueError: A whole number would no longer be one.
     """
+    if attribute.channels is not None:
+        stay = set(kept)
+        return attribute.value - sum(channel not in stay for channel in attribute.channels)
+    left = len(kept)
     if not isinstance(attribute.value, int):
         return float(attribute.value * (left / size) ** attribute.power)
     value = attribute.value * Fraction(left, size) ** attribute.power
@@ -60,7 +66,7 @@ def changed_value(attribute: Attribute, left: int, size: int) -> float:
     return int(value)
 
 
-def attribute_changes(couplings: Sequence[Coupling], shares: Shares) -> tuple[AttributeChange, ...]:
+def attribute_changes(couplings: Sequence[Coupling], kept: Kept) -> tuple[AttributeChange, ...]:
     """Return the numbers on modules that change; one that follows several couplings follows each in turn.
 
     Raises:
@@ -69,22 +75,22 @@ def attribute_changes(couplings: Sequence[Coupling], shares: Shares) -> tuple[At
     now: dict[tuple[str, str], Attribute] = {}
     before: dict[tuple[str, str], float] = {}
     for coupling in couplings:
-        left, size = shares[coupling.name]
         for attribute in coupling.attributes:
             key = attribute.module, attribute.name
             current = replace(attribute, value=now[key].value) if key in now else attribute
             before.setdefault(key, attribute.value)
-            now[key] = replace(attribute, value=changed_value(current, left, size))
+            value = changed_value(current, kept[coupling.name], coupling.num_channels)
+            now[key] = replace(attribute, value=value)
     return tuple(
         AttributeChange(*key, before[key], entry.value) for key, entry in now.items() if entry.value != before[key]
     )
 
 
-def scalings(couplings: Sequence[Coupling], shares: Shares) -> tuple[Scaling, ...]:
+def scalings(couplings: Sequence[Coupling], kept: Kept) -> tuple[Scaling, ...]:
     """Return the slices that are multiplied, for every coupling that loses channels."""
     found = []
     for coupling in couplings:
-        left, size = shares[coupling.name]
+        left, size = len(kept[coupling.name]), coupling.num_channels
         if left < size:
             share = left / size
             found += [Scaling(r.parameter, r.dim, share**r.power, r.slices) for r in coupling.rescaled]
@@ -147,7 +153,7 @@ def check_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> No
     modules = dict(model.named_modules())
     for change in changes:
         module = modules.get(change.module)
-        value = vars(module).get(change.name) if module is not None else None
+        value = None if module is None else _read_number(module, change.name)
         if type(value) not in (int, float) or value != change.before:
             where = f"{change.module}.{change.name}" if change.module else change.name
             raise ValueError(f"the plan expects {where} to be {change.before:g}; in this network it is {value!r}")
@@ -156,7 +162,26 @@ def check_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> No
 def set_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None:
     """Set the numbers on the modules of `model`, in place."""
     for change in changes:
-        vars(model.get_submodule(change.module))[change.name] = change.after
+        _write_number(model.get_submodule(change.module), change.name, change.after)
+
+
+def _read_number(module: nn.Module, name: str) -> Any:
+    """Return an attribute, or the entry of a list (`sizes.1`); None where there is none."""
+    name, _, position = name.partition(".")
+    value = vars(module).get(name)
+    if not position:
+        return value
+    return value[int(position)] if isinstance(value, list | tuple) and int(position) < len(value) else None
+
+
+def _write_number(module: nn.Module, name: str, number: float) -> None:
+    """Set an attribute, or an entry of a list; the list is replaced, as another module may hold it too."""
+    name, _, position = name.partition(".")
+    value: Any = number
+    if position:
+        old = vars(module)[name]
+        value = type(old)([*old[: int(position)], number, *old[int(position) + 1 :]])
+    vars(module)[name] = value
 
 
 def scale_slices(model: nn.Module, entries: Sequence[Scaling]) -> None:
@@ -198,7 +223,7 @@ def _scaled(parameter: nn.Parameter, entries: Iterable[Scaling]) -> nn.Parameter
 def parse_attribute(entry: Any) -> AttributeChange:
     """Read one change of an attribute from a plan's JSON; raises ValueError where it is none."""
     match entry:
-        case [str(module), str(name), int() | float() as before, int() | float() as after] if name.isidentifier():
+        case [str(module), str(name), int() | float() as before, int() | float() as after] if NAME.fullmatch(name):
             return AttributeChange(module, name, before, after)
     raise ValueError(f"not a pruning plan: {str(entry)[:80]!r} is not [module, attribute, before, after]")
 

@@ -44,7 +44,8 @@ class _Positions(TorchFunctionMode):
 
     Attributes:
         calls: Weight and number of positions, one entry per call.
-        products: MACs of each product of two activations, in the order of the calls; attention has two.
+        products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
+            whose weight is computed counts as such a product.
         batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
     """
 
@@ -52,7 +53,7 @@ class _Positions(TorchFunctionMode):
         super().__init__()
         self.calls: list[tuple[Tensor, int]] = []
         self.products: list[int] = []
-        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._weights = {id(weight) for weight in weights}
         self.batch: int | None = None
 
     def __torch_function__(
@@ -72,7 +73,7 @@ class _Positions(TorchFunctionMode):
             source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
             values = source if func in TRANSPOSED else result
             # every weight is used once per value of the output that belongs to one output channel
-            self.calls.append((weight, values.numel() // weight.shape[0]))
+            self._note_weight(weight, values.numel() // weight.shape[0])
             if self.batch is None:
                 inner = 1 + (CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)  # axes of one input
                 self.batch = source.shape[0] if source.ndim > inner else 1
@@ -91,9 +92,21 @@ class _Positions(TorchFunctionMode):
         if func is torch.einsum:
             equation, *rest = args
             factors = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
-        if len(factors) != 2 or any(factor.untyped_storage().data_ptr() in self._weights for factor in factors):
+        if len(factors) != 2:
             return
-        self.products.append(_einsum_macs(equation, factors) if equation else result.numel() * factors[0].shape[-1])
+        macs = _einsum_macs(equation, factors) if equation else result.numel() * factors[0].shape[-1]
+        weights = [factor for factor in factors if id(factor) in self._weights]
+        if weights and weights[-1].numel():
+            self._note_weight(weights[-1], macs // weights[-1].numel())
+        else:
+            self.products.append(macs)
+
+    def _note_weight(self, weight: Tensor, count: int) -> None:
+        """Note how often a weight is used; one that is computed is none whose name is known, but a product."""
+        if id(weight) in self._weights:
+            self.calls.append((weight, count))
+        else:
+            self.products.append(count * weight.numel())
 
 
 def _einsum_macs(equation: str, factors: Sequence[Tensor]) -> int:
@@ -143,8 +156,9 @@ class Work:
 
     Attributes:
         positions: How often each element of each weight is used (for a convolution: output height times width).
-        others: MACs of weights that are neither parameters nor buffers, but computed.
-        products: MACs of each product of two activations, in the order of the calls; attention has two.
+        others: MACs of weights whose names are not known.
+        products: MACs of each product of two activations, in the order of the calls; attention has two. A layer whose
+            weight is computed from parameters counts as such a product.
     """
 
     positions: dict[str, int]

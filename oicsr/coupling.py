@@ -53,16 +53,19 @@ class Attribute:
 
     Attributes:
         module: Qualified name of the module; empty for the network itself.
-        name: The attribute, such as `num_heads`.
+        name: The attribute, such as `num_heads`; with a position behind it, such as `sizes.1`, an entry of a list.
         value: What it is with all channels.
         power: With a share s of the channels left, it is `value * s ** power`: 1 for a width, -1 for the epsilon of a
             mean of squares.
+        channels: Where it counts some slices only (a piece of a cut): the channel of each of them. It goes down by one
+            for each that goes, and `power` has no say.
     """
 
     module: str
     name: str
     value: float
     power: int = 1
+    channels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from oicsr.changes import (
     AttributeChange,
     Scaling,
     attribute_changes,
-    changed_value,
     joined_changes,
     joined_scalings,
     parse_attribute,
@@ -89,8 +88,8 @@ class PruningPlan:
             if not bool(stays.all())
         ]
         all_kept = {name: tuple(sorted(kept.get(name, range(size)))) for name, size in sizes.items()}
-        shares = {name: (len(all_kept[name]), size) for name, size in sizes.items()}
-        return PruningPlan(all_kept, tuple(slices), attribute_changes(couplings, shares), scalings(couplings, shares))
+        changes, factors = attribute_changes(couplings, all_kept), scalings(couplings, all_kept)
+        return PruningPlan(all_kept, tuple(slices), changes, factors)
 
     def then(self, following: PruningPlan) -> PruningPlan:
         """Return the one plan that does what this one and then `following` (made for the pruned model) do.
@@ -180,7 +179,9 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
     """
     _check_plan(couplings, plan)
     slices = kept_slices(couplings, plan.kept)
-    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices) for coupling in couplings]
+    kept = {c.name: plan.kept.get(c.name, tuple(range(c.num_channels))) for c in couplings}
+    numbers = {(change.module, change.name): change.after for change in attribute_changes(couplings, kept)}
+    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices, numbers) for coupling in couplings]
 
 
 def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
@@ -203,15 +204,26 @@ def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
             )
 
 
-def _shrink(coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor]) -> Coupling:
+def _shrink(
+    coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor], numbers: Mapping[tuple[str, str], float]
+) -> Coupling:
     new_ids = torch.cat([torch.cumsum(stays, 0) - 1, torch.tensor([-1])])  # the last one is for the id -1
     members = tuple(
         Member(m.parameter, m.dim, new_ids[m.channels[slices[m.axis]]], m.side, m.counts) for m in coupling.members
     )
     left = int(stays.sum())
-    attributes = tuple(replace(a, value=changed_value(a, left, coupling.num_channels)) for a in coupling.attributes)
+    attributes = tuple(
+        replace(a, value=numbers.get((a.module, a.name), a.value), channels=_renumbered(a.channels, new_ids, stays))
+        for a in coupling.attributes
+    )
     rescaled = tuple(replace(r, slices=positions_left(r, slices)) for r in coupling.rescaled)
     return replace(coupling, num_channels=left, members=members, attributes=attributes, rescaled=rescaled)
+
+
+def _renumbered(channels: tuple[int, ...] | None, new_ids: Tensor, stays: Tensor) -> tuple[int, ...] | None:
+    if channels is None:
+        return None
+    return tuple(int(new_ids[channel]) for channel in channels if bool(stays[channel]))
 
 
 def _integers(name: str, ids: Iterable[Any]) -> tuple[int, ...]:

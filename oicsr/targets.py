@@ -67,7 +67,7 @@ class WeightCost:
     ) -> None:
         owners = channels.owners()
         self._products = _products_of(channels, products)
-        self._rest = rest + sum(products) - sum(macs for macs, _, _ in self._products)
+        self._rest = rest + sum(products) - sum(macs for macs, _ in self._products)
         self._weights: list[tuple[int, list[Tensor]]] = []
         for name, count in times.items():
             weight = find_tensor(model, name)
@@ -78,7 +78,7 @@ class WeightCost:
     def __call__(self, stays: Tensor) -> int:
         """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
         padded = torch.cat([stays, stays.new_ones(1)]).long()
-        products = sum(macs * int(stays[start:end].sum()) // (end - start) for macs, start, end in self._products)
+        products = sum(_left(macs, stays, ranges) for macs, ranges in self._products)
         return (
             self._rest
             + products
@@ -91,14 +91,21 @@ class WeightCost:
         return WeightCost(channels, model, work.positions, work.others, work.products)
 
 
-def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return MACs of products of activations, and the range of the channels that they go down with."""
-    return [
-        (products[number], start, start + coupling.num_channels)
-        for start, coupling in zip(channels.starts, channels.couplings, strict=False)
-        for number in coupling.products
-        if number < len(products)
-    ]
+def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Return MACs of products of activations, and the ranges of the channels that they go down with."""
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for start, coupling in zip(channels.starts, channels.couplings, strict=False):
+        for number in coupling.products:
+            if number < len(products):
+                ranges.setdefault(number, []).append((start, start + coupling.num_channels))
+    return [(products[number], found) for number, found in ranges.items()]
+
+
+def _left(macs: int, stays: Tensor, ranges: Sequence[tuple[int, int]]) -> int:
+    """Return the MACs of a product with the channels that stay, in proportion to those of each range."""
+    for start, end in ranges:
+        macs = macs * int(stays[start:end].sum()) // (end - start)
+    return macs
 
 
 class MacsModel:

@@ -24,6 +24,7 @@ from oicsr.rules import (
     rms,
     shape,
     spatial,
+    weighted,
 )
 from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, varying
@@ -44,6 +45,7 @@ FAMILIES = (
     rms,
     shape,
     spatial,
+    weighted,
 )  # registered above
 
 __all__ = [

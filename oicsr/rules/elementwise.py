@@ -19,6 +19,7 @@ UNARY = """
     clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
     zeros_like ones_like full_like empty_like rand_like randn_like randint_like fill zero uniform normal
 """
+ADDING = "add sub subtract rsub lerp addcmul addcdiv"
 COMBINING = """
     mul multiply div divide floor_divide true_divide maximum minimum fmax fmin pow float_power where masked_fill clamp
     clamp_min clamp_max clip logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor gt lt ge le eq ne
@@ -33,7 +34,7 @@ def elementwise(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     return [Value(ids)] * len(node.meta["val"]) if gives_many(node) else ids
 
 
-@register_rule(*aten("add sub subtract rsub lerp addcmul addcdiv"))
+@register_rule(*aten(ADDING))
 def add(tracer: Tracer, node: fx.Node) -> Result:
     """Ties the channels of the operands; remembers sums of activations (the residual streams)."""
     operands = tensor_inputs(node)

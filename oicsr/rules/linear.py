@@ -14,13 +14,15 @@ from oicsr.rules.tracer import Tracer
 def linear(tracer: Tracer, node: fx.Node) -> Result:
     """Weight `(out, in)`: reads the last axis. Where the channels lie on another axis, they pass through."""
     source, weight = source_of(node), argument(node, 1)
-    if weight not in tracer.parameters:
+    if not tracer.has_weight(weight):
         return tracer.computed_weight(node, weight)
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[-1] == 1:
+        tracer.note_layer(node, weight, None, None)
         return Value(ids)
     axis = len(shape_of(node)) - 1
     tracer.read_channels(node, source, weight, axis=axis, dim=1)
     out = tracer.start_channels(weight, dim=0)
+    tracer.note_layer(node, weight, out, tracer.slice_labels(weight, 1))
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, axis + 1))

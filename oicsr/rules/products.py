@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.rules.broadcasting import Operand, combine
-from oicsr.rules.calls import argument, operator_name, shape_of, source_of
-from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
+from oicsr.rules.calls import argument, shape_of, source_of
+from oicsr.rules.ids import on_axis, squeeze_constant_axes
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Product, Tracer
-
-VIEWS = frozenset(aten("t transpose permute view reshape expand unsqueeze squeeze mT alias detach contiguous"))
+from oicsr.rules.weighted import is_weight, multiply_by_weight, sum_with_weight
 
 
 @dataclass(frozen=True)
@@ -141,37 +140,18 @@ def _join(tracer: Tracer, node: fx.Node, first: Factor, second: Factor, letter: 
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def is_weight(tracer: Tracer, node: fx.Node) -> bool:
-    """Return whether a node is a parameter or buffer, or a view of one."""
-    while node not in tracer.parameters:
-        if node.op != "call_function" or operator_name(node) not in VIEWS:
-            return False
-        node = source_of(node)
-    return True
-
-
 @register_rule(*aten("matmul bmm"))
 def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     """A product of activations, or of rows that are channels with values that have none (global context)."""
     first, second = source_of(node), argument(node, 1)
     if is_weight(tracer, first) or is_weight(tracer, second):
-        return _with_weight(tracer, node, first, second)
+        return multiply_by_weight(tracer, node, first, second)
     count = len(shape_of(node))
     if min(len(shape_of(first)), len(shape_of(second))) < 2:
         return _give_up(tracer, node, "multiplies a matrix and a vector")
     leading = "abcdefgh"[: count - 2]
     letters = [leading[len(leading) - len(shape_of(f)) + 2 :] for f in (first, second)]
     return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")
-
-
-def _with_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx.Node) -> Result:
-    ids, others = tracer.ids(first), tracer.ids(second)
-    if ids is None and others is None:
-        return Value(None, tracer.reason(first))
-    same_rank = len(shape_of(first)) == len(shape_of(second)) == len(shape_of(node))
-    if ids is None or ids.shape[-1] > 1 or not same_rank or (others is not None and varying(others)):
-        return tracer.opaque(node, "multiplies matrices in a form without a rule")
-    return Value(ids)
 
 
 def _give_up(tracer: Tracer, node: fx.Node, why: str) -> Result:
@@ -209,7 +189,13 @@ def einsum(tracer: Tracer, node: fx.Node) -> Result:
         ids = tracer.ids(sources[0])
         moved = [letters[0].index(letter) for letter in out]
         return Value(None, tracer.reason(sources[0])) if ids is None else Value(ids.permute(moved))
-    if not plain or len(sources) != 2 or any(is_weight(tracer, source) for source in sources):
+    weights = [is_weight(tracer, source) for source in sources]
+    if plain and len(sources) == 2 and sum(weights) == 1:
+        activation, weight = (1, 0) if weights[0] else (0, 1)
+        return sum_with_weight(
+            tracer, node, (sources[activation], letters[activation]), (sources[weight], letters[weight]), out
+        )
+    if not plain or len(sources) != 2 or any(weights):
         return _give_up(tracer, node, "is in a form without a rule")
     return _multiply(tracer, node, (sources[0], letters[0]), (sources[1], letters[1]), out)
 

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from oicsr.coupling import Side
+from oicsr.coupling import Attribute, Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
+from oicsr.rules.weights import Axes, Axis, weight_axes
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
 PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
+WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -44,10 +46,12 @@ class Product:
     Attributes:
         node: The call.
         kind: `"scores"`: sums over channels (queries and keys). `"values"`: passes those of a factor on. `"plain"`:
-            holds none.
-        labels: All channels of both factors.
-        channels: Those that it sums over or passes on, or None where heads alone are left to go.
+            holds none. `"weight"`: a layer whose weight is computed.
+        labels: All channels of both factors; none of a layer.
+        channels: Those that it sums over or passes on, or None where heads alone are left to go. Of a layer, those
+            that it produces.
         heads: The heads, where they may go.
+        read: Of a layer, the channels that it reads.
     """
 
     node: fx.Node
@@ -55,6 +59,7 @@ class Product:
     labels: Tensor
     channels: Tensor | None
     heads: Tensor | None
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,21 @@ class Norm:
     module: str
     weight: str
     channels: Tensor
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number on a module that says how many slices there are: of a piece of an axis, or of groups of channels.
+
+    Attributes:
+        module: The module's path.
+        name: The attribute, with a position behind it (`sizes.1`) where it is an entry of a list.
+        labels: The label of each slice that it counts.
+    """
+
+    module: str
+    name: str
+    labels: Tensor
 
 
 @dataclass
@@ -91,6 +111,9 @@ class Tracer:
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
         norms: The RMSNorms over channels.
+        counts: Numbers on modules that count slices.
+        computed: Values that are computed from parameters alone.
+        weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -109,6 +132,12 @@ class Tracer:
     modes: Mapping[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    computed: set[fx.Node] = field(default_factory=set)
+    weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
+    _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
+    _axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # labels of axes of parameters in weights
+    _sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of these parameters
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
     _whole_axes: dict[tuple[str, int], str] = field(default_factory=dict)  # axes that read what stays, and why it does
@@ -132,6 +161,10 @@ class Tracer:
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._read_placeholder(node, parameters, constants)
+            elif node.op == "call_function" and self._is_computed(node):
+                self.values[node] = Value(None, depends_on_input=False)
+                self.computed.add(node)
+                self._waiting.add(node)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "get_attr":  # a block of code that an operator runs (`torch.cond`)
@@ -151,9 +184,22 @@ class Tracer:
         else:
             self.values[node] = Value(None, INPUT)
 
+    def _is_computed(self, node: fx.Node) -> bool:
+        """Return whether a value is computed from parameters alone: its rule is asked when something reads it."""
+        sources = node.all_input_nodes
+        known = any(source in self.parameters or source in self.computed for source in sources)
+        return known and not is_module_call(node) and not any(map(self.depends_on_input, sources))
+
+    def value(self, node: fx.Node) -> Result:
+        """Return what is known of a value."""
+        if node in self._waiting:
+            self._waiting.remove(node)
+            self.values[node] = self._call(node)
+        return self.values[node]
+
     def _call(self, node: fx.Node) -> Result:
         if node.target is operator.getitem:
-            source = self.values[node.args[0]]  # type: ignore[index]
+            source = self.value(node.args[0])  # type: ignore[arg-type]
             return source[node.args[1]] if isinstance(source, list) else source  # type: ignore[index]
         rule: Callable[..., Result]
         if is_module_call(node):
@@ -217,9 +263,20 @@ class Tracer:
         """Remember a product of two activations."""
         self.products.append(product)
 
+    def count(self, node: fx.Node, name: str, labels: Tensor) -> None:
+        """Remember a number on the module that `node` is called in, which counts slices."""
+        self.counts.append(Count(module_path(node), name, labels))
+
+    def count_width(self, node: fx.Node, labels: Tensor) -> None:
+        """Remember the attributes of a module that say by their names how many channels there are."""
+        module = (self.modules or {}).get(module_path(node))
+        for name, value in vars(module).items() if module is not None else ():
+            if name in WIDTHS and type(value) is int and value == len(labels):
+                self.count(node, name, labels)
+
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channel ids of a value; a parameter in an elementwise role gets labels of its own here."""
-        value = self.values[node]
+        value = self.value(node)
         ids = (
             self._elementwise_ids(node) if node in self.parameters else value.ids if isinstance(value, Value) else None
         )
@@ -237,7 +294,7 @@ class Tracer:
 
     def reason(self, node: fx.Node) -> str:
         """Return why the channels of a value are not followed."""
-        value = self.values[node]
+        value = self.value(node)
         if node in self.parameters and math.prod(shape_of(node)) > MAX_LABELLED_ELEMENTS:
             return self.notable(f"is combined with {self.parameters[node]!r}, which has too many elements to follow")
         if isinstance(value, Value) and value.reason:
@@ -257,7 +314,7 @@ class Tracer:
 
     def fix(self, node: fx.Node, reason: str) -> None:
         """Fix every channel of a value, because of `reason`: none of them will be removed."""
-        value = self.values[node]
+        value = self.value(node)
         found = [part.ids for part in (value if isinstance(value, list) else [value])]
         found.append(self.elementwise.get(self.parameters.get(node, "")))
         for ids in found:
@@ -288,7 +345,8 @@ class Tracer:
         return module is not None and name in module._parameters and len(shape_of(node)) > 1
 
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
-        """Fix the channels that a layer reads whose weight is no parameter; its own ones cannot be sliced either."""
+        """Fix the channels that a layer reads whose weight cannot be followed; its own ones cannot be sliced either."""
+        self.note_layer(node, weight, None, None)
         value = self.opaque(node, "has a weight that is computed, not a parameter")
         causes = [reason for reason in (self.reason(weight),) if self.is_notable(reason)]
         self.unruled += [value.reason, *causes]
@@ -372,6 +430,8 @@ class Tracer:
 
     def start_channels(self, weight: fx.Node, *, dim: int) -> Tensor:
         """Return the channels that a layer produces: new ones, or those of an earlier call with the same weight."""
+        if weight not in self.parameters:
+            return self._start_computed(weight, dim)
         key = (self.parameters[weight], dim)
         if key not in self.slots:
             self.add_slot(weight, dim, self.sets.new(shape_of(weight)[dim]), "out", counts=True)
@@ -401,7 +461,8 @@ class Tracer:
             ValueError: `node` is no parameter or buffer, or `ids` are not one per slice.
         """
         if node not in self.parameters:
-            raise ValueError(f"{node.name} is no parameter or buffer of the model, so that it cannot follow channels")
+            self._follow_computed(node, dim, ids, side, counts)
+            return
         key = (self.parameters[node], dim)
         if dim >= len(shape_of(node)) or tuple(ids.shape) != (shape_of(node)[dim],):
             raise ValueError(
@@ -410,7 +471,12 @@ class Tracer:
         if key in self.slots:
             self.sets.join(self.slots[key].ids, ids)
             return
-        self.slots[key] = Slot(key[0], dim, ids, side, counts)
+        self._put_slot(key, ids, side, counts)
+
+    def _put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
+        if key in self._axes:
+            self.sets.join(self._axes[key], ids)
+        self.slots[key] = Slot(*key, ids, side, counts)
         if key in self._whole_axes:
             self.sets.fix(ids, self._whole_axes[key])
         if side == "out" and counts:
@@ -418,7 +484,80 @@ class Tracer:
 
     def _keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
         """Let an axis of a weight stay whole, whatever else the weight does (a decoder that transposes it)."""
-        key = (self.parameters[weight], dim)
-        self._whole_axes.setdefault(key, reason)
-        if key in self.slots:
-            self.sets.fix(self.slots[key].ids, reason)
+        axis = (weight_axes(self, weight) or {dim: None})[dim] if weight not in self.parameters else None
+        if axis is not None:
+            self.sets.fix(axis.labels, reason)
+        if weight in self.parameters:
+            key = (self.parameters[weight], dim)
+            self._whole_axes.setdefault(key, reason)
+            for ids in (self.slots[key].ids if key in self.slots else None, self._axes.get(key)):
+                if ids is not None:
+                    self.sets.fix(ids, reason)
+
+    # weights that are computed from parameters
+
+    def has_weight(self, weight: Any) -> bool:
+        """Return whether the axes of a layer's weight can be followed: it is a parameter, or computed from some."""
+        return weight in self.parameters or (isinstance(weight, fx.Node) and weight_axes(self, weight) is not None)
+
+    def weight_name(self, weight: fx.Node) -> str:
+        """Return a name for a layer's weight."""
+        return self.parameters.get(weight, weight.name)
+
+    def slice_labels(self, weight: fx.Node, dim: int) -> Tensor | None:
+        """Return the label of each slice along an axis of a computed weight; None of a parameter, or of numbers."""
+        axes = None if weight in self.parameters else weight_axes(self, weight)
+        axis = None if axes is None else axes[dim]
+        return None if axis is None else axis.labels
+
+    def parameter_axis(self, node: fx.Node, dim: int) -> Axis:
+        """Return an axis of a parameter as one of a computed weight."""
+        key = (self.parameters[node], dim)
+        if key not in self._axes:
+            slot = self.slots.get(key)
+            self._axes[key] = self.sets.new(shape_of(node)[dim]) if slot is None else slot.ids
+            if key in self._whole_axes:
+                self.sets.fix(self._axes[key], self._whole_axes[key])
+        self._sizes[key[0]] = shape_of(node)
+        return Axis(self._axes[key], frozenset([key]))
+
+    def note_layer(self, node: fx.Node, weight: fx.Node, rows: Tensor | None, read: Tensor | None) -> None:
+        """Remember a layer whose weight is computed, for what it costs."""
+        if weight not in self.parameters:
+            self.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), rows, None, read))
+
+    def _start_computed(self, weight: fx.Node, dim: int) -> Tensor:
+        axes = weight_axes(self, weight)
+        axis = None if axes is None else axes[dim]
+        if axis is None:
+            return self.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
+        self._own(axis, "out", True)
+        return axis.labels
+
+    def _follow_computed(self, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
+        axes = weight_axes(self, node)
+        if axes is None:
+            raise ValueError(f"{node.name} is no parameter or buffer of the model, so that it cannot follow channels")
+        axis = axes[dim]
+        if axis is None or axis.labels.shape != ids.shape:
+            self.sets.fix(ids, self.notable(f"{self.where(node)} gives a weight that cannot follow the channels"))
+            return
+        self.sets.join(axis.labels, ids)
+        self._own(axis, side, counts)
+
+    def _own(self, axis: Axis, side: Side, counts: bool) -> None:
+        """Let the parameters behind an axis of a computed weight follow it; those of one axis carry no energy."""
+        for key in sorted(
+            axis.sources, key=lambda key: (-math.prod(self._sizes[key[0]]), self._is_buffer(key[0]), key)
+        ):
+            labels = self._axes[key]
+            if key in self.slots:
+                self.sets.join(self.slots[key].ids, labels)
+            else:
+                wide = sum(size > 1 for size in self._sizes[key[0]]) > 1
+                self._put_slot(key, labels, side, counts and wide)
+
+    def _is_buffer(self, name: str) -> bool:
+        owner, _, local = name.rpartition(".")
+        module = (self.modules or {}).get(owner)
+        return module is not None and local in module._buffers
