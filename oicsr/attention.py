@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
@@ -257,8 +257,8 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
     products: dict[str, list[int]] = defaultdict(list)
     heads: set[str] = set()
     for number, product in enumerate(tracer.products):
-        vector = product.channels if product.channels is not None else product.heads
-        for vector in (vector, product.read):
+        own = product.channels if product.channels is not None else product.heads
+        for vector in (own, product.read):
             owner = None if vector is None else owner_of(index, vector)
             if owner is not None:
                 products[owner].append(number)

@@ -30,8 +30,9 @@ from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, t
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.inline import inline_blocks
 from oicsr.rules.modules import ModuleCall, leaf_modules
+from oicsr.rules.notes import Product, Slot
 from oicsr.rules.registry import Result, Rule, Value, follows, register_rule
-from oicsr.rules.tracer import Product, Slot, Tracer
+from oicsr.rules.tracer import Tracer
 
 FAMILIES = (
     convolution,

@@ -8,6 +8,7 @@ from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
+from oicsr.rules.weights import has_weight, note_layer
 
 FEW_GROUPS = 4  # a convolution of so many wide groups keeps them all, and loses channels of each
 
@@ -18,7 +19,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     if operator_name(node) == "aten::convolution" and argument(node, "transposed"):
         return convolve_transposed(tracer, node)
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
-    if not tracer.has_weight(weight):
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1  # 1, or 0 without a batch
@@ -32,11 +33,11 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     else:
         by_group = _channels_by_group(tracer, node, source, axis, groups)
         if by_group is None:
-            tracer.note_layer(node, weight, None, None)
+            note_layer(tracer, node, weight)
             return Value(None, tracer.reason(source))
         out = by_group[:, 0].repeat_interleave(shape[0] // groups)
         tracer.add_slot(weight, 0, out, "out", counts=True)
-    tracer.note_layer(node, weight, tracer.slice_labels(weight, 0), tracer.slice_labels(weight, 1))
+    note_layer(tracer, node, weight, rows=0, read=1)
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, len(shape_of(node))))
 
@@ -45,7 +46,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
 def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     """Weight `(in, out / groups, *kernel)`: the axes of a convolution, exchanged."""
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
-    if not tracer.has_weight(weight):
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1
@@ -58,11 +59,11 @@ def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     else:
         by_group = _channels_by_group(tracer, node, source, axis, groups)
         if by_group is None:
-            tracer.note_layer(node, weight, None, None)
+            note_layer(tracer, node, weight)
             return Value(None, tracer.reason(source))
         tracer.add_slot(weight, 0, by_group.flatten(), "out", counts=True)
         out = by_group[:, 0].repeat_interleave(shape[1])
-    tracer.note_layer(node, weight, tracer.slice_labels(weight, 0), tracer.slice_labels(weight, 1))
+    note_layer(tracer, node, weight, rows=0, read=1)
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, len(shape_of(node))))
 
@@ -74,7 +75,7 @@ def _is_thinned(tracer: Tracer, weight: fx.Node, inputs: int, outputs: int, grou
     inputs without the outputs.
     """
     few = groups <= FEW_GROUPS and groups < min(inputs, outputs)
-    return tracer.thinned.setdefault(tracer.weight_name(weight), few)
+    return tracer.thinned.setdefault(tracer.parameters.get(weight, weight.name), few)
 
 
 def _read_groups(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, axis: int, groups: int) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes
+from oicsr.rules.notes import Product
 from oicsr.rules.registry import Result, Value, aten, register_rule
-from oicsr.rules.tracer import Product, Tracer
+from oicsr.rules.tracer import Tracer
 from oicsr.rules.weighted import is_weight, multiply_by_weight, sum_with_weight
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from oicsr.rules.calls import argument, module_path
+from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Result, follows
-from oicsr.rules.tracer import Norm, Tracer
+from oicsr.rules.tracer import Tracer
 
 
 @follows("aten::rms_norm")

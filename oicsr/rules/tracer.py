@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from oicsr.coupling import Attribute, Side
+from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
+from oicsr.rules.notes import Count, Norm, Product, Slot
 from oicsr.rules.registry import Result, Value, find_leaf, find_rule
-from oicsr.rules.weights import Axes, Axis, weight_axes
+from oicsr.rules.weights import Axes, follow_computed, keep_computed, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
@@ -26,64 +27,6 @@ INPUT = "is read from the model's input"
 PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
 WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
-
-
-@dataclass(frozen=True)
-class Slot:
-    """An axis of a parameter or buffer whose slices belong to channels. `counts`: part of the energy of its side."""
-
-    parameter: str
-    dim: int
-    ids: Tensor  # (size of the axis,)
-    side: Side
-    counts: bool
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product of two activations that channels take part in.
-
-    Attributes:
-        node: The call.
-        kind: `"scores"`: sums over channels (queries and keys). `"values"`: passes those of a factor on. `"plain"`:
-            holds none. `"weight"`: a layer whose weight is computed.
-        labels: All channels of both factors; none of a layer.
-        channels: Those that it sums over or passes on, or None where heads alone are left to go. Of a layer, those
-            that it produces.
-        heads: The heads, where they may go.
-        read: Of a layer, the channels that it reads.
-    """
-
-    node: fx.Node
-    kind: str
-    labels: Tensor
-    channels: Tensor | None
-    heads: Tensor | None
-    read: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Norm:
-    """An RMSNorm over channels: the module's path, the name of its weight, and the channel of each of its entries."""
-
-    module: str
-    weight: str
-    channels: Tensor
-
-
-@dataclass(frozen=True)
-class Count:
-    """A number on a module that says how many slices there are: of a piece of an axis, or of groups of channels.
-
-    Attributes:
-        module: The module's path.
-        name: The attribute, with a position behind it (`sizes.1`) where it is an entry of a list.
-        labels: The label of each slice that it counts.
-    """
-
-    module: str
-    name: str
-    labels: Tensor
 
 
 @dataclass
@@ -114,6 +57,7 @@ class Tracer:
         counts: Numbers on modules that count slices.
         computed: Values that are computed from parameters alone.
         weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
+        axes: The labels of the axes of parameters that such weights are computed from.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -135,9 +79,8 @@ class Tracer:
     counts: list[Count] = field(default_factory=list)
     computed: set[fx.Node] = field(default_factory=set)
     weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
+    axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
-    _axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # labels of axes of parameters in weights
-    _sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of these parameters
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
     _whole_axes: dict[tuple[str, int], str] = field(default_factory=dict)  # axes that read what stays, and why it does
@@ -346,7 +289,7 @@ class Tracer:
 
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
         """Fix the channels that a layer reads whose weight cannot be followed; its own ones cannot be sliced either."""
-        self.note_layer(node, weight, None, None)
+        note_layer(self, node, weight)
         value = self.opaque(node, "has a weight that is computed, not a parameter")
         causes = [reason for reason in (self.reason(weight),) if self.is_notable(reason)]
         self.unruled += [value.reason, *causes]
@@ -431,7 +374,7 @@ class Tracer:
     def start_channels(self, weight: fx.Node, *, dim: int) -> Tensor:
         """Return the channels that a layer produces: new ones, or those of an earlier call with the same weight."""
         if weight not in self.parameters:
-            return self._start_computed(weight, dim)
+            return start_computed(self, weight, dim)
         key = (self.parameters[weight], dim)
         if key not in self.slots:
             self.add_slot(weight, dim, self.sets.new(shape_of(weight)[dim]), "out", counts=True)
@@ -461,7 +404,7 @@ class Tracer:
             ValueError: `node` is no parameter or buffer, or `ids` are not one per slice.
         """
         if node not in self.parameters:
-            self._follow_computed(node, dim, ids, side, counts)
+            follow_computed(self, node, dim, ids, side, counts)
             return
         key = (self.parameters[node], dim)
         if dim >= len(shape_of(node)) or tuple(ids.shape) != (shape_of(node)[dim],):
@@ -471,11 +414,12 @@ class Tracer:
         if key in self.slots:
             self.sets.join(self.slots[key].ids, ids)
             return
-        self._put_slot(key, ids, side, counts)
+        self.put_slot(key, ids, side, counts)
 
-    def _put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
-        if key in self._axes:
-            self.sets.join(self._axes[key], ids)
+    def put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
+        """Record an axis of a parameter that has no slot yet."""
+        if key in self.axes:
+            self.sets.join(self.axes[key], ids)
         self.slots[key] = Slot(*key, ids, side, counts)
         if key in self._whole_axes:
             self.sets.fix(ids, self._whole_axes[key])
@@ -484,80 +428,20 @@ class Tracer:
 
     def _keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
         """Let an axis of a weight stay whole, whatever else the weight does (a decoder that transposes it)."""
-        axis = (weight_axes(self, weight) or {dim: None})[dim] if weight not in self.parameters else None
-        if axis is not None:
-            self.sets.fix(axis.labels, reason)
-        if weight in self.parameters:
-            key = (self.parameters[weight], dim)
-            self._whole_axes.setdefault(key, reason)
-            for ids in (self.slots[key].ids if key in self.slots else None, self._axes.get(key)):
-                if ids is not None:
-                    self.sets.fix(ids, reason)
-
-    # weights that are computed from parameters
-
-    def has_weight(self, weight: Any) -> bool:
-        """Return whether the axes of a layer's weight can be followed: it is a parameter, or computed from some."""
-        return weight in self.parameters or (isinstance(weight, fx.Node) and weight_axes(self, weight) is not None)
-
-    def weight_name(self, weight: fx.Node) -> str:
-        """Return a name for a layer's weight."""
-        return self.parameters.get(weight, weight.name)
-
-    def slice_labels(self, weight: fx.Node, dim: int) -> Tensor | None:
-        """Return the label of each slice along an axis of a computed weight; None of a parameter, or of numbers."""
-        axes = None if weight in self.parameters else weight_axes(self, weight)
-        axis = None if axes is None else axes[dim]
-        return None if axis is None else axis.labels
-
-    def parameter_axis(self, node: fx.Node, dim: int) -> Axis:
-        """Return an axis of a parameter as one of a computed weight."""
-        key = (self.parameters[node], dim)
-        if key not in self._axes:
-            slot = self.slots.get(key)
-            self._axes[key] = self.sets.new(shape_of(node)[dim]) if slot is None else slot.ids
-            if key in self._whole_axes:
-                self.sets.fix(self._axes[key], self._whole_axes[key])
-        self._sizes[key[0]] = shape_of(node)
-        return Axis(self._axes[key], frozenset([key]))
-
-    def note_layer(self, node: fx.Node, weight: fx.Node, rows: Tensor | None, read: Tensor | None) -> None:
-        """Remember a layer whose weight is computed, for what it costs."""
         if weight not in self.parameters:
-            self.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), rows, None, read))
-
-    def _start_computed(self, weight: fx.Node, dim: int) -> Tensor:
-        axes = weight_axes(self, weight)
-        axis = None if axes is None else axes[dim]
-        if axis is None:
-            return self.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
-        self._own(axis, "out", True)
-        return axis.labels
-
-    def _follow_computed(self, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
-        axes = weight_axes(self, node)
-        if axes is None:
-            raise ValueError(f"{node.name} is no parameter or buffer of the model, so that it cannot follow channels")
-        axis = axes[dim]
-        if axis is None or axis.labels.shape != ids.shape:
-            self.sets.fix(ids, self.notable(f"{self.where(node)} gives a weight that cannot follow the channels"))
+            keep_computed(self, weight, dim, reason)
             return
-        self.sets.join(axis.labels, ids)
-        self._own(axis, side, counts)
+        key = (self.parameters[weight], dim)
+        self._whole_axes.setdefault(key, reason)
+        for ids in (self.slots[key].ids if key in self.slots else None, self.axes.get(key)):
+            if ids is not None:
+                self.sets.fix(ids, reason)
 
-    def _own(self, axis: Axis, side: Side, counts: bool) -> None:
-        """Let the parameters behind an axis of a computed weight follow it; those of one axis carry no energy."""
-        for key in sorted(
-            axis.sources, key=lambda key: (-math.prod(self._sizes[key[0]]), self._is_buffer(key[0]), key)
-        ):
-            labels = self._axes[key]
-            if key in self.slots:
-                self.sets.join(self.slots[key].ids, labels)
-            else:
-                wide = sum(size > 1 for size in self._sizes[key[0]]) > 1
-                self._put_slot(key, labels, side, counts and wide)
-
-    def _is_buffer(self, name: str) -> bool:
-        owner, _, local = name.rpartition(".")
-        module = (self.modules or {}).get(owner)
-        return module is not None and local in module._buffers
+    def axis_labels(self, key: tuple[str, int], size: int) -> Tensor:
+        """Return the labels of an axis of a parameter that a weight is computed from."""
+        if key not in self.axes:
+            slot = self.slots.get(key)
+            self.axes[key] = self.sets.new(size) if slot is None else slot.ids
+            if key in self._whole_axes:
+                self.sets.fix(self.axes[key], self._whole_axes[key])
+        return self.axes[key]

@@ -10,6 +10,7 @@ from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
+from oicsr.rules.weights import has_weight, note_layer
 
 Labelled = tuple[fx.Node, str]  # a factor, and a letter for each of its axes
 
@@ -29,7 +30,7 @@ def multiply_by_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx
     behind = is_weight(tracer, second)
     source, weight = (first, second) if behind else (second, first)
     rank, size = len(shape_of(source)), len(shape_of(weight))
-    if not tracer.has_weight(weight):
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     if min(rank, size) < 2 or size > max(rank, 2):
         return _with_vector(tracer, node, source, weight, behind=behind)
@@ -43,7 +44,7 @@ def multiply_by_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx
 def _with_vector(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, behind: bool) -> Result:
     """A sum of all channels, each by its number in the weight."""
     rank, size = len(shape_of(source)), len(shape_of(weight))
-    tracer.note_layer(node, weight, None, tracer.slice_labels(weight, 0))
+    note_layer(tracer, node, weight, read=0)
     if behind and size == 1:
         return sum_over(tracer, node, source, weight, rank - 1)
     if rank == 1 and size == 2:
@@ -68,7 +69,7 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     new ones along the first letter that it adds.
     """
     (source, own), (weight, others) = first, second
-    if not tracer.has_weight(weight):
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     ids = tracer.ids(source)
     summed = [letter for letter in others if letter in own and letter not in out]
@@ -84,13 +85,13 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
         return _pass(tracer, node, first, second, out, kept)
     for letter in summed:
         tracer.read_channels(node, source, weight, axis=own.index(letter), dim=others.index(letter))
-    read = tracer.slice_labels(weight, others.index(summed[0])) if summed else None
+    read = others.index(summed[0]) if summed else None
     wide = [letter for letter in new if shape_of(node)[out.index(letter)] > 1]
     if not wide:
-        tracer.note_layer(node, weight, None, read)
+        note_layer(tracer, node, weight, read=read)
         return Value(None, "is a sum over channels")
     rows = tracer.start_channels(weight, dim=others.index(wide[0]))
-    tracer.note_layer(node, weight, rows, read)
+    note_layer(tracer, node, weight, rows=others.index(wide[0]), read=read)
     return Value(on_axis(rows, out.index(wide[0]), len(out)))
 
 
@@ -105,7 +106,7 @@ def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out:
     vector = ids.flatten()
     if kept[0] in others:
         tracer.add_slot(weight, others.index(kept[0]), vector, "norm", counts=False)
-    tracer.note_layer(node, weight, vector, None)
+    note_layer(tracer, node, weight, rows=others.index(kept[0]) if kept[0] in others else None)
     return Value(on_axis(vector, out.index(kept[0]), len(out)))
 
 
@@ -130,7 +131,7 @@ def add_product(tracer: Tracer, node: fx.Node) -> Result:
 def bilinear(tracer: Tracer, node: fx.Node) -> Result:
     """Weight `(out, first, second)`: reads the last axis of two activations."""
     first, second, weight = source_of(node), argument(node, 1), argument(node, 2)
-    if not tracer.has_weight(weight):
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     for dim, source in ((1, first), (2, second)):
         tracer.read_channels(node, source, weight, axis=len(shape_of(source)) - 1, dim=dim)

@@ -8,6 +8,7 @@ is for the numeric proof to find out.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from oicsr.coupling import Side
 from oicsr.rules.calls import argument, axes_of, axis_of, gives_many, operator_name, shape_of, shapes_of, source_of
 from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.notes import Product
 from oicsr.rules.registry import Value, aten, find_rule
 
 if TYPE_CHECKING:
@@ -43,11 +46,11 @@ class Axis:
 
     Attributes:
         labels: The label of each of its slices.
-        sources: The axes of parameters that it is made of.
+        sources: The axes of parameters that it is made of, each with the parameter's shape.
     """
 
     labels: Tensor
-    sources: frozenset[Key]
+    sources: frozenset[tuple[Key, tuple[int, ...]]]
 
 
 Axes = tuple[Axis | None, ...]  # None: of size 1, or of numbers that belong to no parameter
@@ -69,7 +72,7 @@ def weight_axes(tracer: Tracer, node: fx.Node) -> Axes | None:
 def _find(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
     if node in tracer.parameters:
         shape = shape_of(node)
-        return tuple(tracer.parameter_axis(node, dim) if size > 1 else None for dim, size in enumerate(shape))
+        return tuple(_of_parameter(tracer, node, dim) if size > 1 else None for dim, size in enumerate(shape))
     if tracer.depends_on_input(node) or not isinstance(node.meta.get("val"), Tensor | list | tuple):
         return None
     if not is_computed(tracer, node):
@@ -77,8 +80,13 @@ def _find(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
     if node.target is operator.getitem:
         weight_axes(tracer, node.args[0])  # type: ignore[arg-type]
         parts = tracer.weights[node.args[0]]  # type: ignore[index]
-        return parts[node.args[1]] if isinstance(parts, list) else None  # type: ignore[index, return-value]
+        return parts[node.args[1]] if isinstance(parts, list) else None  # type: ignore[index]
     return _of_call(tracer, node)
+
+
+def _of_parameter(tracer: Tracer, node: fx.Node, dim: int) -> Axis:
+    key, shape = (tracer.parameters[node], dim), shape_of(node)
+    return Axis(tracer.axis_labels(key, shape[dim]), frozenset([(key, shape)]))
 
 
 def _of_call(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
@@ -215,3 +223,81 @@ def _joined(tracer: Tracer, node: fx.Node) -> Axes | None:
     sources = frozenset(source for axis in behind for source in axis.sources)
     found[along] = Axis(torch.cat([axis.labels for axis in behind]), sources)
     return tuple(found)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# what layers do with them
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def has_weight(tracer: Tracer, weight: Any) -> bool:
+    """Return whether the axes of a layer's weight can be followed: it is a parameter, or computed from some."""
+    return weight in tracer.parameters or (isinstance(weight, fx.Node) and weight_axes(tracer, weight) is not None)
+
+
+def note_layer(
+    tracer: Tracer, node: fx.Node, weight: fx.Node, *, rows: int | None = None, read: int | None = None
+) -> None:
+    """Remember a layer whose weight is computed, for what it costs; `rows`, `read`: the axes of its weight."""
+    if weight in tracer.parameters:
+        return
+    axes = weight_axes(tracer, weight)
+    labels = [
+        None if axes is None or dim is None or (axis := axes[dim]) is None else axis.labels for dim in (rows, read)
+    ]
+    tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1]))
+
+
+def start_computed(tracer: Tracer, weight: fx.Node, dim: int) -> Tensor:
+    """Return the channels that a layer produces by an axis of a computed weight."""
+    axes = weight_axes(tracer, weight)
+    axis = None if axes is None else axes[dim]
+    if axis is None:
+        return tracer.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
+    _own(tracer, axis, "out", True)
+    return axis.labels
+
+
+def follow_computed(tracer: Tracer, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
+    """Let an axis of a computed weight follow channels, and the parameters behind it.
+
+    Raises:
+        ValueError: `node` is no such weight.
+    """
+    axes = weight_axes(tracer, node)
+    if axes is None:
+        raise ValueError(f"{node.name} is no parameter or buffer of the model, so that it cannot follow channels")
+    axis = axes[dim]
+    if axis is None or axis.labels.shape != ids.shape:
+        why = f"{tracer.where(node)} gives a weight that cannot follow them (it mixes what it reads, or holds numbers)"
+        tracer.sets.fix(ids, tracer.notable(why))
+        return
+    tracer.sets.join(axis.labels, ids)
+    _own(tracer, axis, side, counts)
+
+
+def keep_computed(tracer: Tracer, weight: fx.Node, dim: int, reason: str) -> None:
+    """Let an axis of a computed weight stay as it is."""
+    axes = weight_axes(tracer, weight)
+    axis = None if axes is None else axes[dim]
+    if axis is not None:
+        tracer.sets.fix(axis.labels, reason)
+
+
+def _own(tracer: Tracer, axis: Axis, side: Side, counts: bool) -> None:
+    """Let the parameters behind an axis follow it, the largest first; those that have no other carry no energy."""
+    sizes = dict(axis.sources)
+    for key in sorted(sizes, key=lambda key: (-math.prod(sizes[key]), is_buffer(tracer, key[0]), key)):
+        labels = tracer.axes[key]
+        if key in tracer.slots:
+            tracer.sets.join(tracer.slots[key].ids, labels)
+        else:
+            wide = sum(size > 1 for size in sizes[key]) > 1
+            tracer.put_slot(key, labels, side, counts and wide)
+
+
+def is_buffer(tracer: Tracer, name: str) -> bool:
+    """Return whether a tensor of the model is a buffer."""
+    owner, _, local = name.rpartition(".")
+    module = (tracer.modules or {}).get(owner)
+    return module is not None and local in module._buffers
