@@ -98,8 +98,8 @@ class Bench:
         return {
             (type(self.modules[path]).__name__, name)
             for path in paths
-            for name, value in vars(self.modules[path]).items()
-            if type(value) is int and value and value % channels == 0 and ((path, name) in self._read) == read
+            for name, value in _whole_numbers(self.modules[path])
+            if value and value % channels == 0 and ((path, name.partition(".")[0]) in self._read) == read
         }
 
     def attributes(self, paths: Iterable[str], numbers: Iterable[Number]) -> tuple[Attribute, ...]:
@@ -108,8 +108,8 @@ class Bench:
         return tuple(
             Attribute(path, name, value)
             for path in dict.fromkeys(paths)
-            for name, value in vars(self.modules[path]).items()
-            if (type(self.modules[path]).__name__, name) in wanted and type(value) is int
+            for name, value in _whole_numbers(self.modules[path])
+            if (type(self.modules[path]).__name__, name) in wanted
         )
 
     def without_one(self, sites: Sites, numbers: Sequence[Number]) -> Run:
@@ -132,6 +132,15 @@ class Bench:
             except MODEL_ERRORS as error:
                 return Run(f"{_line_of(error)} ({first_line(error)})")
         return Run("", tuple(tuple(tensor.shape) for tensor in tensors_in(outputs)), tuple(factors.found))
+
+
+def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers on a module by name; those in a list as `name.position`."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif isinstance(value, list | tuple):
+            yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
 
 
 def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool]) -> Repair:
@@ -212,6 +221,21 @@ def _power(whole: Run, run: Run, sites: Sites) -> float:
     shares = sum(math.log((c.num_channels - 1) / c.num_channels) for c, _ in sites)
     power = sum(changes) / shares if changes else 0.0
     return round(power * 4) / 4 if abs(power * 4 - round(power * 4)) < 1e-3 else math.nan
+
+
+def changed_power(whole: Run, run: Run, coupling: Coupling) -> float:
+    """Return by which power of the share that stays the one factor that changes does, to a quarter; 0 where none does.
+
+    Not a number where several change, or in another way.
+    """
+    if run.failure or len(whole.factors) != len(run.factors):
+        return math.nan
+    changes = [math.log(b / a) for a, b in zip(whole.factors, run.factors, strict=True) if a != b and a * b > 0]
+    if not changes:
+        return 0.0
+    powers = {round(change / math.log((coupling.num_channels - 1) / coupling.num_channels), 3) for change in changes}
+    power = powers.pop()
+    return power if not powers and abs(power * 4 - round(power * 4)) < 1e-2 else math.nan
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from oicsr.copying import hooked_modules
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import prove
@@ -178,7 +179,7 @@ class _Choices:
 def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     """Trace a network, or where it cannot be traced its backbone, and try what was found."""
     try:
-        tracer, trace = _trace_once(model, inputs, choices)
+        traced, trace = _trace_once(model, inputs, choices)
     except ValueError:
         part = backbone_call(model, inputs)
         if part is None:
@@ -189,9 +190,9 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     if choices.verify == "off":
         return trace
     if choices.verify == "shapes":
-        return _verified_shapes(model, inputs, choices, tracer, trace)
-    proof = prove(model, inputs, trace.couplings)
-    return _without(trace, proof.refuted, proof.untried)
+        return _verified_shapes(model, inputs, choices, traced.tracer, trace)
+    couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
+    return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
 
 
 def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
@@ -240,7 +241,7 @@ def _without(trace: Trace, refuted: Mapping[str, str], untried: Sequence[str] = 
     )
 
 
-def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tracer, Trace]:
+def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Traced, Trace]:
     """Trace a network, without any trial but of what its attentions need."""
     twin, computed = plain_twin(model)
     graph = export_graph(twin, inputs, training=False)
@@ -260,7 +261,8 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         if completed is not None:
             break
     couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
-    return tracer, Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
+    trace = Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
+    return Traced(tracer, index, graph.nodes, twin), trace
 
 
 @indices_on_cpu()
