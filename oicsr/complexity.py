@@ -1,7 +1,8 @@
 """Size and cost of a network.
 
 MACs (the paper's FLOPs) are the multiply-accumulates of convolutions and linear layers for one input (batch 1),
-without bias, normalisation, activation and pooling: the convention of the authors' own counter. Products of activations
+without bias, normalisation, activation and pooling: the convention of the authors' own counter. A recurrent layer is
+the linear layers that it is made of, at each step. Products of activations
 with activations (both of attention) count as well; the paper's networks have none. torchvision's
 ResNet-50 at 224x224 has 4,089,184,256 of them and 25,557,032 parameters.
 """
@@ -36,6 +37,9 @@ PRODUCTS = {
     torch.einsum,
     functional.scaled_dot_product_attention,
 }
+RECURRENT = {
+    f"{name}{end}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for end in ("", "_cell")
+}  # linear layers, one step after the other
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
@@ -67,6 +71,8 @@ class _Positions(TorchFunctionMode):
             with self, plain_attention():
                 return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in RECURRENT:
+            self._note_recurrent(args)
         if func in PRODUCTS:
             self._note_product(func, args, kwargs or {}, result)
         if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
@@ -78,6 +84,13 @@ class _Positions(TorchFunctionMode):
                 inner = 1 + (CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)  # axes of one input
                 self.batch = source.shape[0] if source.ndim > inner else 1
         return result
+
+    def _note_recurrent(self, args: Sequence[Any]) -> None:
+        """Note that each weight of a recurrent layer is used once per input and step."""
+        flat = [tensor for value in args for tensor in (value if isinstance(value, list | tuple) else [value])]
+        for tensor in flat:
+            if isinstance(tensor, Tensor) and tensor.ndim == 2 and id(tensor) in self._weights:
+                self.calls.append((tensor, args[0].numel() // args[0].shape[-1]))
 
     def _note_product(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor

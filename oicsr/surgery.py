@@ -26,6 +26,7 @@ from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
 from oicsr.wrapping import unwrap
 
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 FILE_FORMAT = "oicsr-pruned-1"
 
 
@@ -108,7 +109,8 @@ def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
                 if id(tensor) not in shared:
                     shared[id(tensor)] = _sliced(tensor, by_name[key]), by_name[key]  # type: ignore[assignment]
                 store[name], done = shared[id(tensor)]
-                touched[carriers.get(key, module)] += done if name == "weight" or key in carriers else []
+                shapes_it = name == "weight" or key in carriers or isinstance(module, RECURRENT)
+                touched[carriers.get(key, module)] += done if shapes_it else []
     refresh(model)
     for module, done in touched.items():
         fix_attributes(module, done)
@@ -151,6 +153,21 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         module.num_groups = module.num_channels // per_group
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        _fix_recurrent(module)
+    elif all(type(vars(module).get(name)) is int for name in ("in_channels", "out_channels", "groups")):
+        first, second = module.get_parameter("weight").shape[:2]  # a convolution of another library
+        vars(module).update(out_channels=first, in_channels=second * vars(module)["groups"])
+
+
+def _fix_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    end = "_l0" if isinstance(module, nn.RNNBase) else ""
+    module.input_size = module.get_parameter(f"weight_ih{end}").shape[1]
+    module.hidden_size = module.get_parameter(f"weight_hh{end}").shape[1]
+    if isinstance(module, nn.RNNBase):
+        vars(module)["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
 
 
 def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:

@@ -99,3 +99,23 @@ def _channels_by_group(tracer: Tracer, node: fx.Node, source: fx.Node, axis: int
     by_group = vector.reshape(groups, -1)
     tracer.tie_axis(by_group, 1)
     return by_group
+
+
+@register_rule("torchvision::deform_conv2d")
+def convolve_deformed(tracer: Tracer, node: fx.Node) -> Result:
+    """A convolution that reads at offsets, which are no channels; those of several groups of offsets go together."""
+    source, weight, offset, mask, bias = (argument(node, i) for i in range(5))
+    groups, offset_groups = int(argument(node, "groups")), int(argument(node, "offset_groups"))
+    if groups > 1 or not has_weight(tracer, weight):
+        return tracer.opaque(node, "has groups, or a weight that is computed")
+    for places in (offset, mask):
+        tracer.fix(places, tracer.notable(f"{tracer.where(node)} takes places from it"))
+    size = shape_of(weight)[1]
+    tracer.read_channels(node, source, weight, axis=1, dim=1)
+    ids = tracer.ids(source)
+    if ids is not None and ids.shape[1] == size:
+        tracer.tie_pieces(ids.flatten(), 0, size // offset_groups)
+    out = tracer.start_channels(weight, dim=0)
+    if bias in tracer.parameters or bias in tracer.computed:  # zeros otherwise
+        tracer.add_bias(bias, out)
+    return Value(on_axis(out, 1, 4))

@@ -200,7 +200,7 @@ def _normalized(tracer: Tracer, node: fx.Node, name: str) -> Axes | None:
     for position, axis in enumerate(axes):
         if position not in kept and axis is not None:
             tracer.sets.fix(axis.labels, tracer.notable(f"{tracer.where(node)} {STANDARDISED}"))
-    found = [axis if position in kept else None for position, axis in enumerate(axes)]
+    found = list(axes)
     if name != "aten::layer_norm":
         vectors = [vector for i in range(1, 5) if isinstance(vector := argument(node, i), fx.Node)]
         others = [weight_axes(tracer, vector) for vector in vectors]
@@ -232,7 +232,7 @@ def _joined(tracer: Tracer, node: fx.Node) -> Axes | None:
 
 def has_weight(tracer: Tracer, weight: Any) -> bool:
     """Return whether the axes of a layer's weight can be followed: it is a parameter, or computed from some."""
-    return weight in tracer.parameters or (isinstance(weight, fx.Node) and weight_axes(tracer, weight) is not None)
+    return weight in tracer.parameters or (is_computed(tracer, weight) and weight_axes(tracer, weight) is not None)
 
 
 def note_layer(
