@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from oicsr.complexity import Positions
 from oicsr.copying import MODEL_ERRORS, undisturbed
 from oicsr.coupling import Coupling, Member
 from oicsr.inputs import Inputs
@@ -25,11 +26,13 @@ class Part:
         name: Its name in the whole.
         module: The part.
         inputs: The arguments of its first call in a forward pass of the whole.
+        products_before: How many products of activations the whole makes before that call.
     """
 
     name: str
     module: nn.Module
     inputs: Inputs
+    products_before: int
 
 
 class _FirstCall(Exception):
@@ -59,10 +62,12 @@ def backbone_call(model: nn.Module, inputs: Inputs) -> Part | None:
     with undisturbed(model) as twin, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         handle = getattr(twin, BACKBONE).register_forward_pre_hook(note, with_kwargs=True)
+        counter = Positions([*twin.parameters(), *twin.buffers()])
         try:
-            inputs.call(twin)
+            with counter:
+                inputs.call(twin)
         except _FirstCall as call:
-            return Part(BACKBONE, module, call.inputs)
+            return Part(BACKBONE, module, call.inputs, len(counter.products))
         except MODEL_ERRORS:
             return None
         finally:
@@ -98,7 +103,7 @@ def couplings_of_whole(
                 members=members,
                 attributes=tuple(replace(a, module=(prefix + a.module).rstrip(".")) for a in coupling.attributes),
                 rescaled=tuple(replace(r, parameter=prefix + r.parameter) for r in coupling.rescaled),
-                products=(),  # their numbers are those of the part
+                products=tuple(part.products_before + number for number in coupling.products),
             )
         )
     return found, left

@@ -43,7 +43,7 @@ RECURRENT = {
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
-class _Positions(TorchFunctionMode):
+class Positions(TorchFunctionMode):
     """Note, for each weight, at how many positions it is applied, and the size of the batch that the first layer sees.
 
     Attributes:
@@ -208,7 +208,7 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
             raise ValueError(f"example_inputs have shape {tuple(tensor.shape)}; at least one input is needed")
     with undisturbed(model) as twin, torch.no_grad():
         carriers = {name: entry.carrier for name, entry in make_plain(twin).items()} if twin is not model else {}
-        counter = _Positions([*twin.parameters(), *twin.buffers()])
+        counter = Positions([*twin.parameters(), *twin.buffers()])
         with counter:
             inputs.call(twin)
         tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer

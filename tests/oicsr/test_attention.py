@@ -159,6 +159,34 @@ def test_cross_attention(granularity: str) -> None:
     check_exact(model, inputs, couplings, drop_third(couplings))
 
 
+class Wrapped(nn.Module):
+    """A backbone with attention inside of a network that looks at values, and attends by itself before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.backbone = nn.Linear(12, 12), Network(Fused())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + (x @ x.mT).softmax(-1) @ self.before(x)
+        return self.backbone(x) if float(x.detach().abs().max()) > 0 else self.backbone(-x)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "head"])
+def test_attention_of_a_backbone_is_that_of_the_whole(granularity: str) -> None:
+    torch.manual_seed(0)
+    model, x = Wrapped().double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    couplings = found(model, x, granularity)
+    (inside,) = found(model.backbone, x, granularity)
+    (coupling,) = couplings
+    assert coupling.name == "backbone.attention.qkv" and coupling.kind == inside.kind == granularity
+    assert [a.module for a in coupling.attributes] == ["backbone.attention"] * len(inside.attributes)
+    assert [r.parameter for r in coupling.rescaled] == [f"backbone.{r.parameter}" for r in inside.rescaled]
+    assert coupling.products == tuple(2 + number for number in inside.products)
+    small, _ = check_exact(model, (x,), couplings, {coupling.name: [0, 2]})
+    stays = torch.isin(torch.arange(coupling.num_channels), torch.tensor([0, 2]))
+    assert oicsr.selection.MacsModel(couplings, model, x).macs(stays) == oicsr.count_macs(small, x)
+
+
 def one_head(width: int, heads: int, value: Tensor | None = None) -> Network:
     """Return an attention whose outputs can be computed by hand, with nothing but itself between input and head."""
     torch.manual_seed(0)
