@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oicsr.copying import copy_model
+from oicsr.open_windows import OpenWindowAttention, is_window_attention
 
 FUSED = ("in_proj_weight", "in_proj_bias")
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -178,31 +179,41 @@ def _from_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
 
 
 def open_attention(model: nn.Module) -> nn.Module:
-    """Return a copy of a network in which every `nn.MultiheadAttention` has inner widths that are free.
+    """Return a copy of a network in which every attention that PyTorch or torchvision holds has free inner widths.
 
-    Outputs, masks and `state_dict` stay; `nn.TransformerEncoderLayer` and its like hold such modules, and so does
-    torchvision's `vit_b_16`. PyTorch's fused kernel for whole encoder layers in evaluation mode is not used any more.
+    These are `nn.MultiheadAttention`, of which `nn.TransformerEncoderLayer` and its like and torchvision's `vit_b_16`
+    are made, and the attention in windows of torchvision's Swin transformers. Outputs, masks and `state_dict` stay.
+    PyTorch's fused kernel for whole encoder layers in evaluation mode is not used any more.
 
     Args:
-        model: The network; left as it is. A module that is an `nn.MultiheadAttention` itself is replaced as well.
+        model: The network; left as it is. A module that is an attention itself is replaced as well.
 
     Raises:
         ValueError: There is no such module, or one of a derived class, which may compute something else; says which.
     """
     twin = copy_model(model)
-    found = {name: module for name, module in twin.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    found = {
+        name: module
+        for name, module in twin.named_modules()
+        if isinstance(module, nn.MultiheadAttention) or is_window_attention(module)
+    }
     if not found:
         raise ValueError(
-            f"{type(model).__name__} holds no nn.MultiheadAttention, which is what open_attention replaces"
+            f"{type(model).__name__} holds no nn.MultiheadAttention, which is what open_attention replaces, nor an "
+            "attention in windows of torchvision"
         )
     for name, module in found.items():
-        if type(module) is not nn.MultiheadAttention:
+        if isinstance(module, nn.MultiheadAttention) and type(module) is not nn.MultiheadAttention:
             raise ValueError(f"{name!r} is a {type(module).__name__}: only nn.MultiheadAttention itself is replaced")
-    opened: Mapping[int, OpenAttention] = {id(module): OpenAttention(module) for module in set(found.values())}
-    if isinstance(twin, nn.MultiheadAttention):
+    opened: Mapping[int, nn.Module] = {id(module): _opened(module) for module in set(found.values())}
+    if id(twin) in opened:
         return opened[id(twin)]
     for parent in twin.modules():
         for name, child in parent.named_children():
             if id(child) in opened:
                 setattr(parent, name, opened[id(child)])
     return twin
+
+
+def _opened(module: nn.Module) -> nn.Module:
+    return OpenAttention(module) if isinstance(module, nn.MultiheadAttention) else OpenWindowAttention(module)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import oicsr
@@ -125,3 +126,32 @@ def test_a_plan_for_it_is_replayed() -> None:
     couplings = found(opened, x, "head")
     plan = PruningPlan.from_kept(couplings, {"encoder.layers.0.self_attn.q_proj": [0]})
     assert oicsr.remove_channels(opened, plan).encoder.layers[0].self_attn.num_heads == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("swin_t", (2, 3, 96, 96)), ("swin_v2_t", (2, 3, 96, 96)), ("swin3d_t", (1, 3, 4, 64, 64))]
+)
+def test_attention_in_windows_is_opened_without_a_change_and_pruned(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, num_classes=5)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "table" in key or key.endswith(("bias", "logit_scale")):  # zeros at first, or all alike
+                parameter.add_(torch.randn_like(parameter) / 4)
+    opened, images = oicsr.open_attention(model), torch.randn(shape)
+    assert opened.state_dict().keys() == model.state_dict().keys()
+    for training in (False, True):
+        outputs = []
+        for network in (model.train(training), opened.train(training)):
+            torch.manual_seed(1)
+            outputs.append(network(images))
+        torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", oicsr.UnprunedChannelsWarning)
+        couplings = oicsr.find_couplings(opened.eval(), images)
+        assert not any(".attn.qkv" in c.name for c in oicsr.find_couplings(model.eval(), images))
+    assert sum(c.name.endswith(".attn.qkv") for c in couplings) == 12
+    plan = oicsr.PruningPlan.from_kept(couplings, {c.name: range((c.num_channels + 1) // 2) for c in couplings})
+    small = oicsr.remove_channels(opened, plan)
+    assert oicsr.count_macs(small, images[:1]) < 0.75 * oicsr.count_macs(model, images[:1])
+    small(images).sum().backward()
