@@ -58,6 +58,7 @@ class Positions(TorchFunctionMode):
         self.calls: list[tuple[Tensor, int]] = []
         self.products: list[int] = []
         self._weights = {id(weight) for weight in weights}
+        self._derived: dict[int, tuple[Tensor, bool]] = {}
         self.batch: int | None = None
 
     def __torch_function__(
@@ -71,6 +72,7 @@ class Positions(TorchFunctionMode):
             with self, plain_attention():
                 return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
+        self._note_derived(args, kwargs or {}, result)
         if getattr(func, "__name__", "") in RECURRENT:
             self._note_recurrent(args)
         if func in PRODUCTS:
@@ -84,6 +86,23 @@ class Positions(TorchFunctionMode):
                 inner = 1 + (CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)  # axes of one input
                 self.batch = source.shape[0] if source.ndim > inner else 1
         return result
+
+    def _note_derived(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Remember what is computed from weights alone, or from nothing: it is made once, whatever the inputs."""
+        sources = [
+            v for value in (*args, *kwargs.values()) for v in (value if type(value) in (list, tuple) else [value])
+        ]
+        known = [self._is_derived(value) for value in sources if isinstance(value, Tensor)]
+        if None not in known:
+            for value in result if isinstance(result, list | tuple) else [result]:
+                if isinstance(value, Tensor):
+                    self._derived[id(value)] = value, any(known)
+
+    def _is_derived(self, tensor: Tensor) -> bool | None:
+        """Return whether a tensor is computed from weights, or else from nothing; None where it is from the inputs."""
+        if id(tensor) in self._weights:
+            return True
+        return self._derived[id(tensor)][1] if id(tensor) in self._derived else None
 
     def _note_recurrent(self, args: Sequence[Any]) -> None:
         """Note that each weight of a recurrent layer is used once per input and step."""
@@ -105,7 +124,8 @@ class Positions(TorchFunctionMode):
         if func is torch.einsum:
             equation, *rest = args
             factors = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
-        if len(factors) != 2:
+        derived = [self._is_derived(factor) for factor in factors]
+        if len(factors) != 2 or (None not in derived and any(derived)):
             return
         macs = _einsum_macs(equation, factors) if equation else result.numel() * factors[0].shape[-1]
         weights = [factor for factor in factors if id(factor) in self._weights]

@@ -116,6 +116,8 @@ class Tracer:
                 for source in node.all_input_nodes:
                     self.fix(source, OUTPUT)
         self._settle_splits()
+        order = {node: position for position, node in enumerate(graph.nodes)}
+        self.products.sort(key=lambda product: order.get(product.node, -1))  # those of earlier graphs stay in front
 
     def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
         if node.name in parameters:
