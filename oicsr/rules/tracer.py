@@ -24,6 +24,7 @@ RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rul
 NO_RULE = "has no rule"
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
+UNIFORM = "is one number everywhere, of a size that the code gives"
 PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
 WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
@@ -364,7 +365,7 @@ class Tracer:
         """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
-            self._keep_axis(weight, dim, self.reason(source))
+            self.keep_axis(weight, dim, self.reason(source))
             return
         vector = self.channels(ids, axis, size * groups)
         if vector is None:
@@ -428,7 +429,7 @@ class Tracer:
         if side == "out" and counts:
             self.producers.append(key)
 
-    def _keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
+    def keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
         """Let an axis of a weight stay whole, whatever else the weight does (a decoder that transposes it)."""
         if weight not in self.parameters:
             keep_computed(self, weight, dim, reason)

@@ -16,8 +16,8 @@ Labelled = tuple[fx.Node, str]  # a factor, and a letter for each of its axes
 
 
 def is_weight(tracer: Tracer, node: Any) -> bool:
-    """Return whether a node is a parameter or buffer, or computed from some."""
-    return isinstance(node, fx.Node) and (node in tracer.parameters or node in tracer.computed)
+    """Return whether a node is a parameter or buffer, or computed from some axis by axis."""
+    return isinstance(node, fx.Node) and has_weight(tracer, node)
 
 
 def multiply_by_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx.Node) -> Result:
@@ -84,7 +84,10 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     if kept:
         return _pass(tracer, node, first, second, out, kept)
     for letter in summed:
-        tracer.read_channels(node, source, weight, axis=own.index(letter), dim=others.index(letter))
+        if along and letter not in along:
+            tracer.keep_axis(weight, others.index(letter), "is summed over with the channels")
+        else:
+            tracer.read_channels(node, source, weight, axis=own.index(letter), dim=others.index(letter))
     read = others.index(summed[0]) if summed else None
     wide = [letter for letter in new if shape_of(node)[out.index(letter)] > 1]
     if not wide:

@@ -31,7 +31,8 @@ MOVED = frozenset(
     aten(
         "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint flatten view view_as reshape reshape_as "
         "unflatten _unsafe_view squeeze unsqueeze expand broadcast_to expand_as repeat repeat_interleave flip split "
-        "split_with_sizes chunk slice narrow select unbind index_select tril triu pad constant_pad_nd softmax roll"
+        "split_with_sizes chunk slice narrow select unbind index_select tril triu pad constant_pad_nd softmax roll "
+        "view_as_complex view_as_real"
     )
 )
 SUMS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
