@@ -8,7 +8,7 @@ from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axis_of, gives_many, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import varying
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
-from oicsr.rules.tracer import UNIFORM, Tracer
+from oicsr.rules.tracer import Tracer
 
 UNARY = """
     relu relu6 gelu silu sigmoid hardsigmoid hardswish hardtanh leaky_relu elu selu celu tanh mish softplus softsign
@@ -17,7 +17,8 @@ UNARY = """
     cos tan asin acos atan sinh cosh asinh acosh atanh logit log_sigmoid hardshrink softshrink tanhshrink rrelu
     threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
     clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
-    real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like randn_like randint_like fill zero uniform normal
+    real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
+    randn_like randint_like fill zero uniform normal
 """
 ADDING = "add sub subtract rsub lerp addcmul addcdiv"
 COMBINING = """
@@ -70,7 +71,9 @@ CONSTANTS = """
 @register_rule(*aten("empty_strided new_empty_strided"))
 def uniform(tracer: Tracer, node: fx.Node) -> Result:
     """Makes one number everywhere: first states, paddings. Whether its size follows is for the proof to find out."""
-    return Value(None, tracer.notable(UNIFORM))
+    reason = tracer.notable(f"{tracer.where(node)} gives numbers, whose size cannot follow the channels")
+    tracer.uniform.add(reason)
+    return Value(None, reason)
 
 
 @register_rule(*aten(CONSTANTS))

@@ -12,6 +12,8 @@ from oicsr.rules.ids import varying
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
+WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
+
 
 @follows(*aten("batch_norm instance_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"))
 def batch_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
@@ -30,7 +32,7 @@ def batch_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
         return tracer.opaque(node, "normalises channels that do not lie on axis 1")
     _follow_norm(tracer, [argument(node, i) for i in range(1, 5)], vector)
     if not any(isinstance(argument(node, i), fx.Node) for i in range(1, 5)):
-        tracer.count_width(node, vector)
+        _count_width(tracer, node, vector)
     return _first_of(node, ids)
 
 
@@ -65,10 +67,18 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
                 node, f"has a number of groups that is fixed: keep the {groups} in one attribute of the module"
             )
         tracer.count(node, number, vector.reshape(groups, -1)[:, 0])
-        tracer.count_width(node, vector)
+        _count_width(tracer, node, vector)
     tracer.tie_axis(vector.reshape(groups, -1), 1)
     _follow_norm(tracer, [scale, shift], vector)
     return ids
+
+
+def _count_width(tracer: Tracer, node: fx.Node, labels: Tensor) -> None:
+    """Let the attributes of a module that say by their names how many channels there are follow."""
+    numbers = vars((tracer.modules or {}).get(module_path(node), nn.Identity()))
+    for name in WIDTHS & numbers.keys():
+        if type(numbers[name]) is int and numbers[name] == len(labels):
+            tracer.count(node, name, labels)
 
 
 def _number_of_groups(tracer: Tracer, node: fx.Node, groups: int) -> str | None:
