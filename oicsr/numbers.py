@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from oicsr.collect import ChannelIndex, CouplingId
-from oicsr.coupling import Attribute, Coupling, Rescaled
+from oicsr.coupling import Attribute, Coupling, Part, Rescaled
 from oicsr.rules import Tracer
 
 
@@ -54,6 +55,22 @@ def follow_counts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, C
                 number = Attribute(count.module, count.name, len(roots), channels=channels)
                 attributes = tuple(dict.fromkeys([*found[name].attributes, number]))
                 found[name] = replace(found[name], attributes=attributes)
+    return found
+
+
+def note_parts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> dict[str, Coupling]:
+    """Return the couplings with what their channels own of weights that are computed."""
+    found = dict(couplings)
+    for number, product in enumerate(tracer.products):
+        for dim, labels in enumerate((product.channels, product.read) if product.kind == "weight" else ()):
+            if labels is None:
+                continue
+            owners, numbers = index.owner[index.roots[labels]], index.number[index.roots[labels]]
+            for owner in owners[owners >= 0].unique().tolist():
+                name = index.names[CouplingId(owner)]
+                if name in found:
+                    part = Part(number, dim, torch.where(owners == owner, numbers, -1))
+                    found[name] = replace(found[name], parts=(*found[name].parts, part))
     return found
 
 
