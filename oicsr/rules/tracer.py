@@ -59,11 +59,23 @@ class Product:
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMSNorm over channels: the module's path, the name of its weight, and the channel of each of its entries."""
+    """A mean of squares over channels.
+
+    Attributes:
+        module: Where it is taken.
+        weight: Name of the parameter that the result is multiplied with.
+        channels: The channel of each entry of the weight.
+        eps: Which attribute of the module is added to the mean; empty where none is.
+        dim: The axis of the weight along which the channels lie.
+        exact: Whether nothing else changes: the mean of a LayerNorm does.
+    """
 
     module: str
     weight: str
     channels: Tensor
+    eps: str = "eps"
+    dim: int = 0
+    exact: bool = True
 
 
 @dataclass
@@ -87,10 +99,12 @@ class Tracer:
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
+        approximate: What may go although outputs change: `"layer_norm"` is channels that a LayerNorm runs over, its
+            weight and epsilon changed as an RMSNorm's.
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
-        norms: The RMSNorms over channels.
+        norms: The means of squares over channels.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -105,6 +119,7 @@ class Tracer:
     cuts_by_number: bool = False
     thinned: dict[str, bool] = field(default_factory=dict)
     follow_layer_norm: bool = False
+    approximate: str = "none"
     granularity: str = "channel"
     modes: Mapping[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
