@@ -32,11 +32,14 @@ def follow_norms(
         if bool((counts != counts[0]).any()):
             wrong.append(norm.module)
             continue
-        eps = float(vars((tracer.modules or {})[norm.module])["eps"])
-        rescaled = Rescaled(norm.weight, 0, tuple(range(len(norm.channels))), -0.5)
+        rescaled = Rescaled(norm.weight, norm.dim, tuple(range(len(norm.channels))), -0.5)
+        attributes = [*coupling.attributes]
+        if norm.eps:
+            eps = float(vars((tracer.modules or {})[norm.module])[norm.eps])
+            attributes.append(Attribute(norm.module, norm.eps, eps, -1))
         found[owner] = replace(
             coupling,
-            attributes=tuple(dict.fromkeys([*coupling.attributes, Attribute(norm.module, "eps", eps, -1)])),
+            attributes=tuple(dict.fromkeys(attributes)),
             rescaled=tuple(dict.fromkeys([*coupling.rescaled, rescaled])),
         )
     return found, wrong

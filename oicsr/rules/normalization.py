@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from oicsr.rules.calls import argument, gives_many, module_path, shape_of, source_of
 from oicsr.rules.ids import varying
+from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
@@ -94,13 +95,22 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Keeps channels that do not lie on the axes it normalises.
 
     Statistics over channels change with the number of channels, even where a removed one was zero: nothing exact
-    exists, and such channels stay. With `Tracer.follow_layer_norm` they go, scale and shift with them.
+    exists, and such channels stay. With `Tracer.follow_layer_norm` they go, scale and shift with them, and with
+    `Tracer.approximate` as under an RMSNorm.
     """
     axes = list(range(ids.ndim - len(argument(node, 1)), ids.ndim))
     kept = tracer.whole(ids, axes)
     if kept is not None:
         return kept
-    if len(axes) > 1 or not tracer.follow_layer_norm:
+    approximate = tracer.approximate == "layer_norm"
+    if len(axes) > 1 or not (tracer.follow_layer_norm or approximate):
         return tracer.opaque(node, "normalises over the channels")
+    if approximate:
+        path, weight = module_path(node), argument(node, 2)
+        if not isinstance((tracer.modules or {}).get(path), nn.LayerNorm) or weight not in tracer.parameters:
+            return tracer.opaque(node, "normalises over the channels: only nn.LayerNorm with a weight adapts")
+        if tracer.modes.get(path) == "none":
+            return tracer.opaque(node, "normalises over channels some of which stay for another reason")
+        tracer.norms.append(Norm(path, tracer.parameters[weight], ids.flatten(), exact=False))
     _follow_norm(tracer, [argument(node, 2), argument(node, 3)], ids.flatten())
     return ids

@@ -49,10 +49,12 @@ class Tracer:
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
+        approximate: What may go although outputs change: `"layer_norm"` is channels that a LayerNorm runs over, its
+            weight and epsilon changed as an RMSNorm's.
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
-        norms: The RMSNorms over channels.
+        norms: The means of squares over channels.
         counts: Numbers on modules that count slices.
         computed: Values that are computed from parameters alone.
         weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
@@ -72,6 +74,7 @@ class Tracer:
     cuts_by_number: bool = False
     thinned: dict[str, bool] = field(default_factory=dict)
     follow_layer_norm: bool = False
+    approximate: str = "none"
     granularity: str = "channel"
     modes: Mapping[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
