@@ -257,8 +257,21 @@ def start_computed(tracer: Tracer, weight: fx.Node, dim: int) -> Tensor:
     axis = None if axes is None else axes[dim]
     if axis is None:
         return tracer.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
+    for key, _ in axis.sources:
+        if key in tracer.slots and tracer.slots[key].side == "in":
+            tracer.rebuilt.add(key)
     _own(tracer, axis, "out", True)
     return axis.labels
+
+
+def keep_rebuilt(tracer: Tracer, output: fx.Node) -> None:
+    """Name the weights that rebuild, transposed, what they read (a tied decoder), where that is an output."""
+    values = [tracer.ids(source) for source in output.all_input_nodes if not gives_many(source)]
+    roots = [tracer.sets.find(ids.flatten()) for ids in values if ids is not None]
+    for name, dim in sorted(tracer.rebuilt) if roots else ():
+        labels = tracer.slots[name, dim].ids
+        if bool(torch.isin(tracer.sets.find(labels), torch.cat(roots)).any()):
+            tracer.sets.fix(labels, tracer.notable(f"is read by {name!r}, which rebuilds it as an output of the model"))
 
 
 def follow_computed(tracer: Tracer, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
