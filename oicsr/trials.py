@@ -17,7 +17,7 @@ from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
 from oicsr.state import devices_of, generators_kept, indices_on_cpu
 from oicsr.surgery import apply_plan
-from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
+from oicsr.watching import WIDER, Watch, default_dtype, guarded_offsets, named_tensors, storages
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
@@ -261,7 +261,7 @@ class Bench:
         network.train(training)
         inputs = self._training_inputs if training else self._inputs
         inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
-        with Watch(self._dtype, self._originals, self.read_of_original), default_dtype(self._dtype):
+        with Watch(self._dtype, self._originals, self.read_of_original), default_dtype(self._dtype), guarded_offsets():
             outputs = _call_twice(network, inputs) if training else inputs.call(network)
         return [tensor.detach() for tensor in tensors_in(outputs)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +29,7 @@ DROPOUTS = {
     functional.feature_alpha_dropout,
 }
 NOISES = {torch.rand: 0.4, torch.rand_like: 0.4, torch.randn: 0.7, torch.randn_like: 0.7}  # and the number in its place
+DEFORMED = "deform_conv2d"
 DRAWS = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 
 
@@ -107,3 +110,27 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def guarded_offsets() -> Iterator[None]:
+    """Keep offsets that are no numbers from torchvision's deformable convolution, which would end the process.
+
+    In a trial, channels of zeros may have divided by zero. The result is no number then, as it should be.
+    """
+    if "torchvision" not in sys.modules or not hasattr(torch.ops.torchvision, DEFORMED):
+        yield
+        return
+    plain = getattr(torch.ops.torchvision, DEFORMED)
+
+    def guarded(source: Tensor, weight: Tensor, offset: Tensor, *rest: Any) -> Any:
+        """Call the operator where that is safe."""
+        if not bool(offset.isnan().any()):
+            return plain(source, weight, offset, *rest)
+        return plain(source, weight, torch.zeros_like(offset), *rest) * math.nan
+
+    setattr(torch.ops.torchvision, DEFORMED, guarded)
+    try:
+        yield
+    finally:
+        setattr(torch.ops.torchvision, DEFORMED, plain)

@@ -85,6 +85,15 @@ def test_the_rule_of_the_library_follows_groups_of_offsets() -> None:
         assert oicsr.find_couplings(Deformed(groups=2), torch.randn(2, 3, 6, 6)) == []
 
 
+def test_offsets_that_are_no_numbers_in_a_trial_do_not_end_the_process() -> None:
+    model = Deformed()
+    model.offset = nn.utils.parametrizations.weight_norm(model.offset)  # rows of zeros are divided by their length
+    model.one = nn.utils.parametrizations.weight_norm(model.one)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="takes places"):
+        couplings = oicsr.find_couplings(model, torch.randn(2, 3, 6, 6))
+    assert [coupling.name for coupling in couplings] == ["one", "deformed"]
+
+
 def test_without_a_rule_an_operator_is_named(registry: None) -> None:
     del RULES["torchvision::deform_conv2d"]
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="deform_conv2d.* in module 'deformed' has no rule"):
