@@ -102,8 +102,9 @@ def test_packages_of_the_suite_import_downwards_only() -> None:
 
 def modules_imported(path: Path, known: set[str]) -> set[str]:
     found = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.ImportFrom):
+    body = ast.parse(path.read_text("utf-8")).body
+    for node in [*body, *(inner for block in body if isinstance(block, ast.If) for inner in block.body)]:
+        if isinstance(node, ast.ImportFrom):  # those for type checking alone, too
             within = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= within if within <= known else within | {str(node.module)}
     return found & known

@@ -16,7 +16,7 @@ from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
-from oicsr.rules.registry import Result, Value, find_leaf, find_rule
+from oicsr.rules.table import Result, Value, find_leaf, find_rule
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
