@@ -133,7 +133,8 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
     for name in dict.fromkeys(map(sweep_of, cells)):
         mine = [cell for cell in found.todo if sweep_of(cell) == name]
         part = expected.sweeps.get(name, SweepEstimate())
-        say(f"{name[0]} ({name[1]}): {_runs(len(mine))}, {part.epochs} epochs, {_expected(part.seconds)}")
+        time = "time unknown" if part.seconds is None else duration(part.seconds)
+        say(f"{name[0]} ({name[1]}): {_runs(len(mine))}, {part.epochs} epochs, {time}")
         for method in dict.fromkeys(cell.method for cell in mine):
             say(f"  {method}: {_runs(sum(cell.method == method for cell in mine))}")
     known = all(part.seconds is not None for part in expected.sweeps.values())
@@ -150,10 +151,6 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
 
 def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
-
-
-def _expected(seconds: float | None) -> str:
-    return "time unknown" if seconds is None else duration(seconds)
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:

@@ -108,17 +108,13 @@ def makers(name: str, precision: Precision, settings: Settings) -> dict[str, Cal
     build = partial(_eager, name, precision, settings)
     found: dict[str, Callable[[], Candidate]] = {"eager": partial(build, None)}
     if settings.device.type == "cuda":
-        found["captured"] = partial(_captured, build, settings)
+        found["captured"] = lambda: captured(build(None), settings.device)
         found["graphed callables"] = partial(build, partial(_graphed, precision=precision))
     if "compiled" in settings.backends:
         found["compiled"] = partial(build, partial(_compiled, mode=None))
         if settings.device.type == "cuda":
             found["reduce-overhead"] = partial(build, partial(_compiled, mode="reduce-overhead"))
     return found
-
-
-def _captured(build: Callable[[None], Candidate], settings: Settings) -> Candidate:
-    return captured(build(None), settings.device)
 
 
 def _forms(name: str, precision: Precision, settings: Settings) -> Iterator[dict[str, Any]]:

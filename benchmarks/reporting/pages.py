@@ -10,7 +10,6 @@ from benchmarks.analysis.predictions import outcomes
 from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import Record
 from benchmarks.reporting.anatomy import outcome_lines
 from benchmarks.reporting.checklist import checklist, checklist_markdown
 from benchmarks.reporting.columns import STATE_TITLES
@@ -119,9 +118,14 @@ def _latency_section(names: Sequence[str]) -> list[str]:
 
 def _failed_and_missing(study: Study) -> list[str]:
     lines = []
-    failed = [record for record in study.records if not record.complete]
+    failed = {
+        f"{record.experiment}/{record.run_id}": str((record.failure or {}).get("reason", "unknown"))
+        for record in study.records
+        if not record.complete
+    }
     if failed:
-        lines += ["## Failed runs", "", *[f"- `{r.experiment}/{r.run_id}`: {_reason(r)}" for r in failed], ""]
+        reasons = [f"- `{run}`: {for_markdown(reason)}" for run, reason in failed.items()]
+        lines += ["## Failed runs", "", *reasons, ""]
     missing = [name for name in EXPERIMENTS if name not in study.experiments]
     if missing:
         lines += ["## Not run", "", *[f"- `{name}`: {EXPERIMENTS[name].title}" for name in missing], ""]
@@ -151,10 +155,6 @@ def _left_out(study: Study) -> list[str]:
         *lines,
         "",
     ]
-
-
-def _reason(record: Record) -> str:
-    return for_markdown(str((record.failure or {}).get("reason", "unknown")))
 
 
 def readme_block(study: Study) -> str:
