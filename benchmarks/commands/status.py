@@ -64,9 +64,8 @@ def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch
     if options.profile:
         return [options.profile] if options.experiments or options.profile in experiment.profiles else []
     folder = runs_folder(options.results) / experiment.name
-    recorded = {path.name.partition("-")[0] for path in folder.iterdir()} if folder.is_dir() else set()
     default = default_profile(experiment, device)
-    return [name for name in experiment.profiles if name == default or name in recorded]
+    return [name for name in experiment.profiles if name == default or any(folder.glob(f"{name}-*"))]
 
 
 def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:

@@ -70,8 +70,9 @@ def check_same_configuration(cell: Cell, record: Record, where: str, bench: Benc
     values = resolved_config(cell, method, bench.device.type)
     if cell.profile.precision == "auto":  # chosen by the machine of the run; tables do not mix them
         values["precision"] = record.config.get("precision")
-    expected = flatten({**values, "strength": choose_strength(bench.tuning, cell, method).value})
-    found = flatten({**record.config, "strength": record.strength})
+    chosen = {"strength": choose_strength(bench.tuning, cell, method).value, "macs_kept": cell.macs_kept}
+    expected = flatten({**values, **chosen})
+    found = flatten({**record.config, "strength": record.strength, "macs_kept": record.macs_kept})
     different = [
         f"{name} is {expected.get(name)!r} now and was {found.get(name)!r}"
         for name in sorted(expected.keys() | found.keys())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from benchmarks.escape import for_markdown
 from benchmarks.records.record import Record
 from benchmarks.running.wandb_mirror import OVERVIEW, OVERVIEW_TABLE, RUN, Place
 
@@ -55,10 +56,10 @@ def make_report(place: Place, record: Record, command: str) -> Any:
 
 
 def _about(record: Record, command: str) -> str:
-    provenance = record.provenance
+    commit, device = (for_markdown(str(record.provenance.get(name))) for name in ("commit", "device"))
     return (
-        f"**{record.experiment}**, profile {record.profile}: protocol {record.protocol}, commit "
-        f"`{provenance.get('commit')}`, device {provenance.get('device')}.\n\nRepeat it: `{command}`"
+        f"**{record.experiment}**, profile {record.profile}: protocol {record.protocol}, commit {commit}, device "
+        f"{device}.\n\nRepeat it: `{command}`"
     )
 
 

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from benchmarks import cli
-from benchmarks.running.wandb_mirror import CURVES, PHASES, Place, log_overview, log_result, overview_row
+from benchmarks.escape import for_markdown
+from benchmarks.running.run_config import record_config
+from benchmarks.running.wandb_mirror import (
+    CURVES,
+    PHASES,
+    Place,
+    log_overview,
+    log_result,
+    notes_of,
+    overview_row,
+)
 from benchmarks.running.wandb_report import NEEDS, make_report
 from tests.benchmarks.fakes import fake_record
 from tests.benchmarks.small import small_cell
@@ -64,6 +74,16 @@ def test_report_is_of_one_group_and_says_how_to_repeat_it(report: Any) -> None:
         "group = 'small-quick' and jobType = 'overview'",
     }
     assert report.blocks[0].text.endswith("Repeat it: `python -m benchmarks run small`") and report.entity == "team"
+
+
+def test_texts_of_records_make_no_markup(report: Any) -> None:
+    text = "![see](https://example.com/track.png) <script>`x`\n# Heading"
+    record = fake_record(small_cell("oicsr-gl"), provenance={"commit": text, "device": text}, strength_source=text)
+    about = make_report(PLACE, record, "python -m benchmarks run small").blocks[0].text
+    notes = notes_of(record_config(record))
+    for shown in (about, notes or ""):
+        assert for_markdown(text) in shown
+        assert not any(part in shown for part in ("![see](https:", "<script", "\n# "))
 
 
 def test_panels_do_not_cover_each_other(report: Any) -> None:
