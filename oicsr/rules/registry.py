@@ -12,6 +12,7 @@ from oicsr.rules.modules import ModuleCall
 from oicsr.rules.table import LEAF_CLASSES, RULES, LeafClass
 from oicsr.rules.table import Result as Result
 from oicsr.rules.table import Value as Value
+from oicsr.rules.table import aten as aten
 from oicsr.rules.tracer import Tracer
 
 Rule = Callable[[Tracer, fx.Node], Result]
@@ -78,11 +79,6 @@ def _check_target(target: str | type[nn.Module], replace: bool) -> None:
     if (target in RULES or target in LEAF_CLASSES) and not replace:
         name = target if isinstance(target, str) else target.__qualname__
         raise ValueError(f"{name!r} already has a rule; pass replace=True to put another in its place")
-
-
-def aten(names: str) -> list[str]:
-    """Return the full names of ATen operators, given their short names with blanks between."""
-    return [f"aten::{name}" for name in names.split()]
 
 
 Following = Callable[[Tracer, fx.Node, Tensor], Tensor | Result]

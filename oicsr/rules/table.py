@@ -52,3 +52,8 @@ def find_rule(node: fx.Node) -> Entry | None:
 def find_leaf(module: nn.Module) -> LeafClass | None:
     """Return the rule of a module's class, or of the nearest class that it is derived from."""
     return next((LEAF_CLASSES[cls] for cls in type(module).__mro__ if cls in LEAF_CLASSES), None)
+
+
+def aten(names: str) -> list[str]:
+    """Return the full names of ATen operators, given their short names with blanks between."""
+    return [f"aten::{name}" for name in names.split()]
