@@ -76,7 +76,7 @@ class Comparison:
 
     @property
     def current(self) -> bool:
-        """Whether its protocol is the present one; others stand in no headline."""
+        """Whether its protocol is the present one; others are in no headline."""
         return self.protocol == CURRENT_PROTOCOL
 
     @property

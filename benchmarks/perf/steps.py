@@ -59,7 +59,8 @@ def step_of(
         precision: Of the forward pass.
         original: Holds the parameters.
         in_place: Whether gradients keep their memory from step to step, as a capture of the whole step needs it. The
-            other forms must not: what a graph of their own returns as a gradient is its memory, and is written anew.
+            other forms must not: the gradients that a graph of their own returns are in its memory, which the next
+            replay overwrites.
     """
     optimizer = torch.optim.SGD(
         original.parameters(),

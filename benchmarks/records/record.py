@@ -117,7 +117,7 @@ class Record:
 
     @property
     def complete(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return self.status == COMPLETE
 
     def to_json(self) -> str:
@@ -130,7 +130,7 @@ class Record:
 def checksum(values: dict[str, Any]) -> str:
     """Return the SHA-256 over all values of a record but the checksum itself."""
     provenance = {name: value for name, value in values["provenance"].items() if name != CHECKSUM}
-    # (shallow copies: a thousand records are read in a second or two)
+    # shallow copies, so that a thousand records are read in a second or two
     values = {**without_defaults(values), "provenance": provenance, "schema": SCHEMA}
     return hashlib.sha256(canonical(values).encode()).hexdigest()
 
@@ -236,7 +236,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
     text = _text_of(path, "record")
     record = _parse(text, str(path))
     if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
-        raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
+        raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it is in the wrong place")
     _verify(record, str(path), unchecked)
     _check_beside(path, record, unchecked)
     return record

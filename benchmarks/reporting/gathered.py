@@ -21,7 +21,7 @@ class Gathered:
 
     Attributes:
         records: What it is made from.
-        left_out: Why others cannot stand in it, by path of the record.
+        left_out: Why others are not part of it, by path of the record.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Gathered:
 
 
 def gather(results: Path, experiments: Sequence[str] | None = None) -> Gathered:
-    """Read the records of a results folder; what cannot stand in a table beside the others is left out.
+    """Read the records of a results folder; those that cannot share a table with the others are left out.
 
     Args:
         results: Holds `runs/`.
@@ -102,7 +102,7 @@ def _dense_size(record: Record) -> Shape:
     return {name: str(record.states["dense"][name]) for name in ("macs", "params")}
 
 
-# What must be alike, in which group, and its values: what most runs of a group have is right.
+# What the runs of a group must have in common: its name, the group of a run, its values. The majority is right.
 ALIKE: tuple[tuple[str, Callable[[Record], Hashable], Callable[[Record], Shape]], ...] = (
     ("configuration", _table_of, conditions),
     ("dense network", _table_of, _dense_size),

@@ -220,7 +220,7 @@ def _first_figure(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]
 
 
 def _tier(verdicts: Sequence[Verdict], tier: str) -> dict[str, Any]:
-    """Return the verdicts of a tier, losses first; those on too few networks apart."""
+    """Return the verdicts of a tier, losses first; those on too few networks separately."""
     found = [(verdict, finding) for verdict in in_order(verdicts, tier) if (finding := verdict.at(tier))]
     return {
         "title": of_tier(verdicts, tier),

@@ -69,7 +69,7 @@ def _layout(reports: Any, position: int, across: int) -> Any:
 
 
 def _comparison(reports: Any) -> tuple[str, str, list[Any]]:
-    """Return the panels of the overview run: the table of all runs; its charts lie in the same run's workspace."""
+    """Return the panels of the overview run: the table of all runs; its charts are in the same run's workspace."""
     panel = reports.WeavePanelSummaryTable(table_name=OVERVIEW_TABLE, layout=reports.Layout(x=0, y=0, w=WIDTH, h=12))
     return "All runs in one table", OVERVIEW, [panel]
 
