@@ -16,12 +16,13 @@ from benchmarks.config import Cell
 from benchmarks.records.record import Record
 from benchmarks.records.rows import EPOCH_COLUMNS, EpochRow
 from benchmarks.running.bench import Observer
+from benchmarks.running.mlflow_runs import MlflowRuns
 from benchmarks.running.run_config import run_config
 from benchmarks.running.stages import Stage
 from benchmarks.running.wandb_mirror import COLUMNS, CURVES, Mode, WandbSink, overview_row
 from benchmarks.suggest import unknown_name
 
-NAMES = ("wandb", "tensorboard", "csv")
+NAMES = ("wandb", "tensorboard", "mlflow", "csv")
 
 
 class Tracker(Observer, Protocol):
@@ -193,6 +194,7 @@ def open_trackers(names: Sequence[str], mode: Mode, tuning: Path) -> list[Tracke
     make: dict[str, Callable[[], Tracker]] = {
         "wandb": lambda: WandbSink(mode, Path("wandb"), tuning),
         "tensorboard": lambda: Mirror(TensorBoardFiles(Path("tensorboard")), tuning),
+        "mlflow": lambda: Mirror(MlflowRuns(), tuning),
         "csv": lambda: Mirror(CsvFiles(Path("tracks")), tuning),
     }
     return [make[name]() for name in check_trackers(names)]
