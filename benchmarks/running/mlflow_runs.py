@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from benchmarks.records.rows import EpochRow
 from benchmarks.running.wandb_mirror import CURVES, notes_of
 
 RUN_ID = "oicsr.run_id"
+
+ADDRESS = "MLFLOW_TRACKING_URI"
+NO_ADDRESS = f"; set {ADDRESS} to your server's address, or `pip install mlflow` for a store on this machine"
 
 
 class MlflowRuns:
@@ -87,4 +91,4 @@ def _one_kind_of_error() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RuntimeError(str(error)) from error
+        raise RuntimeError(f"{error}{'' if ADDRESS in os.environ else NO_ADDRESS}") from error

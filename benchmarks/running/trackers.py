@@ -9,6 +9,7 @@ import csv
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from benchmarks.running.wandb_mirror import COLUMNS, CURVES, Mode, WandbSink, ov
 from benchmarks.suggest import unknown_name
 
 NAMES = ("wandb", "tensorboard", "mlflow", "csv")
+EXTRAS = ("tensorboard", "mlflow")  # names of packages, and of the extras that install them
 
 
 class Tracker(Observer, Protocol):
@@ -181,11 +183,13 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     """Return the names, each once.
 
     Raises:
-        ValueError: One is unknown.
+        ValueError: One is unknown, or its package is not installed.
     """
     for name in names:
         if name not in (*NAMES, "none"):
             raise ValueError(unknown_name("tracker", name, (*NAMES, "none")))
+        if name in EXTRAS and find_spec(name) is None:
+            raise ValueError(f"the tracker {name!r} needs a package that is not installed: pip install '.[{name}]'")
     return [name for name in dict.fromkeys(names) if name != "none"]
 
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -179,8 +180,25 @@ def test_a_run_that_starts_again_replaces_the_earlier_one_in_mlflow(tmp_path: Pa
 def test_mlflow_that_refuses_to_write_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://x")
     tracker = Mirror(MlflowRuns(), tmp_path / "tuning")
-    with pytest.warns(TrackerWarning, match="MlflowRuns failed .*nowhere"):
+    with pytest.warns(TrackerWarning, match="MlflowRuns failed .*nowhere") as caught:
         tracker.run_started(CELL, [])
+    assert "MLFLOW_TRACKING_URI" not in str(caught[0].message)
+
+
+def test_mlflow_without_a_place_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("mlflow.MlflowClient", Mock(side_effect=MlflowException("no store")))
+    tracker = Mirror(MlflowRuns(), tmp_path / "tuning")
+    with pytest.warns(TrackerWarning, match="no store; set MLFLOW_TRACKING_URI to your server's address"):
+        tracker.run_started(CELL, [])
+
+
+def test_a_tracker_without_its_package_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.running.trackers.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"'mlflow' needs a package that is not installed: pip install '\.\[mlflow\]'"):
+        check_trackers(["csv", "mlflow"])
 
 
 def test_csv_files_hold_every_epoch_and_a_row_per_run(tmp_path: Path) -> None:
