@@ -66,7 +66,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="offline",
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
-    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold the others"
+    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold files"
     parser.add_argument("--trackers", type=names, metavar="LIST", default=["wandb"], help=text)
     add_graphs(parser)
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
