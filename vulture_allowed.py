@@ -8,6 +8,7 @@ _.num_parameters
 _.num_embeddings
 _.embedding_dim
 _.__class__
+_.extra_repr
 
 # fields that are written to files, or read through asdict
 train_top1

@@ -9,6 +9,7 @@ from oicsr.energy import add_energy_gradient, channel_energy
 from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
 from oicsr.limits import DEFAULT_CAP, PAPER_CAP
+from oicsr.open_attention import OpenAttention, open_attention
 from oicsr.penalties import (
     DEFAULT_STRENGTH,
     GradientRegularizer,
@@ -47,6 +48,7 @@ __all__ = [
     "GradientRegularizer",
     "GroupLasso",
     "Member",
+    "OpenAttention",
     "OutOfReachError",
     "Proof",
     "ProximalGrOWL",
@@ -68,6 +70,7 @@ __all__ = [
     "find_couplings",
     "group_lasso",
     "load_pruned",
+    "open_attention",
     "out_in_energy",
     "plan_absorption",
     "prove",

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
+from oicsr.attention import Granularity
 from oicsr.coupling import Coupling
 from oicsr.importance import out_in_energy
 from oicsr.inputs import ExampleInputs
@@ -44,6 +45,7 @@ def prune(
     tie: Sequence[Tie] = (),
     tolerance: float = TOLERANCE,
     absorb: bool = False,
+    granularity: Granularity = "channel",
 ) -> PruningResult:
     """Prune a network in one call: trace, train with the penalty, score, select, remove, recalibrate.
 
@@ -73,6 +75,7 @@ def prune(
         tie: Groups of couplings that keep the same channels; they are penalised as one, too.
         tolerance: How far the result may be from the target, as a share of it.
         absorb: Let readers absorb the constants of removed channels (see `remove_channels`).
+        granularity: What goes of an attention, `"channel"` or `"head"` (see `find_couplings`).
 
     Returns:
         The pruned model, the plan and a summary (`print(result)`).
@@ -93,7 +96,7 @@ def prune(
     target = {"macs_kept": macs_kept, "params_kept": params_kept, "cost": cost, "cost_kept": cost_kept}
     limits = {"max_removed": max_removed, "round_to": round_to}
     select = partial(select_channels, tolerance=tolerance)
-    find = partial(_find, model, example_inputs, ignore, tie)
+    find = partial(_find, model, example_inputs, ignore, tie, granularity)
     couplings, notes = find("inner" if scope is None else scope), []
     if scope is None and cost is None and not _reachable(couplings, model, example_inputs, select, target, limits):
         couplings = find("all")
@@ -120,8 +123,16 @@ def prune(
     return replace(result, notes=tuple(notes))
 
 
-def _find(model: nn.Module, inputs: ExampleInputs, ignore: Names, tie: Sequence[Tie], scope: Scope) -> list[Coupling]:
-    return tie_couplings(find_couplings(model, inputs, scope=scope, ignore=ignore), tie)
+def _find(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    ignore: Names,
+    tie: Sequence[Tie],
+    granularity: Granularity,
+    scope: Scope,
+) -> list[Coupling]:
+    found = find_couplings(model, inputs, scope=scope, ignore=ignore, granularity=granularity)
+    return tie_couplings(found, tie)
 
 
 def _reachable(

@@ -12,12 +12,14 @@ from typing import Literal, get_args
 from torch import nn
 
 from oicsr.arguments import check_call
+from oicsr.attention import Attentions, Granularity, check_granularity, settle_products
 from oicsr.backbone import Part, backbone_call, couplings_of_whole
 from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
 from oicsr.copying import hooked_modules
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import prove
@@ -64,6 +66,7 @@ def find_couplings(
     scope: Scope = "inner",
     ignore: Names = (),
     verify: Verify = "numeric",
+    granularity: Granularity = "channel",
 ) -> list[Coupling]:
     """Find every set of weights that share a channel axis.
 
@@ -85,20 +88,22 @@ def find_couplings(
             a warning. Channels that a LayerNorm runs over stay as well: its statistics change with every channel that
             goes. `"shapes"`: the pruned network has to run, on the meta device, with nothing computed: for those who
             want the channels under a LayerNorm, which go then, with other outputs. `"off"`: not at all.
+        granularity: What goes of an attention. `"channel"`: channels of each head, where the code lets them go, and
+            heads elsewhere. `"head"`: heads, each with all its channels. The couplings say their `kind`.
 
     Returns:
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
 
     Raises:
-        ValueError: `scope` or `verify` is unknown, `ignore` names no layer of the model, or the model cannot be
-            traced.
+        ValueError: `scope`, `verify` or `granularity` is unknown, `ignore` names no layer of the model, or the model
+            cannot be traced.
 
     Warns:
         UnprunedChannelsWarning: Channels stay because of an operator without a rule, or because a trial failed; the
             message names them and the reason.
         UntriedWarning: Something could not be tried; the message says what.
     """
-    trace = trace_couplings(model, example_inputs, scope=scope, ignore=ignore, verify=verify)
+    trace = trace_couplings(model, example_inputs, scope=scope, ignore=ignore, verify=verify, granularity=granularity)
     if trace.unruled:
         message = "some channels are left unpruned: " + "; ".join(trace.unruled)
         warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
@@ -114,14 +119,16 @@ def trace_couplings(
     scope: Scope = "inner",
     ignore: Names = (),
     verify: Verify = "numeric",
+    granularity: Granularity = "channel",
 ) -> Trace:
     """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
     for name, value, allowed in (("scope", scope, get_args(Scope)), ("verify", verify, get_args(Verify))):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+    check_granularity(granularity)
     check_call(model, example_inputs)
     model = unwrap(model)
-    choices = _Choices(scope, named_layers(model, ignore), verify)
+    choices = _Choices(scope, named_layers(model, ignore), verify, granularity)
     with _no_garbage_collection():
         trace = _trace(model, as_inputs(example_inputs), choices)
     hooked = hooked_modules(model)
@@ -158,19 +165,21 @@ class _Choices:
         scope: Which channels may go.
         ignored: Names of the layers whose own channels stay.
         verify: How couplings are tried.
+        granularity: What goes of an attention.
         thinned: What another tracer decided on grouped convolutions.
     """
 
     scope: Scope
     ignored: Set[str]
     verify: Verify
+    granularity: Granularity = "channel"
     thinned: Mapping[str, bool] = field(default_factory=dict)
 
 
 def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     """Trace a network, or where it cannot be traced its backbone, and try what was found."""
     try:
-        tracer, trace = _trace_once(model, inputs, choices)
+        traced, trace = _trace_once(model, inputs, choices)
     except ValueError:
         part = backbone_call(model, inputs)
         if part is None:
@@ -181,9 +190,9 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     if choices.verify == "off":
         return trace
     if choices.verify == "shapes":
-        return _verified_shapes(model, inputs, choices, tracer, trace)
-    proof = prove(model, inputs, trace.couplings)
-    return _without(trace, proof.refuted, proof.untried)
+        return _verified_shapes(model, inputs, choices, traced.tracer, trace)
+    couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
+    return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
 
 
 def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
@@ -232,27 +241,48 @@ def _without(trace: Trace, refuted: Mapping[str, str], untried: Sequence[str] = 
     )
 
 
-def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tracer, Trace]:
-    """Trace a network, without any trial."""
+def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Traced, Trace]:
+    """Trace a network, without any trial but of what its attentions need."""
     twin, computed = plain_twin(model)
-    with indices_on_cpu():
-        tracer = Tracer(thinned=dict(choices.thinned), follow_layer_norm=choices.verify != "numeric")
-    streams = Streams(tracer)
     graph = export_graph(twin, inputs, training=False)
-    _follow(tracer, streams, graph)
+    graphs = [graph]
     untried: tuple[str, ...] = ()
     if graph.unused:  # heads that only run in training (auxiliary classifiers) read channels too
         try:
-            _follow(tracer, streams, export_graph(twin, inputs, training=True))
+            graphs.append(export_graph(twin, inputs, training=True))
         except ValueError as error:
             unused = _some(graph.unused)
             untried = (f"{error}, in training mode: what only runs there is not followed (it may read {unused})",)
+    attentions = Attentions(twin, inputs, choices.granularity)
+    while True:
+        tracer, streams = _followed(graphs, attentions, choices)
+        couplings, unpruned, index = collect(tracer, streams.roots() if choices.scope == "inner" else set[Root]())
+        completed = attentions.complete(tracer, index, couplings, graph.nodes)
+        if completed is not None:
+            break
+    couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
+    trace = Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
+    return Traced(tracer, index, graph.nodes, twin), trace
+
+
+@indices_on_cpu()
+def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices) -> tuple[Tracer, Streams]:
+    """Follow the channels through the graphs of a network, with what is known of its attentions."""
+    tracer = Tracer(
+        thinned=dict(choices.thinned),
+        follow_layer_norm=choices.verify != "numeric",
+        granularity=choices.granularity,
+        modes=dict(attentions.modes),
+    )
+    streams = Streams(tracer)
+    for graph in graphs:
+        tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
+        streams.read(graph.nodes)
+    settle_products(tracer, attentions.refusals)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:
             tracer.sets.fix(slot.ids, IGNORED)
-    couplings, unpruned = collect(tracer, streams.roots() if choices.scope == "inner" else set[Root]())
-    couplings = _without_energy_of_buffers(said_of_sources(couplings, computed), model)
-    return tracer, Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
+    return tracer, streams
 
 
 def _without_energy_of_buffers(couplings: Sequence[Coupling], model: nn.Module) -> list[Coupling]:
@@ -264,9 +294,3 @@ def _without_energy_of_buffers(couplings: Sequence[Coupling], model: nn.Module) 
         )
         for coupling in couplings
     ]
-
-
-@indices_on_cpu()
-def _follow(tracer: Tracer, streams: Streams, graph: Graph) -> None:
-    tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
-    streams.read(graph.nodes)

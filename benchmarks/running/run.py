@@ -41,6 +41,7 @@ from oicsr import (
     shrink_couplings,
 )
 from oicsr.algorithm import share_after
+from oicsr.attention import Granularity
 from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
@@ -124,11 +125,13 @@ def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
 
 
 @lru_cache(maxsize=8)
-def _couplings(model: str, num_classes: int, shape: tuple[int, int, int], scope: Scope) -> list[Coupling]:
+def _couplings(
+    model: str, num_classes: int, shape: tuple[int, int, int], scope: Scope, granularity: Granularity
+) -> list[Coupling]:
     """Return the couplings of a network, which many runs share: they depend only on its architecture."""
     with torch.random.fork_rng(devices=[]):
         network = build_model(model, num_classes)
-    return find_couplings(network, torch.zeros(1, *shape), scope=scope)
+    return find_couplings(network, torch.zeros(1, *shape), scope=scope, granularity=granularity)
 
 
 class _Run:
@@ -182,7 +185,9 @@ class _Run:
             The pruned network, and one plan for all removals together.
         """
         profile, progress = self.cell.profile, self.progress
-        current = _couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, profile.scope)
+        current = _couplings(
+            self.cell.experiment.model, self.data.num_classes, self.data.shape, profile.scope, profile.granularity
+        )
         dense, dense_macs = current, count_macs(model, self.inputs)
         plan = PruningPlan.from_kept(current, {})
         for step in range(profile.steps):
