@@ -132,8 +132,8 @@ class Bench:
             found = self._run(self._pruned(couplings), training=False)
         except MODEL_ERRORS as error:
             return (
-                f"cannot lose channels: its width is a number in the model's code ({first_line(error)}); write -1 in its "
-                "place, or keep it in an attribute of the module"
+                f"cannot lose channels: its width is a number in the model's code ({first_line(error)}); write -1 in "
+                "its place, or keep it in an attribute of the module"
             )
         difference = _difference(expected, found, self._tolerance())
         if difference is None or self._is_random(couplings, expected):

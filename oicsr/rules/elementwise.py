@@ -17,7 +17,8 @@ UNARY = """
     cos tan asin acos atan sinh cosh asinh acosh atanh logit log_sigmoid hardshrink softshrink tanhshrink rrelu
     threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
     clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
-    real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like randn_like randint_like fill zero uniform normal
+    real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
+    randn_like randint_like fill zero uniform normal
 """
 ADDING = "add sub subtract rsub lerp addcmul addcdiv"
 COMBINING = """
