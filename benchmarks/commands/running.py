@@ -20,6 +20,7 @@ from benchmarks.commands.options import (
     add_graphs,
     add_jobs,
     choose_device,
+    choose_graphs,
     names,
     results_option,
 )
@@ -87,7 +88,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
     _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
-    bench = replace(bench, graphs=options.graphs)
+    bench = replace(bench, graphs=choose_graphs(options, device))
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:
             follow(bench)
