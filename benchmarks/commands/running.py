@@ -117,7 +117,8 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
         return _show_plan(bench, cells, found, console)
     outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
     if not found.todo:
-        line = f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run"
+        all_runs = "the run is" if len(cells) == 1 else f"all {len(cells)} runs are"
+        line = f"{all_runs} recorded under {options.results}/runs: nothing to run"
         console.print(line, highlight=False, soft_wrap=True)
     left_out = show(console, options.results, cells) if outcome.stopped != INTERRUPT else []
     code = _conclude(console, outcome, [*found.failed, *outcome.records, *outcome.elsewhere])
