@@ -2,6 +2,7 @@
 
 from oicsr.absorption import Absorption, AbsorptionWarning, plan_absorption
 from oicsr.algorithm import PruningResult, prune_iteratively
+from oicsr.approximate import ApproximateWarning
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
 from oicsr.description import Description, describe
@@ -42,6 +43,7 @@ __all__ = [
     "PAPER_CAP",
     "Absorption",
     "AbsorptionWarning",
+    "ApproximateWarning",
     "Coupling",
     "Description",
     "GrOWL",

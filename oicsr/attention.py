@@ -26,7 +26,7 @@ from torch import fx, nn
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
-from oicsr.numbers import follow_counts, follow_norms, owner_of
+from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
 from oicsr.repair import Bench, Repair, find_repair
@@ -129,7 +129,7 @@ class Attentions:
             else:
                 found |= completed
         found, _ = follow_norms(tracer, index, found)
-        found = follow_counts(tracer, index, found)
+        found = note_parts(tracer, index, follow_counts(tracer, index, found))
         return None if again else [found[coupling.name] for coupling in couplings]
 
     def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
@@ -257,13 +257,12 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
     products: dict[str, list[int]] = defaultdict(list)
     heads: set[str] = set()
     for number, product in enumerate(tracer.products):
-        own = product.channels if product.channels is not None else product.heads
-        for vector in (own, product.read):
-            owner = None if vector is None else owner_of(index, vector)
-            if owner is not None:
-                products[owner].append(number)
-                if vector is product.heads:
-                    heads.add(owner)
+        vector = product.channels if product.channels is not None else product.heads
+        owner = None if vector is None or product.kind == "weight" else owner_of(index, vector)
+        if owner is not None:
+            products[owner].append(number)
+            if product.channels is None:
+                heads.add(owner)
     return [
         replace(c, kind="head" if c.name in heads else "channel", products=tuple(products[c.name])) for c in couplings
     ]

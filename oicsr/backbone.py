@@ -104,6 +104,7 @@ def couplings_of_whole(
                 attributes=tuple(replace(a, module=(prefix + a.module).rstrip(".")) for a in coupling.attributes),
                 rescaled=tuple(replace(r, parameter=prefix + r.parameter) for r in coupling.rescaled),
                 products=tuple(part.products_before + number for number in coupling.products),
+                parts=tuple(replace(p, product=part.products_before + p.product) for p in coupling.parts),
             )
         )
     return found, left

@@ -147,6 +147,13 @@ class ChannelIndex:
         """Return how many channels each coupling has."""
         return torch.bincount(self.owner[self.owner >= 0], minlength=len(self.names)).tolist() if self.names else []
 
+    def owners(self, vectors: Sequence[Tensor]) -> tuple[str, ...]:
+        """Return the names of the couplings that some channels belong to."""
+        if not vectors:
+            return ()
+        owners = self.owner[self.roots[torch.cat(list(vectors))]].unique()
+        return tuple(self.names[CouplingId(owner)] for owner in owners.tolist() if owner >= 0)
+
     def of(self, slot: Slot) -> tuple[Tensor, Tensor]:
         """Return coupling and channel of each slice of an axis, both int64 `(size of the axis,)`."""
         roots = self.roots[slot.ids]

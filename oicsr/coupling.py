@@ -87,6 +87,21 @@ class Rescaled:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """An axis of a weight that is computed from parameters, for the MACs of its layer.
+
+    Attributes:
+        product: The number of the layer among the products of the network (see `oicsr.complexity.Work`).
+        dim: 0 for the axis that starts channels, 1 for the one that reads them.
+        channels: int64: the channel id of each slice; -1 where a slice belongs to another coupling or to none.
+    """
+
+    product: int
+    dim: int
+    channels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """All layers that share one channel axis.
 
@@ -102,6 +117,7 @@ class Coupling:
         rescaled: Slices that are multiplied where channels go.
         products: Which products of activations (of attention) the channels take part in, by the order of their calls:
             each costs as many MACs as there are channels left.
+        parts: What the channels own of weights that are computed.
     """
 
     name: str
@@ -111,6 +127,7 @@ class Coupling:
     attributes: tuple[Attribute, ...] = ()
     rescaled: tuple[Rescaled, ...] = ()
     products: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     def __repr__(self) -> str:
         return f"Coupling({self.name!r}, {self.num_channels:,} {self.kind}s, {len(self.members)} members)"
@@ -130,6 +147,18 @@ def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]
         for member in coupling.members:
             slice_stays = (member.channels < 0) | stays[member.channels]
             slices[member.axis] = slices[member.axis] & slice_stays if member.axis in slices else slice_stays
+    return slices
+
+
+@indices_on_cpu()
+def kept_parts(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[tuple[int, int], Tensor]:
+    """Return which slices of each axis of a computed weight stay, by the number of its product and the axis."""
+    slices: dict[tuple[int, int], Tensor] = {}
+    for coupling in couplings:
+        stays = channel_mask(coupling, kept)
+        for part in coupling.parts:
+            key, own = (part.product, part.dim), (part.channels < 0) | stays[part.channels]
+            slices[key] = slices[key] & own if key in slices else own
     return slices
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from oicsr.arguments import check_fit
 from oicsr.changes import AttributeChange
 from oicsr.complexity import Work, count_work
-from oicsr.coupling import Coupling
+from oicsr.coupling import Coupling, kept_parts
 from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
 from oicsr.plan import PruningPlan
@@ -143,8 +143,10 @@ def describe(
     work: Work | None = None if example_inputs is None else count_work(model, example_inputs)
     after = _sizes_after(sizes, plan)
     products = [(0, 0)] * len(couplings)
+    computed: dict[int, tuple[int, int]] = {}
     if work is not None:
         products = [_products(coupling, kept[coupling.name], work) for coupling in couplings]
+        computed = _computed(couplings, {} if plan is None else plan.kept, work)
 
     def row(
         name: str, layers: int, channels: int, stays: int, tensors: Sequence[str], rest: tuple[int, int]
@@ -161,10 +163,12 @@ def describe(
     for coupling, own in zip(couplings, products, strict=True):
         tensors = list(dict.fromkeys(m.parameter for m in coupling.members if m.parameter in sizes))
         layers = len(coupling_layers(coupling))
+        layered = [computed[number] for number in {part.product for part in coupling.parts} & computed.keys()]
+        own = own[0] + sum(whole for whole, _ in layered), own[1] + sum(left for _, left in layered)
         rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, own))
     channels, stays = sum(r.channels for r in rows), sum(r.kept for r in rows)
     others = 0 if work is None else work.others + sum(work.products)
-    rest = others, others + sum(left - whole for whole, left in products)
+    rest = others, others + sum(left - whole for whole, left in [*products, *computed.values()])
     total = row("whole network", sum(r.layers for r in rows), channels, stays, list(sizes), rest)
     return Description(tuple(rows), total, plan is not None, () if plan is None else plan.attributes)
 
@@ -173,6 +177,19 @@ def _products(coupling: Coupling, kept: int, work: Work) -> tuple[int, int]:
     """Return the MACs of the products of activations that a coupling's channels take part in, before and after."""
     macs = [work.products[number] for number in coupling.products if number < len(work.products)]
     return sum(macs), sum(entry * kept // coupling.num_channels for entry in macs)
+
+
+def _computed(
+    couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]], work: Work
+) -> dict[int, tuple[int, int]]:
+    """Return the MACs of the layers whose weights are computed, before and after, by the numbers of their products."""
+    stays = kept_parts(couplings, kept)
+    macs = {number: (work.products[number],) * 2 for number, _ in stays if number < len(work.products)}
+    for (number, _), own in stays.items():
+        if number in macs:
+            whole, left = macs[number]
+            macs[number] = whole, left * int(own.sum()) // len(own)
+    return macs
 
 
 def _sizes_after(sizes: Mapping[str, int], plan: PruningPlan | None) -> dict[str, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from oicsr.collect import ChannelIndex, CouplingId
-from oicsr.coupling import Attribute, Coupling, Rescaled
+from oicsr.coupling import Attribute, Coupling, Part, Rescaled
 from oicsr.rules import Tracer
 
 
@@ -31,11 +32,14 @@ def follow_norms(
         if bool((counts != counts[0]).any()):
             wrong.append(norm.module)
             continue
-        eps = float(vars((tracer.modules or {})[norm.module])["eps"])
-        rescaled = Rescaled(norm.weight, 0, tuple(range(len(norm.channels))), -0.5)
+        rescaled = Rescaled(norm.weight, norm.dim, tuple(range(len(norm.channels))), -0.5)
+        attributes = [*coupling.attributes]
+        if norm.eps:
+            eps = float(vars((tracer.modules or {})[norm.module])[norm.eps])
+            attributes.append(Attribute(norm.module, norm.eps, eps, -1))
         found[owner] = replace(
             coupling,
-            attributes=tuple(dict.fromkeys([*coupling.attributes, Attribute(norm.module, "eps", eps, -1)])),
+            attributes=tuple(dict.fromkeys(attributes)),
             rescaled=tuple(dict.fromkeys([*coupling.rescaled, rescaled])),
         )
     return found, wrong
@@ -54,6 +58,22 @@ def follow_counts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, C
                 number = Attribute(count.module, count.name, len(roots), channels=channels)
                 attributes = tuple(dict.fromkeys([*found[name].attributes, number]))
                 found[name] = replace(found[name], attributes=attributes)
+    return found
+
+
+def note_parts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> dict[str, Coupling]:
+    """Return the couplings with what their channels own of weights that are computed."""
+    found = dict(couplings)
+    for number, product in enumerate(tracer.products):
+        for dim, labels in enumerate((product.channels, product.read) if product.kind == "weight" else ()):
+            if labels is None:
+                continue
+            owners, numbers = index.owner[index.roots[labels]], index.number[index.roots[labels]]
+            for owner in owners[owners >= 0].unique().tolist():
+                name = index.names[CouplingId(owner)]
+                if name in found:
+                    part = Part(number, dim, torch.where(owners == owner, numbers, -1))
+                    found[name] = replace(found[name], parts=(*found[name].parts, part))
     return found
 
 

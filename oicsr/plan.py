@@ -24,7 +24,7 @@ from oicsr.changes import (
     positions_left,
     scalings,
 )
-from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_slices
+from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_parts, kept_slices
 from oicsr.state import indices_on_cpu
 
 PLAN_FORMAT = "oicsr-plan-1"
@@ -181,7 +181,8 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
     slices = kept_slices(couplings, plan.kept)
     kept = {c.name: plan.kept.get(c.name, tuple(range(c.num_channels))) for c in couplings}
     numbers = {(change.module, change.name): change.after for change in attribute_changes(couplings, kept)}
-    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices, numbers) for coupling in couplings]
+    parts = kept_parts(couplings, plan.kept)
+    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices, numbers, parts) for coupling in couplings]
 
 
 def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
@@ -205,7 +206,11 @@ def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
 
 
 def _shrink(
-    coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor], numbers: Mapping[tuple[str, str], float]
+    coupling: Coupling,
+    stays: Tensor,
+    slices: Mapping[Axis, Tensor],
+    numbers: Mapping[tuple[str, str], float],
+    parts: Mapping[tuple[int, int], Tensor],
 ) -> Coupling:
     new_ids = torch.cat([torch.cumsum(stays, 0) - 1, torch.tensor([-1])])  # the last one is for the id -1
     members = tuple(
@@ -217,7 +222,10 @@ def _shrink(
         for a in coupling.attributes
     )
     rescaled = tuple(replace(r, slices=positions_left(r, slices)) for r in coupling.rescaled)
-    return replace(coupling, num_channels=left, members=members, attributes=attributes, rescaled=rescaled)
+    left_of = tuple(replace(p, channels=new_ids[p.channels[parts[p.product, p.dim]]]) for p in coupling.parts)
+    return replace(
+        coupling, num_channels=left, members=members, attributes=attributes, rescaled=rescaled, parts=left_of
+    )
 
 
 def _renumbered(channels: tuple[int, ...] | None, new_ids: Tensor, stays: Tensor) -> tuple[int, ...] | None:

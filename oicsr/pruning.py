@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
+from oicsr.approximate import Approximate
 from oicsr.attention import Granularity
 from oicsr.coupling import Coupling
 from oicsr.importance import out_in_energy
@@ -46,6 +47,7 @@ def prune(
     tolerance: float = TOLERANCE,
     absorb: bool = False,
     granularity: Granularity = "channel",
+    approximate: Approximate = "none",
 ) -> PruningResult:
     """Prune a network in one call: trace, train with the penalty, score, select, remove, recalibrate.
 
@@ -76,6 +78,7 @@ def prune(
         tolerance: How far the result may be from the target, as a share of it.
         absorb: Let readers absorb the constants of removed channels (see `remove_channels`).
         granularity: What goes of an attention, `"channel"` or `"head"` (see `find_couplings`).
+        approximate: `"layer_norm"`: channels under a LayerNorm go too, and outputs change (see `find_couplings`).
 
     Returns:
         The pruned model, the plan and a summary (`print(result)`).
@@ -96,7 +99,7 @@ def prune(
     target = {"macs_kept": macs_kept, "params_kept": params_kept, "cost": cost, "cost_kept": cost_kept}
     limits = {"max_removed": max_removed, "round_to": round_to}
     select = partial(select_channels, tolerance=tolerance)
-    find = partial(_find, model, example_inputs, ignore, tie, granularity)
+    find = partial(_find, model, example_inputs, ignore, tie, granularity, approximate)
     couplings, notes = find("inner" if scope is None else scope), []
     if scope is None and cost is None and not _reachable(couplings, model, example_inputs, select, target, limits):
         couplings = find("all")
@@ -129,9 +132,10 @@ def _find(
     ignore: Names,
     tie: Sequence[Tie],
     granularity: Granularity,
+    approximate: Approximate,
     scope: Scope,
 ) -> list[Coupling]:
-    found = find_couplings(model, inputs, scope=scope, ignore=ignore, granularity=granularity)
+    found = find_couplings(model, inputs, scope=scope, ignore=ignore, granularity=granularity, approximate=approximate)
     return tie_couplings(found, tie)
 
 

@@ -45,11 +45,13 @@ class Run:
         failure: What went wrong, with the line of code; empty where nothing did.
         shapes: The shapes of the outputs.
         factors: The numbers that activations were multiplied with, in their order.
+        calls: How many functions of PyTorch ran: of several that fail, the one that got furthest says what is wrong.
     """
 
     failure: str = ""
     shapes: tuple[tuple[int, ...], ...] = ()
     factors: tuple[float, ...] = ()
+    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ class Bench:
             try:
                 outputs = self._inputs.call(twin)
             except MODEL_ERRORS as error:
-                return Run(f"{_line_of(error)} ({first_line(error)})")
-        return Run("", tuple(tuple(tensor.shape) for tensor in tensors_in(outputs)), tuple(factors.found))
+                return Run(f"{_line_of(error)} ({first_line(error)})", calls=factors.calls)
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
+        return Run("", shapes, tuple(factors.found), factors.calls)
 
 
 def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
@@ -153,19 +156,20 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
             some power of the share that stays; asked where several choices fit.
     """
     candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
-    failure = ""
+    furthest = Run()
     for count in range(min(len(candidates), MOST_CHANGED) + 1):
         fitting: list[tuple[tuple[Number, ...], Run]] = []
         for numbers in combinations(candidates, count):
             run = bench.without_one(sites, numbers)
             if not run.failure and run.shapes == bench.whole.shapes:
                 fitting.append((numbers, run))
-            failure = failure or run.failure or "the shape of an output changes"
+            elif run.calls >= furthest.calls:
+                furthest = run
         if fitting:
             numbers, run = _chosen(bench, sites, fitting, prove)
             numbers, run = _completed(bench, sites, numbers, run, candidates)
             return Repair("", numbers, _power(bench.whole, run, sites))
-    return Repair(failure)
+    return Repair(furthest.failure or "the shape of an output changes")
 
 
 def _common(bench: Bench, sites: Sites, *, read: bool) -> list[Number]:
@@ -248,6 +252,7 @@ class _Factors(TorchFunctionMode):
     """Note the numbers that activations are multiplied with, the scale of attention among them."""
 
     found: list[float] = field(default_factory=list)
+    calls: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -255,6 +260,7 @@ class _Factors(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        self.calls += 1
         named = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if func is functional.scaled_dot_product_attention:

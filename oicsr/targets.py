@@ -53,6 +53,19 @@ class Channels:
                 owner[member.channels >= 0] = start + member.channels[member.channels >= 0]
         return owners
 
+    def computed(self, products: int) -> dict[int, list[Tensor]]:
+        """Return the owners of the slices of each computed weight, by the number of its product, axis by axis."""
+        owners: dict[tuple[int, int], Tensor] = {}
+        for start, coupling in zip(self.starts, self.couplings, strict=False):
+            for part in coupling.parts:
+                owner = owners.setdefault((part.product, part.dim), torch.full_like(part.channels, self.total))
+                owner[part.channels >= 0] = start + part.channels[part.channels >= 0]
+        axes: dict[int, list[Tensor]] = {}
+        for (number, _), owner in owners.items():
+            if number < products:
+                axes.setdefault(number, []).append(owner)
+        return axes
+
 
 class WeightCost:
     """A cost that each element of a weight adds to, a fixed number of times: predicted exactly, without surgery."""
@@ -67,8 +80,12 @@ class WeightCost:
     ) -> None:
         owners = channels.owners()
         self._products = _products_of(channels, products)
-        self._rest = rest + sum(products) - sum(macs for macs, _ in self._products)
         self._weights: list[tuple[int, list[Tensor]]] = []
+        computed = channels.computed(len(products))
+        for number, axes in computed.items():
+            self._weights.append((products[number] // math.prod(len(axis) for axis in axes), axes))
+        self._rest = rest + sum(products) - sum(macs for macs, _, _ in self._products)
+        self._rest -= sum(products[number] for number in computed)
         for name, count in times.items():
             weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
@@ -78,7 +95,7 @@ class WeightCost:
     def __call__(self, stays: Tensor) -> int:
         """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
         padded = torch.cat([stays, stays.new_ones(1)]).long()
-        products = sum(_left(macs, stays, ranges) for macs, ranges in self._products)
+        products = sum(macs * int(stays[start:end].sum()) // (end - start) for macs, start, end in self._products)
         return (
             self._rest
             + products
@@ -91,21 +108,14 @@ class WeightCost:
         return WeightCost(channels, model, work.positions, work.others, work.products)
 
 
-def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Return MACs of products of activations, and the ranges of the channels that they go down with."""
-    ranges: dict[int, list[tuple[int, int]]] = {}
-    for start, coupling in zip(channels.starts, channels.couplings, strict=False):
-        for number in coupling.products:
-            if number < len(products):
-                ranges.setdefault(number, []).append((start, start + coupling.num_channels))
-    return [(products[number], found) for number, found in ranges.items()]
-
-
-def _left(macs: int, stays: Tensor, ranges: Sequence[tuple[int, int]]) -> int:
-    """Return the MACs of a product with the channels that stay, in proportion to those of each range."""
-    for start, end in ranges:
-        macs = macs * int(stays[start:end].sum()) // (end - start)
-    return macs
+def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return MACs of products of activations, and the range of the channels that they go down with."""
+    return [
+        (products[number], start, start + coupling.num_channels)
+        for start, coupling in zip(channels.starts, channels.couplings, strict=False)
+        for number in coupling.products
+        if number < len(products)
+    ]
 
 
 class MacsModel:

@@ -39,6 +39,7 @@ def tie_couplings(couplings: Sequence[Coupling], tie: Sequence[Tie]) -> list[Cou
             attributes=tuple(dict.fromkeys(entry for coupling in group for entry in coupling.attributes)),
             rescaled=tuple(dict.fromkeys(entry for coupling in group for entry in coupling.rescaled)),
             products=tuple(dict.fromkeys(number for coupling in group for number in coupling.products)),
+            parts=tuple(part for coupling in group for part in coupling.parts),
         )
         for group in groups
     ]

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from oicsr.approximate import Approximate, ApproximateWarning, WithoutMeans, check_approximate, deviation
 from oicsr.arguments import check_call
 from oicsr.attention import Attentions, Granularity, check_granularity, settle_products
 from oicsr.backbone import Part, backbone_call, couplings_of_whole
@@ -51,12 +52,17 @@ class Trace:
         unruled: The reasons that a user has to know of: operators without a rule, and what the trials found;
             `find_couplings` warns of these.
         untried: What could not be tried, and why; `find_couplings` warns of it.
+        inexact: Names of the couplings whose channels change outputs though they are zero: those under a LayerNorm.
+        deviation: By how much, as a share of the largest output, where the weaker half of these is set to zero and
+            goes; None where that was not measured.
     """
 
     couplings: list[Coupling]
     unpruned: Mapping[str, str]
     unruled: tuple[str, ...]
     untried: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
+    deviation: float | None = None
 
 
 def find_couplings(
@@ -67,6 +73,7 @@ def find_couplings(
     ignore: Names = (),
     verify: Verify = "numeric",
     granularity: Granularity = "channel",
+    approximate: Approximate = "none",
 ) -> list[Coupling]:
     """Find every set of weights that share a channel axis.
 
@@ -90,25 +97,43 @@ def find_couplings(
             want the channels under a LayerNorm, which go then, with other outputs. `"off"`: not at all.
         granularity: What goes of an attention. `"channel"`: channels of each head, where the code lets them go, and
             heads elsewhere. `"head"`: heads, each with all its channels. The couplings say their `kind`.
+        approximate: `"layer_norm"`: channels that an `nn.LayerNorm` runs over go as under an RMSNorm, with its weight
+            and epsilon changed, although its mean moves: outputs change, and a warning says by how much.
 
     Returns:
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
 
     Raises:
-        ValueError: `scope`, `verify` or `granularity` is unknown, `ignore` names no layer of the model, or the model
-            cannot be traced.
+        ValueError: `scope`, `verify`, `granularity` or `approximate` is unknown, `ignore` names no layer of the model,
+            or the model cannot be traced.
 
     Warns:
         UnprunedChannelsWarning: Channels stay because of an operator without a rule, or because a trial failed; the
             message names them and the reason.
         UntriedWarning: Something could not be tried; the message says what.
+        ApproximateWarning: Channels under a LayerNorm may go; the message says what they change.
     """
-    trace = trace_couplings(model, example_inputs, scope=scope, ignore=ignore, verify=verify, granularity=granularity)
+    trace = trace_couplings(
+        model,
+        example_inputs,
+        scope=scope,
+        ignore=ignore,
+        verify=verify,
+        granularity=granularity,
+        approximate=approximate,
+    )
     if trace.unruled:
         message = "some channels are left unpruned: " + "; ".join(trace.unruled)
         warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
     if trace.untried:
         warnings.warn("; ".join(trace.untried), UntriedWarning, stacklevel=2)
+    if trace.inexact:
+        share = "an unknown share" if trace.deviation is None else f"{trace.deviation:.1%}"
+        said = (
+            f"a LayerNorm runs over the channels of {_some(trace.inexact)}: outputs change where they go (by up to "
+            f"{share} of the largest where the weaker half of them is set to zero and goes)"
+        )
+        warnings.warn(said, ApproximateWarning, stacklevel=2)
     return trace.couplings
 
 
@@ -120,15 +145,17 @@ def trace_couplings(
     ignore: Names = (),
     verify: Verify = "numeric",
     granularity: Granularity = "channel",
+    approximate: Approximate = "none",
 ) -> Trace:
     """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
     for name, value, allowed in (("scope", scope, get_args(Scope)), ("verify", verify, get_args(Verify))):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
     check_granularity(granularity)
+    check_approximate(approximate)
     check_call(model, example_inputs)
     model = unwrap(model)
-    choices = _Choices(scope, named_layers(model, ignore), verify, granularity)
+    choices = _Choices(scope, named_layers(model, ignore), verify, granularity, approximate)
     with _no_garbage_collection():
         trace = _trace(model, as_inputs(example_inputs), choices)
     hooked = hooked_modules(model)
@@ -166,6 +193,7 @@ class _Choices:
         ignored: Names of the layers whose own channels stay.
         verify: How couplings are tried.
         granularity: What goes of an attention.
+        approximate: What may go although outputs change.
         thinned: What another tracer decided on grouped convolutions.
     """
 
@@ -173,6 +201,7 @@ class _Choices:
     ignored: Set[str]
     verify: Verify
     granularity: Granularity = "channel"
+    approximate: Approximate = "none"
     thinned: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -191,8 +220,21 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
         return trace
     if choices.verify == "shapes":
         return _verified_shapes(model, inputs, choices, traced.tracer, trace)
+    if trace.inexact:
+        return _proved_without_means(model, inputs, trace)
     couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
     return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
+
+
+def _proved_without_means(model: nn.Module, inputs: Inputs, trace: Trace) -> Trace:
+    """Prove all couplings but for the means of LayerNorms, and measure what these change."""
+    with WithoutMeans():
+        proof = prove(model, inputs, trace.couplings)
+    trace = _without(trace, proof.refuted, proof.untried)
+    proof = prove(model, inputs, [coupling for coupling in trace.couplings if coupling.name not in trace.inexact])
+    trace = _without(trace, proof.refuted, proof.untried)
+    couplings = [coupling for coupling in trace.couplings if coupling.name in trace.inexact]
+    return replace(trace, deviation=deviation(model, inputs, couplings) if couplings else None)
 
 
 def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
@@ -208,6 +250,8 @@ def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
         {f"{part.name}.{name}": why for name, why in trace.unpruned.items()} | shared,
         (reason, *trace.unruled, *shared.values()),
         trace.untried,
+        tuple(f"{part.name}.{name}" for name in trace.inexact),
+        trace.deviation,
     )
 
 
@@ -238,6 +282,7 @@ def _without(trace: Trace, refuted: Mapping[str, str], untried: Sequence[str] = 
         unpruned={**trace.unpruned, **refuted},
         unruled=tuple(unruled),
         untried=(*trace.untried, *untried),
+        inexact=tuple(name for name in trace.inexact if name not in refuted),
     )
 
 
@@ -261,7 +306,8 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         if completed is not None:
             break
     couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
-    trace = Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
+    inexact = index.owners([norm.channels for norm in tracer.norms if not norm.exact])
+    trace = Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried, inexact)
     return Traced(tracer, index, graph.nodes, twin), trace
 
 
@@ -271,6 +317,7 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
     tracer = Tracer(
         thinned=dict(choices.thinned),
         follow_layer_norm=choices.verify != "numeric",
+        approximate=choices.approximate,
         granularity=choices.granularity,
         modes=dict(attentions.modes),
     )

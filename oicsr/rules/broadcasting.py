@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from oicsr.rules.calls import shape_of
 from oicsr.rules.ids import pad_left, varying
 from oicsr.rules.registry import Value
-from oicsr.rules.tracer import UNIFORM, Tracer
+from oicsr.rules.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Operand:
         ids = tracer.ids(source)
         padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
         shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
-        if reason == UNIFORM:
+        if reason in tracer.uniform:
             shape = [1] * rank  # it stands in no channel's way
         return Operand(padded, shape, reason, tracer.depends_on_input(source))
 
@@ -59,7 +59,7 @@ def combine(tracer: Tracer, node: fx.Node, operands: Sequence[Operand]) -> tuple
         joined |= tied
         shape = [max(a, b) for a, b in zip(result.shape, other.shape, strict=True)]
         is_activation = result.is_activation or other.is_activation
-        reason = other.reason if result.reason in ("", UNIFORM) else result.reason
+        reason = other.reason if result.reason in {"", *tracer.uniform} else result.reason
         result = Operand(ids, shape, reason, is_activation)
     return Value(result.ids, result.reason), joined
 

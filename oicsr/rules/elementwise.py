@@ -8,7 +8,7 @@ from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axis_of, gives_many, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import varying
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
-from oicsr.rules.tracer import UNIFORM, Tracer
+from oicsr.rules.tracer import Tracer
 
 UNARY = """
     relu relu6 gelu silu sigmoid hardsigmoid hardswish hardtanh leaky_relu elu selu celu tanh mish softplus softsign
@@ -71,7 +71,9 @@ CONSTANTS = """
 @register_rule(*aten("empty_strided new_empty_strided"))
 def uniform(tracer: Tracer, node: fx.Node) -> Result:
     """Makes one number everywhere: first states, paddings. Whether its size follows is for the proof to find out."""
-    return Value(None, tracer.notable(UNIFORM))
+    reason = tracer.notable(f"{tracer.where(node)} gives numbers, whose size cannot follow the channels")
+    tracer.uniform.add(reason)
+    return Value(None, reason)
 
 
 @register_rule(*aten(CONSTANTS))

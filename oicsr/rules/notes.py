@@ -45,11 +45,23 @@ class Product:
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMSNorm over channels: the module's path, the name of its weight, and the channel of each of its entries."""
+    """A mean of squares over channels.
+
+    Attributes:
+        module: Where it is taken.
+        weight: Name of the parameter that the result is multiplied with.
+        channels: The channel of each entry of the weight.
+        eps: Which attribute of the module is added to the mean; empty where none is.
+        dim: The axis of the weight along which the channels lie.
+        exact: Whether nothing else changes: the mean of a LayerNorm does.
+    """
 
     module: str
     weight: str
     channels: Tensor
+    eps: str = "eps"
+    dim: int = 0
+    exact: bool = True
 
 
 @dataclass(frozen=True)

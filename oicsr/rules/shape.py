@@ -12,7 +12,7 @@ from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, pad_left, reshape_ids, varying
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
-from oicsr.rules.tracer import UNIFORM, Tracer
+from oicsr.rules.tracer import Tracer
 
 RESHAPES = """
     flatten view view_as reshape reshape_as unflatten _unsafe_view view_copy squeeze unsqueeze _reshape_alias
@@ -92,9 +92,10 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     axis = axis_of(node, rank)
     parts = [Operand.of(tracer, source, rank) for source in nodes]
     if all(part.ids is None for part in parts):
-        states = rank != 3 and axis == 1 and any(part.reason == UNIFORM for part in parts)
+        states = rank != 3 and axis == 1 and any(part.reason in tracer.uniform for part in parts)
         if not states:  # of a recurrent cell, which is joined to its hidden channels later
-            return Value(None, next((part.reason for part in parts if part.reason != UNIFORM), UNIFORM))
+            reasons = [part.reason for part in parts]
+            return Value(None, next((reason for reason in reasons if reason not in tracer.uniform), reasons[0]))
         return Value(torch.cat(_aligned(tracer, node, nodes, parts, axis), axis))
     along = [axis in part.axes for part in parts]
     if all(along) and len({tuple(part.axes) for part in parts}) > 1:
@@ -122,7 +123,7 @@ def _aligned(
     filled = []
     for part, source in zip(parts, sources, strict=True):
         ids, size = part.ids, shape_of(source)[axis]
-        if ids is None and part.reason == UNIFORM:
+        if ids is None and part.reason in tracer.uniform:
             ids = on_axis(tracer.sets.new(size), axis, len(part.shape))
         if ids is None or ids.shape[axis] != size:
             if ids is not None:

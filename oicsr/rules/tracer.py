@@ -24,9 +24,7 @@ RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rul
 NO_RULE = "has no rule"
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
-UNIFORM = "is one number everywhere, of a size that the code gives"
 PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
-WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -51,14 +49,17 @@ class Tracer:
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
+        approximate: What may go although outputs change: `"layer_norm"` is channels that a LayerNorm runs over, its
+            weight and epsilon changed as an RMSNorm's.
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
-        norms: The RMSNorms over channels.
+        norms: The means of squares over channels.
         counts: Numbers on modules that count slices.
         computed: Values that are computed from parameters alone.
         weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
         axes: The labels of the axes of parameters that such weights are computed from.
+        uniform: Reasons of values that are one number everywhere, of a size that the code gives.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -73,6 +74,7 @@ class Tracer:
     cuts_by_number: bool = False
     thinned: dict[str, bool] = field(default_factory=dict)
     follow_layer_norm: bool = False
+    approximate: str = "none"
     granularity: str = "channel"
     modes: Mapping[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
@@ -81,6 +83,7 @@ class Tracer:
     computed: set[fx.Node] = field(default_factory=set)
     weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    uniform: set[str] = field(default_factory=set)
     _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
@@ -212,13 +215,6 @@ class Tracer:
     def count(self, node: fx.Node, name: str, labels: Tensor) -> None:
         """Remember a number on the module that `node` is called in, which counts slices."""
         self.counts.append(Count(module_path(node), name, labels))
-
-    def count_width(self, node: fx.Node, labels: Tensor) -> None:
-        """Remember the attributes of a module that say by their names how many channels there are."""
-        module = (self.modules or {}).get(module_path(node))
-        for name, value in vars(module).items() if module is not None else ():
-            if name in WIDTHS and type(value) is int and value == len(labels):
-                self.count(node, name, labels)
 
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channel ids of a value; a parameter in an elementwise role gets labels of its own here."""

@@ -144,6 +144,8 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     if axes is None or following is None:
         return None
     found: list[list[Axis | None]] = [[None] * len(shape or ()) for shape in shapes_of(node)]
+    if operator_name(node) == "aten::view_as_complex":
+        axes = (*axes[:-1], None)  # the parts of numbers
     for position, axis in enumerate(axes):
         if axis is None:
             continue

@@ -62,12 +62,18 @@ def test_only_profiles_that_remove_heads_say_so() -> None:
     assert "granularity" not in channels.shared and heads.shared["granularity"] == "head"
     with pytest.raises(ValueError, match="granularity is 'row'; it must be one of"):
         replace(channels, granularity="row")  # type: ignore[arg-type]
+    streams = replace(channels, scope="all", approximate="layer_norm")
+    assert "approximate" not in channels.shared and streams.shared["approximate"] == "layer_norm"
+    with pytest.raises(ValueError, match="approximate is 'batch_norm'; it must be one of"):
+        replace(channels, approximate="batch_norm")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["digits-vit", "digits-vit-heads"])
+@pytest.mark.parametrize("name", ["digits-vit", "digits-vit-heads", "streams"])
+@pytest.mark.filterwarnings("ignore:a LayerNorm runs over the channels")
 def test_a_method_prunes_a_transformer_by_channels_and_by_heads(name: str, tmp_path: Path) -> None:
-    experiment = EXPERIMENTS[name]
+    experiment = EXPERIMENTS["digits-vit" if name == "streams" else name]
     profile = experiment.profile("cpu")
+    profile = replace(profile, scope="all", approximate="layer_norm") if name == "streams" else profile
     short = replace(
         profile,
         dense=replace(profile.dense, epochs=1),
@@ -79,6 +85,7 @@ def test_a_method_prunes_a_transformer_by_channels_and_by_heads(name: str, tmp_p
     record = run_cell(small_bench(tmp_path), cell)
     assert record.status == "complete", record.failure
     assert record.states["pruned"]["macs"] / record.states["dense"]["macs"] == pytest.approx(0.5, rel=0.02)
+    assert ("embed" in record.widths) == (name == "streams")
     assert any("attention" in coupling and after < before for coupling, (before, after) in record.widths.items())
 
 
