@@ -1,8 +1,8 @@
 """Channels under a LayerNorm, which go on request only: outputs change, and by how much is measured.
 
 Without its mean, a LayerNorm is an RMSNorm, under which a channel of zeros goes exactly: its weight and its epsilon
-make up for the width (`oicsr.rules.rms`). The same is done here. What remains is the movement of the mean: none where the
-channels of each position have a mean of zero, and more the further it is from that.
+make up for the width (`oicsr.rules.rms`). The same is done here. What remains is the movement of the mean: none where
+the channels of each position have a mean of zero, and more the further it is from that.
 """
 
 from __future__ import annotations

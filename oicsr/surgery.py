@@ -143,8 +143,8 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         vector = module.weight if module.weight is not None else module.running_mean
         if vector is not None:
             module.num_features = len(vector)
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(vars(module).get("normalized_shape"), tuple):  # of LayerNorm, RMSNorm and those like them
+        vars(module)["normalized_shape"] = tuple(module._parameters["weight"].shape)  # type: ignore[union-attr]
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         per_group = module.num_channels // module.num_groups  # groups go as a whole
         module.num_channels = len(module.weight)
