@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from oicsr.arguments import check_plan
-from oicsr.changes import check_attributes, scale_slices, set_attributes
+from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
@@ -90,6 +90,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> None:
     scale_slices(model, plan.scalings)
     slice_module(model, plan.slices)
     set_attributes(model, plan.attributes)
+    drop_caches(model)
 
 
 def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
