@@ -27,6 +27,10 @@ LONGEST = {
 
 Scope = Literal["inner", "all"]
 
+Granularity = Literal["channel", "head"]
+
+Approximate = Literal["none", "layer_norm"]
+
 Precision = Literal["float32", "bfloat16"]
 
 PROTOCOL = 2  # version of what is measured and how; raise it with a change after which results do not compare
@@ -110,6 +114,8 @@ class Profile:
         validation_images: How many of the validation images are used (None: all).
         test_images: How many of the test images are used (None: all).
         scope: Which channels may be removed.
+        granularity: What goes of an attention: channels of its heads, or heads.
+        approximate: `"layer_norm"`: channels under a LayerNorm go too, though outputs change.
         max_removed: Largest share of a coupling's channels that may be removed (PAPER.md, D3).
         cap_of: Whether this is a share of the original or the current width.
         round_to: Remaining widths are multiples of this.
@@ -140,6 +146,8 @@ class Profile:
     validation_images: int | None = None
     test_images: int | None = None
     scope: Scope = "inner"
+    granularity: Granularity = "channel"
+    approximate: Approximate = "none"
     max_removed: float = 0.9
     cap_of: Literal["original", "current"] = "original"
     round_to: int = 1
@@ -158,6 +166,10 @@ class Profile:
         check_shares(self.macs_kept)
         if self.rescale not in get_args(Rescale):
             raise ValueError(f"rescale is {self.rescale!r}; it must be one of {get_args(Rescale)}")
+        if self.granularity not in get_args(Granularity):
+            raise ValueError(f"granularity is {self.granularity!r}; it must be one of {get_args(Granularity)}")
+        if self.approximate not in get_args(Approximate):
+            raise ValueError(f"approximate is {self.approximate!r}; it must be one of {get_args(Approximate)}")
         if self.recalibration_images < 1:
             raise ValueError(f"recalibration_images is {self.recalibration_images!r}; it must be 1 or more")
         if self.tries < 3:
@@ -170,7 +182,10 @@ class Profile:
     def shared(self) -> Mapping[str, Any]:
         """The values that each of its runs depends on, by name; do not modify."""
         # these decide what else is run, not how one run is done
-        others = ("methods", "macs_kept", "seeds", "tries", "grid_scale", "grids", "strengths_of")
+        others = {"methods", "macs_kept", "seeds", "tries", "grid_scale", "grids", "strengths_of"}
+        # older records, all of networks without attention, do not name these
+        usual = {"granularity": "channel", "approximate": "none"}
+        others |= {name for name, value in usual.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 

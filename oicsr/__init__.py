@@ -2,6 +2,7 @@
 
 from oicsr.absorption import Absorption, AbsorptionWarning, plan_absorption
 from oicsr.algorithm import PruningResult, prune_iteratively
+from oicsr.approximate import ApproximateWarning
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
 from oicsr.description import Description, describe
@@ -9,6 +10,7 @@ from oicsr.energy import add_energy_gradient, channel_energy
 from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
 from oicsr.limits import DEFAULT_CAP, PAPER_CAP
+from oicsr.open_attention import OpenAttention, open_attention
 from oicsr.penalties import (
     DEFAULT_STRENGTH,
     GradientRegularizer,
@@ -41,12 +43,14 @@ __all__ = [
     "PAPER_CAP",
     "Absorption",
     "AbsorptionWarning",
+    "ApproximateWarning",
     "Coupling",
     "Description",
     "GrOWL",
     "GradientRegularizer",
     "GroupLasso",
     "Member",
+    "OpenAttention",
     "OutOfReachError",
     "Proof",
     "ProximalGrOWL",
@@ -68,6 +72,7 @@ __all__ = [
     "find_couplings",
     "group_lasso",
     "load_pruned",
+    "open_attention",
     "out_in_energy",
     "plan_absorption",
     "prove",

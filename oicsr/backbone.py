@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from oicsr.complexity import Positions
 from oicsr.copying import MODEL_ERRORS, undisturbed
 from oicsr.coupling import Coupling, Member
 from oicsr.inputs import Inputs
@@ -25,11 +26,13 @@ class Part:
         name: Its name in the whole.
         module: The part.
         inputs: The arguments of its first call in a forward pass of the whole.
+        products_before: How many products of activations the whole makes before that call.
     """
 
     name: str
     module: nn.Module
     inputs: Inputs
+    products_before: int
 
 
 class _FirstCall(Exception):
@@ -59,10 +62,12 @@ def backbone_call(model: nn.Module, inputs: Inputs) -> Part | None:
     with undisturbed(model) as twin, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         handle = getattr(twin, BACKBONE).register_forward_pre_hook(note, with_kwargs=True)
+        counter = Positions([*twin.parameters(), *twin.buffers()])
         try:
-            inputs.call(twin)
+            with counter:
+                inputs.call(twin)
         except _FirstCall as call:
-            return Part(BACKBONE, module, call.inputs)
+            return Part(BACKBONE, module, call.inputs, len(counter.products))
         except MODEL_ERRORS:
             return None
         finally:
@@ -91,5 +96,15 @@ def couplings_of_whole(
             left[prefix + coupling.name] = f"{prefix + tied!r} is used outside {part.name!r} as well"
             continue
         members = tuple(Member(prefix + m.parameter, m.dim, m.channels, m.side, m.counts) for m in coupling.members)
-        found.append(Coupling(prefix + coupling.name, coupling.num_channels, members))
+        found.append(
+            replace(
+                coupling,
+                name=prefix + coupling.name,
+                members=members,
+                attributes=tuple(replace(a, module=(prefix + a.module).rstrip(".")) for a in coupling.attributes),
+                rescaled=tuple(replace(r, parameter=prefix + r.parameter) for r in coupling.rescaled),
+                products=tuple(part.products_before + number for number in coupling.products),
+                parts=tuple(replace(p, product=part.products_before + p.product) for p in coupling.parts),
+            )
+        )
     return found, left

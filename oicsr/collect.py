@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -147,6 +147,13 @@ class ChannelIndex:
         """Return how many channels each coupling has."""
         return torch.bincount(self.owner[self.owner >= 0], minlength=len(self.names)).tolist() if self.names else []
 
+    def owners(self, vectors: Sequence[Tensor]) -> tuple[str, ...]:
+        """Return the names of the couplings that some channels belong to."""
+        if not vectors:
+            return ()
+        owners = self.owner[self.roots[torch.cat(list(vectors))]].unique()
+        return tuple(self.names[CouplingId(owner)] for owner in owners.tolist() if owner >= 0)
+
     def of(self, slot: Slot) -> tuple[Tensor, Tensor]:
         """Return coupling and channel of each slice of an axis, both int64 `(size of the axis,)`."""
         roots = self.roots[slot.ids]
@@ -154,8 +161,8 @@ class ChannelIndex:
 
 
 @indices_on_cpu()
-def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[str, str]]:
-    """Build the couplings from the channel sets, and say which layers' channels stay.
+def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[str, str], ChannelIndex]:
+    """Build the couplings from the channel sets, and say which layers' channels stay, and whose every set is.
 
     Args:
         tracer: After it ran over the model's graphs.
@@ -177,7 +184,7 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
         for coupling in _present(owner):
             channels = torch.where(owner == coupling, number, -1)
             members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
-    unpruned = _explain(tracer, roots, reasons)
+    unpruned = _explain(tracer, roots, reasons, streams)
     found = []
     for (coupling, name), size in zip(index.names.items(), index.sizes(), strict=True):
         if size > 1:
@@ -186,7 +193,7 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
         unpruned[name] = SINGLE
         if any(len(tracer.slots[key].ids) > 1 for key in tracer.producers if layer_name(key[0]) == name):
             tracer.unruled.append(f"the channels of {name!r} could only go all at once: the model's code ties them")
-    return found, unpruned
+    return found, unpruned, index
 
 
 def _present(owner: Tensor) -> list[CouplingId]:
@@ -251,12 +258,19 @@ def layer_name(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def _explain(tracer: Tracer, roots: Tensor, reasons: Reasons) -> dict[str, str]:
-    """Return for each layer some of whose output channels stay, why; leave what the user is to be warned of."""
+def _explain(tracer: Tracer, roots: Tensor, reasons: Reasons, streams: Set[Root]) -> dict[str, str]:
+    """Return for each layer some of whose output channels stay, why; leave what the user is to be warned of.
+
+    There is no warning of what keeps a residual stream that stays in this scope anyway (its LayerNorms, mostly).
+    """
     unpruned: dict[str, str] = {}
+    in_stream = torch.zeros(len(roots), dtype=torch.bool)
+    in_stream[torch.tensor(sorted(streams), dtype=torch.int64)] = True
     for parameter, dim in tracer.producers:
-        texts = reasons.of(roots[tracer.slots[parameter, dim].ids])
+        own = roots[tracer.slots[parameter, dim].ids]
+        texts = reasons.of(own)
         if texts:
             unpruned.setdefault(layer_name(parameter), texts[0])
-        tracer.unruled.extend(text for text in texts if tracer.is_notable(text) and text not in tracer.unruled)
+        others = reasons.of(own[~in_stream[own]])
+        tracer.unruled.extend(text for text in others if tracer.is_notable(text) and text not in tracer.unruled)
     return unpruned

@@ -1,13 +1,18 @@
 """Size and cost of a network.
 
 MACs (the paper's FLOPs) are the multiply-accumulates of convolutions and linear layers for one input (batch 1),
-without bias, normalisation, activation and pooling: the convention of the authors' own counter. torchvision's
+without bias, normalisation, activation and pooling: the convention of the authors' own counter. A recurrent layer is
+the linear layers that it is made of, at each step. Products of activations
+with activations (both of attention) count as well; the paper's networks have none. torchvision's
 ResNet-50 at 224x224 has 4,089,184,256 of them and 25,557,032 parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -23,20 +28,37 @@ from oicsr.parametrized import make_plain
 from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}  # function -> spatial axes
+PRODUCTS = {
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    torch.bmm,
+    Tensor.bmm,
+    torch.einsum,
+    functional.scaled_dot_product_attention,
+}
+RECURRENT = {
+    f"{name}{end}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for end in ("", "_cell")
+}  # linear layers, one step after the other
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
-class _Positions(TorchFunctionMode):
+class Positions(TorchFunctionMode):
     """Note, for each weight, at how many positions it is applied, and the size of the batch that the first layer sees.
 
     Attributes:
         calls: Weight and number of positions, one entry per call.
+        products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
+            whose weight is computed counts as such a product.
         batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.calls: list[tuple[Tensor, int]] = []
+        self.products: list[int] = []
+        self._weights = {id(weight) for weight in weights}
+        self._derived: dict[int, tuple[Tensor, bool]] = {}
         self.batch: int | None = None
 
     def __torch_function__(
@@ -46,16 +68,102 @@ class _Positions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is functional.multi_head_attention_forward:  # its own layers and products are looked into
+            with self, plain_attention():
+                return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
+        self._note_derived(args, kwargs or {}, result)
+        if getattr(func, "__name__", "") in RECURRENT:
+            self._note_recurrent(args)
+        if func in PRODUCTS:
+            self._note_product(func, args, kwargs or {}, result)
         if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
             source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
             values = source if func in TRANSPOSED else result
             # every weight is used once per value of the output that belongs to one output channel
-            self.calls.append((weight, values.numel() // weight.shape[0]))
+            self._note_weight(weight, values.numel() // weight.shape[0])
             if self.batch is None:
                 inner = 1 + (CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)  # axes of one input
                 self.batch = source.shape[0] if source.ndim > inner else 1
         return result
+
+    def _note_derived(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Remember what is computed from weights alone, or from nothing: it is made once, whatever the inputs."""
+        sources = [
+            v for value in (*args, *kwargs.values()) for v in (value if type(value) in (list, tuple) else [value])
+        ]
+        known = [self._is_derived(value) for value in sources if isinstance(value, Tensor)]
+        if None not in known:
+            for value in result if isinstance(result, list | tuple) else [result]:
+                if isinstance(value, Tensor):
+                    self._derived[id(value)] = value, any(known)
+
+    def _is_derived(self, tensor: Tensor) -> bool | None:
+        """Return whether a tensor is computed from weights, or else from nothing; None where it is from the inputs."""
+        if id(tensor) in self._weights:
+            return True
+        return self._derived[id(tensor)][1] if id(tensor) in self._derived else None
+
+    def _note_recurrent(self, args: Sequence[Any]) -> None:
+        """Note that each weight of a recurrent layer is used once per input and step."""
+        flat = [tensor for value in args for tensor in (value if isinstance(value, list | tuple) else [value])]
+        for tensor in flat:
+            if isinstance(tensor, Tensor) and tensor.ndim == 2 and id(tensor) in self._weights:
+                self.calls.append((tensor, args[0].numel() // args[0].shape[-1]))
+
+    def _note_product(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor
+    ) -> None:
+        if func is functional.scaled_dot_product_attention:
+            query, key, value = (_argument(args, kwargs, i, name) for i, name in enumerate(("query", "key", "value")))
+            pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+            self.products += [pairs * query.shape[-1], pairs * value.shape[-1]]
+            return
+        factors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        equation = ""
+        if func is torch.einsum:
+            equation, *rest = args
+            factors = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
+        derived = [self._is_derived(factor) for factor in factors]
+        if len(factors) != 2 or (None not in derived and any(derived)):
+            return
+        macs = _einsum_macs(equation, factors) if equation else result.numel() * factors[0].shape[-1]
+        weights = [factor for factor in factors if id(factor) in self._weights]
+        if weights and weights[-1].numel():
+            self._note_weight(weights[-1], macs // weights[-1].numel())
+        else:
+            self.products.append(macs)
+
+    def _note_weight(self, weight: Tensor, count: int) -> None:
+        """Note how often a weight is used; one that is computed is none whose name is known, but a product."""
+        if id(weight) in self._weights:
+            self.calls.append((weight, count))
+        else:
+            self.products.append(count * weight.numel())
+
+
+def _einsum_macs(equation: str, factors: Sequence[Tensor]) -> int:
+    letters = equation.replace(" ", "").partition("->")[0].split(",")
+    if "." in equation:
+        return 0
+    sizes = {
+        letter: size
+        for part, f in zip(letters, factors, strict=True)
+        for letter, size in zip(part, f.shape, strict=True)
+    }
+    return math.prod(sizes.values())
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let `multi_head_attention_forward` run its own code, whatever looks on."""
+    functions = vars(functional)
+    checked = functions["has_torch_function"]
+    functions["has_torch_function"] = lambda tensors: False
+    try:
+        yield
+    finally:
+        functions["has_torch_function"] = checked
 
 
 def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
@@ -75,8 +183,33 @@ def _batch_size(inputs: Inputs, seen: int | None) -> int:
     return sizes[0]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a network does with one input.
+
+    Attributes:
+        positions: How often each element of each weight is used (for a convolution: output height times width).
+        others: MACs of weights whose names are not known.
+        products: MACs of each product of two activations, in the order of the calls; attention has two. A layer whose
+            weight is computed from parameters counts as such a product.
+    """
+
+    positions: dict[str, int]
+    others: int
+    products: tuple[int, ...]
+
+
 def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[dict[str, int], int]:
-    """Return how often each element of each weight is used for one input.
+    """Return how often each element of each weight is used for one input, and the MACs of everything else.
+
+    See `count_work`, whose products of activations are part of the rest here.
+    """
+    work = count_work(model, example_inputs)
+    return work.positions, work.others + sum(work.products)
+
+
+def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
+    """Return how often each element of each weight is used for one input, and what products of activations take.
 
     Args:
         model: A network; run once, in evaluation mode, without gradient, and left as it is. (A run for shapes alone, on
@@ -85,18 +218,17 @@ def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[d
             layer reads: it need not lie on the first input, nor be there at all.
 
     Returns:
-        Name of a parameter or buffer to the number of positions (for a convolution: output height times width), and
-        the MACs of weights that are neither, but computed. A weight with a parametrization goes by
-        the parameter of its shape.
+        Positions and MACs. A weight that is a parameter or a buffer goes by its name; one with a parametrization by
+        that of the parameter of its shape.
     """
     check_call(model, example_inputs)
     model, inputs = unwrap(model), as_inputs(example_inputs)
     for tensor in inputs.tensors():
         if tensor.ndim and not tensor.shape[0]:
             raise ValueError(f"example_inputs have shape {tuple(tensor.shape)}; at least one input is needed")
-    counter = _Positions()
     with undisturbed(model) as twin, torch.no_grad():
         carriers = {name: entry.carrier for name, entry in make_plain(twin).items()} if twin is not model else {}
+        counter = Positions([*twin.parameters(), *twin.buffers()])
         with counter:
             inputs.call(twin)
         tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer
@@ -110,13 +242,13 @@ def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[d
             positions[name] = positions.get(name, 0) + count // batch
         else:
             others += count // batch * weight.numel()
-    return positions, others
+    return Work(positions, others, tuple(macs // batch for macs in counter.products))
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
-    """Return the multiply-accumulates of all convolutions and linear layers for one input (batch 1).
+    """Return the multiply-accumulates of all convolutions, linear layers and attention products for one input.
 
-    The paper's FLOPs: no bias, normalisation, activation, pooling or attention product. See the module's docstring.
+    The paper's FLOPs: no bias, normalisation, activation or pooling. See the module's docstring.
 
     Args:
         model: A network, wrapped or not; left as it is, counters and caches included.

@@ -14,6 +14,7 @@ from oicsr.state import indices_on_cpu
 Side = Literal["out", "in", "norm"]
 SIDES: tuple[Side, ...] = ("out", "in", "norm")
 Axis = tuple[str, int]  # a parameter's qualified name and one of its dimensions
+Kind = Literal["channel", "head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,60 @@ class Member:
         return self.parameter, self.dim
 
 
+@dataclass(frozen=True)
+class Attribute:
+    """A number on a module that stands for a width, and follows the number of channels.
+
+    Attributes:
+        module: Qualified name of the module; empty for the network itself.
+        name: The attribute, such as `num_heads`; with a position behind it, such as `sizes.1`, an entry of a list.
+        value: What it is with all channels.
+        power: With a share s of the channels left, it is `value * s ** power`: 1 for a width, -1 for the epsilon of a
+            mean of squares.
+        channels: Where it counts some slices only (a piece of a cut): the channel of each of them. It goes down by one
+            for each that goes, and `power` has no say.
+    """
+
+    module: str
+    name: str
+    value: float
+    power: int = 1
+    channels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """Slices of a parameter that are multiplied where channels go, because the code divides by the width.
+
+    Attributes:
+        parameter: Qualified name.
+        dim: The axis.
+        slices: Positions along the axis.
+        power: With a share s of the channels left, they are multiplied by `s ** power`: 0.5 for queries, where the
+            scale of attention is computed from the width; -0.5 for the weight of an RMSNorm.
+    """
+
+    parameter: str
+    dim: int
+    slices: tuple[int, ...]
+    power: float
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An axis of a weight that is computed from parameters, for the MACs of its layer.
+
+    Attributes:
+        product: The number of the layer among the products of the network (see `oicsr.complexity.Work`).
+        dim: 0 for the axis that starts channels, 1 for the one that reads them.
+        channels: int64: the channel id of each slice; -1 where a slice belongs to another coupling or to none.
+    """
+
+    product: int
+    dim: int
+    channels: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Coupling:
     """All layers that share one channel axis.
@@ -57,14 +112,25 @@ class Coupling:
         name: Qualified name of the first layer that produces the channels.
         num_channels: How many channels there are; ids run from 0 to `num_channels - 1`.
         members: Every parameter axis that the channels own slices of.
+        kind: `"channel"`, or `"head"` where each of the channels is a head of attention with all that it holds.
+        attributes: Numbers on modules that change with the number of channels.
+        rescaled: Slices that are multiplied where channels go.
+        products: Which products of activations (of attention) the channels take part in, by the order of their calls:
+            each costs as many MACs as there are channels left.
+        parts: What the channels own of weights that are computed.
     """
 
     name: str
     num_channels: int
     members: tuple[Member, ...]
+    kind: Kind = "channel"
+    attributes: tuple[Attribute, ...] = ()
+    rescaled: tuple[Rescaled, ...] = ()
+    products: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Coupling({self.name!r}, {self.num_channels:,} channels, {len(self.members)} members)"
+        return f"Coupling({self.name!r}, {self.num_channels:,} {self.kind}s, {len(self.members)} members)"
 
 
 @indices_on_cpu()
@@ -81,6 +147,18 @@ def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]
         for member in coupling.members:
             slice_stays = (member.channels < 0) | stays[member.channels]
             slices[member.axis] = slices[member.axis] & slice_stays if member.axis in slices else slice_stays
+    return slices
+
+
+@indices_on_cpu()
+def kept_parts(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[tuple[int, int], Tensor]:
+    """Return which slices of each axis of a computed weight stay, by the number of its product and the axis."""
+    slices: dict[tuple[int, int], Tensor] = {}
+    for coupling in couplings:
+        stays = channel_mask(coupling, kept)
+        for part in coupling.parts:
+            key, own = (part.product, part.dim), (part.channels < 0) | stays[part.channels]
+            slices[key] = slices[key] & own if key in slices else own
     return slices
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from oicsr.arguments import check_fit
-from oicsr.complexity import weight_positions
-from oicsr.coupling import Coupling
+from oicsr.changes import AttributeChange
+from oicsr.complexity import Work, count_work
+from oicsr.coupling import Coupling, kept_parts
 from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
 from oicsr.plan import PruningPlan
@@ -54,11 +55,13 @@ class Description:
             whole.
         total: The whole network, layers that are never pruned included.
         planned: Whether there is a plan.
+        attributes: The numbers on modules that the plan changes (`num_heads`, `head_dim`).
     """
 
     rows: tuple[CouplingRow, ...]
     total: CouplingRow
     planned: bool = field(default=True)
+    attributes: tuple[AttributeChange, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a pandas frame, one per coupling (needs pandas)."""
@@ -79,12 +82,16 @@ class Description:
         columns = self._columns()
         lines = [columns] + [[_cell(getattr(row, name)) for name in columns] for row in (*self.rows, self.total)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        changed = [f"{change}" for change in self.attributes]
         return "\n".join(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
+            [
+                "  ".join(
+                    cell.rjust(width) if i else cell.ljust(width)
+                    for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+                )
+                for line in lines
+            ]
+            + changed
         )
 
     __repr__ = __str__
@@ -133,29 +140,56 @@ def describe(
         kept |= {name: len(ids) for name, ids in plan.kept.items()}
     learned = {name: parameter.numel() for name, parameter in model.named_parameters()}
     sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
-    positions: Mapping[str, int] | None = None
-    others = 0
-    if example_inputs is not None:
-        positions, others = weight_positions(model, example_inputs)
+    work: Work | None = None if example_inputs is None else count_work(model, example_inputs)
     after = _sizes_after(sizes, plan)
+    products = [(0, 0)] * len(couplings)
+    computed: dict[int, tuple[int, int]] = {}
+    if work is not None:
+        products = [_products(coupling, kept[coupling.name], work) for coupling in couplings]
+        computed = _computed(couplings, {} if plan is None else plan.kept, work)
 
-    def row(name: str, layers: int, channels: int, stays: int, tensors: Sequence[str], rest: int) -> CouplingRow:
+    def row(
+        name: str, layers: int, channels: int, stays: int, tensors: Sequence[str], rest: tuple[int, int]
+    ) -> CouplingRow:
         """Sum parameters and MACs over some tensors."""
         macs = [
-            None if positions is None else rest + sum(positions.get(t, 0) * s[t] for t in tensors)
-            for s in (sizes, after)
+            None if work is None else more + sum(work.positions.get(t, 0) * s[t] for t in tensors)
+            for s, more in zip((sizes, after), rest, strict=True)
         ]
         params = [sum(s[t] for t in tensors if t in learned) for s in (sizes, after)]
         return CouplingRow(name, layers, channels, stays, *params, *macs)
 
     rows = []
-    for coupling in couplings:
+    for coupling, own in zip(couplings, products, strict=True):
         tensors = list(dict.fromkeys(m.parameter for m in coupling.members if m.parameter in sizes))
         layers = len(coupling_layers(coupling))
-        rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, 0))
+        layered = [computed[number] for number in {part.product for part in coupling.parts} & computed.keys()]
+        own = own[0] + sum(whole for whole, _ in layered), own[1] + sum(left for _, left in layered)
+        rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, own))
     channels, stays = sum(r.channels for r in rows), sum(r.kept for r in rows)
-    total = row("whole network", sum(r.layers for r in rows), channels, stays, list(sizes), others)
-    return Description(tuple(rows), total, plan is not None)
+    others = 0 if work is None else work.others + sum(work.products)
+    rest = others, others + sum(left - whole for whole, left in [*products, *computed.values()])
+    total = row("whole network", sum(r.layers for r in rows), channels, stays, list(sizes), rest)
+    return Description(tuple(rows), total, plan is not None, () if plan is None else plan.attributes)
+
+
+def _products(coupling: Coupling, kept: int, work: Work) -> tuple[int, int]:
+    """Return the MACs of the products of activations that a coupling's channels take part in, before and after."""
+    macs = [work.products[number] for number in coupling.products if number < len(work.products)]
+    return sum(macs), sum(entry * kept // coupling.num_channels for entry in macs)
+
+
+def _computed(
+    couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]], work: Work
+) -> dict[int, tuple[int, int]]:
+    """Return the MACs of the layers whose weights are computed, before and after, by the numbers of their products."""
+    stays = kept_parts(couplings, kept)
+    macs = {number: (work.products[number],) * 2 for number, _ in stays if number < len(work.products)}
+    for (number, _), own in stays.items():
+        if number in macs:
+            whole, left = macs[number]
+            macs[number] = whole, left * int(own.sum()) // len(own)
+    return macs
 
 
 def _sizes_after(sizes: Mapping[str, int], plan: PruningPlan | None) -> dict[str, int]:

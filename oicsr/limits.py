@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -79,6 +80,16 @@ class Limits:
             floors.append(min(coupling.num_channels, math.ceil(least / multiple) * multiple))
         return floors
 
+    def least(self, scores: Sequence[Tensor]) -> Tensor:
+        """Return which channels of all couplings, one after another, stay after all steps, as bool."""
+        stays = []
+        for score, coupling, floor in zip(scores, self.couplings, self.floors(), strict=True):
+            order = torch.sort(score.detach().double().cpu(), stable=True).indices
+            layer = torch.ones(coupling.num_channels, dtype=torch.bool)
+            layer[order[: coupling.num_channels - floor]] = False
+            stays.append(layer)
+        return torch.cat(stays)
+
     def steps(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """Return the sets of channels to remove one after another, least important first, down to the floors.
 
@@ -90,11 +101,12 @@ class Limits:
         for score, coupling, floor, multiple in zip(scores, self.couplings, self.floors(), self.rounding, strict=True):
             ascending, order = torch.sort(score.detach().double().cpu(), stable=True)
             values = ascending.tolist()
-            width, taken = coupling.num_channels, 0
+            width, sizes = coupling.num_channels, list[int]()
             while width > floor:
-                block = min(width % multiple or multiple, width - floor)
-                chosen = order[taken : taken + block]
-                steps.append((values[taken + block - 1], start, start + chosen))
-                taken, width = taken + block, width - block
+                sizes.append(min(width % multiple or multiple, width - floor))
+                width -= sizes[-1]
+            blocks = (start + order[: sum(sizes)]).split(sizes) if sizes else ()
+            last = [taken - 1 for taken in accumulate(sizes)]
+            steps += [(values[i], start, block) for i, block in zip(last, blocks, strict=True)]
             start += coupling.num_channels
         return [positions for _, _, positions in sorted(steps, key=lambda step: step[:2])]

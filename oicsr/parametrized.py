@@ -9,7 +9,7 @@ parametrization is for the numeric proof to find out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -205,10 +205,9 @@ def said_of_sources(couplings: Sequence[Coupling], computed: Mapping[str, Comput
     if not computed:
         return list(couplings)
     return [
-        Coupling(
-            coupling.name,
-            coupling.num_channels,
-            tuple(
+        replace(
+            coupling,
+            members=tuple(
                 member
                 for plain in coupling.members
                 for member in (_members(plain, computed[plain.parameter]) if plain.parameter in computed else (plain,))

@@ -6,14 +6,25 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_slices
+from oicsr.changes import (
+    AttributeChange,
+    Scaling,
+    attribute_changes,
+    joined_changes,
+    joined_scalings,
+    parse_attribute,
+    parse_scaling,
+    positions_left,
+    scalings,
+)
+from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_parts, kept_slices
 from oicsr.state import indices_on_cpu
 
 PLAN_FORMAT = "oicsr-plan-1"
@@ -39,10 +50,14 @@ class PruningPlan:
     Attributes:
         kept: Coupling name to the sorted channel ids that stay.
         slices: The parameter slices that stay, for every axis that loses some.
+        attributes: The numbers on modules that change (`num_heads`, `head_dim`), before and after.
+        scalings: Slices that are multiplied before any are taken away, in the positions of the network before.
     """
 
     kept: Mapping[str, tuple[int, ...]]
     slices: tuple[Slice, ...] = field(repr=False)
+    attributes: tuple[AttributeChange, ...] = field(default=(), repr=False)
+    scalings: tuple[Scaling, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         stay = sum(len(ids) for ids in self.kept.values())
@@ -58,8 +73,8 @@ class PruningPlan:
                 coupling that is not named keeps all.
 
         Raises:
-            ValueError: A name is unknown, an id is no integer, out of range or given twice, or a coupling would lose
-                every channel.
+            ValueError: A name is unknown, an id is no integer, out of range or given twice, a coupling would lose every
+                channel, or a number on a module would not be whole.
         """
         sizes = {coupling.name: coupling.num_channels for coupling in couplings}
         kept = {name: _integers(name, ids) for name, ids in kept.items()}
@@ -73,7 +88,8 @@ class PruningPlan:
             if not bool(stays.all())
         ]
         all_kept = {name: tuple(sorted(kept.get(name, range(size)))) for name, size in sizes.items()}
-        return PruningPlan(all_kept, tuple(slices))
+        changes, factors = attribute_changes(couplings, all_kept), scalings(couplings, all_kept)
+        return PruningPlan(all_kept, tuple(slices), changes, factors)
 
     def then(self, following: PruningPlan) -> PruningPlan:
         """Return the one plan that does what this one and then `following` (made for the pruned model) do.
@@ -104,13 +120,23 @@ class PruningPlan:
                 )
             kept_twice = tuple(before.kept[i] for i in after.kept)
             slices[after.parameter, after.dim] = Slice(before.parameter, before.dim, before.size, kept_twice)
-        return PruningPlan(kept, tuple(slices.values()))
+        return PruningPlan(
+            kept,
+            tuple(slices.values()),
+            joined_changes(self.attributes, following.attributes),
+            joined_scalings(self.scalings, following.scalings, {(s.parameter, s.dim): s.kept for s in self.slices}),
+        )
 
     def to_json(self) -> str:
         """Return the plan as a JSON text that `from_json` reads back."""
         slices = [[s.parameter, s.dim, s.size, list(s.kept)] for s in self.slices]
         kept = {name: list(ids) for name, ids in self.kept.items()}
-        return json.dumps({"format": PLAN_FORMAT, "kept": kept, "slices": slices}, separators=(",", ":"))
+        data: dict[str, Any] = {"format": PLAN_FORMAT, "kept": kept, "slices": slices}
+        if self.attributes:
+            data["attributes"] = [[a.module, a.name, a.before, a.after] for a in self.attributes]
+        if self.scalings:
+            data["scalings"] = [[s.parameter, s.dim, s.factor, list(s.slices)] for s in self.scalings]
+        return json.dumps(data, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
@@ -129,9 +155,14 @@ class PruningPlan:
         kept, slices = data.get("kept"), data.get("slices")
         if not isinstance(kept, dict) or not isinstance(slices, list):
             raise ValueError("not a pruning plan: 'kept' must be an object and 'slices' a list")
+        attributes, factors = data.get("attributes", []), data.get("scalings", [])
+        if not isinstance(attributes, list) or not isinstance(factors, list):
+            raise ValueError("not a pruning plan: 'attributes' and 'scalings' must be lists")
         return PruningPlan(
             {str(name): _indices(f"kept[{name!r}]", ids, None) for name, ids in kept.items()},
             tuple(_parse_slice(entry) for entry in slices),
+            tuple(parse_attribute(entry) for entry in attributes),
+            tuple(parse_scaling(entry) for entry in factors),
         )
 
 
@@ -148,7 +179,10 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
     """
     _check_plan(couplings, plan)
     slices = kept_slices(couplings, plan.kept)
-    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices) for coupling in couplings]
+    kept = {c.name: plan.kept.get(c.name, tuple(range(c.num_channels))) for c in couplings}
+    numbers = {(change.module, change.name): change.after for change in attribute_changes(couplings, kept)}
+    parts = kept_parts(couplings, plan.kept)
+    return [_shrink(coupling, channel_mask(coupling, plan.kept), slices, numbers, parts) for coupling in couplings]
 
 
 def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
@@ -171,12 +205,33 @@ def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
             )
 
 
-def _shrink(coupling: Coupling, stays: Tensor, slices: Mapping[Axis, Tensor]) -> Coupling:
+def _shrink(
+    coupling: Coupling,
+    stays: Tensor,
+    slices: Mapping[Axis, Tensor],
+    numbers: Mapping[tuple[str, str], float],
+    parts: Mapping[tuple[int, int], Tensor],
+) -> Coupling:
     new_ids = torch.cat([torch.cumsum(stays, 0) - 1, torch.tensor([-1])])  # the last one is for the id -1
     members = tuple(
         Member(m.parameter, m.dim, new_ids[m.channels[slices[m.axis]]], m.side, m.counts) for m in coupling.members
     )
-    return Coupling(coupling.name, int(stays.sum()), members)
+    left = int(stays.sum())
+    attributes = tuple(
+        replace(a, value=numbers.get((a.module, a.name), a.value), channels=_renumbered(a.channels, new_ids, stays))
+        for a in coupling.attributes
+    )
+    rescaled = tuple(replace(r, slices=positions_left(r, slices)) for r in coupling.rescaled)
+    left_of = tuple(replace(p, channels=new_ids[p.channels[parts[p.product, p.dim]]]) for p in coupling.parts)
+    return replace(
+        coupling, num_channels=left, members=members, attributes=attributes, rescaled=rescaled, parts=left_of
+    )
+
+
+def _renumbered(channels: tuple[int, ...] | None, new_ids: Tensor, stays: Tensor) -> tuple[int, ...] | None:
+    if channels is None:
+        return None
+    return tuple(int(new_ids[channel]) for channel in channels if bool(stays[channel]))
 
 
 def _integers(name: str, ids: Iterable[Any]) -> tuple[int, ...]:

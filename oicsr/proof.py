@@ -66,7 +66,7 @@ def prove(
         model: The network; left as it is.
         example_inputs: The arguments of one forward call (see `find_couplings`).
         couplings: The couplings to be tried.
-        surgery: Slices a network in place, as a plan says; `slice_module` where it is not given.
+        surgery: Slices a network in place, as a plan says; `apply_plan` where it is not given.
         seed: Of the channels that go and of the random parameters.
 
     Returns:

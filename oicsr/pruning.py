@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
+from oicsr.approximate import Approximate
+from oicsr.attention import Granularity
 from oicsr.coupling import Coupling
 from oicsr.importance import out_in_energy
 from oicsr.inputs import ExampleInputs
@@ -44,6 +46,8 @@ def prune(
     tie: Sequence[Tie] = (),
     tolerance: float = TOLERANCE,
     absorb: bool = False,
+    granularity: Granularity = "channel",
+    approximate: Approximate = "none",
 ) -> PruningResult:
     """Prune a network in one call: trace, train with the penalty, score, select, remove, recalibrate.
 
@@ -73,6 +77,8 @@ def prune(
         tie: Groups of couplings that keep the same channels; they are penalised as one, too.
         tolerance: How far the result may be from the target, as a share of it.
         absorb: Let readers absorb the constants of removed channels (see `remove_channels`).
+        granularity: What goes of an attention, `"channel"` or `"head"` (see `find_couplings`).
+        approximate: `"layer_norm"`: channels under a LayerNorm go too, and outputs change (see `find_couplings`).
 
     Returns:
         The pruned model, the plan and a summary (`print(result)`).
@@ -85,7 +91,7 @@ def prune(
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
         >>> result = oicsr.prune(network, torch.zeros(1, 4), macs_kept=0.5)
         >>> print(result)
-        Sequential, pruned in 1 step(s)
+        Sequential, pruned in one step
           MACs: 192 -> 96 (50.0% kept)
           parameters: 226 -> 114 (50.4% kept)
           channels: 32 -> 16 (50.0% kept)
@@ -93,7 +99,7 @@ def prune(
     target = {"macs_kept": macs_kept, "params_kept": params_kept, "cost": cost, "cost_kept": cost_kept}
     limits = {"max_removed": max_removed, "round_to": round_to}
     select = partial(select_channels, tolerance=tolerance)
-    find = partial(_find, model, example_inputs, ignore, tie)
+    find = partial(_find, model, example_inputs, ignore, tie, granularity, approximate)
     couplings, notes = find("inner" if scope is None else scope), []
     if scope is None and cost is None and not _reachable(couplings, model, example_inputs, select, target, limits):
         couplings = find("all")
@@ -120,8 +126,17 @@ def prune(
     return replace(result, notes=tuple(notes))
 
 
-def _find(model: nn.Module, inputs: ExampleInputs, ignore: Names, tie: Sequence[Tie], scope: Scope) -> list[Coupling]:
-    return tie_couplings(find_couplings(model, inputs, scope=scope, ignore=ignore), tie)
+def _find(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    ignore: Names,
+    tie: Sequence[Tie],
+    granularity: Granularity,
+    approximate: Approximate,
+    scope: Scope,
+) -> list[Coupling]:
+    found = find_couplings(model, inputs, scope=scope, ignore=ignore, granularity=granularity, approximate=approximate)
+    return tie_couplings(found, tie)
 
 
 def _reachable(

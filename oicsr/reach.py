@@ -24,11 +24,7 @@ Retarget = Callable[[Channels], Target]
 
 def least_cost(limits: Limits, scores: Sequence[Tensor], target: Target) -> float:
     """Return the cost when all channels that may go have gone."""
-    stays = Channels(limits.couplings).all_stay()
-    steps = limits.steps(scores)
-    if steps:
-        stays[torch.cat(steps)] = False
-    return target.cost(stays)
+    return target.cost(limits.least(scores))
 
 
 def widened(limits: Limits, scores: Sequence[Tensor], target: Target, tolerance: float) -> Limits:

@@ -15,7 +15,7 @@ from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode
 from oicsr.coupling import Axis, Coupling
 from oicsr.inputs import Inputs
 from oicsr.plan import PruningPlan, shrink_couplings
-from oicsr.surgery import slice_module
+from oicsr.surgery import apply_plan
 
 Trace = Callable[[nn.Module], tuple[list[Coupling], set[str]]]
 
@@ -74,7 +74,7 @@ def _trial(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -> s
     """
     kept = {c.name: range(c.num_channels - 1) for c in couplings}
     trial = meta_copy(model)
-    slice_module(trial, PruningPlan.from_kept(couplings, kept).slices)
+    apply_plan(trial, PruningPlan.from_kept(couplings, kept))
     with mode(trial, training=False), hooks_off(trial), torch.no_grad(), _ShapesOfNorms():
         try:
             inputs.call(trial)
@@ -97,7 +97,7 @@ def find_moved(model: nn.Module, couplings: Sequence[Coupling], trace: Trace) ->
     """
     plan = PruningPlan.from_kept(couplings, {c.name: range(c.num_channels - 1) for c in couplings})
     trial = copy_model(model)
-    slice_module(trial, plan.slices)
+    apply_plan(trial, plan)
     found: Sequence[Coupling] = []
     single: set[str] = set()
     with suppress(ValueError):

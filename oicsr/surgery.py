@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from oicsr.arguments import check_plan
+from oicsr.changes import check_attributes, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
@@ -25,6 +26,7 @@ from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
 from oicsr.wrapping import unwrap
 
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 FILE_FORMAT = "oicsr-pruned-1"
 
 
@@ -75,10 +77,20 @@ def remove_channels(
         from oicsr.absorption import absorb_constants  # it needs the tracer, which imports this module
 
         absorb_constants(small, plan, example_inputs)
-    slice_module(small, plan.slices)
+    apply_plan(small, plan)
     if optimizer is not None:
         rebind(optimizer, before, dict(small.named_parameters()), plan)
     return small
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> None:
+    """Do what a plan says to `model`, in place: multiply and slice its tensors, and set numbers on its modules.
+
+    Parameters are replaced, not changed: those that the network shares with another one stay as they are.
+    """
+    scale_slices(model, plan.scalings)
+    slice_module(model, plan.slices)
+    set_attributes(model, plan.attributes)
 
 
 def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
@@ -97,7 +109,8 @@ def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
                 if id(tensor) not in shared:
                     shared[id(tensor)] = _sliced(tensor, by_name[key]), by_name[key]  # type: ignore[assignment]
                 store[name], done = shared[id(tensor)]
-                touched[carriers.get(key, module)] += done if name == "weight" or key in carriers else []
+                shapes_it = name == "weight" or key in carriers or isinstance(module, RECURRENT)
+                touched[carriers.get(key, module)] += done if shapes_it else []
     refresh(model)
     for module, done in touched.items():
         fix_attributes(module, done)
@@ -132,7 +145,7 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         vector = module.weight if module.weight is not None else module.running_mean
         if vector is not None:
             module.num_features = len(vector)
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         per_group = module.num_channels // module.num_groups  # groups go as a whole
@@ -140,6 +153,21 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         module.num_groups = module.num_channels // per_group
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        _fix_recurrent(module)
+    elif all(type(vars(module).get(name)) is int for name in ("in_channels", "out_channels", "groups")):
+        first, second = module.get_parameter("weight").shape[:2]  # a convolution of another library
+        vars(module).update(out_channels=first, in_channels=second * vars(module)["groups"])
+
+
+def _fix_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    end = "_l0" if isinstance(module, nn.RNNBase) else ""
+    module.input_size = module.get_parameter(f"weight_ih{end}").shape[1]
+    module.hidden_size = module.get_parameter(f"weight_hh{end}").shape[1]
+    if isinstance(module, nn.RNNBase):
+        vars(module)["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
 
 
 def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:
@@ -172,6 +200,7 @@ def _check_fits(model: nn.Module, plan: PruningPlan) -> None:
                 f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "
                 f"whose shape is {tuple(tensor.shape)}"
             )
+    check_attributes(model, plan.attributes)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from oicsr.complexity import find_tensor, weight_positions
+from oicsr.complexity import Work, count_work, find_tensor
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
@@ -53,14 +53,39 @@ class Channels:
                 owner[member.channels >= 0] = start + member.channels[member.channels >= 0]
         return owners
 
+    def computed(self, products: int) -> dict[int, list[Tensor]]:
+        """Return the owners of the slices of each computed weight, by the number of its product, axis by axis."""
+        owners: dict[tuple[int, int], Tensor] = {}
+        for start, coupling in zip(self.starts, self.couplings, strict=False):
+            for part in coupling.parts:
+                owner = owners.setdefault((part.product, part.dim), torch.full_like(part.channels, self.total))
+                owner[part.channels >= 0] = start + part.channels[part.channels >= 0]
+        axes: dict[int, list[Tensor]] = {}
+        for (number, _), owner in owners.items():
+            if number < products:
+                axes.setdefault(number, []).append(owner)
+        return axes
+
 
 class WeightCost:
     """A cost that each element of a weight adds to, a fixed number of times: predicted exactly, without surgery."""
 
-    def __init__(self, channels: Channels, model: nn.Module, times: Mapping[str, int], rest: int = 0) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        model: nn.Module,
+        times: Mapping[str, int],
+        rest: int = 0,
+        products: Sequence[int] = (),
+    ) -> None:
         owners = channels.owners()
-        self._rest = rest
+        self._products = _products_of(channels, products)
         self._weights: list[tuple[int, list[Tensor]]] = []
+        computed = channels.computed(len(products))
+        for number, axes in computed.items():
+            self._weights.append((products[number] // math.prod(len(axis) for axis in axes), axes))
+        self._rest = rest + sum(products) - sum(macs for macs, _, _ in self._products)
+        self._rest -= sum(products[number] for number in computed)
         for name, count in times.items():
             weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
@@ -70,9 +95,27 @@ class WeightCost:
     def __call__(self, stays: Tensor) -> int:
         """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
         padded = torch.cat([stays, stays.new_ones(1)]).long()
-        return self._rest + sum(
-            cost * math.prod(int(padded[axis].sum()) for axis in axes) for cost, axes in self._weights
+        products = sum(macs * int(stays[start:end].sum()) // (end - start) for macs, start, end in self._products)
+        return (
+            self._rest
+            + products
+            + sum(cost * math.prod(int(padded[axis].sum()) for axis in axes) for cost, axes in self._weights)
         )
+
+    @staticmethod
+    def of_macs(channels: Channels, model: nn.Module, work: Work) -> WeightCost:
+        """Return the cost in MACs."""
+        return WeightCost(channels, model, work.positions, work.others, work.products)
+
+
+def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return MACs of products of activations, and the range of the channels that they go down with."""
+    return [
+        (products[number], start, start + coupling.num_channels)
+        for start, coupling in zip(channels.starts, channels.couplings, strict=False)
+        for number in coupling.products
+        if number < len(products)
+    ]
 
 
 class MacsModel:
@@ -87,8 +130,7 @@ class MacsModel:
         model: nn.Module,
         example_inputs: ExampleInputs,
     ) -> None:
-        positions, others = weight_positions(model, example_inputs)
-        self._cost = WeightCost(Channels(couplings), model, positions, others)
+        self._cost = WeightCost.of_macs(Channels(couplings), model, count_work(model, example_inputs))
 
     def macs(self, stays: Tensor) -> int:
         """Return the MACs when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
@@ -180,7 +222,7 @@ def make_target(
         raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
     function: Cost
     if argument == "macs_kept":
-        function, unit = WeightCost(channels, model, *weight_positions(model, example_inputs)), "MACs"
+        function, unit = WeightCost.of_macs(channels, model, count_work(model, example_inputs)), "MACs"
     elif argument == "params_kept":
         function, unit = WeightCost(channels, model, {name: 1 for name, _ in model.named_parameters()}), "parameters"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from oicsr.coupling import Coupling
 
@@ -32,7 +33,14 @@ def tie_couplings(couplings: Sequence[Coupling], tie: Sequence[Tie]) -> list[Cou
     return [
         group[0]
         if len(group) == 1
-        else Coupling(group[0].name, group[0].num_channels, tuple(m for coupling in group for m in coupling.members))
+        else replace(
+            group[0],
+            members=tuple(member for coupling in group for member in coupling.members),
+            attributes=tuple(dict.fromkeys(entry for coupling in group for entry in coupling.attributes)),
+            rescaled=tuple(dict.fromkeys(entry for coupling in group for entry in coupling.rescaled)),
+            products=tuple(dict.fromkeys(number for coupling in group for number in coupling.products)),
+            parts=tuple(part for coupling in group for part in coupling.parts),
+        )
         for group in groups
     ]
 

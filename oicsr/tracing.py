@@ -11,13 +11,16 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from oicsr.approximate import Approximate, ApproximateWarning, WithoutMeans, check_approximate, deviation
 from oicsr.arguments import check_call
+from oicsr.attention import Attentions, Granularity, check_granularity, settle_products
 from oicsr.backbone import Part, backbone_call, couplings_of_whole
 from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
 from oicsr.copying import hooked_modules
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import prove
@@ -49,12 +52,17 @@ class Trace:
         unruled: The reasons that a user has to know of: operators without a rule, and what the trials found;
             `find_couplings` warns of these.
         untried: What could not be tried, and why; `find_couplings` warns of it.
+        inexact: Names of the couplings whose channels change outputs though they are zero: those under a LayerNorm.
+        deviation: By how much, as a share of the largest output, where the weaker half of these is set to zero and
+            goes; None where that was not measured.
     """
 
     couplings: list[Coupling]
     unpruned: Mapping[str, str]
     unruled: tuple[str, ...]
     untried: tuple[str, ...] = ()
+    inexact: tuple[str, ...] = ()
+    deviation: float | None = None
 
 
 def find_couplings(
@@ -64,6 +72,8 @@ def find_couplings(
     scope: Scope = "inner",
     ignore: Names = (),
     verify: Verify = "numeric",
+    granularity: Granularity = "channel",
+    approximate: Approximate = "none",
 ) -> list[Coupling]:
     """Find every set of weights that share a channel axis.
 
@@ -85,25 +95,45 @@ def find_couplings(
             a warning. Channels that a LayerNorm runs over stay as well: its statistics change with every channel that
             goes. `"shapes"`: the pruned network has to run, on the meta device, with nothing computed: for those who
             want the channels under a LayerNorm, which go then, with other outputs. `"off"`: not at all.
+        granularity: What goes of an attention. `"channel"`: channels of each head, where the code lets them go, and
+            heads elsewhere. `"head"`: heads, each with all its channels. The couplings say their `kind`.
+        approximate: `"layer_norm"`: channels that an `nn.LayerNorm` runs over go as under an RMSNorm, with its weight
+            and epsilon changed, although its mean moves: outputs change, and a warning says by how much.
 
     Returns:
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
 
     Raises:
-        ValueError: `scope` or `verify` is unknown, `ignore` names no layer of the model, or the model cannot be
-            traced.
+        ValueError: `scope`, `verify`, `granularity` or `approximate` is unknown, `ignore` names no layer of the model,
+            or the model cannot be traced.
 
     Warns:
         UnprunedChannelsWarning: Channels stay because of an operator without a rule, or because a trial failed; the
             message names them and the reason.
         UntriedWarning: Something could not be tried; the message says what.
+        ApproximateWarning: Channels under a LayerNorm may go; the message says what they change.
     """
-    trace = trace_couplings(model, example_inputs, scope=scope, ignore=ignore, verify=verify)
+    trace = trace_couplings(
+        model,
+        example_inputs,
+        scope=scope,
+        ignore=ignore,
+        verify=verify,
+        granularity=granularity,
+        approximate=approximate,
+    )
     if trace.unruled:
         message = "some channels are left unpruned: " + "; ".join(trace.unruled)
         warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
     if trace.untried:
         warnings.warn("; ".join(trace.untried), UntriedWarning, stacklevel=2)
+    if trace.inexact:
+        share = "an unknown share" if trace.deviation is None else f"{trace.deviation:.1%}"
+        said = (
+            f"a LayerNorm runs over the channels of {_some(trace.inexact)}: outputs change where they go (by up to "
+            f"{share} of the largest where the weaker half of them is set to zero and goes)"
+        )
+        warnings.warn(said, ApproximateWarning, stacklevel=2)
     return trace.couplings
 
 
@@ -114,14 +144,18 @@ def trace_couplings(
     scope: Scope = "inner",
     ignore: Names = (),
     verify: Verify = "numeric",
+    granularity: Granularity = "channel",
+    approximate: Approximate = "none",
 ) -> Trace:
     """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
     for name, value, allowed in (("scope", scope, get_args(Scope)), ("verify", verify, get_args(Verify))):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+    check_granularity(granularity)
+    check_approximate(approximate)
     check_call(model, example_inputs)
     model = unwrap(model)
-    choices = _Choices(scope, named_layers(model, ignore), verify)
+    choices = _Choices(scope, named_layers(model, ignore), verify, granularity, approximate)
     with _no_garbage_collection():
         trace = _trace(model, as_inputs(example_inputs), choices)
     hooked = hooked_modules(model)
@@ -158,19 +192,23 @@ class _Choices:
         scope: Which channels may go.
         ignored: Names of the layers whose own channels stay.
         verify: How couplings are tried.
+        granularity: What goes of an attention.
+        approximate: What may go although outputs change.
         thinned: What another tracer decided on grouped convolutions.
     """
 
     scope: Scope
     ignored: Set[str]
     verify: Verify
+    granularity: Granularity = "channel"
+    approximate: Approximate = "none"
     thinned: Mapping[str, bool] = field(default_factory=dict)
 
 
 def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     """Trace a network, or where it cannot be traced its backbone, and try what was found."""
     try:
-        tracer, trace = _trace_once(model, inputs, choices)
+        traced, trace = _trace_once(model, inputs, choices)
     except ValueError:
         part = backbone_call(model, inputs)
         if part is None:
@@ -181,9 +219,22 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     if choices.verify == "off":
         return trace
     if choices.verify == "shapes":
-        return _verified_shapes(model, inputs, choices, tracer, trace)
-    proof = prove(model, inputs, trace.couplings)
-    return _without(trace, proof.refuted, proof.untried)
+        return _verified_shapes(model, inputs, choices, traced.tracer, trace)
+    if trace.inexact:
+        return _proved_without_means(model, inputs, trace)
+    couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
+    return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
+
+
+def _proved_without_means(model: nn.Module, inputs: Inputs, trace: Trace) -> Trace:
+    """Prove all couplings but for the means of LayerNorms, and measure what these change."""
+    with WithoutMeans():
+        proof = prove(model, inputs, trace.couplings)
+    trace = _without(trace, proof.refuted, proof.untried)
+    proof = prove(model, inputs, [coupling for coupling in trace.couplings if coupling.name not in trace.inexact])
+    trace = _without(trace, proof.refuted, proof.untried)
+    couplings = [coupling for coupling in trace.couplings if coupling.name in trace.inexact]
+    return replace(trace, deviation=deviation(model, inputs, couplings) if couplings else None)
 
 
 def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
@@ -199,6 +250,8 @@ def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
         {f"{part.name}.{name}": why for name, why in trace.unpruned.items()} | shared,
         (reason, *trace.unruled, *shared.values()),
         trace.untried,
+        tuple(f"{part.name}.{name}" for name in trace.inexact),
+        trace.deviation,
     )
 
 
@@ -229,30 +282,54 @@ def _without(trace: Trace, refuted: Mapping[str, str], untried: Sequence[str] = 
         unpruned={**trace.unpruned, **refuted},
         unruled=tuple(unruled),
         untried=(*trace.untried, *untried),
+        inexact=tuple(name for name in trace.inexact if name not in refuted),
     )
 
 
-def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tracer, Trace]:
-    """Trace a network, without any trial."""
+def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Traced, Trace]:
+    """Trace a network, without any trial but of what its attentions need."""
     twin, computed = plain_twin(model)
-    with indices_on_cpu():
-        tracer = Tracer(thinned=dict(choices.thinned), follow_layer_norm=choices.verify != "numeric")
-    streams = Streams(tracer)
     graph = export_graph(twin, inputs, training=False)
-    _follow(tracer, streams, graph)
+    graphs = [graph]
     untried: tuple[str, ...] = ()
     if graph.unused:  # heads that only run in training (auxiliary classifiers) read channels too
         try:
-            _follow(tracer, streams, export_graph(twin, inputs, training=True))
+            graphs.append(export_graph(twin, inputs, training=True))
         except ValueError as error:
             unused = _some(graph.unused)
             untried = (f"{error}, in training mode: what only runs there is not followed (it may read {unused})",)
+    attentions = Attentions(twin, inputs, choices.granularity)
+    while True:
+        tracer, streams = _followed(graphs, attentions, choices)
+        couplings, unpruned, index = collect(tracer, streams.roots() if choices.scope == "inner" else set[Root]())
+        completed = attentions.complete(tracer, index, couplings, graph.nodes)
+        if completed is not None:
+            break
+    couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
+    inexact = index.owners([norm.channels for norm in tracer.norms if not norm.exact])
+    trace = Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried, inexact)
+    return Traced(tracer, index, graph.nodes, twin), trace
+
+
+@indices_on_cpu()
+def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices) -> tuple[Tracer, Streams]:
+    """Follow the channels through the graphs of a network, with what is known of its attentions."""
+    tracer = Tracer(
+        thinned=dict(choices.thinned),
+        follow_layer_norm=choices.verify != "numeric",
+        approximate=choices.approximate,
+        granularity=choices.granularity,
+        modes=dict(attentions.modes),
+    )
+    streams = Streams(tracer)
+    for graph in graphs:
+        tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
+        streams.read(graph.nodes)
+    settle_products(tracer, attentions.refusals)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:
             tracer.sets.fix(slot.ids, IGNORED)
-    couplings, unpruned = collect(tracer, streams.roots() if choices.scope == "inner" else set[Root]())
-    couplings = _without_energy_of_buffers(said_of_sources(couplings, computed), model)
-    return tracer, Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried)
+    return tracer, streams
 
 
 def _without_energy_of_buffers(couplings: Sequence[Coupling], model: nn.Module) -> list[Coupling]:
@@ -264,9 +341,3 @@ def _without_energy_of_buffers(couplings: Sequence[Coupling], model: nn.Module) 
         )
         for coupling in couplings
     ]
-
-
-@indices_on_cpu()
-def _follow(tracer: Tracer, streams: Streams, graph: Graph) -> None:
-    tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
-    streams.read(graph.nodes)

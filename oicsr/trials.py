@@ -16,7 +16,7 @@ from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
 from oicsr.state import devices_of, generators_kept, indices_on_cpu
-from oicsr.surgery import slice_module
+from oicsr.surgery import apply_plan
 from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
@@ -69,7 +69,7 @@ class Bench:
     ) -> None:
         self.untried: list[str] = []
         self.read_of_original: dict[str, str] = {}
-        self._surgery: Surgery = surgery or (lambda network, plan: slice_module(network, plan.slices))
+        self._surgery: Surgery = surgery or apply_plan
         self._couplings = couplings
         self._dtype = dtype
         self._seed = seed
@@ -131,7 +131,10 @@ class Bench:
         try:
             found = self._run(self._pruned(couplings), training=False)
         except MODEL_ERRORS as error:
-            return f"cannot lose channels: its width is a number in the model's code ({first_line(error)})"
+            return (
+                f"cannot lose channels: its width is a number in the model's code ({first_line(error)}); write -1 in "
+                "its place, or keep it in an attribute of the module"
+            )
         difference = _difference(expected, found, self._tolerance())
         if difference is None or self._is_random(couplings, expected):
             return None

@@ -43,7 +43,6 @@ def command(options: argparse.Namespace) -> int:
     for path in changed:
         print(f"  {os.path.relpath(path)}")
     if gathered.left_out:
-        count = len(gathered.left_out)
-        were = "1 record was" if count == 1 else f"{count} records were"
-        print(f"{were} left out: restore each file, or move its folder away")
+        count = "1 record was" if len(gathered.left_out) == 1 else f"{len(gathered.left_out)} records were"
+        print(f"{count} left out: restore each file, or move its folder away")
     return 1 if gathered.left_out else 0

@@ -20,6 +20,7 @@ from benchmarks.commands.options import (
     add_graphs,
     add_jobs,
     choose_device,
+    choose_graphs,
     names,
     results_option,
 )
@@ -66,7 +67,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="offline",
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
-    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold the others"
+    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold files"
     parser.add_argument("--trackers", type=names, metavar="LIST", default=["wandb"], help=text)
     add_graphs(parser)
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
@@ -87,7 +88,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
     _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
-    bench = replace(bench, graphs=options.graphs)
+    bench = replace(bench, graphs=choose_graphs(options, device))
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:
             follow(bench)
@@ -118,7 +119,8 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
         return _show_plan(bench, cells, found, console)
     outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
     if not found.todo:
-        line = f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run"
+        all_runs = "the run is" if len(cells) == 1 else f"all {len(cells)} runs are"
+        line = f"{all_runs} recorded under {options.results}/runs: nothing to run"
         console.print(line, highlight=False, soft_wrap=True)
     left_out = show(console, options.results, cells) if outcome.stopped != INTERRUPT else []
     code = _conclude(console, outcome, [*found.failed, *outcome.records, *outcome.elsewhere])

@@ -73,7 +73,8 @@ def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
     states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
     counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
     left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN
-    lines = [f"{title}: {len(sweep.cells)} runs: {counts}; {left}", *_matrix(sweep)]
+    runs = "1 run" if len(sweep.cells) == 1 else f"{len(sweep.cells)} runs"
+    lines = [f"{title}: {runs}: {counts}; {left}", *_matrix(sweep)]
     for state in (PARTIAL, FAILED, DAMAGED):
         cells = [cell for cell in sweep.cells if cell.state == state]
         for item in cells[:listed]:

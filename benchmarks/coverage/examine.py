@@ -34,7 +34,7 @@ from benchmarks.coverage.table import (
     TOLERANCE,
     Row,
 )
-from benchmarks.coverage.tasks import outputs_of, task_of, training_loss
+from benchmarks.coverage.tasks import opened, outputs_of, task_of, training_loss
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
 from oicsr.complexity import find_tensor
 from oicsr.copying import MODEL_ERRORS
@@ -115,6 +115,7 @@ def examine(name: str) -> Row:
     row: Row = {"traced": "no", "passed": "no"}
     try:
         model, images = _prepare(name)
+        model = opened(model)
         row["image_size"] = str(images.shape[-1])
         row["macs_before"] = str(count_macs(model, images[:1]))
         couplings, plan = _choose_scope(model, images, row)

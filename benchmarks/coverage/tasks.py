@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.models import build_model, input_shape
+from oicsr import open_attention
 from oicsr.copying import MODEL_ERRORS, mode
 from oicsr.inputs import tensors_in
+from oicsr.open_windows import is_window_attention
 
 IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
 VIDEO = (3, 16, 112, 112)  # channels, frames, height, width
 OWN_VIDEO = {"mvit_v1_b": (3, 16, 224, 224), "mvit_v2_s": (3, 16, 224, 224), "s3d": (3, 16, 224, 224)}
+SMALLER = {"torchvision:vit_h_14": 112}  # pixels that a network is built for, whose own size takes minutes
+SINGLE = {"mvit_v1_b", "mvit_v2_s"}  # one clip is enough: they have no BatchNorm
 SAMPLES = 8000  # one second of a waveform
 
 
@@ -81,6 +85,29 @@ def example_images(model: nn.Module, name: str) -> Tensor:
             continue
         return images
     raise ValueError(f"does not run on its own image size {own}: {failure}")
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """Return a network with its attention in windows opened (`oicsr.open_attention`), where it has any."""
+    return open_attention(model) if any(map(is_window_attention, model.modules())) else model
+
+
+def build_classifier(name: str, classes: int) -> nn.Module:
+    """Return a classifier of torchvision or timm."""
+    if name not in SMALLER:
+        return build_model(name, classes)
+    import torchvision
+
+    model: nn.Module = torchvision.models.get_model(
+        _short(name), weights=None, num_classes=classes, image_size=SMALLER[name]
+    )
+    return model
+
+
+def example_videos(model: nn.Module, name: str) -> Tensor:
+    """Return two clips, or one for the largest networks."""
+    clips = random(*OWN_VIDEO.get(_short(name), VIDEO))
+    return clips[:1] if _short(name) in SINGLE else clips
 
 
 def random(*shape: int) -> Tensor:
@@ -177,12 +204,10 @@ def _short(name: str) -> str:
     return name.partition(":")[2]
 
 
-CLASSIFIERS = Task(build_model, example_images)
+CLASSIFIERS = Task(build_classifier, example_images)
 TASKS = {
     "segmentation": Task(lambda name, n: build_segmenter(_short(name), n), lambda _, name: random(3, 96, 96)),
     "detection": Task(lambda name, n: build_detector_backbone(_short(name), n), example_for_detector),
-    "video": Task(
-        lambda name, n: build_video(_short(name), n), lambda _, name: random(*OWN_VIDEO.get(_short(name), VIDEO))
-    ),
+    "video": Task(lambda name, n: build_video(_short(name), n), example_videos),
     "sequence": Task(lambda name, n: build_sequence(_short(name), n), example_sequence),
 }

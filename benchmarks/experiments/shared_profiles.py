@@ -40,6 +40,35 @@ DIGITS_ANATOMY = Profile(
     grid_scale=20.0,
 )
 
+# A ViT has no BatchNorm: its filters are not scale-free, and methods that read a scale do not apply.
+VIT_METHODS = (
+    "oicsr-gl",
+    "gl-out",
+    "gl-in",
+    "gl-separate",
+    "oicsr-gl-prox",
+    "gl-out-prox",
+    "gl-in-prox",
+    "gl-separate-prox",
+    "oicsr-growl",
+    "growl",
+    "none",
+    "l1",
+    "l2",
+    "random",
+    "scratch-e",
+)
+DIGITS_VIT = Profile(
+    dense=Phase(epochs=60, learning_rate=0.05, warmup_epochs=4),
+    regularized=Phase(epochs=12, learning_rate=0.02),
+    finetune=Phase(epochs=4, learning_rate=0.01),
+    methods=VIT_METHODS,
+    macs_kept=(0.5, 0.3),
+    seeds=tuple(range(10)),
+    batch_size=64,
+    grid_scale=20.0,
+)
+
 # a few hundred images and few epochs: shows that the pipeline works, says nothing about the claim
 CIFAR_QUICK = Profile(
     dense=Phase(epochs=3, learning_rate=0.05, warmup_epochs=1),

@@ -18,6 +18,7 @@ from benchmarks.models import (
     resnet,
     resnet_cifar,
     vgg,
+    vit,
 )
 from benchmarks.suggest import unknown_name
 
@@ -26,6 +27,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "digits-batchnorm": digits_chain.digits_batchnorm,
     "digits-groupnorm": digits_chain.digits_groupnorm,
     "digits-plain": digits_chain.digits_plain,
+    "digits-vit": vit.digits_vit,
     "cifarnet": cifarnet.cifarnet,
     "cifarnet-plain": cifarnet.cifarnet_plain,
     "resnet18": resnet.resnet18,
@@ -41,6 +43,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "densenet40": densenet.densenet40,
     "densenet89": densenet.densenet89,
     "preactsenet18": preact_senet.preactsenet18,
+    "vit": vit.vit,
     "imagenet-alexnet": imagenet.alexnet,
     "imagenet-resnet50": imagenet.resnet50,
     "imagenet-vgg16": imagenet.vgg16,

@@ -41,6 +41,8 @@ from oicsr import (
     shrink_couplings,
 )
 from oicsr.algorithm import share_after
+from oicsr.approximate import Approximate
+from oicsr.attention import Granularity
 from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
@@ -124,11 +126,19 @@ def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
 
 
 @lru_cache(maxsize=8)
-def _couplings(model: str, num_classes: int, shape: tuple[int, int, int], scope: Scope) -> list[Coupling]:
+def _couplings(
+    model: str,
+    num_classes: int,
+    shape: tuple[int, int, int],
+    scope: Scope,
+    granularity: Granularity,
+    approximate: Approximate,
+) -> list[Coupling]:
     """Return the couplings of a network, which many runs share: they depend only on its architecture."""
     with torch.random.fork_rng(devices=[]):
         network = build_model(model, num_classes)
-    return find_couplings(network, torch.zeros(1, *shape), scope=scope)
+    images = torch.zeros(1, *shape)
+    return find_couplings(network, images, scope=scope, granularity=granularity, approximate=approximate)
 
 
 class _Run:
@@ -182,7 +192,8 @@ class _Run:
             The pruned network, and one plan for all removals together.
         """
         profile, progress = self.cell.profile, self.progress
-        current = _couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, profile.scope)
+        what = profile.scope, profile.granularity, profile.approximate
+        current = _couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, *what)
         dense, dense_macs = current, count_macs(model, self.inputs)
         plan = PruningPlan.from_kept(current, {})
         for step in range(profile.steps):

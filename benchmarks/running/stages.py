@@ -53,7 +53,8 @@ def stages_of(cell: Cell, method: Method, strength: float, device_type: str) -> 
     for step in range(profile.steps):
         removal = [profile.max_removed, profile.cap_of, profile.round_to, profile.steps, profile.pruning_schedule]
         target = [method.selection.name, cell.macs_kept, removal] if regularizer.uses_target else []
-        key = digest([key, "regularized", step, phase.plain, regularizer.name, strength, profile.scope, *target])
+        removable = [profile.scope, *sorted({profile.granularity, profile.approximate} - {"channel", "none"})]
+        key = digest([key, "regularized", step, phase.plain, regularizer.name, strength, *removable, *target])
         stages.append(Stage(key, "regularized", step, phase, _seed(cell, "regularized", step), share))
         share = share_after(step, profile.steps, cell.macs_kept, profile.pruning_schedule)
         absorb = ["absorb"] if method.absorb else []

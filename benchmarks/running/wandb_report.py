@@ -1,6 +1,6 @@
 """A W&B report of one experiment and profile, made by code: what to look at, in the order of the questions.
 
-It needs the package `wandb-workspaces`, which is no dependency of the suite: reports exist on the server alone.
+It needs the package `wandb-workspaces` (the extra `wandb-report`): reports exist on the server alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STATES = ("pruned", "recalibrated", "finetuned")
 
 WIDTH, HEIGHT = 24, 8  # of W&B's grid: a row, and a panel
 
-NEEDS = "reports need wandb-workspaces: pip install wandb-workspaces"
+NEEDS = "reports need wandb-workspaces: pip install '.[wandb-report]'"
 
 
 def make_report(place: Place, record: Record, command: str) -> Any:

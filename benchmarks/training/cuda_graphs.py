@@ -162,8 +162,8 @@ class GraphRecorder:
             torch.cuda.set_rng_state(numbers, self._device)
         except RuntimeError as error:
             raise CaptureError(
-                "a failed capture of a CUDA graph left the device unusable in this process; do the run again without "
-                f"--graphs, and it goes on from its checkpoint ({str(error).splitlines()[0]})"
+                "a failed capture of a CUDA graph left the device unusable in this process; do the run again with "
+                f"--no-graphs, and it goes on from its checkpoint ({str(error).splitlines()[0]})"
             ) from error
 
 

@@ -12,19 +12,49 @@ and the module it was called in. A missing rule can therefore cost prunable chan
 `register_rule` adds rules, for operators and for classes of modules; `docs/custom_operators.md` shows how.
 """
 
-from oicsr.rules import convolution, elementwise, indexing, linear, lookup, normalization, reduction, shape, spatial
+from oicsr.rules import (
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    lookup,
+    normalization,
+    products,
+    recurrent,
+    reduction,
+    rms,
+    shape,
+    spatial,
+    weighted,
+)
 from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.inline import inline_blocks
 from oicsr.rules.modules import ModuleCall, leaf_modules
+from oicsr.rules.notes import Product, Slot
 from oicsr.rules.registry import Result, Rule, Value, follows, register_rule
-from oicsr.rules.tracer import Slot, Tracer
+from oicsr.rules.tracer import Tracer
 
-FAMILIES = (convolution, elementwise, indexing, linear, lookup, normalization, reduction, shape, spatial)  # registered
+FAMILIES = (
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    lookup,
+    normalization,
+    products,
+    recurrent,
+    reduction,
+    rms,
+    shape,
+    spatial,
+    weighted,
+)  # registered above
 
 __all__ = [
     "FAMILIES",
     "ModuleCall",
+    "Product",
     "Result",
     "Rule",
     "Slot",

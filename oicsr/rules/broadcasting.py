@@ -35,8 +35,10 @@ class Operand:
         """Return the value at `source` as an operand."""
         ids = tracer.ids(source)
         padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
-        shape = pad_left(shape_of(source), rank)
-        return Operand(padded, shape, tracer.reason(source), tracer.depends_on_input(source))
+        shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
+        if reason in tracer.uniform:
+            shape = [1] * rank  # it stands in no channel's way
+        return Operand(padded, shape, reason, tracer.depends_on_input(source))
 
     @property
     def axes(self) -> list[int]:
@@ -57,7 +59,8 @@ def combine(tracer: Tracer, node: fx.Node, operands: Sequence[Operand]) -> tuple
         joined |= tied
         shape = [max(a, b) for a, b in zip(result.shape, other.shape, strict=True)]
         is_activation = result.is_activation or other.is_activation
-        result = Operand(ids, shape, result.reason or other.reason, is_activation)
+        reason = other.reason if result.reason in {"", *tracer.uniform} else result.reason
+        result = Operand(ids, shape, reason, is_activation)
     return Value(result.ids, result.reason), joined
 
 

@@ -16,6 +16,13 @@ def operator_name(node: fx.Node) -> str:
     return str(schema.name) if schema is not None else f"python::{getattr(node.target, '__name__', node.target)}"
 
 
+def module_path(node: fx.Node) -> str:
+    """Return the qualified name of the module that a call is made in; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return str(path).removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of the value that `node` produces, with `UNKNOWN` for a size that depends on the data."""
     return _static(node.meta["val"])

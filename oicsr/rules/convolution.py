@@ -8,6 +8,7 @@ from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
+from oicsr.rules.weights import has_weight, note_layer
 
 FEW_GROUPS = 4  # a convolution of so many wide groups keeps them all, and loses channels of each
 
@@ -18,7 +19,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     if operator_name(node) == "aten::convolution" and argument(node, "transposed"):
         return convolve_transposed(tracer, node)
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
-    if weight not in tracer.parameters:
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1  # 1, or 0 without a batch
@@ -32,9 +33,11 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     else:
         by_group = _channels_by_group(tracer, node, source, axis, groups)
         if by_group is None:
+            note_layer(tracer, node, weight)
             return Value(None, tracer.reason(source))
         out = by_group[:, 0].repeat_interleave(shape[0] // groups)
         tracer.add_slot(weight, 0, out, "out", counts=True)
+    note_layer(tracer, node, weight, rows=0, read=1)
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, len(shape_of(node))))
 
@@ -43,7 +46,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
 def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     """Weight `(in, out / groups, *kernel)`: the axes of a convolution, exchanged."""
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
-    if weight not in tracer.parameters:
+    if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1
@@ -56,9 +59,11 @@ def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     else:
         by_group = _channels_by_group(tracer, node, source, axis, groups)
         if by_group is None:
+            note_layer(tracer, node, weight)
             return Value(None, tracer.reason(source))
         tracer.add_slot(weight, 0, by_group.flatten(), "out", counts=True)
         out = by_group[:, 0].repeat_interleave(shape[1])
+    note_layer(tracer, node, weight, rows=0, read=1)
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, len(shape_of(node))))
 
@@ -70,7 +75,7 @@ def _is_thinned(tracer: Tracer, weight: fx.Node, inputs: int, outputs: int, grou
     inputs without the outputs.
     """
     few = groups <= FEW_GROUPS and groups < min(inputs, outputs)
-    return tracer.thinned.setdefault(tracer.parameters[weight], few)
+    return tracer.thinned.setdefault(tracer.parameters.get(weight, weight.name), few)
 
 
 def _read_groups(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, axis: int, groups: int) -> None:
@@ -94,3 +99,23 @@ def _channels_by_group(tracer: Tracer, node: fx.Node, source: fx.Node, axis: int
     by_group = vector.reshape(groups, -1)
     tracer.tie_axis(by_group, 1)
     return by_group
+
+
+@register_rule("torchvision::deform_conv2d")
+def convolve_deformed(tracer: Tracer, node: fx.Node) -> Result:
+    """A convolution that reads at offsets, which are no channels; those of several groups of offsets go together."""
+    source, weight, offset, mask, bias = (argument(node, i) for i in range(5))
+    groups, offset_groups = int(argument(node, "groups")), int(argument(node, "offset_groups"))
+    if groups > 1 or not has_weight(tracer, weight):
+        return tracer.opaque(node, "has groups, or a weight that is computed")
+    for places in (offset, mask):
+        tracer.fix(places, tracer.notable(f"{tracer.where(node)} takes places from it"))
+    size = shape_of(weight)[1]
+    tracer.read_channels(node, source, weight, axis=1, dim=1)
+    ids = tracer.ids(source)
+    if ids is not None and ids.shape[1] == size:
+        tracer.tie_pieces(ids.flatten(), 0, size // offset_groups)
+    out = tracer.start_channels(weight, dim=0)
+    if bias in tracer.parameters or bias in tracer.computed:  # zeros otherwise
+        tracer.add_bias(bias, out)
+    return Value(on_axis(out, 1, 4))

@@ -17,13 +17,15 @@ UNARY = """
     cos tan asin acos atan sinh cosh asinh acosh atanh logit log_sigmoid hardshrink softshrink tanhshrink rrelu
     threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
     clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
-    zeros_like ones_like full_like empty_like rand_like randn_like randint_like fill zero uniform normal
+    real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
+    randn_like randint_like fill zero uniform normal
 """
+ADDING = "add sub subtract rsub lerp addcmul addcdiv"
 COMBINING = """
     mul multiply div divide floor_divide true_divide maximum minimum fmax fmin pow float_power where masked_fill clamp
     clamp_min clamp_max clip logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor gt lt ge le eq ne
     greater less greater_equal less_equal not_equal atan2 arctan2 hypot fmod remainder copysign xlogy logaddexp
-    logaddexp2 heaviside isclose copy __and__ __or__ __xor__
+    logaddexp2 complex polar heaviside isclose copy __and__ __or__ __xor__
 """
 
 
@@ -33,7 +35,7 @@ def elementwise(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     return [Value(ids)] * len(node.meta["val"]) if gives_many(node) else ids
 
 
-@register_rule(*aten("add sub subtract rsub lerp addcmul addcdiv"))
+@register_rule(*aten(ADDING))
 def add(tracer: Tracer, node: fx.Node) -> Result:
     """Ties the channels of the operands; remembers sums of activations (the residual streams)."""
     operands = tensor_inputs(node)
@@ -61,9 +63,17 @@ def assertion(tracer: Tracer, node: fx.Node) -> Result:
 
 
 CONSTANTS = """
-    arange zeros ones full empty eye linspace logspace scalar_tensor rand randn randint randperm tril_indices
-    triu_indices new_zeros new_ones new_full new_empty hann_window empty_strided new_empty_strided
+    arange eye linspace logspace rand randn randint randperm tril_indices triu_indices hann_window
 """
+
+
+@register_rule(*aten("zeros ones full empty scalar_tensor new_zeros new_ones new_full new_empty"))
+@register_rule(*aten("empty_strided new_empty_strided"))
+def uniform(tracer: Tracer, node: fx.Node) -> Result:
+    """Makes one number everywhere: first states, paddings. Whether its size follows is for the proof to find out."""
+    reason = tracer.notable(f"{tracer.where(node)} gives numbers, whose size cannot follow the channels")
+    tracer.uniform.add(reason)
+    return Value(None, reason)
 
 
 @register_rule(*aten(CONSTANTS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from oicsr.rules.calls import argument, axis_of, gives_many, operator_name, shape_of, shapes_of
+from oicsr.rules.calls import argument, axis_of, gives_many, module_path, operator_name, shape_of, shapes_of
 from oicsr.rules.ids import varying
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
@@ -15,7 +15,8 @@ def cut(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Cuts an axis into pieces.
 
     Equal pieces of the channel axis are tied to one another, so that a cut in halves stays a cut in halves whatever
-    is removed; any other cut of the channel axis, whose position is a number in the code, fixes its channels.
+    is removed. Where the module keeps the sizes of the pieces in a list, the list follows. Any other cut of the
+    channel axis, whose position is a number in the code, fixes its channels.
     """
     sizes = [shape[axis_of(node, ids.ndim)] for shape in shapes_of(node) if shape is not None]
     values = [Value(piece) for piece in _pieces(tracer, node, ids, sizes)]
@@ -31,6 +32,12 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids] * len(sizes)
     start = int(argument(node, "start", 0)) % width if name in ("slice", "narrow") else 0
     step = int(argument(node, "step")) if name == "slice" else 1
+    kept = _kept_sizes(tracer, node, name, sizes)
+    if kept is not None:
+        pieces = ids.split(sizes, axis)
+        for position, piece in enumerate(pieces):
+            tracer.count(node, f"{kept}.{position}", piece.flatten())
+        return list(pieces)
     if sizes == [1] * len(sizes):
         tracer.opaque(node, "picks single channels")
     elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
@@ -42,6 +49,15 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+def _kept_sizes(tracer: Tracer, node: fx.Node, name: str, sizes: list[int]) -> str | None:
+    """Return the one list on the module of a call that holds the sizes of its pieces."""
+    module = (tracer.modules or {}).get(module_path(node))
+    if name != "split_with_sizes" or module is None:
+        return None
+    lists = [key for key, value in vars(module).items() if isinstance(value, list | tuple) and list(value) == sizes]
+    return lists[0] if len(lists) == 1 else None
 
 
 @follows(*aten("select unbind"))

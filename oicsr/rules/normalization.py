@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from oicsr.rules.calls import argument, gives_many, shape_of, source_of
+from oicsr.rules.calls import argument, gives_many, module_path, shape_of, source_of
 from oicsr.rules.ids import varying
+from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
+
+WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
 
 
 @follows(*aten("batch_norm instance_norm _native_batch_norm_legit_no_training _native_batch_norm_legit"))
@@ -29,6 +32,8 @@ def batch_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     if vector is None:
         return tracer.opaque(node, "normalises channels that do not lie on axis 1")
     _follow_norm(tracer, [argument(node, i) for i in range(1, 5)], vector)
+    if not any(isinstance(argument(node, i), fx.Node) for i in range(1, 5)):
+        _count_width(tracer, node, vector)
     return _first_of(node, ids)
 
 
@@ -49,7 +54,7 @@ def _follow_norm(tracer: Tracer, vectors: Sequence[Any], ids: Tensor) -> None:
 def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """A normalisation group goes as a whole, so that the statistics of the others do not change.
 
-    How many groups there are must follow, as it does in `nn.GroupNorm` with a scale. Elsewhere it is a number.
+    How many groups there are must follow: it does in `nn.GroupNorm` with a scale, and where it is kept on the module.
     """
     groups, scale, shift = int(argument(node, 1)), argument(node, 2), argument(node, 3)
     vector = tracer.channels(ids, 1, shape_of(source_of(node))[1])
@@ -57,10 +62,32 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
         return tracer.opaque(node, "normalises channels that do not lie on axis 1")
     owner = tracer.parameters.get(scale, "").rpartition(".")[0]
     if scale is None or (tracer.modules is not None and not isinstance(tracer.modules.get(owner), nn.GroupNorm)):
-        return tracer.opaque(node, "has a number of groups that is fixed: only nn.GroupNorm with a scale adapts it")
+        number = _number_of_groups(tracer, node, groups)
+        if number is None:
+            return tracer.opaque(
+                node, f"has a number of groups that is fixed: keep the {groups} in one attribute of the module"
+            )
+        tracer.count(node, number, vector.reshape(groups, -1)[:, 0])
+        _count_width(tracer, node, vector)
     tracer.tie_axis(vector.reshape(groups, -1), 1)
     _follow_norm(tracer, [scale, shift], vector)
     return ids
+
+
+def _count_width(tracer: Tracer, node: fx.Node, labels: Tensor) -> None:
+    """Let the attributes of a module that say by their names how many channels there are follow."""
+    numbers = vars((tracer.modules or {}).get(module_path(node), nn.Identity()))
+    for name in WIDTHS & numbers.keys():
+        if type(numbers[name]) is int and numbers[name] == len(labels):
+            tracer.count(node, name, labels)
+
+
+def _number_of_groups(tracer: Tracer, node: fx.Node, groups: int) -> str | None:
+    """Return the attribute that says how many groups there are, on the module that a call is made in."""
+    numbers = vars((tracer.modules or {}).get(module_path(node), nn.Identity()))
+    named = [name for name, value in numbers.items() if type(value) is int and value == groups]
+    named = named if len(named) == 1 else [name for name in named if "group" in name]
+    return named[0] if len(named) == 1 else None
 
 
 @follows("aten::layer_norm")
@@ -68,13 +95,22 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Keeps channels that do not lie on the axes it normalises.
 
     Statistics over channels change with the number of channels, even where a removed one was zero: nothing exact
-    exists, and such channels stay. With `Tracer.follow_layer_norm` they go, scale and shift with them.
+    exists, and such channels stay. With `Tracer.follow_layer_norm` they go, scale and shift with them, and with
+    `Tracer.approximate` as under an RMSNorm.
     """
     axes = list(range(ids.ndim - len(argument(node, 1)), ids.ndim))
     kept = tracer.whole(ids, axes)
     if kept is not None:
         return kept
-    if len(axes) > 1 or not tracer.follow_layer_norm:
+    approximate = tracer.approximate == "layer_norm"
+    if len(axes) > 1 or not (tracer.follow_layer_norm or approximate):
         return tracer.opaque(node, "normalises over the channels")
+    if approximate:
+        path, weight = module_path(node), argument(node, 2)
+        if not isinstance((tracer.modules or {}).get(path), nn.LayerNorm) or weight not in tracer.parameters:
+            return tracer.opaque(node, "normalises over the channels: only nn.LayerNorm with a weight adapts")
+        if tracer.modes.get(path) == "none":
+            return tracer.opaque(node, "normalises over channels some of which stay for another reason")
+        tracer.norms.append(Norm(path, tracer.parameters[weight], ids.flatten(), exact=False))
     _follow_norm(tracer, [argument(node, 2), argument(node, 3)], ids.flatten())
     return ids

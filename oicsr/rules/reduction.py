@@ -52,3 +52,30 @@ def scan(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     if kept is None:
         return tracer.opaque(node, "runs along the channels")
     return [Value(kept)] * len(node.meta["val"]) if gives_many(node) else kept
+
+
+TRANSFORMS = """
+    fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn
+    fft_rfftn fft_irfftn fft_fftshift fft_ifftshift
+"""
+
+
+@follows(*aten(TRANSFORMS))
+def transform(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Keeps channels that do not lie on the axes that it transforms."""
+    declared = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
+    kept = tracer.whole(ids, axes_of(node, ids.ndim, "dim" if "dim" in declared else "dims"))
+    return tracer.opaque(node, "transforms over the channels") if kept is None else kept
+
+
+@follows("aten::view_as_complex")
+def as_complex(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Takes the last axis, of size 2, for the parts of numbers."""
+    kept = tracer.whole(ids, [ids.ndim - 1])
+    return tracer.opaque(node, "takes channels for parts of numbers") if kept is None else kept.squeeze(-1)
+
+
+@follows("aten::view_as_real")
+def as_real(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
+    """Puts the parts of numbers on a new last axis."""
+    return ids.unsqueeze(-1)

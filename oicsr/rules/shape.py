@@ -92,13 +92,17 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     axis = axis_of(node, rank)
     parts = [Operand.of(tracer, source, rank) for source in nodes]
     if all(part.ids is None for part in parts):
-        return Value(None, parts[0].reason)
+        states = rank != 3 and axis == 1 and any(part.reason in tracer.uniform for part in parts)
+        if not states:  # of a recurrent cell, which is joined to its hidden channels later
+            reasons = [part.reason for part in parts]
+            return Value(None, next((reason for reason in reasons if reason not in tracer.uniform), reasons[0]))
+        return Value(torch.cat(_aligned(tracer, node, nodes, parts, axis), axis))
     along = [axis in part.axes for part in parts]
     if all(along) and len({tuple(part.axes) for part in parts}) > 1:
         parts = [_along(tracer, part, axis) for part in parts]
     beyond = [sorted(set(part.axes) - {axis}) for part in parts]
     if any(along) and all(axes == beyond[0] for axes in beyond) and (all(along) or not beyond[0]):
-        return Value(torch.cat(_aligned(tracer, node, parts, axis), axis))
+        return Value(torch.cat(_aligned(tracer, node, nodes, parts, axis), axis))
     return _tied(tracer, node, parts, axis)
 
 
@@ -112,11 +116,15 @@ def _along(tracer: Tracer, part: Operand, axis: int) -> Operand:
     return replace(part, ids=ids)
 
 
-def _aligned(tracer: Tracer, node: fx.Node, parts: Sequence[Operand], axis: int) -> list[Tensor]:
+def _aligned(
+    tracer: Tracer, node: fx.Node, sources: Sequence[fx.Node], parts: Sequence[Operand], axis: int
+) -> list[Tensor]:
     """Give every part ids along `axis` (fixed ones where it has none) and one common shape on the other axes."""
     filled = []
-    for part in parts:
-        ids, size = part.ids, part.shape[axis]
+    for part, source in zip(parts, sources, strict=True):
+        ids, size = part.ids, shape_of(source)[axis]
+        if ids is None and part.reason in tracer.uniform:
+            ids = on_axis(tracer.sets.new(size), axis, len(part.shape))
         if ids is None or ids.shape[axis] != size:
             if ids is not None:
                 reason = tracer.notable(f"{tracer.where(node)} puts it behind channels that lie on another axis")

@@ -13,10 +13,12 @@ from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
-from oicsr.rules.calls import gives_many, shape_of, shapes_of
+from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
+from oicsr.rules.notes import Count, Norm, Product, Slot
 from oicsr.rules.table import Result, Value, find_leaf, find_rule
+from oicsr.rules.weights import Axes, follow_computed, keep_computed, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
@@ -24,17 +26,6 @@ OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
 PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
-
-
-@dataclass(frozen=True)
-class Slot:
-    """An axis of a parameter or buffer whose slices belong to channels. `counts`: part of the energy of its side."""
-
-    parameter: str
-    dim: int
-    ids: Tensor  # (size of the axis,)
-    side: Side
-    counts: bool
 
 
 @dataclass
@@ -58,6 +49,17 @@ class Tracer:
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
+        approximate: What may go although outputs change: `"layer_norm"` is channels that a LayerNorm runs over, its
+            weight and epsilon changed as an RMSNorm's.
+        granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
+        modes: The same by module, where that was found to be another one (see `oicsr.attention`).
+        products: Products of activations, in their order.
+        norms: The means of squares over channels.
+        counts: Numbers on modules that count slices.
+        computed: Values that are computed from parameters alone.
+        weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
+        axes: The labels of the axes of parameters that such weights are computed from.
+        uniform: Reasons of values that are one number everywhere, of a size that the code gives.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -72,6 +74,17 @@ class Tracer:
     cuts_by_number: bool = False
     thinned: dict[str, bool] = field(default_factory=dict)
     follow_layer_norm: bool = False
+    approximate: str = "none"
+    granularity: str = "channel"
+    modes: Mapping[str, str] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    computed: set[fx.Node] = field(default_factory=set)
+    weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
+    axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    uniform: set[str] = field(default_factory=set)
+    _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
     _whole_axes: dict[tuple[str, int], str] = field(default_factory=dict)  # axes that read what stays, and why it does
@@ -95,6 +108,10 @@ class Tracer:
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._read_placeholder(node, parameters, constants)
+            elif node.op == "call_function" and self._is_computed(node):
+                self.values[node] = Value(None, depends_on_input=False)
+                self.computed.add(node)
+                self._waiting.add(node)
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "get_attr":  # a block of code that an operator runs (`torch.cond`)
@@ -103,6 +120,8 @@ class Tracer:
                 for source in node.all_input_nodes:
                     self.fix(source, OUTPUT)
         self._settle_splits()
+        order = {node: position for position, node in enumerate(graph.nodes)}
+        self.products.sort(key=lambda product: order.get(product.node, -1))  # those of earlier graphs stay in front
 
     def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
         if node.name in parameters:
@@ -114,9 +133,22 @@ class Tracer:
         else:
             self.values[node] = Value(None, INPUT)
 
+    def _is_computed(self, node: fx.Node) -> bool:
+        """Return whether a value is computed from parameters alone: its rule is asked when something reads it."""
+        sources = node.all_input_nodes
+        known = any(source in self.parameters or source in self.computed for source in sources)
+        return known and not is_module_call(node) and not any(map(self.depends_on_input, sources))
+
+    def value(self, node: fx.Node) -> Result:
+        """Return what is known of a value."""
+        if node in self._waiting:
+            self._waiting.remove(node)
+            self.values[node] = self._call(node)
+        return self.values[node]
+
     def _call(self, node: fx.Node) -> Result:
         if node.target is operator.getitem:
-            source = self.values[node.args[0]]  # type: ignore[index]
+            source = self.value(node.args[0])  # type: ignore[arg-type]
             return source[node.args[1]] if isinstance(source, list) else source  # type: ignore[index]
         rule: Callable[..., Result]
         if is_module_call(node):
@@ -170,14 +202,23 @@ class Tracer:
 
     def where(self, node: fx.Node) -> str:
         """Return how a message names the place of `node`: operator and module path."""
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed(stack.values()))[0] if stack else ""
-        path = path.removeprefix("L['self'].").removeprefix("L__self__.")
-        return f"operator {node.target} in module {path or '(root)'!r}"
+        return f"operator {node.target} in module {module_path(node) or '(root)'!r}"
+
+    def takes_heads(self, node: fx.Node) -> bool:
+        """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
+        return self.modes.get(module_path(node), self.granularity) == "head"
+
+    def note_product(self, product: Product) -> None:
+        """Remember a product of two activations."""
+        self.products.append(product)
+
+    def count(self, node: fx.Node, name: str, labels: Tensor) -> None:
+        """Remember a number on the module that `node` is called in, which counts slices."""
+        self.counts.append(Count(module_path(node), name, labels))
 
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channel ids of a value; a parameter in an elementwise role gets labels of its own here."""
-        value = self.values[node]
+        value = self.value(node)
         ids = (
             self._elementwise_ids(node) if node in self.parameters else value.ids if isinstance(value, Value) else None
         )
@@ -195,7 +236,7 @@ class Tracer:
 
     def reason(self, node: fx.Node) -> str:
         """Return why the channels of a value are not followed."""
-        value = self.values[node]
+        value = self.value(node)
         if node in self.parameters and math.prod(shape_of(node)) > MAX_LABELLED_ELEMENTS:
             return self.notable(f"is combined with {self.parameters[node]!r}, which has too many elements to follow")
         if isinstance(value, Value) and value.reason:
@@ -215,7 +256,7 @@ class Tracer:
 
     def fix(self, node: fx.Node, reason: str) -> None:
         """Fix every channel of a value, because of `reason`: none of them will be removed."""
-        value = self.values[node]
+        value = self.value(node)
         found = [part.ids for part in (value if isinstance(value, list) else [value])]
         found.append(self.elementwise.get(self.parameters.get(node, "")))
         for ids in found:
@@ -246,7 +287,8 @@ class Tracer:
         return module is not None and name in module._parameters and len(shape_of(node)) > 1
 
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
-        """Fix the channels that a layer reads whose weight is no parameter; its own ones cannot be sliced either."""
+        """Fix the channels that a layer reads whose weight cannot be followed; its own ones cannot be sliced either."""
+        note_layer(self, node, weight)
         value = self.opaque(node, "has a weight that is computed, not a parameter")
         causes = [reason for reason in (self.reason(weight),) if self.is_notable(reason)]
         self.unruled += [value.reason, *causes]
@@ -319,7 +361,7 @@ class Tracer:
         """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
-            self._keep_axis(weight, dim, self.reason(source))
+            self.keep_axis(weight, dim, self.reason(source))
             return
         vector = self.channels(ids, axis, size * groups)
         if vector is None:
@@ -330,6 +372,8 @@ class Tracer:
 
     def start_channels(self, weight: fx.Node, *, dim: int) -> Tensor:
         """Return the channels that a layer produces: new ones, or those of an earlier call with the same weight."""
+        if weight not in self.parameters:
+            return start_computed(self, weight, dim)
         key = (self.parameters[weight], dim)
         if key not in self.slots:
             self.add_slot(weight, dim, self.sets.new(shape_of(weight)[dim]), "out", counts=True)
@@ -359,7 +403,8 @@ class Tracer:
             ValueError: `node` is no parameter or buffer, or `ids` are not one per slice.
         """
         if node not in self.parameters:
-            raise ValueError(f"{node.name} is no parameter or buffer of the model, so that it cannot follow channels")
+            follow_computed(self, node, dim, ids, side, counts)
+            return
         key = (self.parameters[node], dim)
         if dim >= len(shape_of(node)) or tuple(ids.shape) != (shape_of(node)[dim],):
             raise ValueError(
@@ -368,15 +413,34 @@ class Tracer:
         if key in self.slots:
             self.sets.join(self.slots[key].ids, ids)
             return
-        self.slots[key] = Slot(key[0], dim, ids, side, counts)
+        self.put_slot(key, ids, side, counts)
+
+    def put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
+        """Record an axis of a parameter that has no slot yet."""
+        if key in self.axes:
+            self.sets.join(self.axes[key], ids)
+        self.slots[key] = Slot(*key, ids, side, counts)
         if key in self._whole_axes:
             self.sets.fix(ids, self._whole_axes[key])
         if side == "out" and counts:
             self.producers.append(key)
 
-    def _keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
+    def keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
         """Let an axis of a weight stay whole, whatever else the weight does (a decoder that transposes it)."""
+        if weight not in self.parameters:
+            keep_computed(self, weight, dim, reason)
+            return
         key = (self.parameters[weight], dim)
         self._whole_axes.setdefault(key, reason)
-        if key in self.slots:
-            self.sets.fix(self.slots[key].ids, reason)
+        for ids in (self.slots[key].ids if key in self.slots else None, self.axes.get(key)):
+            if ids is not None:
+                self.sets.fix(ids, reason)
+
+    def axis_labels(self, key: tuple[str, int], size: int) -> Tensor:
+        """Return the labels of an axis of a parameter that a weight is computed from."""
+        if key not in self.axes:
+            slot = self.slots.get(key)
+            self.axes[key] = self.sets.new(size) if slot is None else slot.ids
+            if key in self._whole_axes:
+                self.sets.fix(self.axes[key], self._whole_axes[key])
+        return self.axes[key]

@@ -57,7 +57,8 @@ def test_published_dense_networks_are_plausible_and_cover_the_experiments() -> N
     for entry in published.values():
         assert 0.5 < entry.top1 < 0.97 and entry.dense_epochs > 50 and entry.pruning_epochs > 50 and entry.source
     natural = {(e.model, e.dataset) for e in EXPERIMENTS.values() if e.dataset != "digits"}
-    assert natural - published.keys() == {("densenet89", "cifar10"), ("cifarnet-plain", "cifar10")}  # nobody prints one
+    unprinted = {"densenet89", "cifarnet-plain", "vit"}  # nobody gives a number for these
+    assert natural - published.keys() == {(name, "cifar10") for name in unprinted}
 
 
 def test_a_dense_network_without_a_source_is_refused(tmp_path: Path) -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import oicsr
+from benchmarks.config import Cell
 from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments import shared_profiles as recipes
 from benchmarks.methods.registry import find_method
 from benchmarks.models import MODELS, build_model, input_shape
+from benchmarks.running.run import run_cell
+from tests.benchmarks.small import small_bench
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = [
-    *(f"cifar10-{n}" for n in "cifarnet resnet18 resnet20 resnet56 resnet110 densenet89 vgg16 mobilenetv2".split()),
+    *(f"cifar10-{n}" for n in "cifarnet resnet18 resnet20 resnet56 resnet110 densenet89 vgg16 mobilenetv2 vit".split()),
     *(f"cifar100-{n}" for n in "resnet18 resnet56 vgg19 preactsenet18 mobilenetv2".split()),
     *(f"imagenet-{n}" for n in "alexnet resnet50 mobilenetv2".split()),
 ]
@@ -51,14 +55,48 @@ def test_every_experiment_is_a_make_target_and_helpers_are_none() -> None:
     assert set(NAMES) <= set(shown) and "recipes" not in shown
 
 
+def test_only_profiles_that_remove_heads_say_so() -> None:
+    """Records of networks without attention stay those of their configuration."""
+    channels, heads = (EXPERIMENTS[name].profile("cpu") for name in ("digits-vit", "digits-vit-heads"))
+    assert heads == replace(channels, granularity="head")
+    assert "granularity" not in channels.shared and heads.shared["granularity"] == "head"
+    with pytest.raises(ValueError, match="granularity is 'row'; it must be one of"):
+        replace(channels, granularity="row")  # type: ignore[arg-type]
+    streams = replace(channels, scope="all", approximate="layer_norm")
+    assert "approximate" not in channels.shared and streams.shared["approximate"] == "layer_norm"
+    with pytest.raises(ValueError, match="approximate is 'batch_norm'; it must be one of"):
+        replace(channels, approximate="batch_norm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["digits-vit", "digits-vit-heads", "streams"])
+@pytest.mark.filterwarnings("ignore:a LayerNorm runs over the channels")
+def test_a_method_prunes_a_transformer_by_channels_and_by_heads(name: str, tmp_path: Path) -> None:
+    experiment = EXPERIMENTS["digits-vit" if name == "streams" else name]
+    profile = experiment.profile("cpu")
+    profile = replace(profile, scope="all", approximate="layer_norm") if name == "streams" else profile
+    short = replace(
+        profile,
+        dense=replace(profile.dense, epochs=1),
+        regularized=replace(profile.regularized, epochs=1),
+        finetune=replace(profile.finetune, epochs=1),
+        train_images=64,
+    )
+    cell = Cell(replace(experiment, profiles={"cpu": short}), "cpu", "oicsr-gl", 0, 0.5)
+    record = run_cell(small_bench(tmp_path), cell)
+    assert record.status == "complete", record.failure
+    assert record.states["pruned"]["macs"] / record.states["dense"]["macs"] == pytest.approx(0.5, rel=0.02)
+    assert ("embed" in record.widths) == (name == "streams")
+    assert any("attention" in coupling and after < before for coupling, (before, after) in record.widths.items())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "digits-vit", "digits-vit-heads"])
 def test_targets_are_within_reach(name: str) -> None:
     experiment = EXPERIMENTS[name]
     torch.manual_seed(0)
     model, inputs = build_model(experiment.model, 10), torch.zeros(1, *input_shape(experiment.model))
     for profile in experiment.profiles.values():
-        couplings = oicsr.find_couplings(model, inputs, scope=profile.scope)
+        couplings = oicsr.find_couplings(model, inputs, scope=profile.scope, granularity=profile.granularity)
         scores = [torch.rand(c.num_channels) for c in couplings]
         for share in profile.macs_kept:
             plan = oicsr.select_channels(

@@ -20,6 +20,8 @@ GOLDEN = {
     "digits-batchnorm": (1_493_632, 65_834),
     "digits-groupnorm": (1_493_632, 65_834),
     "digits-plain": (1_493_632, 65_642),
+    "digits-vit": (962_016, 58_474),
+    "vit": (123_275_136, 1_806_154),
     "cifarnet": (32_778_112, 1_756_554),
     "cifarnet-plain": (32_778_112, 1_756_426),
     "resnet18": (555_422_720, 11_173_962),
@@ -98,6 +100,20 @@ def test_the_digits_chain_worked_out_by_hand() -> None:
     vectors = 32 + 32 + 64 + 64
     for name, per_channel in (("digits-batchnorm", 2), ("digits-groupnorm", 2), ("digits-plain", 1)):
         assert GOLDEN[name] == (macs, weights + per_channel * vectors + 65 * 10)
+
+
+def test_the_vision_transformers_worked_out_by_hand() -> None:
+    # patches, values of a patch, width, hidden, depth
+    for name, tokens, patch, width, hidden, depth in (
+        ("digits-vit", 16, 4, 48, 96, 3),
+        ("vit", 64, 48, 192, 384, 6),
+    ):
+        block = 4 * width * width + 2 * width * hidden  # queries, keys, values, output; the MLP
+        products = 2 * tokens * tokens * width  # scores, and what they mix
+        macs = tokens * patch * width + depth * (tokens * block + products) + 10 * width
+        vectors = 4 * width + hidden + width + 4 * width  # biases of attention and MLP, two LayerNorms
+        params = (patch + 1 + tokens) * width + depth * (block + vectors) + 2 * width + 10 * (width + 1)
+        assert GOLDEN[name] == (macs, params)
 
 
 @pytest.mark.parametrize(("plain", "normalized"), [("cifarnet-plain", "cifarnet"), ("vgg16-plain", "vgg16")])

@@ -131,10 +131,14 @@ def check_every_channel(model: nn.Module, images: Tensor, scope: str = "all") ->
 
 @torch.no_grad()
 def zero_channels(model: nn.Module, couplings: Sequence[Coupling], kept: dict[str, list[int]], side: str) -> None:
-    """Set the weights of one side of the channels that are not kept to zero."""
+    """Set the weights of one side of the channels that are not kept to zero.
+
+    No layer reads the channels of queries and keys, which meet in a product: they are emptied whole, biases included.
+    """
     for coupling in couplings:
         gone = set(range(coupling.num_channels)) - set(kept[coupling.name])
+        whole = all(member.side != side for member in coupling.members)
         for member in coupling.members:
-            if member.side == side and member.counts:
+            if whole or (member.side == side and member.counts):
                 index = [i for i, channel in enumerate(member.channels.tolist()) if channel in gone]
                 model.get_parameter(member.parameter).index_fill_(member.dim, torch.tensor(index, dtype=torch.int64), 0)

@@ -20,6 +20,7 @@ from oicsr import Coupling
 from oicsr.copying import copy_model
 from oicsr.selection import MacsModel
 from tests.oicsr.networks import drop_third, randomize_norms, zero_channels
+from tests.oicsr.random_steps import MORE
 
 
 class Step(nn.Module):
@@ -86,6 +87,8 @@ class Step(nn.Module):
             self.first, self.width = nn.Conv2d(width, width + 4, 3, padding=1), width + 4
         elif kind == "repeated":
             self.width = 2 * width
+        elif kind in MORE:
+            MORE[kind][0](self, width, wide)
 
     def forward(self, x: Tensor) -> Tensor:
         return FORWARDS.get(self.kind, lambda step, x: step.norm(step.first(x)))(self, x)
@@ -260,6 +263,7 @@ FORWARDS: dict[str, Callable[[Step, Tensor], Tensor]] = {
     "no_grad": no_grad,
     "autocast": autocast,
     "checkpoint": lambda step, x: checkpoint(lambda y: torch.relu(step.first(y)), x, use_reentrant=False),
+    **{kind: forward for kind, (_, forward) in MORE.items()},
     **LEFT,
 }
 
@@ -353,7 +357,7 @@ def test_every_kind_of_step_is_pruned_exactly(kind: str) -> None:
     """Alone, and behind another layer: nothing but what cannot go stays."""
     found = pruned_exactly([("norm", 1), (kind, 2), ("conv", 2)], False, 1)
     assert {"steps.2.first", "hidden"} <= found
-    assert kind in LEFT or "stem" in found
+    assert kind in {*LEFT, "standardised"} or "stem" in found
 
 
 def zero_rows(model: Random, couplings: list[Coupling], kept: dict[str, list[int]]) -> None:
@@ -361,11 +365,12 @@ def zero_rows(model: Random, couplings: list[Coupling], kept: dict[str, list[int
     for step in model.steps:
         if step.kind in ("spectral_norm", "tied_transpose"):
             prefix = next(name for name, module in model.named_modules() if module is step.first)
-            members = [
-                Coupling(c.name, c.num_channels, tuple(m for m in c.members if m.parameter.startswith(f"{prefix}.")))
+            own = {
+                c: tuple(m for m in c.members if m.parameter.startswith(f"{prefix}.") and m.side == "out")
                 for c in couplings
-            ]
-            zero_channels(model, members, kept, "out")
+            }
+            rows = [Coupling(c.name, c.num_channels, members) for c, members in own.items() if members]
+            zero_channels(model, rows, kept, "out")
 
 
 def pruned_exactly(steps: list[tuple[str, int]], flatten: bool, seed: int, wrapper: str = "plain") -> set[str]:

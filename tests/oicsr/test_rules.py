@@ -183,9 +183,6 @@ LEFT: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "groups in a function": (
         lambda x: functional.group_norm(x, 2), 16, r"aten\.group_norm.* number of groups that is fixed"
     ),
-    "groups without scale": (
-        nn.GroupNorm(2, 16, affine=False), 16, r"aten\.group_norm.* number of groups that is fixed"
-    ),
     "LayerNorm": (
         lambda x: functional.layer_norm(x.permute(0, 2, 3, 1), (16,)).permute(0, 3, 1, 2), 16,
         r"aten\.layer_norm.* normalises over the channels",

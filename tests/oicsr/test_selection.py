@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import oicsr
 from benchmarks.models import MODELS
 from oicsr import search, selection
+from oicsr.limits import Limits
 from oicsr.selection import MacsModel
 from tests.oicsr.networks import Basic, Chain, Mixed
 
@@ -188,3 +189,15 @@ def _mask(kept: tuple[int, ...], width: int) -> Tensor:
     mask = torch.zeros(width, dtype=torch.bool)
     mask[list(kept)] = True
     return mask
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_what_stays_at_the_least_is_what_all_steps_leave(multiple: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 13, 3), nn.Conv2d(13, 8, 3), nn.Conv2d(8, 4, 3))
+    couplings = oicsr.find_couplings(model, torch.zeros(1, 3, 9, 9))
+    scores = scores_for(couplings)
+    limits = Limits.of(couplings, 0.6, multiple, {})
+    stays = torch.ones(21, dtype=torch.bool)
+    stays[torch.cat(limits.steps(scores))] = False
+    assert limits.least(scores).tolist() == stays.tolist()
+    assert [int(part.sum()) for part in stays.split([13, 8])] == limits.floors()

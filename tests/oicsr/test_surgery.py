@@ -70,7 +70,10 @@ def test_removing_empty_channels_changes_nothing(network: type[nn.Module], scope
 @pytest.mark.parametrize("scope", ["inner", "all"])
 @pytest.mark.parametrize("name", MODELS)
 def test_invariance_of_every_registered_model(name: str, scope: str) -> None:
-    check_invariance(*registered(name), scope)
+    with warnings.catch_warnings():
+        if "vit" in name:  # LayerNorms keep the width of its stream, and say so where it is asked for
+            warnings.simplefilter("ignore", oicsr.UnprunedChannelsWarning)
+        check_invariance(*registered(name), scope)
 
 
 @pytest.mark.parametrize(("name", "size", "scope"), TORCHVISION)

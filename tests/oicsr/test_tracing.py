@@ -395,20 +395,25 @@ def test_channels_that_are_rows_of_a_product_are_followed() -> None:
 
 
 class Products(nn.Module):
-    """Matrix products that contract channels, or whose second factor holds them."""
+    """Products of an activation with itself: summed over the channels, or with channels on both axes."""
 
-    def __init__(self) -> None:
+    def __init__(self, over_channels: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
+        self.conv, self.over_channels = nn.Conv2d(3, 8, 3), over_channels
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).flatten(2)
-        return x.transpose(1, 2) @ x
+        return x.transpose(1, 2) @ x if self.over_channels else x @ x.transpose(1, 2)
 
 
-def test_products_over_channels_leave_them() -> None:
-    with pytest.warns(oicsr.UnprunedChannelsWarning, match="aten.matmul.* multiplies matrices"):
-        assert oicsr.find_couplings(Products(), IMAGES) == []
+def test_products_summed_over_channels_lose_them() -> None:
+    (coupling,) = oicsr.find_couplings(Products(over_channels=True), IMAGES)
+    assert coupling.num_channels == 8 and members_of(coupling).keys() == {("conv.weight", 0), ("conv.bias", 0)}
+
+
+def test_products_with_channels_on_both_axes_leave_them() -> None:
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=r"aten\.matmul.* whose channels lie on different axes"):
+        assert oicsr.find_couplings(Products(over_channels=False), IMAGES) == []
 
 
 @pytest.mark.parametrize("training", [True, False])

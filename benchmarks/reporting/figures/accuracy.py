@@ -16,6 +16,7 @@ from benchmarks.analysis.comparison import AFTER_SURGERY, DRAWN_METHODS, MAIN_ME
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.figures.style import (
     DENSE_LINE,
+    LEAST_SEEDS,
     LONG_LINE,
     WIDTH,
     Files,
@@ -117,7 +118,7 @@ def _method_line(axes: Axes, rows: pd.DataFrame, state: str, look: Look, aside: 
     axes.errorbar(
         100 * rows["macs"] / rows["dense_macs"] + aside,
         100 * rows[f"{state}_top1"],
-        yerr=_errors(rows[f"{state}_ci95"].tolist()),
+        yerr=_errors(rows[f"{state}_ci95"].where(rows["n"] >= LEAST_SEEDS).tolist()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,
@@ -187,7 +188,7 @@ def _dots(axes: Axes, comparison: Comparison, target: float, methods: Sequence[s
             axes.errorbar(
                 100 * float(table[f"{state}_top1"][method]),
                 position + aside,
-                xerr=None if math.isnan(half) else 100 * half,
+                xerr=None if math.isnan(half) or table["n"][method] < LEAST_SEEDS else 100 * half,
                 color=look_of(method).colour if method in MAIN_METHODS else "#505050",
                 markersize=4.5,
                 elinewidth=0.8,

@@ -1,0 +1,123 @@
+"""Channels under a LayerNorm, which go on request only: outputs change, and by how much is measured.
+
+Without its mean, a LayerNorm is an RMSNorm, under which a channel of zeros goes exactly: its weight and its epsilon
+make up for the width (`oicsr.rules.rms`). The same is done here. What remains is the movement of the mean: none where
+the channels of each position have a mean of zero, and more the further it is from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from oicsr.copying import MODEL_ERRORS, copy_model, hooks_off, mode
+from oicsr.coupling import Coupling, channel_mask
+from oicsr.inputs import Inputs, tensors_in
+from oicsr.plan import PruningPlan
+from oicsr.state import indices_on_cpu
+from oicsr.surgery import apply_plan
+
+Approximate = Literal["none", "layer_norm"]
+
+
+class ApproximateWarning(UserWarning):
+    """Outputs change where channels of zeros go; the message says under which layers, and by how much."""
+
+
+def check_approximate(approximate: str) -> None:
+    """Raise ValueError unless `approximate` is one of what is known."""
+    if approximate not in get_args(Approximate):
+        allowed = ", ".join(map(repr, get_args(Approximate)))
+        raise ValueError(f"approximate is {approximate!r}; it must be one of {allowed}")
+
+
+class WithoutMeans(TorchFunctionMode):
+    """Let LayerNorms divide by the root of the mean of squares alone, so that the rest of a network can be proved."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (functional.layer_norm, torch.layer_norm):
+            return _rms_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: object,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    normalized = input * (input.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normalized = normalized if weight is None else normalized * weight
+    return normalized if bias is None else normalized + bias
+
+
+@torch.no_grad()
+def deviation(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -> float | None:
+    """Return by how much outputs change where the weaker half of the channels of some couplings, set to zero, goes.
+
+    Args:
+        model: The network, with the weights that it has; left as it is.
+        inputs: The arguments of one forward call; inputs that are constant are replaced by noise.
+        couplings: The couplings.
+
+    Returns:
+        The largest change of an output, as a share of the largest output; None where the network does not run.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = inputs.map(lambda tensor: _lively(tensor, generator))
+    emptied, kept = copy_model(model).eval(), {c.name: _stronger_half(model, c) for c in couplings}
+    for coupling in couplings:
+        _empty(emptied, coupling, kept)
+    small = copy_model(emptied)
+    apply_plan(small, PruningPlan.from_kept(couplings, kept))
+    outputs = []
+    for network in (emptied, small):
+        with hooks_off(network), mode(network, training=False):
+            try:
+                outputs.append(tensors_in(inputs.call(network)))
+            except MODEL_ERRORS:
+                return None
+    pairs = [(a.double(), b.double()) for a, b in zip(*outputs, strict=True) if a.is_floating_point() and a.numel()]
+    shares = [float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(torch.float32).tiny)) for a, b in pairs]
+    return max(shares, default=None)
+
+
+def _lively(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point() or tensor.numel() < 2 or bool((tensor != tensor.reshape(-1)[0]).any()):
+        return tensor
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+@indices_on_cpu()
+def _stronger_half(model: nn.Module, coupling: Coupling) -> tuple[int, ...]:
+    energies = torch.zeros(coupling.num_channels, dtype=torch.float64)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for member in coupling.members:
+        if member.counts and member.parameter in parameters:
+            values = parameters[member.parameter].detach().double().cpu().movedim(member.dim, 0)
+            owned = member.channels >= 0
+            energies.index_add_(0, member.channels[owned], values.square().reshape(len(values), -1).sum(1)[owned])
+    order = energies.argsort(descending=True)[: (coupling.num_channels + 1) // 2]
+    return tuple(sorted(order.tolist()))
+
+
+@indices_on_cpu()
+def _empty(model: nn.Module, coupling: Coupling, kept: Mapping[str, Sequence[int]]) -> None:
+    stays = channel_mask(coupling, kept)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for member in coupling.members:
+        if member.parameter in parameters:
+            parameter = parameters[member.parameter]
+            shape = [1] * parameter.ndim
+            shape[member.dim] = -1
+            parameter.mul_(((member.channels < 0) | stays[member.channels]).reshape(shape).to(parameter))

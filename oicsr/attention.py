@@ -1,0 +1,294 @@
+"""What of an attention can go, and what its code needs for it: channels of each head, or heads.
+
+Queries, keys and values are rows of one or several projections, and the projection after them reads the values'
+channels. The rules say which of these go together (`oicsr.rules.products`). Whether the code lets them go is found
+here, for all attentions of one class and shape at once, in this order:
+
+| mode     | what goes                                                                                   |
+|----------|---------------------------------------------------------------------------------------------|
+| `"free"` | channels of the queries and keys, and channels of the values, in different numbers          |
+| `"tied"` | a channel of the queries and keys with one of the values: the code has one width for both   |
+| `"head"` | heads                                                                                       |
+| `"none"` | nothing: the code holds a width as a number                                                 |
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import fx, nn
+
+from oicsr.collect import ChannelIndex
+from oicsr.coupling import Coupling, Rescaled
+from oicsr.inputs import Inputs
+from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
+from oicsr.proof import prove
+from oicsr.queries import rescaled_rows
+from oicsr.repair import Bench, Repair, find_repair
+from oicsr.rules import Product, Tracer
+from oicsr.rules.calls import argument, module_path, operator_name, source_of
+
+Granularity = Literal["channel", "head"]
+NEXT = {"free": "tied", "tied": "head", "head": "none"}
+CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
+
+
+def check_granularity(granularity: str) -> None:
+    """Raise ValueError unless `granularity` is one that attention knows."""
+    if granularity not in get_args(Granularity):
+        allowed = ", ".join(map(repr, get_args(Granularity)))
+        raise ValueError(f"granularity is {granularity!r}; it must be one of {allowed}")
+
+
+def settle_products(tracer: Tracer, refusals: Mapping[str, str]) -> None:
+    """Tie channels of queries and keys to those of values where a module's mode is `"tied"`; fix them where it is none.
+
+    Args:
+        tracer: After it ran over the graphs.
+        refusals: Module to the reason why its attention stays.
+    """
+    for path, products in _by_module(tracer.products).items():
+        mode = tracer.modes.get(path)
+        if mode == "none":
+            for product in products:
+                tracer.sets.fix(product.labels, tracer.notable(refusals[path]))
+        elif mode == "tied":
+            vectors = [p.channels for p in products if p.channels is not None]
+            for vector in vectors[1:]:
+                if vector.shape == vectors[0].shape:
+                    tracer.sets.join(vectors[0], vector)
+
+
+def _by_module(products: Iterable[Product]) -> dict[str, list[Product]]:
+    found: dict[str, list[Product]] = defaultdict(list)
+    for product in products:
+        if len(product.labels):
+            found[module_path(product.node)].append(product)
+    return found
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention: the products of one module, and the couplings whose channels take part in them."""
+
+    path: str
+    products: tuple[Product, ...]
+    couplings: tuple[Coupling, ...]
+    mode: str
+
+    def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
+        """Return what the attentions that are tried together have in common."""
+        sizes = tuple((c.num_channels, c.kind) for c in self.couplings)
+        return type(modules[self.path]), self.mode, sizes
+
+
+class Attentions:
+    """The attentions of a network: which modes were tried, and what is known of their couplings.
+
+    Attributes:
+        modes: Module to mode.
+        refusals: Module to the reason why nothing of its attention goes.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, granularity: Granularity) -> None:
+        self.modes: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
+        self._model = model
+        self._inputs = inputs
+        self._granularity = granularity
+        self._bench: Bench | None = None
+        self._known: dict[tuple[object, ...], Repair] = {}
+
+    def complete(
+        self, tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupling], graph: fx.Graph
+    ) -> list[Coupling] | None:
+        """Return the couplings with what attention needs; None where other modes are to be traced, now in `modes`."""
+        found = {c.name: c for c in note_products(tracer, index, couplings)}
+        sites = self._sites(tracer, index, found)
+        again = False
+        groups: dict[tuple[object, ...], list[Site]] = defaultdict(list)
+        for site in sites:
+            if site.couplings:
+                groups[site.shape(tracer.modules or {})].append(site)
+            elif site.mode in ("free", "tied") and _may_have_heads(site):
+                self.modes[site.path] = "head"  # rotated, or normalised: heads may go nevertheless
+                again = True
+        found, wrong = follow_norms(tracer, index, found)
+        self.modes |= dict.fromkeys(wrong, "none")
+        again |= bool(wrong)
+        paths = _paths(tracer, index, graph) if groups else {}
+        for key, group in groups.items():
+            completed = self._try(tracer, key, group, paths)
+            if completed is None:
+                again = True
+            else:
+                found |= completed
+        found, _ = follow_norms(tracer, index, found)
+        found = note_parts(tracer, index, follow_counts(tracer, index, found))
+        return None if again else [found[coupling.name] for coupling in couplings]
+
+    def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
+        start = "free" if self._granularity == "channel" else "head"
+        return [
+            Site(
+                path,
+                tuple(products),
+                tuple(couplings[name] for name in _owners(tracer, index, products) if name in couplings),
+                self.modes.get(path, start),
+            )
+            for path, products in _by_module(tracer.products).items()
+            if self.modes.get(path) != "none"
+        ]
+
+    def _try(
+        self,
+        tracer: Tracer,
+        key: tuple[object, ...],
+        group: Sequence[Site],
+        paths: Mapping[str, Sequence[str]],
+    ) -> dict[str, Coupling] | None:
+        """Return the couplings of attentions of one class and shape, or None where they are to be traced otherwise."""
+        found: dict[str, Coupling] = {}
+        taken: set[tuple[str, str]] = set()
+        failure = ""
+        for position in range(len(group[0].couplings)):
+            repair = self._repair(tracer, key, group, position, paths)
+            failure = failure or repair.failure
+            if taken & set(repair.numbers):
+                failure = failure or "queries and values have one width in the code"
+            taken |= set(repair.numbers)
+            for site in group:
+                completed = self._completed(tracer, site, position, repair, paths)
+                if completed is None:
+                    failure = failure or "its scale is computed from the width, and the queries cannot be rescaled"
+                    continue
+                found[completed.name] = completed
+        if failure:
+            self._give_way(group, failure)
+            return None
+        return found
+
+    def _give_way(self, group: Sequence[Site], failure: str) -> None:
+        """Go on to the next mode."""
+        for site in group:
+            following = NEXT[site.mode]
+            if following == "tied" and len(site.couplings) < 2:
+                following = "head"
+            self.modes[site.path] = following
+            if following == "none":
+                self.refusals[site.path] = _refusal(self._model.get_submodule(site.path), site.path, failure)
+
+    def _repair(
+        self,
+        tracer: Tracer,
+        key: tuple[object, ...],
+        group: Sequence[Site],
+        position: int,
+        paths: Mapping[str, Sequence[str]],
+    ) -> Repair:
+        known = (*key, tuple(site.path for site in group), position)
+        if known not in self._known:
+            if self._bench is None:
+                self._bench = Bench(self._model, self._inputs)
+            if self._bench.whole.failure:
+                return Repair(f"it cannot be tried: {self._bench.whole.failure}")
+            sites = [(site.couplings[position], [*paths[site.couplings[position].name], site.path]) for site in group]
+
+            def proven(trial: Sequence[Coupling], power: float) -> bool:
+                """Ask the numeric proof."""
+                full = [self._rescaled(tracer, site, c, power) for site, c in zip(group, trial, strict=True)]
+                whole = [coupling for coupling in full if coupling is not None]
+                return len(whole) == len(full) and not prove(self._model, self._inputs, whole).refuted
+
+            self._known[known] = find_repair(self._bench, sites, proven)
+        return self._known[known]
+
+    def _completed(
+        self, tracer: Tracer, site: Site, position: int, repair: Repair, paths: Mapping[str, Sequence[str]]
+    ) -> Coupling | None:
+        coupling = site.couplings[position]
+        if self._bench is None or repair.failure:
+            return coupling
+        attributes = self._bench.attributes([*paths[coupling.name], site.path], repair.numbers)
+        return self._rescaled(tracer, site, replace(coupling, attributes=attributes), repair.power)
+
+    def _rescaled(self, tracer: Tracer, site: Site, coupling: Coupling, power: float) -> Coupling | None:
+        """Let the queries, or else the keys, make up for a scale that changes with the width; None where none can."""
+        if power == 0.0:
+            return coupling
+        rescaled: tuple[Rescaled, ...] = ()
+        for product in site.products if not math.isnan(power) else ():
+            if product.kind != "scores":
+                continue
+            rows = next((r for node in _factors(product.node) if (r := self._rows(tracer, node, -power))), None)
+            if rows is None:
+                return None
+            rescaled += rows
+        return replace(coupling, rescaled=tuple(dict.fromkeys(rescaled))) if rescaled else None
+
+    def _rows(self, tracer: Tracer, node: fx.Node, power: float) -> tuple[Rescaled, ...] | None:
+        return rescaled_rows(tracer.parameters, node, power)
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """Return the two factors of the first product that a call makes."""
+    if operator_name(node) == "aten::einsum":
+        return list(argument(node, 1))
+    return [source_of(node), argument(node, 1)]
+
+
+def _may_have_heads(site: Site) -> bool:
+    return any(product.kind != "plain" for product in site.products)
+
+
+def _owners(tracer: Tracer, index: ChannelIndex, products: Sequence[Product]) -> list[str]:
+    """Return the names of the couplings whose channels products hold."""
+    owners = index.owner[index.roots[torch.cat([product.labels for product in products]).unique()]]
+    return [name for number, name in index.names.items() if bool((owners == number).any())]
+
+
+def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupling]) -> list[Coupling]:
+    """Return the couplings with their kinds, and with the products of activations whose MACs go with their channels."""
+    products: dict[str, list[int]] = defaultdict(list)
+    heads: set[str] = set()
+    for number, product in enumerate(tracer.products):
+        vector = product.channels if product.channels is not None else product.heads
+        owner = None if vector is None or product.kind == "weight" else owner_of(index, vector)
+        if owner is not None:
+            products[owner].append(number)
+            if product.channels is None:
+                heads.add(owner)
+    return [
+        replace(c, kind="head" if c.name in heads else "channel", products=tuple(products[c.name])) for c in couplings
+    ]
+
+
+def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, list[str]]:
+    """Return for each coupling the modules in which its channels are reshaped, cut or repeated by numbers."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for node in graph.nodes:
+        if node.op != "call_function" or not operator_name(node).removeprefix("aten::").startswith(CUTS):
+            continue
+        values = [tracer.values.get(n) for n in (node, *node.all_input_nodes)]
+        for value in values:
+            for part in value if isinstance(value, list) else [value]:
+                if part is not None and part.ids is not None:
+                    for number in index.owner[index.roots[part.ids.flatten()]].unique().tolist():
+                        if number >= 0:
+                            found[index.names[number]][module_path(node)] = None
+    return defaultdict(list, {name: list(paths) for name, paths in found.items()})
+
+
+def _refusal(module: nn.Module, path: str, failure: str) -> str:
+    name = type(module).__name__
+    if isinstance(module, nn.MultiheadAttention):
+        return f"the inner width of {path!r} ({name}) is that of its input: oicsr.open_attention(model) sets it free"
+    return (
+        f"the attention in {path or '(root)'!r} ({name}) stays: {failure}; its code holds a width as a number, or "
+        "reshapes back to the input's width: write -1 in its place, or keep the width in an attribute of the module"
+    )

@@ -1,0 +1,238 @@
+"""What surgery changes beside slices: numbers on modules that stand for widths, and weights that are multiplied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oicsr.coupling import Attribute, Axis, Coupling, Rescaled
+
+NAME = re.compile(r"[^\W\d]\w*(\.\d+)?")  # of an attribute, or of an entry of a list
+Kept = Mapping[str, Sequence[int]]  # coupling name to the channels that stay
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    """A number on a module, before and after surgery. `module` is empty for the network itself."""
+
+    module: str
+    name: str
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"{self.module + '.' if self.module else ''}{self.name} {self.before:g} -> {self.after:g}"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Slices of one parameter axis, by their positions before surgery, that are multiplied by `factor`."""
+
+    parameter: str
+    dim: int
+    factor: float
+    slices: tuple[int, ...]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# from couplings
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def changed_value(attribute: Attribute, kept: Collection[int], size: int) -> float:
+    """Return an attribute's value where some of `size` channels stay.
+
+    Raises:
+        ValueError: A whole number would no longer be one.
+    """
+    if attribute.channels is not None:
+        stay = set(kept)
+        return attribute.value - sum(channel not in stay for channel in attribute.channels)
+    left = len(kept)
+    if not isinstance(attribute.value, int):
+        return float(attribute.value * (left / size) ** attribute.power)
+    value = attribute.value * Fraction(left, size) ** attribute.power
+    if value.denominator != 1:
+        raise ValueError(
+            f"{attribute.module + '.' if attribute.module else ''}{attribute.name} is {attribute.value}, and would be "
+            f"{float(value):g} with {left} of {size} channels left: keep a number with which it is whole"
+        )
+    return int(value)
+
+
+def attribute_changes(couplings: Sequence[Coupling], kept: Kept) -> tuple[AttributeChange, ...]:
+    """Return the numbers on modules that change; one that follows several couplings follows each in turn.
+
+    Raises:
+        ValueError: A whole number would no longer be one.
+    """
+    now: dict[tuple[str, str], Attribute] = {}
+    before: dict[tuple[str, str], float] = {}
+    for coupling in couplings:
+        for attribute in coupling.attributes:
+            key = attribute.module, attribute.name
+            current = replace(attribute, value=now[key].value) if key in now else attribute
+            before.setdefault(key, attribute.value)
+            value = changed_value(current, kept[coupling.name], coupling.num_channels)
+            now[key] = replace(attribute, value=value)
+    return tuple(
+        AttributeChange(*key, before[key], entry.value) for key, entry in now.items() if entry.value != before[key]
+    )
+
+
+def scalings(couplings: Sequence[Coupling], kept: Kept) -> tuple[Scaling, ...]:
+    """Return the slices that are multiplied, for every coupling that loses channels."""
+    found = []
+    for coupling in couplings:
+        left, size = len(kept[coupling.name]), coupling.num_channels
+        if left < size:
+            share = left / size
+            found += [Scaling(r.parameter, r.dim, share**r.power, r.slices) for r in coupling.rescaled]
+    return tuple(found)
+
+
+def positions_left(rescaled: Rescaled, slices: Mapping[Axis, Tensor]) -> tuple[int, ...]:
+    """Return the positions of the slices after others of their axis, bool `(size of the axis,)`, went."""
+    stays = slices.get((rescaled.parameter, rescaled.dim))
+    if stays is None:
+        return rescaled.slices
+    new = (torch.cumsum(stays, 0) - 1).tolist()
+    return tuple(new[position] for position in rescaled.slices if bool(stays[position]))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# one plan after another
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def joined_changes(first: Sequence[AttributeChange], second: Sequence[AttributeChange]) -> tuple[AttributeChange, ...]:
+    """Return what two plans change, one after the other.
+
+    Raises:
+        ValueError: The second plan expects another value than the first one leaves.
+    """
+    changes = {(change.module, change.name): change for change in first}
+    for change in second:
+        key = change.module, change.name
+        earlier = changes.get(key)
+        if earlier is not None and earlier.after != change.before:
+            raise ValueError(
+                f"plans do not follow one another: {change.module}.{change.name} is {earlier.after:g} after the first "
+                f"plan, the second expects {change.before:g}"
+            )
+        changes[key] = change if earlier is None else replace(earlier, after=change.after)
+    return tuple(change for change in changes.values() if change.before != change.after)
+
+
+def joined_scalings(
+    first: Sequence[Scaling], second: Sequence[Scaling], kept: Mapping[Axis, Sequence[int]]
+) -> tuple[Scaling, ...]:
+    """Return what two plans multiply, one after the other. `kept`: the slices that the first plan leaves, by axis."""
+    moved = [
+        replace(entry, slices=tuple(kept[entry.parameter, entry.dim][i] for i in entry.slices))
+        if (entry.parameter, entry.dim) in kept
+        else entry
+        for entry in second
+    ]
+    return (*first, *moved)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# done to a network
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def check_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None:
+    """Raise ValueError where a number on a module is not what a plan expects."""
+    modules = dict(model.named_modules())
+    for change in changes:
+        module = modules.get(change.module)
+        value = None if module is None else _read_number(module, change.name)
+        if type(value) not in (int, float) or value != change.before:
+            where = f"{change.module}.{change.name}" if change.module else change.name
+            raise ValueError(f"the plan expects {where} to be {change.before:g}; in this network it is {value!r}")
+
+
+def set_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None:
+    """Set the numbers on the modules of `model`, in place."""
+    for change in changes:
+        _write_number(model.get_submodule(change.module), change.name, change.after)
+
+
+def _read_number(module: nn.Module, name: str) -> Any:
+    """Return an attribute, or the entry of a list (`sizes.1`); None where there is none."""
+    name, _, position = name.partition(".")
+    value = vars(module).get(name)
+    if not position:
+        return value
+    return value[int(position)] if isinstance(value, list | tuple) and int(position) < len(value) else None
+
+
+def _write_number(module: nn.Module, name: str, number: float) -> None:
+    """Set an attribute, or an entry of a list; the list is replaced, as another module may hold it too."""
+    name, _, position = name.partition(".")
+    value: Any = number
+    if position:
+        old = vars(module)[name]
+        value = type(old)([*old[: int(position)], number, *old[int(position) + 1 :]])
+    vars(module)[name] = value
+
+
+def scale_slices(model: nn.Module, entries: Sequence[Scaling]) -> None:
+    """Multiply slices of parameters of `model`: new parameters take the place of the old ones, which stay as they are.
+
+    Gradients are divided by the factor: they are those of the smaller network's own parameters.
+    """
+    if not entries:
+        return
+    by_name: dict[str, list[Scaling]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.parameter, []).append(entry)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    new = {id(parameters[name]): _scaled(parameters[name], group) for name, group in by_name.items()}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in new:
+                module._parameters[name] = new[id(parameter)]
+
+
+def _scaled(parameter: nn.Parameter, entries: Iterable[Scaling]) -> nn.Parameter:
+    data = parameter.detach().clone()
+    grad = None if parameter.grad is None else parameter.grad.clone()
+    for entry in entries:
+        index = torch.tensor(entry.slices, dtype=torch.int64, device=data.device)
+        data.index_copy_(entry.dim, index, data.index_select(entry.dim, index) * entry.factor)
+        if grad is not None:
+            grad.index_copy_(entry.dim, index, grad.index_select(entry.dim, index) / entry.factor)
+    scaled = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    scaled.grad = grad
+    return scaled
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# read from JSON
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def parse_attribute(entry: Any) -> AttributeChange:
+    """Read one change of an attribute from a plan's JSON; raises ValueError where it is none."""
+    match entry:
+        case [str(module), str(name), int() | float() as before, int() | float() as after] if NAME.fullmatch(name):
+            return AttributeChange(module, name, before, after)
+    raise ValueError(f"not a pruning plan: {str(entry)[:80]!r} is not [module, attribute, before, after]")
+
+
+def parse_scaling(entry: Any) -> Scaling:
+    """Read one scaling from a plan's JSON; raises ValueError where it is none."""
+    match entry:
+        case [str(parameter), int(dim), float() | int() as factor, list(slices)] if dim >= 0 and all(
+            type(position) is int and position >= 0 for position in slices
+        ):
+            return Scaling(parameter, dim, float(factor), tuple(slices))
+    raise ValueError(f"not a pruning plan: {str(entry)[:80]!r} is not [parameter, dim, factor, slices]")

@@ -1,0 +1,307 @@
+"""Widths that are numbers on modules (`num_heads`, `head_dim`): which of them must change where channels go.
+
+Channels are removed from a copy without storage, and the numbers that its modules read are changed, few first, until
+the shapes fit. The numeric proof has the last word.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode, shared
+from oicsr.coupling import Attribute, Coupling
+from oicsr.inputs import Inputs, tensors_in
+from oicsr.plan import PruningPlan
+from oicsr.shapes import meta_copy
+from oicsr.surgery import apply_plan
+
+MOST_CHANGED = 4  # numbers on the modules of one class that are changed together
+MOST_CANDIDATES = 8
+TORCH = str(Path(torch.__file__).parent)
+TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
+OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
+
+Number = tuple[str, str]  # name of a class and of an attribute
+Sites = Sequence[tuple[Coupling, Sequence[str]]]  # a coupling of each attention, and the modules that may hold numbers
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a forward pass.
+
+    Attributes:
+        failure: What went wrong, with the line of code; empty where nothing did.
+        shapes: The shapes of the outputs.
+        factors: The numbers that activations were multiplied with, in their order.
+        calls: How many functions of PyTorch ran: of several that fail, the one that got furthest says what is wrong.
+    """
+
+    failure: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    factors: tuple[float, ...] = ()
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How the code follows a coupling.
+
+    Attributes:
+        failure: Why it does not; empty where it does.
+        numbers: The attributes that change with the number of channels.
+        power: By which power of the share that stays the code's own factors change.
+    """
+
+    failure: str = ""
+    numbers: tuple[Number, ...] = ()
+    power: float = 0.0
+
+
+class Bench:
+    """A network of which copies are cut and run for their shapes."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._model = model
+        self._inputs = inputs.map(lambda tensor: tensor.to("meta"))
+        self._copy: Callable[[nn.Module], nn.Module] = meta_copy
+        self.modules = dict(model.named_modules())
+        self._read: set[tuple[str, str]] = set()
+        self.whole = self._dense()
+        if self.whole.failure:  # it looks at values: with numbers, then
+            self._inputs, self._copy = inputs, lambda network: copy_model(network, shared)
+            self.whole = self._dense()
+
+    def _dense(self) -> Run:
+        self._read.clear()
+        twin = self._copy(self._model)
+        with _reads_noted(twin, self._read):
+            return self._run(twin)
+
+    def numbers(self, paths: Iterable[str], channels: int, *, read: bool = True) -> set[Number]:
+        """Return the whole numbers on some modules that are multiples of a number of channels.
+
+        Args:
+            paths: The modules.
+            channels: The number of channels.
+            read: Only those that the forward reads; otherwise those that it does not.
+        """
+        return {
+            (type(self.modules[path]).__name__, name)
+            for path in paths
+            for name, value in _whole_numbers(self.modules[path])
+            if value and value % channels == 0 and ((path, name.partition(".")[0]) in self._read) == read
+        }
+
+    def attributes(self, paths: Iterable[str], numbers: Iterable[Number]) -> tuple[Attribute, ...]:
+        """Return the attributes of some modules that `numbers` names."""
+        wanted = set(numbers)
+        return tuple(
+            Attribute(path, name, value)
+            for path in dict.fromkeys(paths)
+            for name, value in _whole_numbers(self.modules[path])
+            if (type(self.modules[path]).__name__, name) in wanted
+        )
+
+    def without_one(self, sites: Sites, numbers: Sequence[Number]) -> Run:
+        """Run a copy without one channel of each coupling, the attributes changed along."""
+        couplings = [replace(c, attributes=self.attributes(paths, numbers)) for c, paths in sites]
+        kept = {c.name: range(c.num_channels - 1) for c in couplings}
+        try:
+            plan = PruningPlan.from_kept(couplings, kept)
+        except ValueError as error:
+            return Run(first_line(error))
+        twin = self._copy(self._model)
+        apply_plan(twin, plan)
+        return self._run(twin)
+
+    def _run(self, twin: nn.Module) -> Run:
+        factors = _Factors()
+        with mode(twin, training=False), hooks_off(twin), torch.no_grad(), factors:
+            try:
+                outputs = self._inputs.call(twin)
+            except MODEL_ERRORS as error:
+                return Run(f"{_line_of(error)} ({first_line(error)})", calls=factors.calls)
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
+        return Run("", shapes, tuple(factors.found), factors.calls)
+
+
+def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers on a module by name; those in a list as `name.position`."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif isinstance(value, list | tuple):
+            yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
+
+
+def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool]) -> Repair:
+    """Find the attributes that must change for a coupling of each of several attentions of one class.
+
+    Args:
+        bench: The network.
+        sites: The couplings, and for each the modules whose attributes may stand for its width.
+        prove: Whether couplings with their attributes pass the numeric proof, where the code's own factors change by
+            some power of the share that stays; asked where several choices fit.
+    """
+    candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
+    furthest = Run()
+    for count in range(min(len(candidates), MOST_CHANGED) + 1):
+        fitting: list[tuple[tuple[Number, ...], Run]] = []
+        for numbers in combinations(candidates, count):
+            run = bench.without_one(sites, numbers)
+            if not run.failure and run.shapes == bench.whole.shapes:
+                fitting.append((numbers, run))
+            elif run.calls >= furthest.calls:
+                furthest = run
+        if fitting:
+            numbers, run = _chosen(bench, sites, fitting, prove)
+            numbers, run = _completed(bench, sites, numbers, run, candidates)
+            return Repair("", numbers, _power(bench.whole, run, sites))
+    return Repair(furthest.failure or "the shape of an output changes")
+
+
+def _common(bench: Bench, sites: Sites, *, read: bool) -> list[Number]:
+    """Return the numbers that may stand for the width at every site."""
+    found = [bench.numbers(paths, coupling.num_channels, read=read) for coupling, paths in sites]
+    return sorted(set.intersection(*found))
+
+
+def _chosen(
+    bench: Bench,
+    sites: Sites,
+    fitting: Sequence[tuple[tuple[Number, ...], Run]],
+    prove: Callable[[Sequence[Coupling], float], bool],
+) -> tuple[tuple[Number, ...], Run]:
+    """Return the one of several choices, all of which fit by their shapes, that fits by its numbers."""
+    for numbers, run in fitting[:-1]:
+        couplings = [replace(c, attributes=bench.attributes(paths, numbers)) for c, paths in sites]
+        if prove(couplings, _power(bench.whole, run, sites)):
+            return numbers, run
+    return fitting[-1]
+
+
+def _completed(
+    bench: Bench, sites: Sites, numbers: tuple[Number, ...], run: Run, candidates: Sequence[Number]
+) -> tuple[tuple[Number, ...], Run]:
+    """Add the attributes that say the width by their names, though the shapes fit without: who reads them is right.
+
+    Returns:
+        All attributes, and the run with them: where the width of a head is left to the code, as in
+        `unflatten(-1, (num_heads, -1))`, its scale depends on the number of heads.
+    """
+    heads = {coupling.kind for coupling, _ in sites} == {"head"}
+    for number in [*candidates, *_common(bench, sites, read=False)]:
+        if number not in numbers and _says_width(number[1], heads=heads):
+            longer = bench.without_one(sites, (*numbers, number))
+            if not longer.failure and longer.shapes == bench.whole.shapes:
+                numbers, run = (*numbers, number), longer
+    return numbers, run
+
+
+def _says_width(name: str, *, heads: bool) -> bool:
+    per_head = name in {"head_dim", "dim_head", "d_head", "head_size", "head_width", "attention_head_size"}
+    number = "heads" in name or name in {"n_head", "num_head"}
+    both = name in {"attn_dim", "inner_dim", "all_head_size", "inner_size"}
+    return both or (number if heads else per_head)
+
+
+def _power(whole: Run, run: Run, sites: Sites) -> float:
+    """Return by which power of the share that stays the factors in the code change, to a quarter; 0 where none do."""
+    if len(whole.factors) != len(run.factors):
+        return math.nan
+    changes = [math.log(b / a) for a, b in zip(whole.factors, run.factors, strict=True) if a != b and a * b > 0]
+    shares = sum(math.log((c.num_channels - 1) / c.num_channels) for c, _ in sites)
+    power = sum(changes) / shares if changes else 0.0
+    return round(power * 4) / 4 if abs(power * 4 - round(power * 4)) < 1e-3 else math.nan
+
+
+def changed_power(whole: Run, run: Run, coupling: Coupling) -> float:
+    """Return by which power of the share that stays the one factor that changes does, to a quarter; 0 where none does.
+
+    Not a number where several change, or in another way.
+    """
+    if run.failure or len(whole.factors) != len(run.factors):
+        return math.nan
+    changes = [math.log(b / a) for a, b in zip(whole.factors, run.factors, strict=True) if a != b and a * b > 0]
+    if not changes:
+        return 0.0
+    powers = {round(change / math.log((coupling.num_channels - 1) / coupling.num_channels), 3) for change in changes}
+    power = powers.pop()
+    return power if not powers and abs(power * 4 - round(power * 4)) < 1e-2 else math.nan
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# watching a forward pass
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Factors(TorchFunctionMode):
+    """Note the numbers that activations are multiplied with, the scale of attention among them."""
+
+    found: list[float] = field(default_factory=list)
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        named = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if func is functional.scaled_dot_product_attention:
+            scale = named.get("scale", args[6] if len(args) > 6 else None)
+            query = args[0] if args else named["query"]
+            self.found.append(query.shape[-1] ** -0.5 if scale is None else float(scale))
+        elif name in TIMES | OVER:
+            numbers = [value for value in args[:2] if isinstance(value, int | float) and value]
+            if len(numbers) == 1:
+                self.found.append(float(numbers[0]) if name in TIMES else 1 / float(numbers[0]))
+        return func(*args, **named)
+
+
+@contextmanager
+def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
+    """Note which attributes of which modules are read, as long as the context lasts."""
+    changed = []
+    for path, module in twin.named_modules():
+        cls = type(module)
+
+        def note(self: Any, name: str, path: str = path, cls: type = cls) -> Any:
+            """Note the name."""
+            read.add((path, name))
+            return cls.__getattribute__(self, name)  # type: ignore[call-arg]
+
+        try:
+            module.__class__ = type(cls.__name__, (cls,), {"__getattribute__": note, "__module__": cls.__module__})
+        except TypeError:  # a class that fixes its layout
+            continue
+        changed.append((module, cls))
+    try:
+        yield
+    finally:
+        for module, cls in changed:
+            module.__class__ = cls
+
+
+def _line_of(error: BaseException) -> str:
+    """Return the innermost line of the network's own code that an error passed through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename and not f.filename.startswith(TORCH)]
+    own = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
+    if not own:
+        return "a line of the code"
+    return f"line {own[-1].lineno} of {Path(own[-1].filename).name}, `{own[-1].line}`"

@@ -1,0 +1,79 @@
+"""What a tracer notes on its way through a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from oicsr.coupling import Side
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An axis of a parameter or buffer whose slices belong to channels. `counts`: part of the energy of its side."""
+
+    parameter: str
+    dim: int
+    ids: Tensor  # (size of the axis,)
+    side: Side
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of two activations that channels take part in.
+
+    Attributes:
+        node: The call.
+        kind: `"scores"`: sums over channels (queries and keys). `"values"`: passes those of a factor on. `"plain"`:
+            holds none. `"weight"`: a layer whose weight is computed.
+        labels: All channels of both factors; none of a layer.
+        channels: Those that it sums over or passes on, or None where heads alone are left to go. Of a layer, those
+            that it produces.
+        heads: The heads, where they may go.
+        read: Of a layer, the channels that it reads.
+    """
+
+    node: fx.Node
+    kind: str
+    labels: Tensor
+    channels: Tensor | None
+    heads: Tensor | None
+    read: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A mean of squares over channels.
+
+    Attributes:
+        module: Where it is taken.
+        weight: Name of the parameter that the result is multiplied with.
+        channels: The channel of each entry of the weight.
+        eps: Which attribute of the module is added to the mean; empty where none is.
+        dim: The axis of the weight along which the channels lie.
+        exact: Whether nothing else changes: the mean of a LayerNorm does.
+    """
+
+    module: str
+    weight: str
+    channels: Tensor
+    eps: str = "eps"
+    dim: int = 0
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number on a module that says how many slices there are: of a piece of an axis, or of groups of channels.
+
+    Attributes:
+        module: The module's path.
+        name: The attribute, with a position behind it (`sizes.1`) where it is an entry of a list.
+        labels: The label of each slice that it counts.
+    """
+
+    module: str
+    name: str
+    labels: Tensor

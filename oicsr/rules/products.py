@@ -1,0 +1,241 @@
+"""Products of activations: matrix products, `einsum` and scaled dot-product attention.
+
+A product of two activations sums over axes that both have. Channels on such an axis (those of queries and keys) go
+together. Channels on an axis of one factor (those of values) pass to the result. Where an activation was split into
+heads, its channels lie on two axes, heads and channels of a head, of which only one can lose slices: which one is
+chosen by module (`Tracer.granularity`, `Tracer.modes`), and the other one is tied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from oicsr.rules.broadcasting import Operand, combine
+from oicsr.rules.calls import argument, shape_of, source_of
+from oicsr.rules.ids import on_axis, squeeze_constant_axes
+from oicsr.rules.notes import Product
+from oicsr.rules.registry import Result, Value, aten, register_rule
+from oicsr.rules.tracer import Tracer
+from oicsr.rules.weighted import is_weight, multiply_by_weight, sum_with_weight
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factor of a product: its channels, and a letter for each of its axes."""
+
+    operand: Operand
+    letters: str
+
+    def axes(self) -> str:
+        """Return the letters of the axes along which channels lie."""
+        return "".join(self.letters[axis] for axis in self.operand.axes)
+
+    def along(self, letter: str, size: int | None = None) -> Tensor | None:
+        """Return the channel of each slice along an axis; None where none lie there."""
+        ids = self.operand.ids
+        if ids is None or letter not in self.axes():
+            return None
+        return ids.flatten() if size is None or ids.numel() == size else None
+
+    def tied(self, tracer: Tracer, letters: str) -> Factor:
+        """Return the factor with the channels along some axes tied."""
+        ids = self.operand.ids
+        if ids is None:
+            return self
+        for axis, letter in enumerate(self.letters):
+            if letter in letters and ids.shape[axis] > 1:
+                ids = tracer.tie_axis(ids, axis)
+        return Factor(replace(self.operand, ids=squeeze_constant_axes(ids)), self.letters)
+
+
+def contract(
+    tracer: Tracer, node: fx.Node, first: Factor, second: Factor, result: str, *, follow: str = ""
+) -> Operand | None:
+    """Follow channels through a product of two activations; None where they cannot be followed: they are fixed then.
+
+    Args:
+        tracer: The tracer.
+        node: The call.
+        first: One factor.
+        second: The other.
+        result: The letters of the result's axes.
+        follow: What this product is noted as: `"scores"` or `"values"`; nothing is noted where it is empty.
+    """
+    sizes = dict(zip(first.letters + second.letters, [*first.operand.shape, *second.operand.shape], strict=True))
+    for letter, size in zip(first.letters, first.operand.shape, strict=True):
+        sizes[letter] = max(sizes[letter], size)
+    both = set(first.letters) & set(second.letters)
+    batch = "".join(sorted(both & set(result)))
+    summed = "".join(sorted(both - set(result)))
+    shape = [sizes[letter] for letter in result]
+    before = first, second
+    axes = set(first.axes() + second.axes())
+    if axes & set(batch) and axes - set(batch):
+        tied = "".join(axes - set(batch)) if tracer.takes_heads(node) else batch
+        first, second = first.tied(tracer, tied), second.tied(tracer, tied)
+    for letter in summed:
+        _join(tracer, node, first, second, letter)
+    for letter in batch:
+        if letter in first.axes() and letter in second.axes():
+            _join(tracer, node, first, second, letter)
+    if follow:
+        tracer.note_product(_product(node, before, first, second, summed, result, batch, follow))
+    rows, columns = set(first.axes()) & set(result), set(second.axes()) & set(result)
+    lost = [f for f in (first, second) if set(f.axes()) - set(result) - set(summed) or len(f.axes()) > 1]
+    if lost or (rows and columns and rows != columns):
+        return None
+    for factor, passed in ((first, rows), (second, columns)):
+        for letter in passed:  # one at most
+            vector = factor.along(letter)
+            assert vector is not None
+            return Operand(on_axis(vector, result.index(letter), len(result)), shape)
+    reason = first.operand.reason or second.operand.reason or "is a product of activations"
+    return Operand(None, shape, reason)
+
+
+def _product(
+    node: fx.Node,
+    before: tuple[Factor, Factor],
+    first: Factor,
+    second: Factor,
+    summed: str,
+    result: str,
+    batch: str,
+    kind: str,
+) -> Product:
+    """Return the note of a product: what its factors held, and the channels that it sums over or passes on."""
+    labels = [f.operand.ids.flatten() for f in before if f.operand.ids is not None]
+    vectors = [f.along(letter) for f in (first, second) for letter in f.axes() if letter not in batch]
+    owned = [v for v in vectors if v is not None]
+    heads = [f.along(letter) for f in (first, second) for letter in f.axes() if letter in batch]
+    owned_heads = [v for v in heads if v is not None]
+    return Product(
+        node,
+        kind,
+        torch.cat(labels).unique() if labels else torch.zeros(0, dtype=torch.int64),
+        owned[0] if owned else None,
+        owned_heads[0] if owned_heads else None,
+    )
+
+
+def _join(tracer: Tracer, node: fx.Node, first: Factor, second: Factor, letter: str) -> None:
+    """Tie the channels of two factors along an axis that both have; what meets numbers stays."""
+    own, other = first.along(letter), second.along(letter)
+    if own is not None and other is not None:
+        if own.shape == other.shape:
+            tracer.sets.join(own, other)
+        else:
+            tracer.sets.fix(torch.cat([own, other]), tracer.notable(f"{tracer.where(node)} joins other channels"))
+        return
+    for vector, factor in ((own, second), (other, first)):
+        if vector is not None and factor.operand.shape[factor.letters.index(letter)] > 1:
+            reason = factor.operand.reason or "is multiplied with values whose channels are not followed"
+            tracer.sets.fix(vector, reason)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the operators
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@register_rule(*aten("matmul bmm"))
+def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
+    """A product of activations, or of rows that are channels with values that have none (global context)."""
+    first, second = source_of(node), argument(node, 1)
+    if is_weight(tracer, first) or is_weight(tracer, second):
+        return multiply_by_weight(tracer, node, first, second)
+    count = len(shape_of(node))
+    if min(len(shape_of(first)), len(shape_of(second))) < 2:
+        return _give_up(tracer, node, "multiplies a matrix and a vector")
+    leading = "abcdefgh"[: count - 2]
+    letters = [leading[len(leading) - len(shape_of(f)) + 2 :] for f in (first, second)]
+    return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")
+
+
+def _give_up(tracer: Tracer, node: fx.Node, why: str) -> Result:
+    followed = [n for n in node.all_input_nodes if tracer.ids(n) is not None]
+    return tracer.opaque(node, why) if followed else Value(None, tracer.reason(node.all_input_nodes[0]))
+
+
+def _multiply(
+    tracer: Tracer, node: fx.Node, first: tuple[fx.Node, str], second: tuple[fx.Node, str], out: str
+) -> Result:
+    factors = [
+        Factor(Operand.of(tracer, source, len(shape_of(source))), letters) for source, letters in (first, second)
+    ]
+    if all(not factor.axes() for factor in factors):
+        tracer.note_product(Product(node, "plain", torch.zeros(0, dtype=torch.int64), None, None))
+        operands = [factor.operand for factor in factors]
+        reason = next((operand.reason for operand in operands if operand.ids is None), "is a product of activations")
+        return Value(None, reason)
+    summed = (set(first[1]) & set(second[1])) - set(out)
+    kind = "scores" if any(letter in factor.axes() for factor in factors for letter in summed) else "values"
+    found = contract(tracer, node, factors[0], factors[1], out, follow=kind)
+    if found is None:
+        return tracer.opaque(node, "multiplies values whose channels lie on different axes")
+    return Value(found.ids, found.reason)
+
+
+@register_rule("aten::einsum")
+def einsum(tracer: Tracer, node: fx.Node) -> Result:
+    """A product of two activations, or a permutation of one; in any other form, its channels stay."""
+    equation, sources = str(argument(node, 0)).replace(" ", ""), list(argument(node, 1))
+    inputs, arrow, out = equation.partition("->")
+    letters = inputs.split(",")
+    plain = bool(arrow) and "." not in equation and all(len(set(part)) == len(part) for part in letters)
+    if plain and len(sources) == 1 and set(letters[0]) == set(out):
+        ids = tracer.ids(sources[0])
+        moved = [letters[0].index(letter) for letter in out]
+        return Value(None, tracer.reason(sources[0])) if ids is None else Value(ids.permute(moved))
+    weights = [is_weight(tracer, source) for source in sources]
+    if plain and len(sources) == 2 and sum(weights) == 1:
+        activation, weight = (1, 0) if weights[0] else (0, 1)
+        return sum_with_weight(
+            tracer, node, (sources[activation], letters[activation]), (sources[weight], letters[weight]), out
+        )
+    if not plain or len(sources) != 2 or any(weights):
+        return _give_up(tracer, node, "is in a form without a rule")
+    return _multiply(tracer, node, (sources[0], letters[0]), (sources[1], letters[1]), out)
+
+
+@register_rule("aten::scaled_dot_product_attention")
+def attention(tracer: Tracer, node: fx.Node) -> Result:
+    """Queries and keys `(..., tokens, width)` give scores, which mix the tokens of the values.
+
+    A channel of the queries goes with that of the keys; channels of the values pass; heads go as a whole. With
+    `enable_gqa` the heads of keys and values stand for as many of the queries each.
+    """
+    query, key, value = (Operand.of(tracer, argument(node, i), len(shape_of(argument(node, i)))) for i in range(3))
+    if not len(query.shape) == len(key.shape) == len(value.shape):
+        return _give_up(tracer, node, "attends to values of another rank")
+    if argument(node, "enable_gqa", False):
+        key, value = _repeated(key, query.shape[-3]), _repeated(value, query.shape[-3])
+    leading = "abcdefgh"[: len(query.shape) - 2]
+    first, second = Factor(query, leading + "xz"), Factor(key, leading + "yz")
+    scores = contract(tracer, node, first, second, leading + "xy", follow="scores")
+    mask = argument(node, "attn_mask")
+    if scores is not None and isinstance(mask, fx.Node):
+        bias, _ = combine(tracer, node, [scores, Operand.of(tracer, mask, len(scores.shape))])
+        scores = Operand(bias.ids, scores.shape, bias.reason)
+    kept = None if scores is None else scores.ids
+    if scores is None or (kept is not None and kept.shape[-1] > 1):
+        return tracer.opaque(node, "multiplies values whose channels lie on different axes")
+    found = contract(
+        tracer, node, Factor(scores, leading + "xy"), Factor(value, leading + "yz"), leading + "xz", follow="values"
+    )
+    if found is None:
+        return tracer.opaque(node, "multiplies values whose channels lie on different axes")
+    return Value(found.ids, found.reason)
+
+
+def _repeated(operand: Operand, heads: int) -> Operand:
+    """Return keys or values with each head as often as queries share it."""
+    axis = len(operand.shape) - 3
+    times = heads // operand.shape[axis]
+    shape = [*operand.shape[:axis], heads, *operand.shape[axis + 1 :]]
+    if operand.ids is None or operand.ids.shape[axis] == 1:
+        return replace(operand, shape=shape)
+    return replace(operand, ids=operand.ids.repeat_interleave(times, axis), shape=shape)

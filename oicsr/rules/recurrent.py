@@ -1,0 +1,87 @@
+"""Recurrent layers and cells: the hidden channels of all layers and directions go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from oicsr.rules.calls import argument, gives_many, shape_of, shapes_of, source_of
+from oicsr.rules.ids import on_axis
+from oicsr.rules.registry import Result, Value, aten, register_rule
+from oicsr.rules.tracer import Tracer
+
+ZEROS = {torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default}
+
+
+@register_rule(*aten("lstm gru rnn_tanh rnn_relu"))
+def recur(tracer: Tracer, node: fx.Node) -> Result:
+    """`num_layers` layers one behind the other, each in one direction or two, with one hidden width.
+
+    Weights `(gates * hidden, in)` and `(gates * hidden, hidden)`: channel `i` has row `i` of every gate.
+    """
+    tensors: list[fx.Node] = list(argument(node, "params"))
+    layers, ways = int(argument(node, "num_layers")), 1 + bool(argument(node, "bidirectional"))
+    per = len(tensors) // (layers * ways)
+    if per != (4 if argument(node, "has_biases") else 2) or not all(t in tracer.parameters for t in tensors):
+        return tracer.opaque(node, "projects its hidden states, or has weights that are computed")
+    source = source_of(node)
+    hidden = _hidden(tracer, tensors[1])
+    for number in range(layers * ways):
+        cell = tensors[per * number : per * (number + 1)]
+        _add_cell(tracer, cell, hidden)
+        if number < ways:
+            tracer.read_channels(node, source, cell[0], axis=len(shape_of(source)) - 1, dim=1)
+        else:
+            tracer.add_slot(cell[0], 1, hidden.repeat(ways), "in", counts=True)
+    _join_states(tracer, argument(node, "hx"), hidden)
+    ranks = [len(shape or ()) for shape in shapes_of(node)]
+    states = [Value(on_axis(hidden, rank - 1, rank)) for rank in ranks[1:]]
+    return [Value(on_axis(hidden.repeat(ways), ranks[0] - 1, ranks[0])), *states]
+
+
+@register_rule(*aten("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"))
+def step(tracer: Tracer, node: fx.Node) -> Result:
+    """One step of a recurrent layer."""
+    source, states = source_of(node), argument(node, 1)
+    cell = [tensor for tensor in (argument(node, i) for i in range(2, 6)) if tensor is not None]
+    if not all(tensor in tracer.parameters for tensor in cell):
+        return tracer.opaque(node, "has weights that are computed")
+    hidden = _hidden(tracer, cell[1])
+    _add_cell(tracer, cell, hidden)
+    tracer.read_channels(node, source, cell[0], axis=len(shape_of(source)) - 1, dim=1)
+    _join_states(tracer, states, hidden)
+    values = [Value(on_axis(hidden, len(shape or ()) - 1, len(shape or ()))) for shape in shapes_of(node)]
+    return values if gives_many(node) else values[0]
+
+
+def _hidden(tracer: Tracer, weight: fx.Node) -> Tensor:
+    """Return the hidden channels: new ones, or those of an earlier call."""
+    slot = tracer.slots.get((tracer.parameters[weight], 1))
+    return tracer.sets.new(shape_of(weight)[1]) if slot is None else slot.ids
+
+
+def _add_cell(tracer: Tracer, cell: Sequence[fx.Node], hidden: Tensor) -> None:
+    """Let the rows of both weights, the biases and the columns that read hidden states follow the hidden channels."""
+    rows = hidden.repeat(shape_of(cell[1])[0] // len(hidden))
+    for weight in cell[:2]:
+        tracer.add_slot(weight, 0, rows, "out", counts=True)
+    tracer.add_slot(cell[1], 1, hidden, "in", counts=True)
+    for bias in cell[2:]:
+        tracer.add_bias(bias, rows)
+
+
+def _join_states(tracer: Tracer, states: Any, hidden: Tensor) -> None:
+    """Tie the first states to the hidden channels; zeros that the layer makes have whatever width it has."""
+    for state in states if isinstance(states, list | tuple) else [states]:
+        if state.target in ZEROS:
+            continue
+        ids = tracer.ids(state)
+        vector = None if ids is None else tracer.channels(ids, -1, len(hidden))
+        if vector is None:
+            tracer.sets.fix(hidden, tracer.reason(state))
+            tracer.fix(state, tracer.notable("is the first state of a recurrent layer"))
+        else:
+            tracer.sets.join(vector, hidden)

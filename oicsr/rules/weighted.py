@@ -1,0 +1,144 @@
+"""Products of an activation and a weight outside of layers: `x @ w`, `w @ x`, `einsum`, `addmm`, bilinear forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from oicsr.rules.calls import argument, shape_of, source_of
+from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.registry import Result, Value, aten, register_rule
+from oicsr.rules.tracer import Tracer
+from oicsr.rules.weights import has_weight, note_layer
+
+Labelled = tuple[fx.Node, str]  # a factor, and a letter for each of its axes
+
+
+def is_weight(tracer: Tracer, node: Any) -> bool:
+    """Return whether a node is a parameter or buffer, or computed from some axis by axis."""
+    return isinstance(node, fx.Node) and has_weight(tracer, node)
+
+
+def multiply_by_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx.Node) -> Result:
+    """A product of matrices one of which is a weight, `(in, out)` behind the activation, `(out, in)` in front of it.
+
+    Where channels lie on another axis, they pass.
+    """
+    if is_weight(tracer, first) and is_weight(tracer, second):
+        return tracer.opaque(node, "multiplies two weights in a form without a rule")
+    behind = is_weight(tracer, second)
+    source, weight = (first, second) if behind else (second, first)
+    rank, size = len(shape_of(source)), len(shape_of(weight))
+    if not has_weight(tracer, weight):
+        return tracer.computed_weight(node, weight)
+    if min(rank, size) < 2 or size > max(rank, 2):
+        return _with_vector(tracer, node, source, weight, behind=behind)
+    leading = "abcdefgh"[: rank - 2]
+    own = leading[len(leading) - size + 2 :] if size > 2 else ""
+    if behind:
+        return sum_with_weight(tracer, node, (source, leading + "xz"), (weight, own + "zy"), leading + "xy")
+    return sum_with_weight(tracer, node, (source, leading + "zy"), (weight, own + "xz"), leading + "xy")
+
+
+def _with_vector(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, behind: bool) -> Result:
+    """A sum of all channels, each by its number in the weight."""
+    rank, size = len(shape_of(source)), len(shape_of(weight))
+    note_layer(tracer, node, weight, read=0)
+    if behind and size == 1:
+        return sum_over(tracer, node, source, weight, rank - 1)
+    if rank == 1 and size == 2:
+        tracer.read_channels(node, source, weight, axis=0, dim=0 if behind else 1)
+        return Value(tracer.start_channels(weight, dim=1 if behind else 0))
+    return tracer.opaque(node, "multiplies matrices in a form without a rule")
+
+
+def sum_over(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, axis: int) -> Result:
+    """Sum over an axis, each slice by its number in a vector; channels on other axes pass."""
+    ids = tracer.ids(source)
+    if ids is not None and varying(ids) and ids.shape[axis] == 1:
+        return Value(ids.squeeze(axis))
+    tracer.read_channels(node, source, weight, axis=axis, dim=0)
+    return Value(None, "is a sum over channels")
+
+
+def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out: str) -> Result:
+    """An einsum of an activation and a weight.
+
+    The weight reads channels along the letters that are summed over, follows those along letters that stay, and starts
+    new ones along the first letter that it adds.
+    """
+    (source, own), (weight, others) = first, second
+    if not has_weight(tracer, weight):
+        return tracer.computed_weight(node, weight)
+    ids = tracer.ids(source)
+    summed = [letter for letter in others if letter in own and letter not in out]
+    lost = [k for k, letter in enumerate(own) if letter not in out and letter not in others]
+    new = [letter for letter in others if letter not in own]
+    if any(letter not in out for letter in new) or (
+        ids is not None and (lost or len(own) != ids.ndim) and tracer.whole(ids, lost) is None
+    ):
+        return tracer.opaque(node, "sums over channels in a form without a rule")
+    along = [] if ids is None else [own[axis] for axis in varying(ids)]
+    kept = [letter for letter in along if letter in out]
+    if kept:
+        return _pass(tracer, node, first, second, out, kept)
+    for letter in summed:
+        if along and letter not in along:
+            tracer.keep_axis(weight, others.index(letter), "is summed over with the channels")
+        else:
+            tracer.read_channels(node, source, weight, axis=own.index(letter), dim=others.index(letter))
+    read = others.index(summed[0]) if summed else None
+    wide = [letter for letter in new if shape_of(node)[out.index(letter)] > 1]
+    if not wide:
+        note_layer(tracer, node, weight, read=read)
+        return Value(None, "is a sum over channels")
+    rows = tracer.start_channels(weight, dim=others.index(wide[0]))
+    note_layer(tracer, node, weight, rows=others.index(wide[0]), read=read)
+    return Value(on_axis(rows, out.index(wide[0]), len(out)))
+
+
+def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out: str, kept: list[str]) -> Result:
+    """Pass channels on along a letter that stays; what the weight holds for each of them follows."""
+    (source, own), (weight, others) = first, second
+    ids = tracer.ids(source)
+    assert ids is not None
+    for letter in set(own) - {kept[0]}:
+        if ids.shape[own.index(letter)] > 1:
+            ids = tracer.tie_axis(ids, own.index(letter))
+    vector = ids.flatten()
+    if kept[0] in others:
+        tracer.add_slot(weight, others.index(kept[0]), vector, "norm", counts=False)
+    note_layer(tracer, node, weight, rows=others.index(kept[0]) if kept[0] in others else None)
+    return Value(on_axis(vector, out.index(kept[0]), len(out)))
+
+
+@register_rule(*aten("addmm baddbmm"))
+def add_product(tracer: Tracer, node: fx.Node) -> Result:
+    """`bias + x @ w`."""
+    bias, source, weight = (argument(node, position) for position in range(3))
+    if is_weight(tracer, source) or not is_weight(tracer, weight):
+        return tracer.opaque(node, "adds a product in a form without a rule")
+    result = multiply_by_weight(tracer, node, source, weight)
+    if isinstance(result, Value) and result.ids is not None and varying(result.ids) == [result.ids.ndim - 1]:
+        vector = result.ids.flatten()
+        if len(shape_of(bias)) == 1 and is_weight(tracer, bias):
+            tracer.add_bias(bias, vector)
+            return result
+        tracer.sets.fix(vector, tracer.notable(f"{tracer.where(node)} adds it to something else than a bias"))
+        return result
+    return tracer.opaque(node, "adds a product in a form without a rule")
+
+
+@register_rule("aten::bilinear")
+def bilinear(tracer: Tracer, node: fx.Node) -> Result:
+    """Weight `(out, first, second)`: reads the last axis of two activations."""
+    first, second, weight = source_of(node), argument(node, 1), argument(node, 2)
+    if not has_weight(tracer, weight):
+        return tracer.computed_weight(node, weight)
+    for dim, source in ((1, first), (2, second)):
+        tracer.read_channels(node, source, weight, axis=len(shape_of(source)) - 1, dim=dim)
+    out = tracer.start_channels(weight, dim=0)
+    tracer.add_bias(argument(node, 3), out)
+    rank = len(shape_of(node))
+    return Value(on_axis(out, rank - 1, rank))

@@ -1,0 +1,98 @@
+"""Random small transformers: whatever couplings are found, what was emptied goes without a difference."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import oicsr
+from oicsr import PruningPlan
+from tests.oicsr.attentions import CrossCovariance, Fused, Grouped, Separate, Tables
+from tests.oicsr.networks import drop_third
+from tests.oicsr.test_attention import emptied, found
+
+
+class Block(nn.Module):
+    """An attention and a gated or plain MLP, with norms before or after."""
+
+    def __init__(self, attention: nn.Module, width: int, norm: str, before: bool, gated: bool) -> None:
+        super().__init__()
+        kinds = {"layer": nn.LayerNorm, "rms": lambda n: nn.RMSNorm(n, eps=1e-5), "none": lambda n: nn.Identity()}
+        self.attention, self.before, self.gated = attention, before, gated
+        self.norm1, self.norm2 = kinds[norm](width), kinds[norm](width)
+        self.up, self.down = nn.Linear(width, 10), nn.Linear(10, width)
+        self.gate = nn.Linear(width, 10) if gated else None
+
+    def mlp(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.gelu(self.up(x))
+        return self.down(hidden if self.gate is None else hidden * self.gate(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before:
+            x = x + self.attention(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self.mlp(x))
+
+
+class Transformer(nn.Module):
+    """An embedding, positions, blocks and a head."""
+
+    def __init__(self, blocks: list[nn.Module], width: int) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Linear(6, width), nn.Parameter(torch.randn(5, width))
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x) + self.positions).mean(1))
+
+
+def build(seed: int) -> nn.Module:
+    """Build a random transformer."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    form = draw.choice(["fused", "separate", "grouped", "tables", "covariance"])
+    width = 16 if form == "grouped" else 12
+
+    def attention() -> nn.Module:
+        """Build an attention of the network's form."""
+        heads, per_head = draw.randint(1, 4), draw.choice([2, 3, 4])
+        if form == "fused":
+            return Fused(width, heads, per_head, draw.choice(["kernel", "stored", "computed"]))
+        if form == "separate":
+            kind = draw.choice(["kernel", "einsum", "scaled"])
+            return Separate(width, heads, per_head, kind, draw.random() < 0.5)
+        if form == "grouped":
+            groups = draw.choice([1, 2, 4])
+            return Grouped(width, 4, groups, draw.random() < 0.5, draw.random() < 0.5)
+        return Tables(heads, draw.random() < 0.3) if form == "tables" else CrossCovariance()
+
+    norm, before, gated = draw.choice(["layer", "rms", "none"]), draw.random() < 0.5, draw.random() < 0.5
+    return Transformer([Block(attention(), width, norm, before, gated) for _ in range(2)], width)
+
+
+def check(seed: int) -> int:
+    """Remove a random third of all channels or heads of one network; return how many couplings attention gave."""
+    model, x = build(seed).double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
+    granularity, scope = ("channel", "head")[seed % 2], ("inner", "all")[seed // 2 % 2]
+    couplings = found(model, x, granularity, scope=scope)
+    kept = drop_third(couplings, seed) | {c.name: [seed % 2] for c in couplings if c.num_channels == 2}
+    before = emptied(model, couplings, kept)
+    with torch.no_grad():
+        expected = before(x)
+        small = oicsr.remove_channels(before, PruningPlan.from_kept(couplings, kept))
+        assert float((small(x) - expected).abs().max()) < 1e-9 * float(expected.abs().max()), seed
+    return sum("attention" in c.name for c in couplings)
+
+
+@pytest.mark.parametrize("start", range(0, 200, 20))
+@pytest.mark.slow
+def test_random_transformers_lose_what_was_emptied(start: int) -> None:
+    assert sum(check(seed) for seed in range(start, start + 20)) > 0
+
+
+def test_a_few_random_transformers() -> None:
+    assert sum(check(seed) for seed in range(6)) > 0

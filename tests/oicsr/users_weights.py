@@ -1,0 +1,266 @@
+"""More networks that users bring: weights that are computed, products with raw weights, numbers kept on modules.
+
+They are in the table of `tests.oicsr.users_networks`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import DeformConv2d
+
+from tests.oicsr.users_networks import CASES, IMAGES, ROWS, SERIES, Net, built, conv, images, rows, tail, weight
+
+__all__ = ["CASES"]
+
+# ----------------------------------------------------------------------------------------------------------------
+# weights that are computed from parameters
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@rows("a w", w=lambda: weight(16, 8), c=lambda: weight(8), b=lambda: nn.Identity())
+def a_raw_matrix_behind(net: Any, x: Tensor) -> Tensor:
+    return net.o((net.a(x).relu() @ net.w + net.c).relu())
+
+
+@rows("a w", w=lambda: weight(8, 16))
+def a_raw_matrix_in_front(net: Any, x: Tensor) -> Tensor:
+    return net.o((net.w @ net.a(x).relu().t()).relu().t())
+
+
+@rows("a w", w=lambda: weight(16, 8))
+def a_transposed_weight(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.w.t()).relu())
+
+
+@built("enc", ROWS)
+def a_tied_autoencoder() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return functional.linear(net.enc(x).relu(), net.enc.weight.t()) + net.shift
+
+    return Net(run, {"enc": nn.Linear(6, 16), "shift": nn.Parameter(torch.zeros(1))})
+
+
+@rows("a w", w=lambda: weight(8, 16), c=lambda: weight(8))
+def an_equalised_learning_rate(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.w * 0.3, net.c * 0.1).relu())
+
+
+@rows("a w", w=lambda: weight(8, 16), m=lambda: (torch.rand(8, 16) > 0.3).float())
+def a_masked_weight(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.w * net.m).relu())
+
+
+@rows("a b", lower=lambda: weight(4, 16), upper=lambda: weight(8, 4))
+def a_low_rank_update_of_a_weight(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.b.weight + net.upper @ net.lower, net.b.bias).relu())
+
+
+@rows("a b lower", lower=lambda: weight(4, 16), upper=lambda: weight(8, 4))
+def a_low_rank_path_beside(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    return net.o((net.b(x) + x @ net.lower.t() @ net.upper.t()).relu())
+
+
+@rows("a b")
+def a_detached_weight(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.b.weight.detach(), net.b.bias).relu())
+
+
+@rows("a w", w=lambda: weight(16, 16))
+def halves_of_a_weight(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    left, right = net.w.chunk(2)
+    return net.o(functional.linear(x, left) * functional.linear(x, right).sigmoid())
+
+
+@rows("a", w=lambda: weight(12, 16), warns="'w' cannot lose channels")
+def the_first_rows_of_a_weight(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.w[:8]).relu())
+
+
+@rows("a w", w=lambda: nn.Parameter(torch.randn(8, 16) * 3))
+def a_rounded_weight(net: Any, x: Tensor) -> Tensor:
+    rounded = net.w + (net.w.round() - net.w).detach()
+    return net.o(functional.linear(net.a(x).relu(), rounded).relu())
+
+
+@rows("a w", w=lambda: weight(16, 8))
+def an_einsum_of_rows(net: Any, x: Tensor) -> Tensor:
+    return net.o(torch.einsum("bi,io->bo", net.a(x).relu(), net.w).relu())
+
+
+@images("a.0 w", w=lambda: weight(8, 16), s=lambda: weight(16))
+def an_einsum_of_maps(net: Any, x: Tensor) -> Tensor:
+    x = torch.einsum("bchw,c->bchw", net.a(x), net.s)
+    return net.o(torch.einsum("bchw,dc->bdhw", x, net.w).relu())
+
+
+@images("w", w=lambda: weight(8, 16, 3, 3), warns="standardises a weight")
+def a_standardised_weight(net: Any, x: Tensor) -> Tensor:
+    w = (net.w - net.w.mean((1, 2, 3), keepdim=True)) / (net.w.std((1, 2, 3), keepdim=True) + 1e-5)
+    return net.o(functional.conv2d(net.a(x), w).relu())
+
+
+@rows("a w", w=lambda: weight(16, 8), c=lambda: weight(8))
+def a_product_that_is_added(net: Any, x: Tensor) -> Tensor:
+    return net.o(torch.addmm(net.c, net.a(x).relu(), net.w).relu())
+
+
+@rows("a b", b=lambda: nn.Linear(6, 8), o=lambda: nn.Bilinear(16, 8, 3))
+def a_bilinear_form(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.a(x).relu(), net.b(x))
+
+
+@rows("a b", g=lambda: torch.rand(5, 5))
+def a_graph_of_rows(net: Any, x: Tensor) -> Tensor:
+    return net.o((net.g @ net.b((net.g @ net.a(x)).relu())).relu())
+
+
+@rows("a w", w=lambda: weight(3, 16, 8))
+def a_batch_of_experts(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    return net.o(torch.bmm(torch.stack([x, x, x]), net.w).relu().sum(0))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# numbers that are kept on modules
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class GroupNorm(nn.Module):
+    """A group normalisation of one's own."""
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.groups, self.weight, self.bias = groups, weight(width), weight(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.group_norm(x, self.groups, self.weight, self.bias)
+
+
+class Readout(nn.Linear):
+    """A layer that divides by its own width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x / math.sqrt(self.in_features), self.weight, self.bias)
+
+
+@built("0 3.0", IMAGES)
+def groups_in_an_attribute() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), GroupNorm(4, 16), nn.ReLU(), conv(16, 8), tail(8))
+
+
+@built("0 3.0", IMAGES)
+def group_norm_without_a_scale() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16, affine=False), nn.ReLU(), conv(16, 8), tail(8))
+
+
+@built("a b", IMAGES)
+def group_norm_over_two_layers() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.o(net.n(torch.cat([net.a(x), net.b(x)], 1)).relu())
+
+    parts = {"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(3, 8, 3), "n": nn.GroupNorm(6, 24, affine=False)}
+    return Net(run, {**parts, "o": tail(24)})
+
+
+@rows("a b", o=lambda: Readout(8, 3))
+def divided_by_its_width(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).relu()).relu())
+
+
+@rows("a b")
+def divided_by_another_width(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).relu() / net.a.weight.shape[0] ** 0.5).relu())
+
+
+@built("0 3", ROWS)
+def a_generator_with_unflatten() -> nn.Module:
+    up = nn.ConvTranspose2d(16, 8, 2, 2)
+    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Unflatten(1, (16, 2, 2)), up, nn.ReLU(), nn.Conv2d(8, 3, 1))
+
+
+class Kept(nn.Module):
+    """A network that keeps sizes in attributes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.flat, self.sizes = width, width * 4, [4, 12]
+        self.a, self.b = nn.Linear(6, width * 4), nn.ConvTranspose2d(width, 16, 2, 2)
+        self.c, self.d = nn.Conv2d(4, 6, 1), nn.Conv2d(12, 6, 1)
+        self.o = nn.Linear(12 * 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu().view(-1, self.width, 2, 2)).relu()
+        few, many = torch.split(x, self.sizes, 1)
+        return self.o(torch.cat([self.c(few), self.d(many)], 1).relu().flatten(1))
+
+
+@built("a b c d", ROWS)
+def sizes_in_attributes() -> nn.Module:
+    return Kept(16)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# recurrent layers, deformable convolutions
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def recurrent(cls: type[nn.RNNBase], **options: Any) -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.o(net.r(net.c(x).transpose(1, 2))[0][:, -1])
+
+    ways = 1 + options.get("bidirectional", False)
+    parts = {"c": nn.Conv1d(4, 12, 3), "r": cls(12, 10, batch_first=True, **options), "o": nn.Linear(10 * ways, 3)}
+    return Net(run, parts)
+
+
+@built("c r", SERIES)
+def a_recurrence_of_two_layers_and_ways() -> nn.Module:
+    return recurrent(nn.LSTM, num_layers=2, bidirectional=True)
+
+
+@built("c r", SERIES)
+def a_gated_recurrence() -> nn.Module:
+    return recurrent(nn.GRU)
+
+
+@built("c r", SERIES)
+def a_plain_recurrence_without_biases() -> nn.Module:
+    return recurrent(nn.RNN, bias=False)
+
+
+@built("e", SERIES.transpose(1, 2))
+def an_encoder_and_a_decoder() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.o(net.d(x, net.e(x)[1])[0])
+
+    return Net(run, {"e": nn.GRU(4, 10), "d": nn.GRU(4, 10), "o": nn.Linear(10, 3)})
+
+
+@built("cell", SERIES)
+def steps_of_a_cell() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        hidden = memory = x.new_zeros(len(x), net.cell.hidden_size)
+        for step in x.unbind(2):
+            hidden, memory = net.cell(step, (hidden, memory))
+        return net.o(hidden)
+
+    return Net(run, {"cell": nn.LSTMCell(4, 10), "o": nn.Linear(10, 3)})
+
+
+@images(
+    "a.0 d",
+    f=lambda: nn.Conv2d(16, 18, 3, padding=1),
+    m=lambda: nn.Conv2d(16, 9, 3, padding=1),
+    d=lambda: DeformConv2d(16, 8, 3, padding=1),
+    warns="takes places from it",
+)
+def a_deformed_convolution(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return net.o(net.d(x, net.f(x), net.m(x).sigmoid()).relu())
