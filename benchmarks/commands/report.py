@@ -35,7 +35,7 @@ def command(options: argparse.Namespace) -> int:
     if options.check:
         wrong = report.differing(artefacts, options.results)
         for line in wrong:
-            print(line, file=sys.stderr)
+            print(for_terminal(line), file=sys.stderr)
         print(f"{len(artefacts)} generated files checked, {len(wrong)} wrong")
         return 1 if wrong or gathered.left_out else 0
     changed = report.write(artefacts)

@@ -110,9 +110,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> int:
     console = Console()
-    found = survey(bench, cells, retry_failed=options.retry_failed)
+    found = survey(bench, cells, retry_failed=options.retry_failed, look_only=options.plan)
     for damaged in found.damaged:
-        console.print(f"{damaged}; renamed to record.json.damaged; the run is done again", markup=False)
+        what = "" if options.plan else "renamed to record.json.damaged; "
+        line = f"{for_terminal(damaged)}; {what}the run is done again"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.plan:
         return _show_plan(bench, cells, found, console)
     outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
@@ -130,7 +132,7 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
     try:
         expected = estimate(bench, found.todo, found.complete, tell=say)
     except MissingDataError as error:  # a plan needs no data
-        say(f"how long it takes is unknown without the data: {error}")
+        say(f"how long it takes is unknown without the data: {for_terminal(str(error))}")
         expected = estimate(bench, found.todo, found.complete, calibrate=False)
     for name in dict.fromkeys(map(sweep_of, cells)):
         mine = [cell for cell in found.todo if sweep_of(cell) == name]

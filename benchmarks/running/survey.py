@@ -25,10 +25,15 @@ class Survey:
     outdated: list[Record] = field(default_factory=list)
 
 
-def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -> Survey:
+def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, look_only: bool = False) -> Survey:
     """Find out which runs already have a record.
 
-    A damaged record is renamed to `record.json.damaged`, and its run is done again.
+    Args:
+        bench: Its results folder holds the records.
+        cells: The runs.
+        retry_failed: Whether failed runs are to be done again.
+        look_only: Change nothing; otherwise a damaged record is renamed to `record.json.damaged`, since its run will
+            be done again.
 
     Raises:
         RecordError: A record was made with another configuration; the message says what differs.
@@ -42,7 +47,8 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
         try:
             record = read_record(path)
         except RecordError as error:
-            path.replace(path.with_name("record.json.damaged"))
+            if not look_only:
+                path.replace(path.with_name("record.json.damaged"))
             found.damaged.append(str(error))
             found.todo.append(cell)
             continue
