@@ -24,7 +24,7 @@ from oicsr.open_windows import is_window_attention
 IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
 VIDEO = (3, 16, 112, 112)  # channels, frames, height, width
 OWN_VIDEO = {"mvit_v1_b": (3, 16, 224, 224), "mvit_v2_s": (3, 16, 224, 224), "s3d": (3, 16, 224, 224)}
-SMALLER = {"torchvision:vit_h_14": 112}  # pixels that a network is built for, whose own size takes minutes
+SMALLER = {"torchvision:vit_h_14": 56}  # pixels that a network is built for, whose own size takes minutes
 SINGLE = {"mvit_v1_b", "mvit_v2_s"}  # one clip is enough: they have no BatchNorm
 SAMPLES = 8000  # one second of a waveform
 

@@ -18,7 +18,7 @@ from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.notes import Count, Norm, Product, Slot
 from oicsr.rules.table import Result, Value, find_leaf, find_rule
-from oicsr.rules.weights import Axes, follow_computed, keep_computed, note_layer, start_computed
+from oicsr.rules.weights import Axes, follow_computed, keep_computed, keep_rebuilt, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
@@ -60,6 +60,7 @@ class Tracer:
         weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
         axes: The labels of the axes of parameters that such weights are computed from.
         uniform: Reasons of values that are one number everywhere, of a size that the code gives.
+        rebuilt: Axes of weights that read channels, and start them again in a transposed use.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -84,6 +85,7 @@ class Tracer:
     weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     uniform: set[str] = field(default_factory=set)
+    rebuilt: set[tuple[str, int]] = field(default_factory=set)
     _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
@@ -117,6 +119,7 @@ class Tracer:
             elif node.op == "get_attr":  # a block of code that an operator runs (`torch.cond`)
                 self.values[node] = Value(None, "is no tensor", depends_on_input=False)
             elif node.op == "output":
+                keep_rebuilt(self, node)
                 for source in node.all_input_nodes:
                     self.fix(source, OUTPUT)
         self._settle_splits()

@@ -65,6 +65,10 @@ class Tracing(Protocol):
     computed: set[fx.Node]
     weights: dict[fx.Node, Axes | list[Axes] | None]
     axes: dict[tuple[str, int], Tensor]
+    rebuilt: set[tuple[str, int]]
+
+    def ids(self, node: fx.Node) -> Tensor | None:
+        """Return the channels of a value's elements."""
 
     def depends_on_input(self, node: fx.Node) -> bool:
         """Return whether a value depends on the model's input."""
@@ -285,8 +289,21 @@ def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
     axis = None if axes is None else axes[dim]
     if axis is None:
         return tracer.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
+    for key, _ in axis.sources:
+        if key in tracer.slots and tracer.slots[key].side == "in":
+            tracer.rebuilt.add(key)
     _own(tracer, axis, "out", True)
     return axis.labels
+
+
+def keep_rebuilt(tracer: Tracing, output: fx.Node) -> None:
+    """Name the weights that rebuild, transposed, what they read (a tied decoder), where that is an output."""
+    values = [tracer.ids(source) for source in output.all_input_nodes if not gives_many(source)]
+    roots = [tracer.sets.find(ids.flatten()) for ids in values if ids is not None]
+    for name, dim in sorted(tracer.rebuilt) if roots else ():
+        labels = tracer.slots[name, dim].ids
+        if bool(torch.isin(tracer.sets.find(labels), torch.cat(roots)).any()):
+            tracer.sets.fix(labels, tracer.notable(f"is read by {name!r}, which rebuilds it as an output of the model"))
 
 
 def follow_computed(tracer: Tracing, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:

@@ -53,9 +53,10 @@ def page(registry: None) -> dict[str, Any]:
 
 
 class Deformed(nn.Module):
-    def __init__(self, groups: int = 1) -> None:
+    def __init__(self, groups: int = 1, offset_groups: int = 1) -> None:
         super().__init__()
-        self.one, self.offset, self.mask = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 18, 3), nn.Conv2d(8, 9, 3)
+        self.one = nn.Conv2d(3, 8, 1)
+        self.offset, self.mask = nn.Conv2d(8, 18 * offset_groups, 3), nn.Conv2d(8, 9 * offset_groups, 3)
         self.deformed, self.two = DeformConv2d(8, 6, 3, groups=groups), nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +76,17 @@ def test_deformable_convolution_is_followed(page: dict[str, Any]) -> None:
         assert oicsr.find_couplings(Deformed(groups=2), torch.randn(2, 3, 6, 6)) == []
 
 
-def test_without_its_rule_the_deformable_convolution_is_named() -> None:
+def test_the_rule_of_the_library_follows_groups_of_offsets() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="takes places"):
+        found = check_every_channel(Deformed(offset_groups=2), torch.randn(2, 3, 6, 6))
+    assert found == {"one": 4, "deformed": 6}
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="deform_conv2d.* has groups"):
+        assert oicsr.find_couplings(Deformed(groups=2), torch.randn(2, 3, 6, 6)) == []
+
+
+def test_without_a_rule_an_operator_is_named(registry: None) -> None:
+    del RULES["torchvision::deform_conv2d"]
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="deform_conv2d.* in module 'deformed' has no rule"):
         assert oicsr.find_couplings(Deformed(), torch.randn(2, 3, 6, 6)) == []
 

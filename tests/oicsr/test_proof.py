@@ -45,7 +45,6 @@ def by_hand(net: nn.Module, x: Tensor) -> Tensor:
 
 # what depends on the number of channels, or on a number in the code
 INEXACT: dict[str, Between] = {
-    "GroupNorm without scale": Between(lambda net, x: net.norm(x), norm=nn.GroupNorm(4, 8, affine=False)),
     "group norm with its groups in an attribute": Between(
         lambda net, x: functional.group_norm(x, 2, net.scale, net.shift), width=16
     ),
@@ -55,8 +54,6 @@ INEXACT: dict[str, Between] = {
         lambda net, x: functional.layer_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1)
     ),
     "root mean square by hand": Between(by_hand),
-    "divided by its own width": Between(lambda net, x: x / math.sqrt(net.two.in_channels)),
-    "divided by the width of the tensor": Between(lambda net, x: x / x.shape[1]),
     "added its width": Between(lambda net, x: x + net.one.out_channels),
     "cut at a number": Between(lambda net, x: torch.cat([x[:, 4:], x[:, :4].sigmoid()], 1)),
     "a one-dimensional pool over the features": Between(
@@ -76,6 +73,22 @@ def test_what_depends_on_the_number_of_channels_is_left_and_named(kind: str) -> 
     assert any("'one'" in str(warning.message) or "module" in str(warning.message) for warning in caught)
     reasons = oicsr.trace_couplings(INEXACT[kind], torch.randn(2, 3, 8, 8)).unpruned
     assert reasons["one"]
+
+
+MENDED: dict[str, Between] = {
+    "GroupNorm without scale": Between(lambda net, x: net.norm(x), norm=nn.GroupNorm(4, 8, affine=False)),
+    "divided by its own width": Between(lambda net, x: x / math.sqrt(net.two.in_channels)),
+    "divided by the width of the tensor": Between(lambda net, x: x / x.shape[1]),
+    "multiplied by a power of its width": Between(lambda net, x: x * net.two.in_channels**-0.25),
+}
+
+
+@pytest.mark.parametrize("kind", MENDED)
+def test_what_follows_the_number_of_channels_goes_exactly(kind: str) -> None:
+    check_right_or_refused(MENDED[kind], torch.randn(2, 3, 8, 8), {"one", "two"})
+    couplings = oicsr.find_couplings(MENDED[kind], torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    assert [coupling.name for coupling in couplings] == ["one", "two"]
+    assert bool(couplings[0].attributes) != bool(couplings[0].rescaled)
 
 
 class Unbatched(nn.Module):
@@ -159,10 +172,9 @@ def zero_everything(model: nn.Module, couplings: Sequence[Coupling], kept: dict[
 
 def test_a_tied_weight_at_the_output_is_not_pruned() -> None:
     check_right_or_refused(TiedAutoencoder(), torch.randn(2, 3, 8, 8), {"conv", "encoder"})
-    with pytest.warns(
-        oicsr.UnprunedChannelsWarning, match="'encoder.weight' is the weight of a layer, and is read elementwise"
-    ):
-        oicsr.find_couplings(TiedAutoencoder(), IMAGES)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="is read by 'encoder.weight', which rebuilds it"):
+        couplings = oicsr.find_couplings(TiedAutoencoder(), IMAGES)
+    assert [coupling.name for coupling in couplings] == ["encoder"]
 
 
 def test_a_parameter_in_two_roles_is_right_or_refused() -> None:

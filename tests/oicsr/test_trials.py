@@ -150,7 +150,7 @@ def test_code_that_knows_no_double_is_proved_in_its_own_precision() -> None:
 
 
 def test_verify_can_be_chosen() -> None:
-    model, images = INEXACT["divided by its own width"], torch.randn(2, 3, 8, 8)
+    model, images = INEXACT["added its width"], torch.randn(2, 3, 8, 8)
     for verify in ("shapes", "off"):
         couplings = oicsr.find_couplings(model, images, verify=verify)  # type: ignore[arg-type]
         assert [coupling.name for coupling in couplings] == ["one", "two"]
