@@ -137,11 +137,9 @@ def describe(
     sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
     work: Work | None = None if example_inputs is None else count_work(model, example_inputs)
     after = _sizes_after(sizes, plan)
-    products = [(0, 0)] * len(couplings)
-    computed: dict[int, tuple[int, int]] = {}
-    if work is not None:
-        products = [_products(coupling, kept[coupling.name], work) for coupling in couplings]
-        computed = _computed(couplings, {} if plan is None else plan.kept, work)
+    none = Work({}, 0, ())
+    products = [_products(coupling, kept[coupling.name], work or none) for coupling in couplings]
+    computed = _computed(couplings, {} if plan is None else plan.kept, work or none)
 
     def row(
         name: str, layers: int, channels: int, stays: int, tensors: Sequence[str], rest: tuple[int, int]
@@ -158,9 +156,9 @@ def describe(
     for coupling, own in zip(couplings, products, strict=True):
         tensors = list(dict.fromkeys(m.parameter for m in coupling.members if m.parameter in sizes))
         layers = len(coupling_layers(coupling))
-        layered = [computed[number] for number in {part.product for part in coupling.parts} & computed.keys()]
-        own = own[0] + sum(whole for whole, _ in layered), own[1] + sum(left for _, left in layered)
-        rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, own))
+        layered = [own, *(computed[number] for number in {part.product for part in coupling.parts} & computed.keys())]
+        both = sum(whole for whole, _ in layered), sum(left for _, left in layered)
+        rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, both))
     channels, stays = sum(r.channels for r in rows), sum(r.kept for r in rows)
     others = 0 if work is None else work.others + sum(work.products)
     rest = others, others + sum(left - whole for whole, left in [*products, *computed.values()])

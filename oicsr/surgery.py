@@ -27,6 +27,7 @@ from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_na
 from oicsr.wrapping import unwrap
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+WIDTHS = {"input_size": "ih", "hidden_size": "hh"}  # of recurrent layers: the weights whose columns they count
 FILE_FORMAT = "oicsr-pruned-1"
 
 
@@ -155,7 +156,8 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Bilinear):
-        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+        sizes = zip(("out_features", "in1_features", "in2_features"), module.weight.shape, strict=True)
+        vars(module).update(sizes)
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         _fix_recurrent(module)
     elif all(type(vars(module).get(name)) is int for name in ("in_channels", "out_channels", "groups")):
@@ -165,8 +167,8 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
 
 def _fix_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
     end = "_l0" if isinstance(module, nn.RNNBase) else ""
-    module.input_size = module.get_parameter(f"weight_ih{end}").shape[1]
-    module.hidden_size = module.get_parameter(f"weight_hh{end}").shape[1]
+    widths = {name: module.get_parameter(f"weight_{which}{end}").shape[1] for name, which in WIDTHS.items()}
+    vars(module).update(widths)
     if isinstance(module, nn.RNNBase):
         vars(module)["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
 

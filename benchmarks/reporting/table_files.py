@@ -69,7 +69,7 @@ def sheet_latex(sheet: Sheet) -> str:
     """Return the table as LaTeX for the booktabs package."""
     width = len(sheet.header)
     lines = [
-        *[f"% {one_line(text)}" for text in (sheet.warning, sheet.common, *sheet.notes.splitlines()) if text],
+        *[f"% {_latex_comment(text)}" for text in (sheet.warning, sheet.common, *sheet.notes.splitlines()) if text],
         r"\begin{tabular}{l" + "r" * (width - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex_cell, sheet.header)) + r" \\",
@@ -80,6 +80,11 @@ def sheet_latex(sheet: Sheet) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _latex_comment(text: str) -> str:
+    """Return a text without what is a command where the comment sign is lost."""
+    return one_line(text).replace("\\", "/")
 
 
 def _latex_row(row: Sequence[str], width: int) -> str:
