@@ -12,6 +12,7 @@ PYTHON ?= python3
 RESULTS ?= outputs
 VENV := .venv
 BIN := $(VENV)/bin
+AXE := build/axe/node_modules/axe-core
 RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) \
   $(if $(MACS_KEPT),--macs-kept $(MACS_KEPT)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) \
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
@@ -77,8 +78,11 @@ report: setup ## make tables, plots, RESULTS.md and the README's block from the 
 
 paper: report ## the same: every table, figure and verdict of the paper's comparison, offline
 
-test-web: setup ## test the HTML report in headless Chromium (CHROMIUM=path, where it is not found)
-	@OICSR_TEST_WEB=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_html_report.py
+test-web: setup ## test HTML report and documentation in headless Chromium (CHROMIUM=path; axe-core comes from npm)
+	@test -f $(AXE)/package.json || command -v npm >/dev/null || { echo 'axe-core comes from npm; install Node.js' >&2; exit 1; }
+	@test -f $(AXE)/package.json || npm install --silent --no-save --prefix build/axe axe-core@4.14.1
+	@OICSR_TEST_WEB=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_html_report.py \
+	  tests/test_accessibility.py
 
 check: setup ## compare every generated file with its records
 	@$(BIN)/python -m benchmarks report --check

@@ -5,6 +5,9 @@ setup_context
 _.num_features
 _.normalized_shape
 _.num_parameters
+_.in1_features
+_.in2_features
+_.hidden_size
 _.num_embeddings
 _.embedding_dim
 _.__class__

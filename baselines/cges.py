@@ -8,7 +8,7 @@ so that channels are shared near the input and compete for weights near the outp
 from 0.2 to 0.8. Their groups are the weights that leave one input: columns, and for convolutions each position of the
 kernel separately; here a column is the complete in-channel. The factors that they set by hand for each layer of one
 network are left out. They train by proximal steps: after each step of the optimiser each group is shrunk by its
-2-norm, then each weight by the 1-norm of its group as it is then. The sub-gradient of the same penalty is there too.
+2-norm, then each weight by the 1-norm of its group as it is then. The sub-gradient of the same penalty is offered too.
 Any `sides` may form the group: with both it is the OICSR form.
 """
 
@@ -72,7 +72,7 @@ class ProximalCges:
     """CGES by the steps of its authors: groups are soft-thresholded, then weights by the 1-norm of their group.
 
     The first is the proximal operator of the group part. The second is that of the exclusive part to first order in
-    the step: the exact one has the 1-norm after the step in the place of the one before. A weight in two groups takes
+    the step: the exact one uses the 1-norm after the step instead of the one before. A weight in two groups takes
     the factors, and the thresholds, of both. Arguments and errors are those of `Cges`.
     """
 

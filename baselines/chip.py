@@ -1,10 +1,10 @@
-"""CHIP: the channels whose feature maps the others can stand in for go first.
+"""CHIP: the channels whose feature maps the others can best replace are removed first.
 
 Sui et al., "CHIP: CHannel Independence-based Pruning for Compact Neural Networks", NeurIPS 2021: with the maps of one
 image as the rows of a matrix A, the independence of channel i is `||A||_* - ||A without row i||_*` (nuclear norms),
 averaged over images. The maps are those that the next layer reads, after the activation. The authors average over 640
-images and set a ratio per layer by hand; here it is 32 images (the scores of a layer hardly change with more, they
-find), and scores are divided by their layer's mean where the order is global.
+images and set a ratio per layer by hand; here 32 images are used (they find that the scores of a layer hardly change
+with more), and scores are divided by their layer's mean where the order is global.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def independence(model: nn.Module, couplings: Sequence[Coupling], scoring: Scori
 def nuclear_losses(maps: Tensor) -> Tensor:
     """Return by how much the nuclear norm of a matrix falls where each of its rows is set to zero, float64 `(rows,)`.
 
-    Singular values are the roots of the eigenvalues of the smaller Gram matrix; without a row, of one from which its
-    outer product is taken, or whose row and column are zero.
+    Singular values are the square roots of the eigenvalues of the smaller Gram matrix. Leaving out a row subtracts its
+    outer product from the Gram matrix of the columns; in that of the rows, its row and column become zero.
 
     Args:
         maps: `(rows, columns)`.

@@ -5,8 +5,8 @@ Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023. At every ste
     grad += λ γ_k w,    γ_k = 2^(4 (I_max - I_k) / (I_max - I_min)),
 
 for all weights w of channel k: rows, columns and BatchNorm scales. I_k is the root of the group's squared norm,
-averaged over its parameters, and the extremes are those of the coupling; a constant factor per coupling cancels, and
-so the root of the energy over all sides serves. Where all channels are equal γ is 1 (the source divides 0 by 0).
+averaged over its parameters, and the extremes are those of the coupling; a constant factor per coupling cancels, so
+the root of the energy over all sides can be used. Where all channels are equal γ is 1 (the source divides 0 by 0).
 
 As γ is held fixed while the gradient is taken, the rule follows no potential; the value reported is the quadratic
 `(λ/2) Σ_k γ_k E_k` whose gradient it is at that step.

@@ -2,7 +2,7 @@
 
 Li et al., "Pruning Filters for Efficient ConvNets" (PFEC), ICLR 2017, remove the filters with the smallest sum of
 absolute weights. There the ratio of each layer is set by hand; here it follows from the selection that all methods
-share, which needs norms that compare between layers: each is divided by its layer's mean.
+share, which needs norms that can be compared across layers: each is divided by its layer's mean.
 """
 
 from __future__ import annotations

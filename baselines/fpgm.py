@@ -1,4 +1,4 @@
-"""FPGM: the filters nearest to the others of their layer go, as the others can stand in for them.
+"""FPGM: the filters nearest to the others of their layer are removed, since the others can replace them.
 
 He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019: the
 score of a filter is the sum of its Euclidean distances to all filters of the layer. The authors set one ratio for all
@@ -20,11 +20,8 @@ from oicsr import Coupling
 @torch.no_grad()
 def distances(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
     """Return the summed distance of every channel's filters to the others', over the coupling's mean."""
-    return over_mean(_summed_distances(channel_vectors(model, coupling, ("out",))) for coupling in couplings)
-
-
-def _summed_distances(vectors: Tensor) -> Tensor:
-    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    filters = (channel_vectors(model, coupling, ("out",)) for coupling in couplings)
+    return over_mean(torch.cdist(each, each, compute_mode="donot_use_mm_for_euclid_dist").sum(1) for each in filters)
 
 
 FPGM = ImportanceSpec(

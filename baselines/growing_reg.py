@@ -2,11 +2,11 @@
 
 Wang et al., "Neural Pruning via Growing Regularization", ICLR 2021. Before training, the filters with the smallest L1
 norm of each layer are chosen; while training, `grad += λ w` for these alone, and λ grows by δ every 10 iterations up
-to a ceiling of 1, after which a stage of constant λ follows. That schedule is as long as it takes; here every method
+to a ceiling of 1, after which a stage of constant λ follows. That schedule takes as long as it needs; here every method
 has the same number of steps, so λ grows by `strength` at every step (the authors' δ = 1e-4 every 10 iterations is a
 strength of 1e-5) up to the same ceiling, and there is no separate stage. The authors set each layer's ratio by hand,
-and the filters that are penalised are those that go; here they are the ones that the shared selection would remove at
-the target, by the same L1 norm over its layer's mean. Without a target it is the same share of each layer.
+and remove the filters that they penalise; here those are the ones that the shared selection would remove at
+the target, by the same L1 norm over its layer's mean. Without a target, the same share of each layer is chosen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""OTO's half-space step: channels that a step would turn by more than a right angle or so are set to zero.
+"""OTO's half-space step: channels that a step would turn by about a right angle or more are set to zero.
 
 Chen et al., "Only Train Once: A One-Shot Neural Network Training And Pruning Framework", NeurIPS 2021. Groups are
 zero-invariant: the filter of a channel with the scale and the shift of its BatchNorm, so that a group of zeros gives
@@ -7,13 +7,13 @@ second, with x before and y after such a step, every group with
 
     <y_g, x_g> < ε ||x_g||²
 
-is set to zero, and stays so: the half-space of a group is where it points about the way it did before.
+is set to zero, and stays so: the half-space of a group holds the directions close to the one it had.
 
 Here the optimiser's own step comes first, and the sub-gradient of the penalty is subtracted from its result, so that
 momentum does not build up from it (it does in the source). The second stage begins at half of the training where its
 length is known. Shifts and biases follow their channel to zero, but count neither in the norms nor in the products.
 The source bounds the share of groups that are zero; here it is the share of each coupling, so that no layer is emptied,
-and the groups that turn most go first. ε is 0, its least.
+and the groups that turn most go first. ε is 0, its smallest value.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Second-order importances: how much the loss grows, to second order, if a channel is set to zero.
 
-Optimal Brain Damage (LeCun, Denker, Solla, NeurIPS 1989) puts `h w² / 2` on a weight w, h being the diagonal of the
-Hessian of the loss, in a minimum. Two forms that the literature has for channels, both with the empirical Fisher
-diagonal (the mean over images of the squared gradient of one image's loss) in the place of h, and without the factor:
+Optimal Brain Damage (LeCun, Denker, Solla, NeurIPS 1989) gives a weight w the saliency `h w² / 2`, where h is the
+diagonal of the loss's Hessian at a minimum. The literature has two forms for channels. Both use the empirical Fisher
+diagonal (the mean over images of the squared gradient of one image's loss) instead of h, and drop the factor 1/2:
 
 - `hessian`: all the weights of the channel, on every side (torch-pruning's group Hessian);
 - `obd-c`: its filters alone (C-OBD of Wang et al., "EigenDamage", ICML 2019).

@@ -6,7 +6,7 @@ norm over all groups, and averaged:
 
     ||x||,  ||x|| / size,  1 + cos(x, ∇),  |⟨x, ∇⟩|,  ⟨x, ∇⟩² / 2,
 
-∇ being the gradient of the loss. The least are redundant; after step t of K (from 0) they are multiplied by
+∇ being the gradient of the loss. The lowest-scoring are redundant; after step t of K (from 0) they are multiplied by
 (K - t - 1) / (K - t), and are zero from step K on. Groups are zero-invariant: the filter of a channel with the scale
 and the shift of its BatchNorm. There is no strength.
 
@@ -46,7 +46,7 @@ class Hesso:
         self._steps = 0
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Return the summed norm of the redundant channels, a scalar, to be watched; 0 before they are chosen."""
+        """Return the summed norm of the redundant channels, a scalar, for monitoring; 0 before they are chosen."""
         if not self._redundant:
             return torch.zeros(())
         squares = channel_sums(model, self._couplings, GROUP, lambda name, weight: weight.detach().square())
@@ -54,7 +54,7 @@ class Hesso:
         return sum(norms, start=torch.zeros(()))
 
     def advance(self, model: nn.Module) -> None:
-        """Go on by one step."""
+        """Advance by one step."""
         self._steps += 1
 
     @torch.no_grad()

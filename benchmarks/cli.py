@@ -93,7 +93,7 @@ def _do(options: argparse.Namespace) -> int:
     except RuntimeError as error:
         if not _is_of_data(error):
             raise
-        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue from its last checkpoint", file=sys.stderr)

@@ -87,10 +87,15 @@ class Phase:
 
 
 def check_shares(macs_kept: Sequence[float]) -> None:
-    """Raise ValueError unless all targets are in (0, 1]."""
+    """Raise ValueError unless all targets are in (0, 1], and each has a name of its own."""
+    named: dict[str, float] = {}
     for share in macs_kept:
         if not 0 < share <= 1:
             raise ValueError(f"macs_kept is {share!r}; it is the share of MACs that remains and must be in (0, 1]")
+        other = named.setdefault(target_name(share), share)
+        if other != share:
+            name = target_name(share)
+            raise ValueError(f"macs_kept names {other!r} and {share!r}; runs of both would be called {name!r}")
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,12 @@ class Cell:
 
 def run_name(profile: str, method: str, macs_kept: float, seed: int) -> str:
     """Return the name of a run, on disk and in messages."""
-    return f"{profile}-{method}-keep{100 * macs_kept:g}-seed{seed}"
+    return f"{profile}-{method}-{target_name(macs_kept)}-seed{seed}"
+
+
+def target_name(macs_kept: float) -> str:
+    """Return the part of a run's name that says its target, to six digits."""
+    return f"keep{100 * macs_kept:g}"
 
 
 def check_name(kind: str, name: str) -> None:

@@ -45,7 +45,9 @@ LATEX = {
     "λ": r"$\lambda$",
 }
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet computes
+FULL_WIDTH = ("\uff1d", "\uff0b", "\uff0d", "\uff20")  # =, +, - and @ as East Asian keyboards have them
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *FULL_WIDTH)  # how a cell begins that a spreadsheet computes
 
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that steer a terminal or the order of what is read
 
@@ -105,7 +107,7 @@ def for_csv(text: str) -> str:
         >>> for_csv("=HYPERLINK(1)")
         "'=HYPERLINK(1)"
     """
-    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) or text.lstrip().startswith(FORMULA) else text
 
 
 def for_terminal(text: str) -> str:

@@ -91,7 +91,7 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Example
     with as_it_was(model), watch:
         inputs.call(model)
         inputs.map(_disturbed).call(model)
-    homes = _homes(model, inputs, watch.readings)
+    absorbers = _absorbers(model, inputs, watch.readings)
     shifts: dict[str, Tensor] = {}
     approximate: dict[str, str] = {}
     left = _unwatched(model, removed, watch)
@@ -102,10 +102,10 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Example
             left[layer] = f"reads {changing} removed channels that are not constant"
         if not bool(shift.any()):
             continue
-        if name not in homes:
+        if name not in absorbers:
             left[layer] = "has neither a bias nor a BatchNorm of its own that could absorb constants"
             continue
-        target, sign = homes[name]
+        target, sign = absorbers[name]
         shifts[target] = sign * shift
         if reading.padded:
             approximate[layer] = "pads with zeros, so the constants are still missing at the borders"
@@ -247,21 +247,21 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, nam
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def _homes(model: nn.Module, inputs: Inputs, readings: Mapping[str, _Reading]) -> dict[str, tuple[str, int]]:
+def _absorbers(model: nn.Module, inputs: Inputs, readings: Mapping[str, _Reading]) -> dict[str, tuple[str, int]]:
     """Return for each layer the bias that can take its constants, or the running mean, and the sign there."""
-    homes: dict[str, tuple[str, int]] = {}
+    absorbers: dict[str, tuple[str, int]] = {}
     users = Counter(bias for reading in readings.values() for bias in reading.biases)
     without = set()
     for name, reading in readings.items():
         (bias, *others) = reading.biases
         if bias is not None and not others and users[bias] == 1:
-            homes[name] = bias, 1
+            absorbers[name] = bias, 1
         elif reading.biases == {None}:
             without.add(name)
     if without:
         layers, _ = normalized_layers(model, inputs)
-        homes |= {layer.weight: (layer.mean, -1) for layer in layers if layer.weight in without}
-    return homes
+        absorbers |= {layer.weight: (layer.mean, -1) for layer in layers if layer.weight in without}
+    return absorbers
 
 
 def _unwatched(model: nn.Module, removed: Mapping[tuple[str, int], Tensor], watch: _Watch) -> dict[str, str]:

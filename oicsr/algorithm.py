@@ -50,7 +50,8 @@ class PruningResult:
 
     def summary(self) -> str:
         """Return a few lines that say what is left of the network."""
-        lines = [f"{type(self.model).__name__}, pruned in {len(self.macs) - 1} step(s)"]
+        steps = len(self.macs) - 1
+        lines = [f"{type(self.model).__name__}, pruned in {'one step' if steps == 1 else f'{steps} steps'}"]
         counts = {"MACs": self.macs, "parameters": self.params, "channels": self.channels}
         for name, values in counts.items():
             if values and values[0]:

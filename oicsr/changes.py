@@ -184,6 +184,17 @@ def _write_number(module: nn.Module, name: str, number: float) -> None:
     vars(module)[name] = value
 
 
+def drop_caches(model: nn.Module) -> None:
+    """Give modules of `model` an empty dictionary for one of tensors that they call a cache: it holds the old widths.
+
+    Tables of positions are kept so in evaluation mode (`attention_bias_cache` of LeViT and TinyViT), by device.
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "cache" in name and type(value) is dict and any(isinstance(entry, Tensor) for entry in value.values()):
+                vars(module)[name] = {}
+
+
 def scale_slices(model: nn.Module, entries: Sequence[Scaling]) -> None:
     """Multiply slices of parameters of `model`: new parameters take the place of the old ones, which stay as they are.
 

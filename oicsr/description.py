@@ -132,12 +132,7 @@ def describe(
     """
     model = unwrap(model)
     check_fit(model, couplings)
-    kept = {c.name: c.num_channels for c in couplings}
-    if plan is not None:
-        unknown = [name for name in plan.kept if name not in kept]
-        if unknown:
-            raise ValueError(f"the plan names the coupling {unknown[0]!r}, which is not among the given ones")
-        kept |= {name: len(ids) for name, ids in plan.kept.items()}
+    kept = _channels_kept(couplings, plan)
     learned = {name: parameter.numel() for name, parameter in model.named_parameters()}
     sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
     work: Work | None = None if example_inputs is None else count_work(model, example_inputs)
@@ -169,6 +164,16 @@ def describe(
     rest = others, others + sum(left - whole for whole, left in [*products, *computed.values()])
     total = row("whole network", sum(r.layers for r in rows), channels, stays, list(sizes), rest)
     return Description(tuple(rows), total, plan is not None, () if plan is None else plan.attributes)
+
+
+def _channels_kept(couplings: Sequence[Coupling], plan: PruningPlan | None) -> dict[str, int]:
+    """Return how many channels of each coupling stay; all of them where a plan does not name it."""
+    kept = {coupling.name: coupling.num_channels for coupling in couplings}
+    planned = {} if plan is None else plan.kept
+    unknown = [name for name in planned if name not in kept]
+    if unknown:
+        raise ValueError(f"the plan names the coupling {unknown[0]!r}, which is not among the given ones")
+    return kept | {name: len(ids) for name, ids in planned.items()}
 
 
 def _products(coupling: Coupling, kept: int, work: Work) -> tuple[int, int]:

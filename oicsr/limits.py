@@ -85,7 +85,7 @@ class Limits:
         stays = []
         for score, coupling, floor in zip(scores, self.couplings, self.floors(), strict=True):
             order = torch.sort(score.detach().double().cpu(), stable=True).indices
-            layer = torch.ones(coupling.num_channels, dtype=torch.bool)
+            layer = torch.ones(coupling.num_channels, dtype=torch.bool, device="cpu")
             layer[order[: coupling.num_channels - floor]] = False
             stays.append(layer)
         return torch.cat(stays)

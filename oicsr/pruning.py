@@ -91,7 +91,7 @@ def prune(
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
         >>> result = oicsr.prune(network, torch.zeros(1, 4), macs_kept=0.5)
         >>> print(result)
-        Sequential, pruned in 1 step(s)
+        Sequential, pruned in one step
           MACs: 192 -> 96 (50.0% kept)
           parameters: 226 -> 114 (50.4% kept)
           channels: 32 -> 16 (50.0% kept)

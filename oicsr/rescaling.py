@@ -31,7 +31,10 @@ class Rescaling:
 
     def __str__(self) -> str:
         rows = sum(int((factors != 1).sum()) for factors in self.factors.values())
-        return f"{rows} rows in {len(self.factors)} layers rescaled, {len(self.left)} layers left as they are"
+        done, left = len(self.factors), len(self.left)
+        layers = "1 layer" if done == 1 else f"{done} layers"
+        rest = "1 layer left as it is" if left == 1 else f"{left} layers left as they are"
+        return f"{rows} rows in {layers} rescaled, {rest}"
 
 
 @torch.no_grad()
@@ -107,7 +110,7 @@ def rescale(
         >>> import torch, oicsr
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> print(oicsr.rescale(network, torch.randn(1, 3, 8, 8), norms=1.0))
-        8 rows in 1 layers rescaled, 0 layers left as they are
+        8 rows in 1 layer rescaled, 0 layers left as they are
     """
     model = unwrap(model)
     layers, left = normalized_layers(model, example_inputs)

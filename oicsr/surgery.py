@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from oicsr.arguments import check_plan
-from oicsr.changes import check_attributes, scale_slices, set_attributes
+from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
@@ -92,6 +92,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> None:
     scale_slices(model, plan.scalings)
     slice_module(model, plan.slices)
     set_attributes(model, plan.attributes)
+    drop_caches(model)
 
 
 def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
@@ -146,8 +147,8 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
         vector = module.weight if module.weight is not None else module.running_mean
         if vector is not None:
             module.num_features = len(vector)
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(vars(module).get("normalized_shape"), tuple):  # of LayerNorm, RMSNorm and those like them
+        vars(module)["normalized_shape"] = tuple(module._parameters["weight"].shape)  # type: ignore[union-attr]
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         per_group = module.num_channels // module.num_groups  # groups go as a whole
         module.num_channels = len(module.weight)

@@ -17,21 +17,21 @@ from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
 from oicsr.state import devices_of, generators_kept, indices_on_cpu
 from oicsr.surgery import apply_plan
-from oicsr.watching import WIDER, Watch, default_dtype, guarded_offsets, named_tensors, storages
+from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
 COARSE_TOLERANCE = 5e-2  # in half precision
 TRAINING_TOLERANCE = 1e-7  # statistics of a batch of two magnify rounding from layer to layer
 ROUNDING = 1e-14  # of an output of zeros
-LEAST = 1e6 * ROUNDING  # of the largest output, so that a difference shows
+LEAST = 1e6 * ROUNDING  # the largest output must reach this, or no difference would show
 MAX_BYTES = 4 << 30  # of a copy in float64
-NUDGE = 1e-6  # of each input value, by the tolerance, to see whether training mode magnifies rounding
-ROUNDINGS = 8  # the least nudge, in roundings of an input's precision
-EXAMPLES = 2  # of a batch, where the network runs with so few; one of a large network
-LARGE = 1 << 22  # values of a network of which one example has to do
-THINNED = 128, 4  # images of at least so many pixels a side are thinned out in training mode, and by how much
-FEWEST = 5  # channels that a trial leaves, so that one that mixes neighbours does not pass by chance
+NUDGE = 1e-6  # relative change of inputs, times the tolerance, that shows whether training mode magnifies rounding
+ROUNDINGS = 8  # the smallest change of inputs, in units of their rounding (eps)
+EXAMPLES = 2  # examples of a batch that are tried first; one for a large network
+LARGE = 1 << 22  # parameters and buffers, in elements, from which a network counts as large
+THINNED = 128, 4  # in training mode, of images with at least 128 pixels a side every 4th pixel is used
+FEWEST = 5  # channels that a trial leaves at least, so that mixing neighbours is not missed by chance
 
 
 def forms(model: nn.Module, inputs: Inputs) -> Iterator[tuple[torch.dtype | None, Inputs]]:
@@ -261,7 +261,7 @@ class Bench:
         network.train(training)
         inputs = self._training_inputs if training else self._inputs
         inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
-        with Watch(self._dtype, self._originals, self.read_of_original), default_dtype(self._dtype), guarded_offsets():
+        with Watch(self._dtype, self._originals, self.read_of_original), default_dtype(self._dtype):
             outputs = _call_twice(network, inputs) if training else inputs.call(network)
         return [tensor.detach() for tensor in tensors_in(outputs)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +28,7 @@ DROPOUTS = {
     functional.feature_alpha_dropout,
 }
 NOISES = {torch.rand: 0.4, torch.rand_like: 0.4, torch.randn: 0.7, torch.randn_like: 0.7}  # and the number in its place
-DEFORMED = "deform_conv2d"
+DEFORMED = "torchvision::deform_conv2d"  # whose kernel reads wherever offsets lead: for NaN out of all memory
 DRAWS = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 
 
@@ -76,6 +75,8 @@ class Watch(TorchFunctionMode):
             return args[0].double()
         if self._dtype is not None:
             args, named = [_widened(value) for value in args], {name: _widened(value) for name, value in named.items()}
+        if getattr(func, "_qualified_op_name", "") == DEFORMED and not bool(args[2].isfinite().all()):
+            return func(*args[:2], torch.zeros_like(args[2]), *args[3:], **named) * math.nan
         result = func(*args, **named)
         if func in NOISES:
             return result.fill_(NOISES[func])
@@ -110,27 +111,3 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def guarded_offsets() -> Iterator[None]:
-    """Keep offsets that are no numbers from torchvision's deformable convolution, which would end the process.
-
-    In a trial, channels of zeros may have divided by zero. The result is no number then, as it should be.
-    """
-    if "torchvision" not in sys.modules or not hasattr(torch.ops.torchvision, DEFORMED):
-        yield
-        return
-    plain = getattr(torch.ops.torchvision, DEFORMED)
-
-    def guarded(source: Tensor, weight: Tensor, offset: Tensor, *rest: Any) -> Any:
-        """Call the operator where that is safe."""
-        if not bool(offset.isnan().any()):
-            return plain(source, weight, offset, *rest)
-        return plain(source, weight, torch.zeros_like(offset), *rest) * math.nan
-
-    setattr(torch.ops.torchvision, DEFORMED, guarded)
-    try:
-        yield
-    finally:
-        setattr(torch.ops.torchvision, DEFORMED, plain)

@@ -1,7 +1,9 @@
-"""Links between documents lead somewhere, and the files that a host reads are well formed."""
+"""Links between documents lead somewhere, files that a host reads are well formed, numbers are those of the results."""
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -47,3 +49,18 @@ def test_the_wheel_holds_the_library_alone() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["oicsr*"]
     assert {"authors", "keywords", "classifiers", "urls"} <= project["project"].keys()
+
+
+def test_measured_numbers_of_the_comparison_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    with (ROOT / "results" / "coverage.csv").open(encoding="utf-8", newline="") as file:
+        both = [row for row in csv.DictReader(file) if row["torch_pruning"]]
+    for library, words in (("torchvision", "Pruned to about half, torchvision"), ("timm", "The same, timm")):
+        rows = [row for row in both if row["network"].startswith(f"{library}:")]
+        ours, theirs = (sum(row[tool] == "yes" for row in rows) for tool in ("passed", "torch_pruning"))
+        assert f"| {words} ({len(rows)} networks) | {ours}, *measured* | {theirs}, *measured* |" in page
+    perf = json.loads((ROOT / "results" / "perf" / "amd-epyc-2-threads.json").read_text("utf-8"))
+    (row,) = [r for r in perf["sections"]["penalty"]["rows"] if (r["model"], r["scope"]) == ("resnet56", "inner")]
+    assert (
+        f"ResNet-56 | {row['direct ms']:.1f} ms, *measured*" in page and f"| {row['torch-pruning ms']:.1f} ms, " in page
+    )

@@ -100,22 +100,26 @@ def test_packages_of_the_suite_import_downwards_only() -> None:
     assert not wrong
 
 
-def modules_imported(path: Path, known: set[str]) -> set[str]:
+def modules_imported(path: Path, known: set[str], *, annotations: bool) -> set[str]:
     found = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
+    nodes = ast.parse(path.read_text("utf-8")).body
+    if annotations:  # `if TYPE_CHECKING:`
+        nodes += [inner for block in nodes if isinstance(block, ast.If) for inner in block.body]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             within = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= within if within <= known else within | {str(node.module)}
     return found & known
 
 
-def test_no_two_modules_import_each_other_in_a_circle() -> None:
+@pytest.mark.parametrize("annotations", [False, True], ids=["imports", "imports for annotations too"])
+def test_no_two_modules_import_each_other_in_a_circle(annotations: bool) -> None:
     files = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for package in ALLOWED
         for path in sorted((ROOT / package).rglob("*.py"))
     }
-    left = {name: modules_imported(path, set(files)) - {name} for name, path in files.items()}
+    left = {name: modules_imported(path, set(files), annotations=annotations) - {name} for name, path in files.items()}
     while True:  # take away what imports nothing that is left, again and again: a circle stays
         leaves = {name for name, needed in left.items() if not needed & left.keys()}
         if not leaves:

@@ -14,6 +14,7 @@ from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tie
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import Origins, origins_of
 from benchmarks.records.record import STATES, Record
+from benchmarks.records.table_names import table_name
 
 # The methods that stand first in every table, in this order: the paper's with its controls, and the strongest rivals.
 MAIN_METHODS = (
@@ -66,7 +67,7 @@ class Comparison:
     @property
     def name(self) -> str:
         """Name of the files that belong to it."""
-        return f"{self.experiment}-{self.profile}"
+        return table_name(self.experiment, self.profile)
 
     @property
     def protocol(self) -> int:
@@ -75,7 +76,7 @@ class Comparison:
 
     @property
     def current(self) -> bool:
-        """Whether its protocol is the present one; others stand in no headline."""
+        """Whether its protocol is the present one; others are in no headline."""
         return self.protocol == CURRENT_PROTOCOL
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.config import target_name
 from benchmarks.records.record import Record
 
 LEVELS = ("S1", "S2", "S3.1", "S3.2", "S4.1", "S4.2")
@@ -66,7 +67,7 @@ def check_comparable(records: Sequence[Record]) -> str:
 
     Raises:
         UnfairComparisonError: They differ in profile, in the protocol's version, within a seed in device or precision,
-            or in anything but what belongs to a method; or their level is below S3.2.
+            or in anything but what belongs to a method; two targets have one name; or their level is below S3.2.
     """
     for name, what in (("experiment", "experiment"), ("profile", "profile"), ("protocol", "protocol version")):
         _refuse_mixed(what, {getattr(record, name) for record in records})
@@ -74,6 +75,9 @@ def check_comparable(records: Sequence[Record]) -> str:
         own = [record for record in records if record.seed == seed]
         _refuse_mixed(f"device type within seed {seed}", {r.provenance.get("device_type") for r in own})
         _refuse_mixed(f"precision within seed {seed}", {r.config.get("precision") for r in own})
+    for target in sorted({target_name(record.macs_kept) for record in records}):
+        own = [record for record in records if target_name(record.macs_kept) == target]
+        _refuse_mixed(f"target within {target}", {repr(record.macs_kept) for record in own})
     level = setup_level(records)
     if LEVELS.index(level) < LEVELS.index(LOWEST_FAIR):
         raise UnfairComparisonError(f"the records of {records[0].experiment!r} reach setup level {level} only")

@@ -122,10 +122,7 @@ def _by_tier(prediction: Prediction, tested: Sequence[Verdict]) -> list[Outcome]
     for tier in TIERS:
         findings = [finding for verdict in tested if (finding := verdict.at(tier)) is not None]
         if findings:
-            told.append(Outcome(prediction, _together([f.verdict for f in findings]), claim, findings[0]))
+            verdicts = {finding.verdict for finding in findings}
+            together = next((verdict for verdict in (REFUTED, INCONCLUSIVE) if verdict in verdicts), SUPPORTED)
+            told.append(Outcome(prediction, together, claim, findings[0]))
     return told or [Outcome(prediction, NOT_RUN, claim, tested[0].best)]
-
-
-def _together(verdicts: Sequence[str]) -> str:
-    """Return the verdict of tests that must all hold."""
-    return next((verdict for verdict in (REFUTED, INCONCLUSIVE) if verdict in verdicts), SUPPORTED)

@@ -64,7 +64,7 @@ def _perf(options: argparse.Namespace, seconds: float) -> list[str]:
 def _runs(options: argparse.Namespace, seconds: float) -> list[str]:
     folders = ["--results", str(options.results), "--checkpoints", str(options.checkpoints)]
     budget = ["--budget-minutes", f"{(seconds - ENDING) / 60:.2f}", "--wandb", "disabled"]
-    graphs = ["--graphs"] if options.graphs else []
+    graphs = [] if options.graphs else ["--no-graphs"]
     chosen = [*options.experiments, "--pending", "--profile", options.profile]
     return ["-m", "benchmarks", "run", *chosen, *folders, *budget, *graphs, "--device", "cuda"]
 
@@ -98,7 +98,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERIMENT",
         help="experiments to run (default: all, by priority)",
     )
-    parser.add_argument("--graphs", action="store_true", help="replay training steps from CUDA graphs (default: off)")
+    parser.add_argument(
+        "--graphs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="replay training steps from CUDA graphs (default: on)",
+    )
 
 
 def command(options: argparse.Namespace) -> int:

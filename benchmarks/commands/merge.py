@@ -59,7 +59,8 @@ def command(options: argparse.Namespace) -> int:
         ways = {"replace": options.replace, "unchecked": options.unchecked, "signers": signers}
         merged = merge(bench, source, experiments, **ways)
         for label, reason in [*sweeps.items(), *merged.refused.items()]:
-            print(f"refused: {for_terminal(f'{label}: {reason}')}", file=sys.stderr)
+            named = reason if reason.startswith(label) else f"{label}: {reason}"
+            print(f"refused: {for_terminal(named)}", file=sys.stderr)
         refused += len(merged.refused) + len(sweeps)
         print(
             f"{source}: {len(merged.added)} added, {len(merged.replaced)} replaced, {len(merged.present)} already "

@@ -86,9 +86,14 @@ def add_graphs(parser: argparse.ArgumentParser) -> None:
     """Add the option for CUDA graphs."""
     parser.add_argument(
         "--graphs",
-        action="store_true",
-        help="replay training steps from CUDA graphs, checked at every epoch (default: off)",
+        action=argparse.BooleanOptionalAction,
+        help="replay training steps from CUDA graphs, checked at every epoch (default: on a GPU)",
     )
+
+
+def choose_graphs(options: argparse.Namespace, device: torch.device) -> bool:
+    """Return whether training steps are replayed from CUDA graphs: as asked for, otherwise wherever there is a GPU."""
+    return bool(device.type == "cuda" if options.graphs is None else options.graphs)
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:

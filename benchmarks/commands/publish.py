@@ -11,7 +11,7 @@ from benchmarks.escape import for_terminal
 from benchmarks.records.record import RecordError, find_records
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
-from benchmarks.running.wandb_replay import publish
+from benchmarks.running.wandb_replay import Ledger, publish
 from benchmarks.running.wandb_report import make_report
 
 
@@ -76,9 +76,17 @@ def command(options: argparse.Namespace) -> int:
 
 
 def _make_reports(options: argparse.Namespace, place: Place) -> None:
-    """Send a report of every experiment and profile that has a complete record, and print where it is."""
+    """Send a report of every experiment and profile that has a complete record, and print where it is.
+
+    A report that was sent before is replaced and keeps its address.
+    """
+    ledger = Ledger(place, again=options.again)
     found = find_records(options.results, options.experiments or None)
     firsts = {(record.experiment, record.profile): record for record in reversed(found.records) if record.complete}
     for (experiment, profile), record in sorted(firsts.items()):
-        command = f"python -m benchmarks run {experiment} --profile {profile}"
-        print(f"report: {make_report(place, record, command).save().url}")
+        report = make_report(place, record, f"python -m benchmarks run {experiment} --profile {profile}")
+        name = f"{experiment}/{profile}-report"
+        report.id = ledger.kept(name) or report.id
+        report.save()
+        ledger.keep(name, str(report.id))
+        print(f"report: {report.url}")

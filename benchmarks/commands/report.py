@@ -35,7 +35,7 @@ def command(options: argparse.Namespace) -> int:
     if options.check:
         wrong = report.differing(artefacts, options.results)
         for line in wrong:
-            print(line, file=sys.stderr)
+            print(for_terminal(line), file=sys.stderr)
         print(f"{len(artefacts)} generated files checked, {len(wrong)} wrong")
         return 1 if wrong or gathered.left_out else 0
     changed = report.write(artefacts)
@@ -43,5 +43,6 @@ def command(options: argparse.Namespace) -> int:
     for path in changed:
         print(f"  {os.path.relpath(path)}")
     if gathered.left_out:
-        print(f"{len(gathered.left_out)} records were left out: restore each file, or move its folder away")
+        count = "1 record was" if len(gathered.left_out) == 1 else f"{len(gathered.left_out)} records were"
+        print(f"{count} left out: restore each file, or move its folder away")
     return 1 if gathered.left_out else 0

@@ -20,6 +20,7 @@ from benchmarks.commands.options import (
     add_graphs,
     add_jobs,
     choose_device,
+    choose_graphs,
     names,
     results_option,
 )
@@ -66,7 +67,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="offline",
         help="mirror the runs in Weights & Biases (default: offline, into ./wandb, no account needed)",
     )
-    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold the others"
+    text = f"comma-separated, of {', '.join(NAMES)}, or none (default: wandb); tensorboard/ and tracks/ hold files"
     parser.add_argument("--trackers", type=names, metavar="LIST", default=["wandb"], help=text)
     add_graphs(parser)
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (default: leave them)")
@@ -87,7 +88,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
     _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
-    bench = replace(bench, graphs=options.graphs)
+    bench = replace(bench, graphs=choose_graphs(options, device))
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:
             follow(bench)
@@ -109,14 +110,17 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> int:
     console = Console()
-    found = survey(bench, cells, retry_failed=options.retry_failed)
+    found = survey(bench, cells, retry_failed=options.retry_failed, look_only=options.plan)
     for damaged in found.damaged:
-        console.print(f"{damaged}; renamed to record.json.damaged; the run is done again", markup=False)
+        what = "" if options.plan else "renamed to record.json.damaged; "
+        line = f"{for_terminal(damaged)}; {what}the run is done again"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.plan:
         return _show_plan(bench, cells, found, console)
     outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
     if not found.todo:
-        line = f"all {len(cells)} runs are recorded under {options.results}/runs: nothing to run"
+        all_runs = "the run is" if len(cells) == 1 else f"all {len(cells)} runs are"
+        line = f"{all_runs} recorded under {options.results}/runs: nothing to run"
         console.print(line, highlight=False, soft_wrap=True)
     left_out = show(console, options.results, cells) if outcome.stopped != INTERRUPT else []
     code = _conclude(console, outcome, [*found.failed, *outcome.records, *outcome.elsewhere])
@@ -128,12 +132,13 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
     try:
         expected = estimate(bench, found.todo, found.complete, tell=say)
     except MissingDataError as error:  # a plan needs no data
-        say(f"how long it takes is unknown without the data: {error}")
+        say(f"how long it takes is unknown without the data: {for_terminal(str(error))}")
         expected = estimate(bench, found.todo, found.complete, calibrate=False)
     for name in dict.fromkeys(map(sweep_of, cells)):
         mine = [cell for cell in found.todo if sweep_of(cell) == name]
         part = expected.sweeps.get(name, SweepEstimate())
-        say(f"{name[0]} ({name[1]}): {_runs(len(mine))}, {part.epochs} epochs, {_expected(part.seconds)}")
+        time = "time unknown" if part.seconds is None else duration(part.seconds)
+        say(f"{name[0]} ({name[1]}): {_runs(len(mine))}, {part.epochs} epochs, {time}")
         for method in dict.fromkeys(cell.method for cell in mine):
             say(f"  {method}: {_runs(sum(cell.method == method for cell in mine))}")
     known = all(part.seconds is not None for part in expected.sweeps.values())
@@ -150,10 +155,6 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
 
 def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
-
-
-def _expected(seconds: float | None) -> str:
-    return "time unknown" if seconds is None else duration(seconds)
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:

@@ -64,9 +64,8 @@ def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch
     if options.profile:
         return [options.profile] if options.experiments or options.profile in experiment.profiles else []
     folder = runs_folder(options.results) / experiment.name
-    recorded = {path.name.partition("-")[0] for path in folder.iterdir()} if folder.is_dir() else set()
     default = default_profile(experiment, device)
-    return [name for name in experiment.profiles if name == default or name in recorded]
+    return [name for name in experiment.profiles if name == default or any(folder.glob(f"{name}-*"))]
 
 
 def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
@@ -74,7 +73,8 @@ def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
     states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
     counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
     left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN
-    lines = [f"{title}: {len(sweep.cells)} runs: {counts}; {left}", *_matrix(sweep)]
+    runs = "1 run" if len(sweep.cells) == 1 else f"{len(sweep.cells)} runs"
+    lines = [f"{title}: {runs}: {counts}; {left}", *_matrix(sweep)]
     for state in (PARTIAL, FAILED, DAMAGED):
         cells = [cell for cell in sweep.cells if cell.state == state]
         for item in cells[:listed]:

@@ -23,6 +23,7 @@ from benchmarks.commands.options import (
     add_graphs,
     add_jobs,
     choose_device,
+    choose_graphs,
 )
 from benchmarks.config import Cell
 from benchmarks.experiments import find_experiment
@@ -88,7 +89,7 @@ def command(options: argparse.Namespace) -> int:
     threads = options.threads or (1 if (options.jobs or 1) > 1 else None)
     limit = None if options.budget_minutes is None else budget_seconds(options.budget_minutes, process_age())
     deadline = None if limit is None else time.monotonic() + limit
-    place = Place(str(device), options.results, options.checkpoints, threads, options.graphs, deadline)
+    place = Place(str(device), options.results, options.checkpoints, threads, choose_graphs(options, device), deadline)
     try:
         for name in options.experiments:
             _tune(place, name, options)

@@ -84,8 +84,8 @@ class Trouble:
     machine: str | None = None
 
 
-class Other:
-    """A command of another checkout, with the methods of a process of `multiprocessing` that are used here."""
+class CheckoutProcess:
+    """A command that runs with the code of another checkout, with those methods of `multiprocessing` used here."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process, self.pid = process, process.pid
@@ -100,17 +100,17 @@ class Other:
         return self.exitcode is None
 
     def join(self, timeout: float) -> None:
-        """Wait for its end, for so many seconds at most."""
+        """Wait until it ends, at most `timeout` seconds."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self._process.kill()
 
 
 @dataclass
-class Life:
+class Running:
     """A command running in its own process."""
 
     process: Any
@@ -132,8 +132,8 @@ class Life:
         """Return its output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
 
-    def trains(self) -> bool:
-        """Return whether it started working, or has no work."""
+    def is_training(self) -> bool:
+        """Return whether it has begun to train, or found nothing to do."""
         return "expected to take" in self.text() or "nothing to run" in self.text()
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
@@ -146,7 +146,7 @@ class Life:
 
 
 class Arena:
-    """A sweep, a folder to run it in, and what it leaves when nothing disturbs it.
+    """A sweep, a folder to run it in, and the records it makes when nothing disturbs it.
 
     Args:
         folder: Holds everything.
@@ -159,11 +159,10 @@ class Arena:
         self.random = random.Random(seed)
         kinds = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
-        if (
-            "forkserver" in kinds
-        ):  # imports the suite once: a command starts working at once, and is killed while it works
+        if "forkserver" in kinds:
+            # imports the suite once: commands start without delay, so that kills hit their work and not their imports
             self._context.set_forkserver_preload(PRELOAD)
-        self._lives = 0
+        self._started = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         self.reference = self._undisturbed()
 
@@ -178,32 +177,32 @@ class Arena:
         return self.folder / "checkpoints"
 
     def _undisturbed(self) -> dict[str, Any]:
-        life = self.live()
-        life.wait_for(life.trains)
+        command = self.start()
+        command.wait_for(command.is_training)
         start = time.monotonic()
-        if life.wait() != 0:
-            raise FaultError(f"the undisturbed sweep failed: {life.text()[-2000:]}")
+        if command.wait() != 0:
+            raise FaultError(f"the undisturbed sweep failed: {command.text()[-2000:]}")
         self.seconds = time.monotonic() - start
-        return self.left()
+        return self.recorded()
 
-    def live(self, *more: str, trouble: Trouble | None = None) -> Life:
+    def start(self, *more: str, trouble: Trouble | None = None) -> Running:
         """Start the sweep."""
         log, argv = self._next_log(), self._argv(*more)
-        process = self._context.Process(target=_live, args=(argv, str(log), trouble or Trouble()), daemon=False)
+        process = self._context.Process(target=_run_command, args=(argv, str(log), trouble or Trouble()), daemon=False)
         process.start()
-        return Life(process, log)
+        return Running(process, log)
 
-    def live_in(self, checkout: Path) -> Life:
+    def start_in(self, checkout: Path) -> Running:
         """Start the sweep with the code of another checkout."""
         log = self._next_log()
         with log.open("ab") as output:
             command = [sys.executable, "-m", "benchmarks", *self._argv()]
             process = subprocess.Popen(command, stdout=output, stderr=output, cwd=checkout)
-        return Life(Other(process), log)
+        return Running(CheckoutProcess(process), log)
 
     def _next_log(self) -> Path:
-        self._lives += 1
-        return self.folder / f"life-{self._lives}.log"
+        self._started += 1
+        return self.folder / f"command-{self._started}.log"
 
     def _argv(self, *more: str) -> list[str]:
         folders = ["--results", str(self.results.absolute()), "--checkpoints", str(self.checkpoints.absolute())]
@@ -223,7 +222,7 @@ class Arena:
         owners = [read_owner(path) for path in (self.checkpoints / ".locks").glob("*.owner")]
         return [owner.pid for owner in owners if owner is not None]
 
-    def left(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Return the results of all records and histories: everything but times and provenance.
 
         Raises:
@@ -232,21 +231,21 @@ class Arena:
         return {f"{path.parent.parent.name}/{path.parent.name}": results_of(path) for path in self.record_paths()}
 
     def loss(self) -> str | None:
-        """Return how what is there differs from the undisturbed sweep, or None."""
+        """Return how the records differ from those of the undisturbed sweep, or None."""
         try:
-            left = self.left()
+            found = self.recorded()
         except RecordError as error:
             return f"a record cannot be read: {error}"
-        if left.keys() != self.reference.keys():
-            return f"runs missing {sorted(self.reference.keys() - left.keys())}"
-        different = [label for label, values in self.reference.items() if left[label] != values]
+        if found.keys() != self.reference.keys():
+            return f"runs missing {sorted(self.reference.keys() - found.keys())}"
+        different = [label for label, values in self.reference.items() if found[label] != values]
         return f"other results in {different}" if different else None
 
     def recover(self, *more: str) -> str | None:
         """Run the sweep to completion; return what was lost, or None."""
-        life = self.live(*more)
-        code = life.wait()
-        return f"exit code {code}: {life.text()[-1500:]}" if code else self.loss()
+        command = self.start(*more)
+        code = command.wait()
+        return f"exit code {code}: {command.text()[-1500:]}" if code else self.loss()
 
 
 def results_of(path: Path) -> tuple[Any, str]:
@@ -258,7 +257,7 @@ def results_of(path: Path) -> tuple[Any, str]:
     return values, "\n".join(rows)
 
 
-def _live(argv: list[str], log: str, trouble: Trouble) -> None:
+def _run_command(argv: list[str], log: str, trouble: Trouble) -> None:
     """Run a command; the body of its process."""
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(number, 1)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.arena import FAR_STALE, YEARS, Arena, Life, Tally, Trouble
+from benchmarks.faults.arena import FAR_STALE, YEARS, Arena, Running, Tally, Trouble
 from benchmarks.records.record import Record, RecordError, read_record
 from benchmarks.running.checkpoints import CheckpointWarning, read_checkpoint
 
@@ -36,13 +36,13 @@ def kills(arena: Arena, count: int) -> Tally:
         losses: list[str | None] = []
         while tally.tried + len(losses) < count:
             before = {path: path.read_bytes() for path in arena.record_paths()}
-            life = arena.live()
-            life.wait_for(life.trains)
-            life.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 12)))
-            if not life.process.is_alive():
+            command = arena.start()
+            command.wait_for(command.is_training)
+            command.process.join(arena.random.uniform(0.0, max(0.3, arena.seconds / 12)))
+            if not command.process.is_alive():
                 break
-            os.kill(life.process.pid, signal.SIGKILL)
-            life.wait()
+            os.kill(command.process.pid, signal.SIGKILL)
+            command.wait()
             changed = [str(path) for path, content in before.items() if path.read_bytes() != content]
             losses.append(f"runs done twice: {changed}" if changed else _unreadable(arena))
         end = arena.recover()
@@ -53,7 +53,7 @@ def kills(arena: Arena, count: int) -> Tally:
 
 def _unreadable(arena: Arena) -> str | None:
     try:
-        arena.left()
+        arena.recorded()
     except RecordError as error:
         return f"a record cannot be read after a kill: {error}"
     return None
@@ -126,9 +126,9 @@ def full_disk(arena: Arena, count: int) -> Tally:
     for _ in range(count):
         arena.clear()
         limit = arena.random.randrange(2_000, largest - 1)
-        life = arena.live(trouble=Trouble(file_limit=limit))
-        code = life.wait()
-        loss = None if code == 1 else f"exit code {code} on a full disk: {life.text()[-1500:]}"
+        command = arena.start(trouble=Trouble(file_limit=limit))
+        code = command.wait()
+        loss = None if code == 1 else f"exit code {code} on a full disk: {command.text()[-1500:]}"
         loss = loss or _unreadable(arena)
         tally.note(loss or arena.recover())
     return tally
@@ -139,11 +139,11 @@ def two_commands(arena: Arena, count: int) -> Tally:
     tally = Tally("two commands over the same results at the same time")
     for _ in range(count):
         arena.clear()
-        lives = [arena.live(), arena.live()]
-        codes = [life.wait() for life in lives]
-        done = [re.findall(r"^\[\d+/\d+\] (\S+):", life.text(), re.MULTILINE) for life in lives]
+        commands = [arena.start(), arena.start()]
+        codes = [command.wait() for command in commands]
+        done = [re.findall(r"^\[\d+/\d+\] (\S+):", command.text(), re.MULTILINE) for command in commands]
         twice = sorted(set(done[0]) & set(done[1]))
-        loss = f"exit codes {codes}: {lives[0].text()[-800:]} {lives[1].text()[-800:]}" if any(codes) else None
+        loss = f"exit codes {codes}: {commands[0].text()[-800:]} {commands[1].text()[-800:]}" if any(codes) else None
         loss = loss or (f"runs done twice: {twice}" if twice else None)
         loss = loss or (None if len(done[0]) + len(done[1]) == len(arena.reference) else f"not every run once: {done}")
         tally.note(loss or arena.loss())
@@ -155,14 +155,14 @@ def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
     tally = Tally(f"a worker of --engine {engine} --jobs 2 killed at work")
     for _ in range(count):
         arena.clear()
-        life = arena.live("--engine", engine, "--jobs", "2")
-        life.wait_for(lambda: bool(arena.stage_owners()))
+        command = arena.start("--engine", engine, "--jobs", "2")
+        command.wait_for(lambda: bool(arena.stage_owners()))
         time.sleep(arena.random.uniform(0, 0.1))
         victims = arena.stage_owners()
         if victims:
             os.kill(victims[0], signal.SIGKILL)
-        code = life.wait()
-        loss = f"exit code {code}: {life.text()[-1500:]}" if code else None
+        code = command.wait()
+        loss = f"exit code {code}: {command.text()[-1500:]}" if code else None
         loss = loss or (None if victims else "no worker was at work")
         tally.note(loss or arena.loss())
     return tally
@@ -173,17 +173,17 @@ def jumping_clock(arena: Arena, count: int) -> Tally:
     tally = Tally("a clock that jumps by years, and files from the past and the future")
     for _ in range(count):
         arena.clear()
-        life = arena.live(trouble=Trouble(clock=True))
-        life.wait_for(lambda: bool(arena.stage_owners()))
-        life.process.kill()
-        life.wait()
+        command = arena.start(trouble=Trouble(clock=True))
+        command.wait_for(lambda: bool(arena.stage_owners()))
+        command.process.kill()
+        command.wait()
         for path in arena.folder.rglob("*"):
             if path.is_file():
                 moment = time.time() + arena.random.uniform(-YEARS, YEARS)
                 os.utime(path, (moment, moment))
-        life = arena.live(trouble=Trouble(clock=True))
-        code = life.wait()
-        tally.note(f"exit code {code}: {life.text()[-1500:]}" if code else arena.loss())
+        command = arena.start(trouble=Trouble(clock=True))
+        code = command.wait()
+        tally.note(f"exit code {code}: {command.text()[-1500:]}" if code else arena.loss())
     return tally
 
 
@@ -192,22 +192,23 @@ def stops(arena: Arena, count: int) -> Tally:
     tally = Tally("SIGTERM at a random moment, then the command again")
     for _ in range(count):
         arena.clear()
-        life = arena.live()
-        life.wait_for(lambda life=life: bool(arena.stage_owners()))  # type: ignore[misc]
-        life.process.join(arena.random.uniform(0.0, max(0.5, arena.seconds / 2)))
-        if life.process.is_alive():
-            os.kill(life.process.pid, signal.SIGTERM)
-        code = life.wait()
+        command = arena.start()
+        command.wait_for(lambda command=command: bool(arena.stage_owners()))  # type: ignore[misc]
+        command.process.join(arena.random.uniform(0.0, max(0.5, arena.seconds / 2)))
+        if command.process.is_alive():
+            os.kill(command.process.pid, signal.SIGTERM)
+        code = command.wait()
         at_its_end = code in (0, -signal.SIGTERM) and arena.loss() is None  # the tables do not count
         right = code == 130 or at_its_end
-        loss = None if right else f"exit code {code} after SIGTERM: {life.text()[-800:]}"
+        loss = None if right else f"exit code {code} after SIGTERM: {command.text()[-800:]}"
         tally.note(loss or _unreadable(arena) or arena.recover())
     return tally
 
 
-def _started(life: Life) -> Life:
-    life.wait_for(life.trains)
-    return life
+def _training(command: Running) -> Running:
+    """Return a command once it trains."""
+    command.wait_for(command.is_training)
+    return command
 
 
 def frozen_owners(arena: Arena, count: int) -> Tally:
@@ -218,10 +219,10 @@ def frozen_owners(arena: Arena, count: int) -> Tally:
     tally = Tally("an owner frozen past its lease (SIGSTOP), taken over by another machine, then woken (SIGCONT)")
     for position in range(count):
         arena.clear()
-        frozen = arena.live(trouble=Trouble(machine="one"))
+        frozen = arena.start(trouble=Trouble(machine="one"))
         frozen.wait_for(lambda: bool(arena.stage_owners()))
         os.kill(frozen.process.pid, signal.SIGSTOP)
-        other = arena.live(trouble=Trouble(machine="two"))
+        other = arena.start(trouble=Trouble(machine="two"))
         try:
             loss = _taken_over(arena, frozen, other, wakes_early=position % 2 == 1)
         finally:
@@ -231,10 +232,10 @@ def frozen_owners(arena: Arena, count: int) -> Tally:
     return tally
 
 
-def _taken_over(arena: Arena, frozen: Life, other: Life, *, wakes_early: bool) -> str | None:
+def _taken_over(arena: Arena, frozen: Running, other: Running, *, wakes_early: bool) -> str | None:
     """Return what went wrong while one command took over from another, or None."""
     if wakes_early:
-        _started(other)
+        _training(other)
         other.process.join(2 * FAR_STALE + arena.random.uniform(0, 2))
     else:
         other.wait()
@@ -254,18 +255,18 @@ def two_versions(arena: Arena, count: int, older: Path) -> Tally:
         arena.clear()
         losses = []
         for start, end in (
-            (arena.live, arena.random.choice([signal.SIGTERM, signal.SIGKILL])),
-            (partial(arena.live_in, older), signal.SIGKILL),
-            (arena.live, signal.SIGTERM),
+            (arena.start, arena.random.choice([signal.SIGTERM, signal.SIGKILL])),
+            (partial(arena.start_in, older), signal.SIGKILL),
+            (arena.start, signal.SIGTERM),
         ):
-            life = _started(start())
-            life.process.join(arena.random.uniform(0.0, max(0.5, arena.seconds / 3)))
-            if life.process.is_alive():
-                os.kill(life.process.pid, end)
-            life.wait()
+            command = _training(start())
+            command.process.join(arena.random.uniform(0.0, max(0.5, arena.seconds / 3)))
+            if command.process.is_alive():
+                os.kill(command.process.pid, end)
+            command.wait()
             losses.append(_unreadable(arena))
         loss = next((loss for loss in losses if loss), None)
-        last = arena.live_in(older)
+        last = arena.start_in(older)
         code = last.wait()
         tally.note(loss or (f"exit code {code}: {last.text()[-1500:]}" if code else arena.loss()))
     return tally

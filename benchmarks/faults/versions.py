@@ -14,20 +14,24 @@ FARTHEST = 10  # commits back
 
 PARTS = ("oicsr", "baselines", "benchmarks", "results/tuning", "results/published")  # what a sweep reads
 
+FIELDS = "benchmarks/config.py"  # where those of profiles are
+
 AFFECTS = "results-affecting:"  # how the subject of a commit begins after which numbers may differ
 
 
 def older_commit(root: Path = ROOT) -> str | None:
     """Return the commit up to ten before the present one whose results are the same; None where there is none.
 
-    Only first parents count: the other side of a merge may lack what this side had before.
+    Only first parents count: the other side of a merge may lack what this side had before. Nor do versions whose
+    profiles have other fields: they refuse each other's sweeps.
     """
     try:
         commits = _git(root, "rev-list", "--first-parent", f"-n{FARTHEST + 1}", "HEAD").decode().split()
         older = None
         for newer, commit in pairwise(commits):
             subjects = _git(root, "log", "--format=%s", f"{commit}..{newer}").decode().splitlines()
-            if any(subject.startswith(AFFECTS) for subject in subjects):
+            fields = _git(root, "diff", "--name-only", commit, newer, "--", FIELDS)
+            if fields or any(subject.startswith(AFFECTS) for subject in subjects):
                 break
             older = commit
     except (OSError, subprocess.CalledProcessError):

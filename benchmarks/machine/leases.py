@@ -24,6 +24,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import inside
 from benchmarks.machine.plain_files import read_plain
 
@@ -210,7 +211,8 @@ def try_lease(path: Path, watch: Watch | None = None) -> Lease | None:
             if holder is not None and not (watch or Watch()).is_dead(holder, path):
                 return None
             owner = new_owner()
-            path.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+            # a new file in place of whatever is there: writing into a pipe would wait for a reader
+            write_atomically(path, json.dumps(asdict(owner)).encode(), durable=False)
     except Timeout:
         return None
     return Lease(path, owner)

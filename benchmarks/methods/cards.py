@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from baselines.method import ImportanceSpec, Method, RegularizerSpec, SelectionSpec
+from baselines.method import ImportanceSpec, Method, RegularizerSpec
 from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
 
 INTRODUCTION = """\
@@ -33,7 +33,7 @@ def render() -> str:
         "## Importances\n\nChannels with the lowest scores are removed first.\n",
         *(_importance_card(spec) for spec in IMPORTANCES.values()),
         "## Selections\n\nThe target in MACs is met within 1 %; no layer loses more channels than its cap allows.\n",
-        *(_selection_card(spec) for spec in SELECTIONS.values()),
+        *(_card(spec.name, spec.title, {"rule": spec.formula, "source": spec.source}) for spec in SELECTIONS.values()),
     ]
     return "\n".join(parts)
 
@@ -70,10 +70,6 @@ def _strength(spec: RegularizerSpec) -> str:
 def _importance_card(spec: ImportanceSpec) -> str:
     fields = {"formula": spec.formula, "normalisation": spec.normalisation, "source": spec.source}
     return _card(spec.name, spec.title, fields)
-
-
-def _selection_card(spec: SelectionSpec) -> str:
-    return _card(spec.name, spec.title, {"rule": spec.formula, "source": spec.source})
 
 
 def _card(name: str, title: str, fields: dict[str, str]) -> str:

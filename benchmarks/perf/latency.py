@@ -57,7 +57,9 @@ def _rows(
     for batch in dict.fromkeys((1, min(BATCHES[1], settings.batch_size))):
         images = torch.randn(batch, *shape, device=settings.device).to(memory_format=torch.channels_last)
         candidates = {
-            str(rounding): _inference(_placed(network, settings.device), images, backend)
+            str(rounding): _inference(
+                network.to(settings.device).to(memory_format=torch.channels_last), images, backend
+            )
             for rounding, network in networks.items()
         }
         for candidate in candidates.values():
@@ -95,10 +97,6 @@ def pruned_networks(name: str, example: Tensor) -> dict[int, nn.Module]:
         )
         networks[rounding] = remove_channels(model, plan)
     return networks
-
-
-def _placed(network: nn.Module, device: torch.device) -> nn.Module:
-    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def _inference(network: nn.Module, images: Tensor, backend: str) -> Candidate:

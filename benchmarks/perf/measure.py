@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,10 @@ def timed(candidate: Candidate, device: torch.device) -> float:
 
 
 def captured(candidate: Candidate, device: torch.device) -> Candidate:
-    """Return the replay of a CUDA graph of a candidate, warmed up on a side stream as PyTorch asks for."""
+    """Return the replay of a CUDA graph of a candidate, warmed up on a side stream as PyTorch asks for.
+
+    A graph keeps no tensor alive that it reads: the replay holds the candidate, and with it the model and the batch.
+    """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -86,7 +90,11 @@ def captured(candidate: Candidate, device: torch.device) -> Candidate:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         candidate()
-    return graph.replay
+    return partial(_replay, graph, candidate)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, owner: Candidate) -> None:
+    graph.replay()
 
 
 def wait(device: torch.device) -> None:

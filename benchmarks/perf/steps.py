@@ -59,7 +59,8 @@ def step_of(
         precision: Of the forward pass.
         original: Holds the parameters.
         in_place: Whether gradients keep their memory from step to step, as a capture of the whole step needs it. The
-            other forms must not: what a graph of their own returns as a gradient is its memory, and is written anew.
+            other forms must not: the gradients that a graph of their own returns are in its memory, which the next
+            replay overwrites.
     """
     optimizer = torch.optim.SGD(
         original.parameters(),
@@ -108,17 +109,13 @@ def makers(name: str, precision: Precision, settings: Settings) -> dict[str, Cal
     build = partial(_eager, name, precision, settings)
     found: dict[str, Callable[[], Candidate]] = {"eager": partial(build, None)}
     if settings.device.type == "cuda":
-        found["captured"] = partial(_captured, build, settings)
+        found["captured"] = lambda: captured(build(None), settings.device)
         found["graphed callables"] = partial(build, partial(_graphed, precision=precision))
     if "compiled" in settings.backends:
         found["compiled"] = partial(build, partial(_compiled, mode=None))
         if settings.device.type == "cuda":
             found["reduce-overhead"] = partial(build, partial(_compiled, mode="reduce-overhead"))
     return found
-
-
-def _captured(build: Callable[[None], Candidate], settings: Settings) -> Candidate:
-    return captured(build(None), settings.device)
 
 
 def _forms(name: str, precision: Precision, settings: Settings) -> Iterator[dict[str, Any]]:

@@ -13,9 +13,9 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import Cell, canonical
+from benchmarks.config import LARGEST, Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.machine.paths import OutsideError, inside
+from benchmarks.machine.paths import OutsideError, check_inside, inside
 from benchmarks.machine.plain_files import read_plain
 from benchmarks.records.rows import (
     ChannelRow,
@@ -40,6 +40,8 @@ FAILED = "failed"
 CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256", "channels_sha256"
 
 BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
+
+SIGNATURE = "record.json.sig"  # where somebody signed it
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Record:
 
     @property
     def complete(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return self.status == COMPLETE
 
     def to_json(self) -> str:
@@ -128,7 +130,7 @@ class Record:
 def checksum(values: dict[str, Any]) -> str:
     """Return the SHA-256 over all values of a record but the checksum itself."""
     provenance = {name: value for name, value in values["provenance"].items() if name != CHECKSUM}
-    # (shallow copies: a thousand records are read in a second or two)
+    # shallow copies, so that a thousand records are read in a second or two
     values = {**without_defaults(values), "provenance": provenance, "schema": SCHEMA}
     return hashlib.sha256(canonical(values).encode()).hexdigest()
 
@@ -234,7 +236,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
     text = _text_of(path, "record")
     record = _parse(text, str(path))
     if (record.experiment, record.run_id) != (path.parent.parent.name, path.parent.name):
-        raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it lies in the wrong place")
+        raise RecordError(f"{path} holds the record of {record.experiment}/{record.run_id}: it is in the wrong place")
     _verify(record, str(path), unchecked)
     _check_beside(path, record, unchecked)
     return record
@@ -286,27 +288,45 @@ def write_record(
     """Write the history and, where there are any, the channels, then the record; return the record's path."""
     history, channels = list(history), list(channels)
     folder = run_folder(results, record.experiment, record.run_id)
+    path = folder / "record.json"
     folder.mkdir(parents=True, exist_ok=True)
+    set_aside(path, record.protocol)
     write_atomically(folder / "history.csv", history_csv(history).encode())
     if channels:
         write_atomically(folder / "channels.csv", channels_csv(channels).encode())
     else:
         (folder / "channels.csv").unlink(missing_ok=True)  # of an earlier attempt
-    path = folder / "record.json"
-    (folder / "record.json.sig").unlink(missing_ok=True)  # of the record that this one replaces
-    set_aside(path, record.protocol)
+    (folder / SIGNATURE).unlink(missing_ok=True)  # of the record that this one replaces
     write_atomically(path, stamped(record, history, channels).to_json().encode())
     return path
 
 
 def set_aside(path: Path, protocol: int) -> None:
-    """Keep a record of another protocol under a name of its own before one of this protocol takes its place."""
+    """Keep a record of another protocol in a folder of its own before one of this protocol takes its place."""
     try:
         before = json.loads(read_plain(path)).get("protocol", LATER["protocol"])
-    except (OSError, ValueError, AttributeError):  # none, or damaged: nothing that could be read later
+    except (OSError, ValueError, RecursionError, AttributeError):  # none, or damaged: nothing that could be read later
         return
-    if before != protocol and isinstance(before, int):
-        path.replace(path.with_name(f"record.protocol-{before}.json"))
+    if before != protocol and type(before) is int and 0 < before <= LARGEST:
+        move_to(f"protocol-{before}", path)
+
+
+def move_to(name: str, path: Path) -> None:
+    """Move a record, and the files that belong to it, into a folder beside it; what is there already is replaced.
+
+    The record is moved last, and the other files are copied: a kill in between takes nothing away.
+    """
+    folder = path.with_name(name)
+    check_inside(path.parent, folder)
+    folder.mkdir(exist_ok=True)
+    for each in (*BESIDE, SIGNATURE):
+        try:
+            content = read_plain(path.with_name(each)).encode()
+        except (OSError, UnicodeDecodeError):  # missing or damaged
+            (folder / each).unlink(missing_ok=True)
+            continue
+        write_atomically(folder / each, content)
+    path.replace(folder / path.name)
 
 
 def with_provenance(record: Record, **values: Any) -> Record:

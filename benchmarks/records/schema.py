@@ -12,7 +12,7 @@ from benchmarks.records.rows import PHASES
 
 logger = logging.getLogger(__name__)
 
-COMPLETE = "complete"  # the status of a run that came to its end
+COMPLETE = "complete"  # the status of a run that finished
 
 SHOWN = 3  # problems that an error names
 

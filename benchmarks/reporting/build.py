@@ -31,7 +31,16 @@ from benchmarks.reporting.figures.kinds import KINDS, from_file, stem_of
 from benchmarks.reporting.figures.method_diagram import method_diagram
 from benchmarks.reporting.figures.style import Files
 from benchmarks.reporting.gathered import Gathered, gather
-from benchmarks.reporting.pages import across_page, checks_page, readme_block, results_page, verdicts_page, with_block
+from benchmarks.reporting.ledger import readme_headline
+from benchmarks.reporting.pages import (
+    FIRST,
+    across_page,
+    checks_page,
+    readme_block,
+    results_page,
+    verdicts_page,
+    with_block,
+)
 from benchmarks.reporting.paper_tables import all_sheets
 from benchmarks.reporting.study import LATENCY, Study, title_of
 from benchmarks.reporting.table_files import Sheet, files_of_sheet
@@ -106,6 +115,9 @@ def _project_pages(study: Study, root: Path | None) -> Artefacts:
         root / page: with_block((root / page).read_text(encoding="utf-8"), block, page).encode()
         for page, block in blocks.items()
     }
+    readme = written[root / "README.md"].decode()
+    first = readme_headline(study.verdicts)
+    written[root / "README.md"] = with_block(readme, first, "README.md", FIRST).encode()
     anatomy = root / "docs/anatomy.md"
     if anatomy.is_file():
         found = outcomes(study.records, study.details)

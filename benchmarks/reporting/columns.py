@@ -39,7 +39,7 @@ class Column:
         header: Its heading.
         cell: Cell of a method at a target.
         dense: Cell of the dense networks.
-        terminal: Whether it stands in the narrow table of the terminal too.
+        terminal: Whether the narrow table of the terminal shows it too.
     """
 
     header: str

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.analysis.fairness import conditions
+from benchmarks.config import target_name
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, find_records, run_folder
+from benchmarks.records.table_names import table_name, whose_table
 
 
 @dataclass
@@ -18,7 +21,7 @@ class Gathered:
 
     Attributes:
         records: What it is made from.
-        left_out: Why others cannot stand in it, by path of the record.
+        left_out: Why others are not part of it, by path of the record.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -26,14 +29,14 @@ class Gathered:
 
 
 def gather(results: Path, experiments: Sequence[str] | None = None) -> Gathered:
-    """Read the records of a results folder; what cannot stand in a table beside the others is left out.
+    """Read the records of a results folder; those that cannot share a table with the others are left out.
 
     Args:
         results: Holds `runs/`.
         experiments: Names (None: all).
     """
     found = find_records(results, experiments)
-    odd = {**_unknown_methods(found.records)}
+    odd = {**_unknown_methods(found.records), **_tables_of_others(found.records)}
     known = [record for record in found.records if _key(record) not in odd]
     odd |= _misfits(known)
     left_out = dict(found.refused)
@@ -59,6 +62,18 @@ def _unknown_methods(records: Iterable[Record]) -> dict[Key, str]:
         except ValueError as error:
             odd[_key(record)] = str(error)
     return odd
+
+
+def _tables_of_others(records: Sequence[Record]) -> dict[Key, str]:
+    """Return the records whose table has the name of another: one with an experiment file, or with more records."""
+    counts = Counter((record.experiment, record.profile) for record in records)
+    pairs = sorted(counts, key=lambda pair: (pair[0] not in EXPERIMENTS, -counts[pair], pair))
+    whose = {pair: whose_table(*pair, pairs[:position]) for position, pair in enumerate(pairs)}
+    return {
+        _key(r): f"the name of its table, {table_name(r.experiment, r.profile)!r}, belongs to {owner}"
+        for r in records
+        if (owner := whose[r.experiment, r.profile]) is not None
+    }
 
 
 def _misfits(records: Sequence[Record]) -> dict[Key, str]:
@@ -87,7 +102,7 @@ def _dense_size(record: Record) -> Shape:
     return {name: str(record.states["dense"][name]) for name in ("macs", "params")}
 
 
-# What must be alike, in which group, and its values: what most runs of a group have is right.
+# What the runs of a group must have in common: its name, the group of a run, its values. The majority is right.
 ALIKE: tuple[tuple[str, Callable[[Record], Hashable], Callable[[Record], Shape]], ...] = (
     ("configuration", _table_of, conditions),
     ("dense network", _table_of, _dense_size),
@@ -100,6 +115,11 @@ ALIKE: tuple[tuple[str, Callable[[Record], Hashable], Callable[[Record], Shape]]
         "epochs by phase",
         lambda r: (_table_of(r), r.method, r.macs_kept),
         lambda r: {phase: str(count) for phase, count in r.epochs.items()},
+    ),
+    (
+        "target",
+        lambda r: (_table_of(r), target_name(r.macs_kept)),
+        lambda r: {"macs_kept": repr(r.macs_kept)},
     ),
     ("device or precision", lambda r: (_table_of(r), r.seed), _within_seed),
 )

@@ -29,6 +29,7 @@ from benchmarks.reporting.ledger import (
     TITLES,
     amount,
     counts,
+    first_findings,
     highest_tier,
     in_order,
     interval_text,
@@ -52,7 +53,6 @@ QUOTED = (("ResNet-56 on CIFAR-10", RESNET56), ("ResNet-50 on ImageNet", RESNET5
 ON_BOTH = "#7B4FB5"  # instead of black, which a dark page swallows
 
 # What the first screen shows: the paper's claim, the strongest rival before fine-tuning, and the same after it.
-FIRST_CLAIMS = ("1", "11", "11f")
 
 FIRST_METHODS = ("oicsr-gl", "oicsr-gl-norm", "gl-out", "gl-separate", "depgraph", "none")
 
@@ -185,12 +185,7 @@ def _link(run: str) -> str:
 
 def _first_numbers(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
     """Return the three numbers of the first screen, from the highest tier that judges; losses first."""
-    tier = highest_tier(verdicts)
-    chosen = [verdict for verdict in verdicts if verdict.claim.id in FIRST_CLAIMS]
-    if tier:
-        ordered = in_order(chosen, tier)
-        chosen = ordered + [verdict for verdict in chosen if verdict not in ordered]
-    return [_number(verdict, verdict.at(tier) if tier else None) for verdict in chosen]
+    return [_number(verdict, finding) for verdict, finding in first_findings(verdicts)]
 
 
 def _number(verdict: Verdict, finding: Finding | None) -> dict[str, str]:
@@ -220,7 +215,7 @@ def _first_figure(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]
 
 
 def _tier(verdicts: Sequence[Verdict], tier: str) -> dict[str, Any]:
-    """Return the verdicts of a tier, losses first; those on too few networks apart."""
+    """Return the verdicts of a tier, losses first; those on too few networks separately."""
     found = [(verdict, finding) for verdict in in_order(verdicts, tier) if (finding := verdict.at(tier))]
     return {
         "title": of_tier(verdicts, tier),

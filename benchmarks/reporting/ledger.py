@@ -45,6 +45,10 @@ KEY_PAIRS = (
     ("oicsr-gl", "none"),
 )
 
+ONLY_BEGUN = f"only begun, fewer than {ENOUGH_SEEDS} networks"
+
+FIRST_CLAIMS = ("1", "11", "11f")  # the paper's own, and the strongest rival before and after fine-tuning
+
 KEY_MEASURES = {PRUNED: "Before fine-tuning", RECALIBRATED: "Recalibrated", FINETUNED: "Fine-tuned"}
 
 HEADER = "| | Claim | Verdict | Effect | 95 % interval | Margin | n | p (Holm) | On |"
@@ -56,7 +60,15 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     if highest is None:
         return f"None of {len(verdicts)} claims carries a verdict yet."
     tiers = [tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts)]
-    return " ".join(f"{for_markdown(of_tier(verdicts, tier))}: {counts(verdicts, tier)}." for tier in tiers)
+    return " ".join(f"{for_markdown(of_tier(verdicts, tier))}: {_said(verdicts, tier)}." for tier in tiers)
+
+
+def _judges(verdicts: Sequence[Verdict], tier: str) -> bool:
+    return any((own := verdict.at(tier)) and own.effect for verdict in verdicts)
+
+
+def _said(verdicts: Sequence[Verdict], tier: str) -> str:
+    return counts(verdicts, tier) if _judges(verdicts, tier) else ONLY_BEGUN
 
 
 KEY_NOTE = (
@@ -65,9 +77,38 @@ KEY_NOTE = (
 )
 
 
+def first_findings(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, Finding | None]]:
+    """Return what is told first, from the highest tier that judges; losses first, and last what it does not judge."""
+    tier = highest_tier(verdicts)
+    chosen = [verdict for verdict in verdicts if verdict.claim.id in FIRST_CLAIMS]
+    ordered = in_order(chosen, tier) if tier else []
+    ordered += [verdict for verdict in chosen if verdict not in ordered]
+    return [(verdict, verdict.at(tier) if tier else None) for verdict in ordered]
+
+
+def readme_headline(verdicts: Sequence[Verdict]) -> str:
+    """Return the README's first words on results."""
+    tier = highest_tier(verdicts)
+    judged = [(verdict.claim, own) for verdict, own in first_findings(verdicts) if own and own.effect]
+    if tier is None or not judged:
+        return "**Results so far:** none that carries a verdict."
+    told = [
+        f"- {claim.short}: {_word(finding)}, {amount(claim, finding.effect.mean)}"
+        for claim, finding in judged
+        if finding.effect
+    ]
+    where = of_tier(verdicts, tier)
+    where = for_markdown(where[0].lower() + where[1:])
+    return "\n".join([f"**Results so far** ({where}; [more](#results)):", "", *told])
+
+
+def _word(finding: Finding) -> str:
+    return "**loss**" if finding.lost else f"**{TITLES[finding.verdict].lower()}**"
+
+
 def highest_tier(verdicts: Sequence[Verdict]) -> str | None:
     """Return the highest tier that judged a claim on enough networks; without one, the highest that has any run."""
-    judged = (tier for tier in reversed(TIERS) if any((own := v.at(tier)) and own.effect for v in verdicts))
+    judged = (tier for tier in reversed(TIERS) if _judges(verdicts, tier))
     begun = (tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts))
     return next(judged, None) or next(begun, None)
 
@@ -106,9 +147,7 @@ def readme_lines(verdicts: Sequence[Verdict]) -> list[str]:
     lines += _key_table(verdicts, tier)
     others = [other for other in reversed(TIERS) if other != tier and any(verdict.at(other) for verdict in verdicts)]
     for other in others:
-        begun = TIERS.index(other) > TIERS.index(tier)
-        said = f"only begun, fewer than {ENOUGH_SEEDS} networks" if begun else counts(verdicts, other)
-        lines += ["", f"{for_markdown(of_tier(verdicts, other))}: {said}."]
+        lines += ["", f"{for_markdown(of_tier(verdicts, other))}: {_said(verdicts, other)}."]
     return [*lines, ""]
 
 
@@ -155,17 +194,20 @@ def in_order(verdicts: Sequence[Verdict], tier: str) -> list[Verdict]:
 
 
 def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return one row per claim with a column per tier, losses in the highest tier first."""
+    """Return one row per claim with a column per tier that judges, losses first."""
     tiers = [tier for tier in reversed(TIERS) if any(verdict.at(tier) for verdict in verdicts)]
+    judging = [tier for tier in tiers if _judges(verdicts, tier)] or tiers
     if not tiers:
         return _without(verdicts)
     listed: list[Verdict] = []
     for tier in tiers:
-        listed += [verdict for verdict in in_order(verdicts, tier) if verdict not in listed]
-    heads = [f"{tier.capitalize()}: {_datasets(verdicts, tier)}" for tier in tiers]
-    lines = [f"| | Claim | {' | '.join(heads)} |", "|---|---|" + "---|" * len(tiers)]
-    for verdict in listed:
-        cells = [_cell(verdict.claim, verdict.at(tier)) for tier in tiers]
+        judged = [verdict for verdict in in_order(verdicts, tier) if (own := verdict.at(tier)) and own.effect]
+        listed += [verdict for verdict in judged if verdict not in listed]
+    listed += [verdict for tier in tiers for verdict in in_order(verdicts, tier)]
+    heads = [f"{tier.capitalize()}: {_datasets(verdicts, tier)}" for tier in judging]
+    lines = [f"| | Claim | {' | '.join(heads)} |", "|---|---|" + "---|" * len(judging)]
+    for verdict in {verdict.claim.id: verdict for verdict in listed}.values():
+        cells = [_cell(verdict.claim, verdict.at(tier)) for tier in judging]
         lines.append(f"| {verdict.claim.id} | {verdict.claim.short} | {' | '.join(cells)} |")
     return [*lines, "", *_without(verdicts)]
 
@@ -178,10 +220,9 @@ def _datasets(verdicts: Sequence[Verdict], tier: str) -> str:
 def _cell(claim: Claim, finding: Finding | None) -> str:
     if finding is None:
         return NOT_RUN
-    word = "**loss**" if finding.lost else f"**{TITLES[finding.verdict].lower()}**"
     if finding.effect is None:
-        return f"{word}: {for_markdown(finding.reason)}"
-    return f"{word} {amount(claim, finding.effect.mean)} ({interval_text(claim, finding)}), n = {finding.n}"
+        return f"{_word(finding)}: {for_markdown(finding.reason)}"
+    return f"{_word(finding)} {amount(claim, finding.effect.mean)} ({interval_text(claim, finding)}), n = {finding.n}"
 
 
 def _without(verdicts: Sequence[Verdict]) -> list[str]:

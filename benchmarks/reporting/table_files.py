@@ -54,14 +54,10 @@ def sheet_markdown(sheet: Sheet, *, with_common: bool = False) -> str:
     align = ["---", *["---:"] * (width - 1)]
     cells = [[_markdown_cell(cell) for cell in row] for row in sheet.rows]
     body = [row if len(row) > 1 else [f"*{row[0]}*", *[""] * (width - 1)] for row in cells]
-    lines = [_markdown_row(row) for row in (list(map(for_markdown, sheet.header)), align, *body)]
+    lines = [f"| {' | '.join(row)} |" for row in (list(map(for_markdown, sheet.header)), align, *body)]
     first = [f"**{sheet.warning}**", ""] if sheet.warning else []
     notes = [text for text in (sheet.common if with_common else "", sheet.notes) if text]
     return "\n".join([*first, *lines, "", *[line for text in notes for line in (text, "")]])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _markdown_cell(text: str) -> str:
@@ -73,7 +69,7 @@ def sheet_latex(sheet: Sheet) -> str:
     """Return the table as LaTeX for the booktabs package."""
     width = len(sheet.header)
     lines = [
-        *[f"% {one_line(text)}" for text in (sheet.warning, sheet.common, *sheet.notes.splitlines()) if text],
+        *[f"% {_latex_comment(text)}" for text in (sheet.warning, sheet.common, *sheet.notes.splitlines()) if text],
         r"\begin{tabular}{l" + "r" * (width - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex_cell, sheet.header)) + r" \\",
@@ -84,6 +80,11 @@ def sheet_latex(sheet: Sheet) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _latex_comment(text: str) -> str:
+    """Return a text without what is a command where the comment sign is lost."""
+    return one_line(text).replace("\\", "/")
 
 
 def _latex_row(row: Sequence[str], width: int) -> str:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.analysis.fairness import UnfairComparisonError, check_comparable
-from benchmarks.config import Cell, Experiment, canonical
+from benchmarks.config import Cell, Experiment, canonical, target_name
+from benchmarks.datasets.image_folder import PREFIX
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import OutsideError, inside
 from benchmarks.methods.registry import find_method
+from benchmarks.models.hub import PRETRAINED
 from benchmarks.records.record import (
     BESIDE,
     CHECKSUM,
     HISTORY_CHECKSUM,
+    SIGNATURE,
     Record,
     RecordError,
+    move_to,
     read_beside,
     read_record,
     run_folder,
@@ -28,13 +32,12 @@ from benchmarks.records.record import (
     stamped,
 )
 from benchmarks.records.rows import channels_csv, history_csv
-from benchmarks.records.signatures import SUFFIX, SignatureError, Signers
+from benchmarks.records.signatures import SignatureError, Signers
+from benchmarks.records.table_names import table_name, whose_table
 from benchmarks.running.adhoc import check_adds_only, find_any, known_experiments, load_experiment, save_experiment
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.survey import check_same_configuration
-
-SIGNATURE = f"record.json{SUFFIX}"
 
 
 @dataclass
@@ -88,6 +91,7 @@ def merge(
             if signers is not None:
                 signers.check(path)
             _check_method(record, str(path))
+            _check_table(record.experiment, record.profile, experiments, str(path))
             _check_configuration(bench, record, experiments, str(path))
             _check_company(bench.results, record, str(path))
             _bring_in(bench.results, path, record, merged, replace=replace, signers=signers)
@@ -99,8 +103,8 @@ def merge(
 def bring_in_sweeps(source: Path, results: Path, signers: Signers | None = None) -> dict[str, str]:
     """Copy the saved sweeps of a results folder; return why some are refused, by path.
 
-    A sweep that exists already may gain methods, targets and seeds, but nothing else may differ. Where there are
-    `signers`, one of them must have signed it.
+    A sweep that exists already may gain methods, targets and seeds, but nothing else may differ. A new one may not say
+    which folders and files of this machine are read. Where there are `signers`, one of them must have signed it.
     """
     refused = {}
     for path in sorted((source / "sweeps").glob("*.json")):
@@ -115,11 +119,39 @@ def bring_in_sweeps(source: Path, results: Path, signers: Signers | None = None)
                 kept = find_any(new.name, results)
                 check_adds_only(kept, new, str(path))
                 new = dataclasses.replace(new, title=kept.title, claim=kept.claim, priority=kept.priority)
+            else:
+                _check_reads_nothing_here(new, str(path))
+                for profile in new.profiles:
+                    _check_table(new.name, profile, EXPERIMENTS, str(path))
             if new.name not in EXPERIMENTS:
                 save_experiment(new, results)
         except ValueError as error:
             refused[str(path)] = str(error)
     return refused
+
+
+def _check_reads_nothing_here(new: Experiment, where: str) -> None:
+    """Refuse a sweep that names a folder or file of this machine: only its users may say what is read."""
+    named = {"dataset": new.dataset.startswith(PREFIX), "weights": new.weights not in (None, PRETRAINED)}
+    for name, place in named.items():
+        if place:
+            raise ValueError(
+                f"{where}: the {name} is {getattr(new, name)!r}, a place on this machine. If that is meant, copy the "
+                "file into the folder `sweeps` of your results, and merge again"
+            )
+
+
+def _check_table(experiment: str, profile: str, known: Mapping[str, Experiment], where: str) -> None:
+    """Refuse an experiment whose tables would have the names of a known one's.
+
+    Raises:
+        RecordError: They would; the message says whose.
+    """
+    pairs = [(name, each) for name, other in known.items() for each in other.profiles]
+    owner = None if experiment in known else whose_table(experiment, profile, pairs)
+    if owner is not None:
+        name = table_name(experiment, profile)
+        raise RecordError(f"{where}: the name of its table, {name!r}, belongs to {owner}; rename the experiment")
 
 
 def _check_method(record: Record, where: str) -> None:
@@ -135,22 +167,28 @@ def _check_method(record: Record, where: str) -> None:
 
 
 def _check_company(results: Path, record: Record, where: str) -> None:
-    """Refuse a record that cannot share a table with the existing ones."""
+    """Refuse a record that cannot share a table with the existing ones: of its target, of its seed, or any."""
     if not record.complete:
         return
-    folder = runs_folder(results) / record.experiment
-    same_seed = sorted(folder.glob(f"{record.profile}-*-seed{record.seed}/record.json"))  # must agree in more
-    for path in [*same_seed, *sorted(folder.glob(f"{record.profile}-*/record.json"))]:
-        there = _existing(path)
-        if there is None or not there.complete or there.run_id == record.run_id:
-            continue
-        if (there.profile, there.protocol) != (record.profile, record.protocol):  # never in one table
-            continue
+    names = (f"*-{target_name(record.macs_kept)}-seed*", f"*-seed{record.seed}", "*")
+    for there in filter(None, [_first_beside(results, record, name) for name in names]):
         try:
             check_comparable([there, record])
         except UnfairComparisonError as error:
+            path = run_folder(results, there.experiment, there.run_id) / "record.json"
             raise RecordError(f"{where} cannot be compared with {path}: {error}") from error
-        return
+
+
+def _first_beside(results: Path, record: Record, names: str) -> Record | None:
+    """Return the first existing record that a table would show beside another one."""
+    folder = runs_folder(results) / record.experiment
+    for path in sorted(folder.glob(f"{record.profile}-{names}/record.json")):
+        there = _existing(path)
+        if there is None or not there.complete or there.run_id == record.run_id:
+            continue
+        if (there.profile, there.protocol) == (record.profile, record.protocol):
+            return there
+    return None
 
 
 def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str, Experiment], where: str) -> None:
@@ -159,7 +197,9 @@ def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str,
         return  # of a sweep that is unknown here: its records are checked against each other when tables are made
     if record.profile not in experiment.profiles:
         raise RecordError(f"{where} is of profile {record.profile!r}, which {record.experiment!r} does not have")
-    cell = Cell(experiment, record.profile, record.method, record.seed, record.macs_kept)
+    targets = {target_name(share): share for share in experiment.profile(record.profile).macs_kept}
+    target = targets.get(target_name(record.macs_kept), record.macs_kept)
+    cell = Cell(experiment, record.profile, record.method, record.seed, target)
     if cell.run_id != record.run_id:
         raise RecordError(f"{where} holds a run that is called {cell.run_id!r}, not {record.run_id!r}")
     check_same_configuration(cell, record, where, bench)
@@ -190,10 +230,10 @@ def _bring_in(
             )
     if target.is_file():
         set_aside(target, record.protocol)
-        target.with_name(SIGNATURE).unlink(missing_ok=True)
     if target.is_file():
-        target.replace(target.with_name("record.json.replaced"))
+        move_to("replaced", target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_name(SIGNATURE).unlink(missing_ok=True)
     # files with valid checksums are copied unchanged, without fsync: the source still exists
     if CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
         contents = {name: path.with_name(name).read_bytes() for name, key in BESIDE.items() if key in record.provenance}

@@ -206,11 +206,11 @@ class _Run:
                 self.measure("regularized", model, trained)
                 progress.structure["regularized"] = describe_structure(model, dense)
                 progress.channels = channel_rows(model, dense)
-            following = select(self.score(model, current), current, model, self.inputs)
+            next_plan = select(self.score(model, current), current, model, self.inputs)
             if step == 0 and self.on_test:
-                progress.structure["regularized"] |= imbalance(model, dense, following)
-            model = remove_channels(model, following, absorb=self.method.absorb, example_inputs=self.inputs)
-            current, plan = shrink_couplings(current, following), plan.then(following)
+                progress.structure["regularized"] |= imbalance(model, dense, next_plan)
+            model = remove_channels(model, next_plan, absorb=self.method.absorb, example_inputs=self.inputs)
+            current, plan = shrink_couplings(current, next_plan), plan.then(next_plan)
             removal = {"step": step, "val_top1_before": trained.validation.top1, "macs": count_macs(model, self.inputs)}
             if self.on_test and step + 1 < profile.steps:  # the pruned network is measured after the last one anyway
                 removal["val_top1_after"] = self.trainer.evaluate(model, "validation").top1
@@ -257,10 +257,9 @@ class _Run:
     def recalibrate(self, model: nn.Module) -> None:
         """Re-estimate the normalisation statistics, on training images that are the same for every method."""
         generator = torch.Generator().manual_seed(recalibration_seed(self.cell))
-        batches = self.data.training_batches(
-            self.cell.profile.batch_size, self.bench.device
-        )  # all of them, on each process
-        count = -(-self.cell.profile.recalibration_images // batches.batch_size)
+        # each process draws all batches, not its share alone
+        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device)
+        count = -(-self.cell.profile.recalibration_images // batches.batch_size)  # rounded up
         if not any(name.endswith("running_mean") for name, _ in model.named_buffers()):
             return
         with autocast(self.bench.device, self.trainer.precision):

@@ -25,10 +25,15 @@ class Survey:
     outdated: list[Record] = field(default_factory=list)
 
 
-def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -> Survey:
+def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, look_only: bool = False) -> Survey:
     """Find out which runs already have a record.
 
-    A damaged record is renamed to `record.json.damaged`, and its run is done again.
+    Args:
+        bench: Its results folder holds the records.
+        cells: The runs.
+        retry_failed: Whether failed runs are to be done again.
+        look_only: Change nothing; otherwise a damaged record is renamed to `record.json.damaged`, since its run will
+            be done again.
 
     Raises:
         RecordError: A record was made with another configuration; the message says what differs.
@@ -42,7 +47,8 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False) -
         try:
             record = read_record(path)
         except RecordError as error:
-            path.replace(path.with_name("record.json.damaged"))
+            if not look_only:
+                path.replace(path.with_name("record.json.damaged"))
             found.damaged.append(str(error))
             found.todo.append(cell)
             continue
@@ -70,8 +76,9 @@ def check_same_configuration(cell: Cell, record: Record, where: str, bench: Benc
     values = resolved_config(cell, method, bench.device.type)
     if cell.profile.precision == "auto":  # chosen by the machine of the run; tables do not mix them
         values["precision"] = record.config.get("precision")
-    expected = flatten({**values, "strength": choose_strength(bench.tuning, cell, method).value})
-    found = flatten({**record.config, "strength": record.strength})
+    chosen = {"strength": choose_strength(bench.tuning, cell, method).value, "macs_kept": cell.macs_kept}
+    expected = flatten({**values, **chosen})
+    found = flatten({**record.config, "strength": record.strength, "macs_kept": record.macs_kept})
     different = [
         f"{name} is {expected.get(name)!r} now and was {found.get(name)!r}"
         for name in sorted(expected.keys() | found.keys())

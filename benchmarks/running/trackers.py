@@ -9,6 +9,7 @@ import csv
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +17,14 @@ from benchmarks.config import Cell
 from benchmarks.records.record import Record
 from benchmarks.records.rows import EPOCH_COLUMNS, EpochRow
 from benchmarks.running.bench import Observer
+from benchmarks.running.mlflow_runs import MlflowRuns
 from benchmarks.running.run_config import run_config
 from benchmarks.running.stages import Stage
 from benchmarks.running.wandb_mirror import COLUMNS, CURVES, Mode, WandbSink, overview_row
 from benchmarks.suggest import unknown_name
 
-NAMES = ("wandb", "tensorboard", "csv")
+NAMES = ("wandb", "tensorboard", "mlflow", "csv")
+EXTRAS = ("tensorboard", "mlflow")  # names of packages, and of the extras that install them
 
 
 class Tracker(Observer, Protocol):
@@ -180,11 +183,13 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     """Return the names, each once.
 
     Raises:
-        ValueError: One is unknown.
+        ValueError: One is unknown, or its package is not installed.
     """
     for name in names:
         if name not in (*NAMES, "none"):
             raise ValueError(unknown_name("tracker", name, (*NAMES, "none")))
+        if name in EXTRAS and find_spec(name) is None:
+            raise ValueError(f"the tracker {name!r} needs a package that is not installed: pip install '.[{name}]'")
     return [name for name in dict.fromkeys(names) if name != "none"]
 
 
@@ -193,6 +198,7 @@ def open_trackers(names: Sequence[str], mode: Mode, tuning: Path) -> list[Tracke
     make: dict[str, Callable[[], Tracker]] = {
         "wandb": lambda: WandbSink(mode, Path("wandb"), tuning),
         "tensorboard": lambda: Mirror(TensorBoardFiles(Path("tensorboard")), tuning),
+        "mlflow": lambda: Mirror(MlflowRuns(), tuning),
         "csv": lambda: Mirror(CsvFiles(Path("tracks")), tuning),
     }
     return [make[name]() for name in check_trackers(names)]

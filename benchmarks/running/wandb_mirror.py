@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.config import Cell, digest
+from benchmarks.escape import for_markdown
 from benchmarks.records.record import STATES, Record
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.run_config import run_config
@@ -99,10 +100,11 @@ def tags_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def notes_of(config: Mapping[str, Any]) -> str | None:
-    """Return a sentence that says what the run is; None for an overview."""
+    """Return a sentence that says what the run is, in Markdown as W&B shows it; None for an overview."""
     if "method" not in config:
         return None
-    strength = f", strength {config['strength']:g} ({config['strength_source']})" if "strength" in config else ""
+    source = for_markdown(str(config.get("strength_source")))
+    strength = f", strength {config['strength']:g} ({source})" if "strength" in config else ""
     return (
         f"{config['method']} on {config['experiment']} ({config['profile']}), seed {config['seed']}, "
         f"{100 * config['macs_kept']:g} % of the MACs{strength}"

@@ -114,15 +114,22 @@ class Ledger:
 
     def once(self, name: str, stamp: str, action: Callable[[], None]) -> None:
         """Do something for a record, unless it was already done for the same content."""
-        known = self._all.setdefault(self._target, {})
-        if known.get(name) == stamp and not self._again:
+        if self.kept(name) == stamp:
             self.published.present.append(name)
             return
         action()
-        known[name] = stamp
+        self.keep(name, stamp)
+        self.published.written.append(name)
+
+    def kept(self, name: str) -> str | None:
+        """Return what was kept under a name, or None: also where everything is to be sent again."""
+        return None if self._again else self._all.get(self._target, {}).get(name)
+
+    def keep(self, name: str, value: str) -> None:
+        """Keep a value under a name."""
+        self._all.setdefault(self._target, {})[name] = value
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(self._all, indent=1, sort_keys=True).encode())
-        self.published.written.append(name)
 
 
 def _replay(record: Record, path: Path, place: Place, store: CheckpointStore | None) -> None:

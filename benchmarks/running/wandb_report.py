@@ -1,6 +1,6 @@
 """A W&B report of one experiment and profile, made by code: what to look at, in the order of the questions.
 
-It needs the package `wandb-workspaces`, which is no dependency of the suite: reports exist on the server alone.
+It needs the package `wandb-workspaces` (the extra `wandb-report`): reports exist on the server alone.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from benchmarks.escape import for_markdown
 from benchmarks.records.record import Record
 from benchmarks.running.wandb_mirror import OVERVIEW, OVERVIEW_TABLE, RUN, Place
 
@@ -15,7 +16,7 @@ STATES = ("pruned", "recalibrated", "finetuned")
 
 WIDTH, HEIGHT = 24, 8  # of W&B's grid: a row, and a panel
 
-NEEDS = "reports need wandb-workspaces: pip install wandb-workspaces"
+NEEDS = "reports need wandb-workspaces: pip install '.[wandb-report]'"
 
 
 def make_report(place: Place, record: Record, command: str) -> Any:
@@ -55,10 +56,10 @@ def make_report(place: Place, record: Record, command: str) -> Any:
 
 
 def _about(record: Record, command: str) -> str:
-    provenance = record.provenance
+    commit, device = (for_markdown(str(record.provenance.get(name))) for name in ("commit", "device"))
     return (
-        f"**{record.experiment}**, profile {record.profile}: protocol {record.protocol}, commit "
-        f"`{provenance.get('commit')}`, device {provenance.get('device')}.\n\nRepeat it: `{command}`"
+        f"**{record.experiment}**, profile {record.profile}: protocol {record.protocol}, commit {commit}, device "
+        f"{device}.\n\nRepeat it: `{command}`"
     )
 
 
@@ -68,7 +69,7 @@ def _layout(reports: Any, position: int, across: int) -> Any:
 
 
 def _comparison(reports: Any) -> tuple[str, str, list[Any]]:
-    """Return the panels of the overview run: the table of all runs; its charts lie in the same run's workspace."""
+    """Return the panels of the overview run: the table of all runs; its charts are in the same run's workspace."""
     panel = reports.WeavePanelSummaryTable(table_name=OVERVIEW_TABLE, layout=reports.Layout(x=0, y=0, w=WIDTH, h=12))
     return "All runs in one table", OVERVIEW, [panel]
 

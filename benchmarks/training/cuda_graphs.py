@@ -162,8 +162,8 @@ class GraphRecorder:
             torch.cuda.set_rng_state(numbers, self._device)
         except RuntimeError as error:
             raise CaptureError(
-                "a failed capture of a CUDA graph left the device unusable in this process; do the run again without "
-                f"--graphs, and it goes on from its checkpoint ({str(error).splitlines()[0]})"
+                "a failed capture of a CUDA graph left the device unusable in this process; do the run again with "
+                f"--no-graphs, and it goes on from its checkpoint ({str(error).splitlines()[0]})"
             ) from error
 
 
@@ -174,8 +174,7 @@ class StaticEpochs:
         batches: Where images come from.
         step: Takes an optimisation step on `(images, labels, rate, *, keep_gradients)`, the rate a float64 scalar, and
             returns what is added to the totals, float64 `(3,)`. The first one makes the gradients, the others keep
-            their memory. A method, which is not kept alive: a training that is let go gives the memory of its graph
-            back at once.
+            their memory. A bound method, held weakly: when a training is dropped, its graph's memory is free at once.
         parameters: Whose gradients those are.
         changed: Returns the tensors that a step changes, by a name that begins with its kind.
         recorder: How steps are recorded.
@@ -201,11 +200,11 @@ class StaticEpochs:
         self._call = weakref.WeakMethod(step)
         self._parameters = list(parameters)
         self._changed = weakref.WeakMethod(changed)
-        self._check = ReplayCheck(self._all_changed, device)
-        self._proven = self._tried_rate = False
+        self._comparison = ReplayCheck(self._all_changed, device)
+        self._checked = self._rate_checked = False
         self._gradients: list[Tensor | None] | None = None  # held here, so that their memory stays the graph's
         self._replay: Call | None = None
-        self._warm = 0
+        self._warm_steps = 0
         self._draws: Draws | None = None
         self._rates = torch.zeros(len(batches), dtype=torch.float64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
@@ -227,7 +226,7 @@ class StaticEpochs:
         part.totals = self._totals
         for _ in range(part.steps, len(self._batches)):
             check()
-            self._one()
+            self._take_step()
             part.steps += 1
             part.images += self._draws.order.shape[1]
 
@@ -241,23 +240,23 @@ class StaticEpochs:
         copy_to_device(self._rates, torch.tensor(list(rates), dtype=torch.float64))
         self._position.fill_(part.steps)
         self._totals.copy_(part.totals)
-        self._proven = False
+        self._checked = False
         if self._gradients is not None:
             for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
                 parameter.grad = gradient
 
-    def _one(self) -> None:
+    def _take_step(self) -> None:
         """Take one step: eagerly, as a capture, or as a replay."""
         if self.reason:
             self._step()
-        elif self._replay is not None and not self._proven:
-            self._prove(self._replay)
+        elif self._replay is not None and not self._checked:
+            self._check_replay(self._replay)
         elif self._replay is not None:
             self._replay()
             self.replayed += 1
-        elif self._warm < WARM_UP - 1:
+        elif self._warm_steps < WARM_UP - 1:
             self._recorder.warm_up(self._step)
-            self._warm += 1
+            self._warm_steps += 1
         else:
             self.reason = self._recorder.watched(self._step)
             if not self.reason:
@@ -265,34 +264,34 @@ class StaticEpochs:
 
     def _record(self) -> None:
         """Capture the step, or note why not and restore everything."""
-        before = self._check.moment()
+        before = self._comparison.moment()
         try:
             self._replay = self._recorder.record(self._step)
         except RuntimeError as error:
             cause: BaseException = error
-            while cause.__context__ is not None:  # ending a failed capture fails too, with a poorer message
+            while cause.__context__ is not None:  # ending a failed capture fails too, with a message that says less
                 cause = cause.__context__
             if not isinstance(cause, Exception):  # Ctrl-C in the middle of a capture
                 raise cause from None
             lines = str(cause).splitlines()
             self.reason = f"the capture failed: {lines[0] if lines else type(cause).__name__}"
-            self._check.put_back(before)
+            self._comparison.put_back(before)
 
-    def _prove(self, replay: Call) -> None:
-        """Take a step eagerly, after a replay of it whose result is compared and discarded.
+    def _check_replay(self, replay: Call) -> None:
+        """Take a step eagerly; before that, replay it, compare the results and discard those of the replay.
 
-        The first time, it is also tried at half the learning rate and undone, since a rate may have been captured.
+        The first time, results are also compared at half the learning rate, since a capture may have kept a rate.
         """
-        if not self._tried_rate:
+        if not self._rate_checked:
             self._rates.mul_(0.5)
-            self._judge(self._check.difference(replay, self._step, counts=False))
+            self._judge(self._comparison.difference(replay, self._step, counts=False))
             self._rates.mul_(2)  # exact, as the halving
-            self._tried_rate = True
+            self._rate_checked = True
         if self.reason:
             self._step()
         else:
-            self._judge(self._check.difference(replay, self._step, counts=True))
-        self._proven = True
+            self._judge(self._comparison.difference(replay, self._step, counts=True))
+        self._checked = True
 
     def _judge(self, difference: str) -> None:
         if difference:

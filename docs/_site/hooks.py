@@ -28,6 +28,7 @@ ALWAYS = ("PAPER.md", "RESULTS.md", "LOG.md", "CONTRIBUTING.md", "CHANGELOG.md")
 KINDS = {".md", ".svg", ".png", ".pdf", ".html", ".csv", ".tex", ".json", ".cff"}
 
 FENCE = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)
+EMPTY_HEADER = re.compile(r"<th( [^>]*)?></th>")
 LINK = re.compile(r"(?<!\\)(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
@@ -82,10 +83,25 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Write the empty corner of a table as a cell: a header without text says nothing to a screen reader."""
+    return EMPTY_HEADER.sub(r"<td\1></td>", html)
+
+
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Name the search dialog, which the theme does not."""
+    """Name the search dialog."""
+    return _name_search(output)
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """Name it on the page for addresses that do not exist, too."""
+    return _name_search(output_content)
+
+
+def _name_search(html: str) -> str:
+    """Return a page whose search dialog has the name that the theme does not give it."""
     dialog = ' data-md-component="search" role="dialog"'
-    return output.replace(dialog, f'{dialog} aria-label="Search"')
+    return html.replace(dialog, f'{dialog} aria-label="Search"')
 
 
 def _linked(path: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from oicsr.rules.registry import find_leaf
+from oicsr.rules.table import find_leaf
 
 LIBRARY = torch.library.Library("oicsr", "FRAGMENT")
 LIBRARY.define("module_call(Tensor[] inputs, Tensor[] state, str name) -> Tensor[]")

@@ -7,7 +7,10 @@ from torch import Tensor, fx
 from oicsr.rules.calls import axes_of, gives_many, operator_name, shapes_of, tensor_inputs
 from oicsr.rules.elementwise import broadcast
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
+from oicsr.rules.rms import written_out
 from oicsr.rules.tracer import Tracer
+
+NORMALISED = "is a mean of squares over channels"
 
 REDUCTIONS = """
     mean sum nansum nanmean prod amax amin aminmax argmax argmin var std var_mean std_mean norm linalg_vector_norm
@@ -25,7 +28,8 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     axes = axes_of(node, ids.ndim) if "dim" in declared else set(range(ids.ndim))
     kept = tracer.whole(ids, axes)
     if kept is None:
-        return tracer.opaque(node, "reduces over the channels")
+        why = written_out(tracer, node, ids) if operator_name(node) == "aten::mean" else None
+        return Value(None, NORMALISED) if why == "" else tracer.opaque(node, why or "reduces over the channels")
     shapes = shapes_of(node)
     if shapes[0] is not None and len(shapes[0]) != ids.ndim:
         kept = kept.reshape([size for axis, size in enumerate(kept.shape) if axis not in axes])

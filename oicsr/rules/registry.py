@@ -1,52 +1,23 @@
-"""The table of rules: one per operator, or per class of modules that is taken as one operator."""
+"""Registration of rules: how channels pass through an operator, or through a class of modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from torch import Tensor, fx, nn
 
-from oicsr.rules.calls import gives_many, operator_name, source_of
+from oicsr.rules.calls import gives_many, source_of
+from oicsr.rules.modules import ModuleCall
+from oicsr.rules.table import LEAF_CLASSES, RULES, LeafClass
+from oicsr.rules.table import Result as Result
+from oicsr.rules.table import Value as Value
+from oicsr.rules.table import aten as aten
+from oicsr.rules.tracer import Tracer
 
-if TYPE_CHECKING:
-    from oicsr.rules.modules import ModuleCall
-    from oicsr.rules.tracer import Tracer
-
-
-@dataclass(frozen=True)
-class Value:
-    """What is known of a value in the graph.
-
-    Attributes:
-        ids: The channel of each element: int64, of the value's rank, each axis of the value's size or 1. None where no
-            channels are followed.
-        reason: Why none are followed; other operators quote it where they cannot go on.
-        depends_on_input: Whether the value depends on the model's input (set by the tracer).
-    """
-
-    ids: Tensor | None
-    reason: str = ""
-    depends_on_input: bool = True
-
-
-Result = Value | list[Value]
-Rule = Callable[["Tracer", fx.Node], Result]
-ModuleRule = Callable[["Tracer", "ModuleCall"], Result]
+Rule = Callable[[Tracer, fx.Node], Result]
+ModuleRule = Callable[[Tracer, ModuleCall], Result]
 AnyRule = TypeVar("AnyRule", Rule, ModuleRule)
-RULES: dict[str, Rule] = {}
-
-
-@dataclass(frozen=True)
-class LeafClass:
-    """A class of modules with a rule of its own. `outputs`: gives its outputs' shapes where `forward` cannot."""
-
-    rule: ModuleRule
-    outputs: Callable[..., Any] | None
-
-
-LEAF_CLASSES: dict[type[nn.Module], LeafClass] = {}
 
 
 @overload
@@ -110,23 +81,7 @@ def _check_target(target: str | type[nn.Module], replace: bool) -> None:
         raise ValueError(f"{name!r} already has a rule; pass replace=True to put another in its place")
 
 
-def aten(names: str) -> list[str]:
-    """Return the full names of ATen operators, given their short names with blanks between."""
-    return [f"aten::{name}" for name in names.split()]
-
-
-def find_rule(node: fx.Node) -> Rule | None:
-    """Return the rule of a call, or None where its operator has none."""
-    name = operator_name(node)
-    return RULES.get(name) or RULES.get(name.rstrip("_"))
-
-
-def find_leaf(module: nn.Module) -> LeafClass | None:
-    """Return the rule of a module's class, or of the nearest class that it is derived from."""
-    return next((LEAF_CLASSES[cls] for cls in type(module).__mro__ if cls in LEAF_CLASSES), None)
-
-
-Following = Callable[["Tracer", fx.Node, Tensor], "Tensor | Result"]
+Following = Callable[[Tracer, fx.Node, Tensor], Tensor | Result]
 
 
 def follows(*operators: str, replace: bool = False) -> Callable[[Following], Rule]:

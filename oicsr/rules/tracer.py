@@ -17,7 +17,7 @@ from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.notes import Count, Norm, Product, Slot
-from oicsr.rules.registry import Result, Value, find_leaf, find_rule
+from oicsr.rules.table import Result, Value, find_leaf, find_rule
 from oicsr.rules.weights import Axes, follow_computed, keep_computed, keep_rebuilt, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
+from oicsr.labels import ChannelSets
 from oicsr.rules.calls import argument, axes_of, axis_of, gives_many, operator_name, shape_of, shapes_of, source_of
 from oicsr.rules.ids import on_axis, varying
-from oicsr.rules.notes import Product
-from oicsr.rules.registry import Value, aten, find_rule
-
-if TYPE_CHECKING:
-    from oicsr.rules.tracer import Tracer
+from oicsr.rules.notes import Product, Slot
+from oicsr.rules.table import Value, aten, find_rule
 
 Key = tuple[str, int]  # a parameter's name and one of its axes
 MOVED = frozenset(
@@ -57,12 +55,46 @@ class Axis:
 Axes = tuple[Axis | None, ...]  # None: of size 1, or of numbers that belong to no parameter
 
 
-def is_computed(tracer: Tracer, node: Any) -> bool:
+class Tracing(Protocol):
+    """What is needed here of `oicsr.rules.tracer.Tracer`, which needs this module itself."""
+
+    sets: ChannelSets
+    parameters: dict[fx.Node, str]
+    modules: Mapping[str, nn.Module] | None
+    slots: dict[tuple[str, int], Slot]
+    computed: set[fx.Node]
+    weights: dict[fx.Node, Axes | list[Axes] | None]
+    axes: dict[tuple[str, int], Tensor]
+    rebuilt: set[tuple[str, int]]
+
+    def ids(self, node: fx.Node) -> Tensor | None:
+        """Return the channels of a value's elements."""
+
+    def depends_on_input(self, node: fx.Node) -> bool:
+        """Return whether a value depends on the model's input."""
+
+    def where(self, node: fx.Node) -> str:
+        """Return an operator and its place in the code."""
+
+    def notable(self, reason: str) -> str:
+        """Mark a reason as one to warn of."""
+
+    def note_product(self, product: Product) -> None:
+        """Keep a product of weights."""
+
+    def axis_labels(self, key: tuple[str, int], size: int) -> Tensor:
+        """Return the labels of an axis of a parameter."""
+
+    def put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
+        """Let an axis of a parameter follow channels."""
+
+
+def is_computed(tracer: Tracing, node: Any) -> bool:
     """Return whether a value is computed from parameters alone, none of which it is itself."""
     return isinstance(node, fx.Node) and node in tracer.computed
 
 
-def weight_axes(tracer: Tracer, node: fx.Node) -> Axes | None:
+def weight_axes(tracer: Tracing, node: fx.Node) -> Axes | None:
     """Return the axes of a parameter, or of a weight that is computed from some; None where they cannot be told."""
     if node not in tracer.weights:
         tracer.weights[node] = _find(tracer, node)
@@ -70,7 +102,7 @@ def weight_axes(tracer: Tracer, node: fx.Node) -> Axes | None:
     return found if found is None or isinstance(found, tuple) else None
 
 
-def _find(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
+def _find(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     if node in tracer.parameters:
         shape = shape_of(node)
         return tuple(_of_parameter(tracer, node, dim) if size > 1 else None for dim, size in enumerate(shape))
@@ -85,12 +117,12 @@ def _find(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
     return _of_call(tracer, node)
 
 
-def _of_parameter(tracer: Tracer, node: fx.Node, dim: int) -> Axis:
+def _of_parameter(tracer: Tracing, node: fx.Node, dim: int) -> Axis:
     key, shape = (tracer.parameters[node], dim), shape_of(node)
     return Axis(tracer.axis_labels(key, shape[dim]), frozenset([(key, shape)]))
 
 
-def _of_call(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
+def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     name = operator_name(node).rstrip("_")
     if name in MOVED:
         return _moved(tracer, node)
@@ -109,7 +141,7 @@ def _of_call(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
     return None
 
 
-def _moved(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
+def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     """Carry the labels of one axis after the other through the rule of an operator that moves elements."""
     axes, rule = weight_axes(tracer, source_of(node)), find_rule(node)
     following = getattr(rule, "following", None)
@@ -136,7 +168,7 @@ def _moved(tracer: Tracer, node: fx.Node) -> Axes | list[Axes] | None:
     return whole if gives_many(node) else whole[0]
 
 
-def _together(tracer: Tracer, node: fx.Node, sources: Sequence[fx.Node]) -> Axes | None:
+def _together(tracer: Tracing, node: fx.Node, sources: Sequence[fx.Node]) -> Axes | None:
     """Join the axes of the operands of an elementwise operator, as broadcasting aligns them."""
     shape = shape_of(node)
     operands = [(weight_axes(tracer, source), shape_of(source)) for source in sources]
@@ -153,7 +185,7 @@ def _together(tracer: Tracer, node: fx.Node, sources: Sequence[fx.Node]) -> Axes
     return tuple(found)
 
 
-def _tied(tracer: Tracer, node: fx.Node, axes: Sequence[Axis | None]) -> Axis | None:
+def _tied(tracer: Tracing, node: fx.Node, axes: Sequence[Axis | None]) -> Axis | None:
     """Tie axes that can only lose the same slices; all stay where one of them holds numbers."""
     labelled = [axis for axis in axes if axis is not None]
     for axis in labelled:
@@ -164,7 +196,7 @@ def _tied(tracer: Tracer, node: fx.Node, axes: Sequence[Axis | None]) -> Axis | 
     return Axis(labelled[0].labels, sources) if labelled else None
 
 
-def _product(tracer: Tracer, node: fx.Node) -> Axes | None:
+def _product(tracer: Tracing, node: fx.Node) -> Axes | None:
     """A product of two weights (a low-rank update): rows of the first, columns of the second."""
     first, second = (weight_axes(tracer, argument(node, i)) for i in range(2))
     if first is None or second is None or len(first) != 2 or len(second) != 2:
@@ -173,7 +205,7 @@ def _product(tracer: Tracer, node: fx.Node) -> Axes | None:
     return first[0], second[1]
 
 
-def _reduced(tracer: Tracer, node: fx.Node, *, exact: bool) -> Axes | None:
+def _reduced(tracer: Tracing, node: fx.Node, *, exact: bool) -> Axes | None:
     """Drop axes; those over which a mean is taken stay whole."""
     axes = weight_axes(tracer, source_of(node))
     if axes is None:
@@ -192,7 +224,7 @@ def _reduced(tracer: Tracer, node: fx.Node, *, exact: bool) -> Axes | None:
 STANDARDISED = "standardises a weight over the channels that it reads"
 
 
-def _normalized(tracer: Tracer, node: fx.Node, name: str) -> Axes | None:
+def _normalized(tracer: Tracing, node: fx.Node, name: str) -> Axes | None:
     """Standardise rows over all that they read: rows may go, and what they read stays."""
     axes = weight_axes(tracer, source_of(node))
     if axes is None:
@@ -213,7 +245,7 @@ def _normalized(tracer: Tracer, node: fx.Node, name: str) -> Axes | None:
     return tuple(found)
 
 
-def _joined(tracer: Tracer, node: fx.Node) -> Axes | None:
+def _joined(tracer: Tracing, node: fx.Node) -> Axes | None:
     """Put weights behind one another on one axis; the others are tied."""
     parts = [weight_axes(tracer, source) for source in argument(node, 0)]
     rank = len(shape_of(node))
@@ -233,13 +265,13 @@ def _joined(tracer: Tracer, node: fx.Node) -> Axes | None:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def has_weight(tracer: Tracer, weight: Any) -> bool:
+def has_weight(tracer: Tracing, weight: Any) -> bool:
     """Return whether the axes of a layer's weight can be followed: it is a parameter, or computed from some."""
     return weight in tracer.parameters or (is_computed(tracer, weight) and weight_axes(tracer, weight) is not None)
 
 
 def note_layer(
-    tracer: Tracer, node: fx.Node, weight: fx.Node, *, rows: int | None = None, read: int | None = None
+    tracer: Tracing, node: fx.Node, weight: fx.Node, *, rows: int | None = None, read: int | None = None
 ) -> None:
     """Remember a layer whose weight is computed, for what it costs; `rows`, `read`: the axes of its weight."""
     if weight in tracer.parameters:
@@ -251,7 +283,7 @@ def note_layer(
     tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1]))
 
 
-def start_computed(tracer: Tracer, weight: fx.Node, dim: int) -> Tensor:
+def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
     """Return the channels that a layer produces by an axis of a computed weight."""
     axes = weight_axes(tracer, weight)
     axis = None if axes is None else axes[dim]
@@ -264,7 +296,7 @@ def start_computed(tracer: Tracer, weight: fx.Node, dim: int) -> Tensor:
     return axis.labels
 
 
-def keep_rebuilt(tracer: Tracer, output: fx.Node) -> None:
+def keep_rebuilt(tracer: Tracing, output: fx.Node) -> None:
     """Name the weights that rebuild, transposed, what they read (a tied decoder), where that is an output."""
     values = [tracer.ids(source) for source in output.all_input_nodes if not gives_many(source)]
     roots = [tracer.sets.find(ids.flatten()) for ids in values if ids is not None]
@@ -274,7 +306,7 @@ def keep_rebuilt(tracer: Tracer, output: fx.Node) -> None:
             tracer.sets.fix(labels, tracer.notable(f"is read by {name!r}, which rebuilds it as an output of the model"))
 
 
-def follow_computed(tracer: Tracer, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
+def follow_computed(tracer: Tracing, node: fx.Node, dim: int, ids: Tensor, side: Side, counts: bool) -> None:
     """Let an axis of a computed weight follow channels, and the parameters behind it.
 
     Raises:
@@ -292,7 +324,7 @@ def follow_computed(tracer: Tracer, node: fx.Node, dim: int, ids: Tensor, side: 
     _own(tracer, axis, side, counts)
 
 
-def keep_computed(tracer: Tracer, weight: fx.Node, dim: int, reason: str) -> None:
+def keep_computed(tracer: Tracing, weight: fx.Node, dim: int, reason: str) -> None:
     """Let an axis of a computed weight stay as it is."""
     axes = weight_axes(tracer, weight)
     axis = None if axes is None else axes[dim]
@@ -300,7 +332,7 @@ def keep_computed(tracer: Tracer, weight: fx.Node, dim: int, reason: str) -> Non
         tracer.sets.fix(axis.labels, reason)
 
 
-def _own(tracer: Tracer, axis: Axis, side: Side, counts: bool) -> None:
+def _own(tracer: Tracing, axis: Axis, side: Side, counts: bool) -> None:
     """Let the parameters behind an axis follow it, the largest first; those that have no other carry no energy."""
     sizes = dict(axis.sources)
     for key in sorted(sizes, key=lambda key: (-math.prod(sizes[key]), is_buffer(tracer, key[0]), key)):
@@ -312,7 +344,7 @@ def _own(tracer: Tracer, axis: Axis, side: Side, counts: bool) -> None:
             tracer.put_slot(key, labels, side, counts and wide)
 
 
-def is_buffer(tracer: Tracer, name: str) -> bool:
+def is_buffer(tracer: Tracing, name: str) -> bool:
     """Return whether a tensor of the model is a buffer."""
     owner, _, local = name.rpartition(".")
     module = (tracer.modules or {}).get(owner)

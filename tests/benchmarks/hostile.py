@@ -28,6 +28,8 @@ TEXTS = {
     "LaTeX": r"\input{/etc/passwd} $x$ % & # _ ^ ~ { } \\ ^^M",
     "formula": "=HYPERLINK(A1)",
     "formula with a sign": "@SUM(1)+cmd|' /C calc'!A0",
+    "formula in full width": "\uff1dHYPERLINK(A1)",
+    "formula after a space": "\xa0=HYPERLINK(A1)",
     "terminal": "\x1b]0;title\x07\x1b[2J\x1b[31mred\r\b",
     "direction": "a\u202egnp.exe\u2066",
     "separators": "a\u2028b\u2029c\x85d\x0be",

@@ -13,7 +13,7 @@ from benchmarks.analysis.verdicts import judge, to_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record, read_records
-from benchmarks.reporting.ledger import headline, ledger_lines, overview_lines, readme_lines
+from benchmarks.reporting.ledger import headline, ledger_lines, overview_lines, readme_headline, readme_lines
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 
 NOTHING = Details(Path("nowhere"))
@@ -144,6 +144,24 @@ def test_readme_speaks_of_the_highest_tier_and_counts_the_lower() -> None:
     )
     table = overview_lines(verdicts)
     assert table[0] == "| | Claim | Small: CIFAR-10 | Toy: digits |" and "**loss** −" in "".join(table)
+
+
+def test_a_tier_that_is_only_begun_hides_no_loss() -> None:
+    begun = [record for record in records_of(experiment()) if record.seed < 2]
+    verdicts = judge([*toys({"oicsr-gl": -0.2}), *begun], NOTHING)
+    table = overview_lines(verdicts)
+    assert table[0] == "| | Claim | Toy: digits |"
+    lost = ["**loss**" in line for line in table if line.startswith("| ")][1:]
+    assert any(lost) and lost == sorted(lost, reverse=True)
+    assert "2 trained networks): only begun, fewer than 3 networks. Toy evidence" in headline(verdicts)
+
+
+def test_readme_begins_with_the_strongest_rival_and_the_papers_claim() -> None:
+    text = readme_headline(judge(records_of(experiment(methods=("oicsr-gl", "gl-out", "depgraph"))), NOTHING))
+    first, _, *told = text.split("\n")
+    assert first == "**Results so far** (small evidence, on CIFAR-10 (resnet56; 3 trained networks); [more](#results)):"
+    assert len(told) == 3 and all(line.startswith("- OICSR-GL ") and line.endswith(" points") for line in told)
+    assert readme_headline(judge([], NOTHING)) == "**Results so far:** none that carries a verdict."
 
 
 def test_without_evidence_nothing_is_said_to_hold() -> None:

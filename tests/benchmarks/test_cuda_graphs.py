@@ -268,7 +268,7 @@ def test_a_device_that_a_failed_capture_made_unusable_is_trouble_of_the_machine(
 ) -> None:
     cuda = FakeCuda(ends_capturing=True, usable=False)
     cuda.install(monkeypatch)
-    with pytest.raises(CaptureError, match=r"without --graphs, and it goes on .* \(CUDA error: unusable\)"):
+    with pytest.raises(CaptureError, match=r"with --no-graphs, and it goes on .* \(CUDA error: unusable\)"):
         finish(training("oicsr-gl", Failing()))
     assert issubclass(CaptureError, OSError) and cuda.stream == "main"
 

@@ -94,6 +94,11 @@ def test_a_spreadsheet_computes_no_cell(text: str) -> None:
     assert for_csv(cell) == cell  # a table that is read and written again stays as it is
 
 
+@pytest.mark.parametrize("text", ["=1", " =1", "\xa0=1", "\t1", "-1", "@x", "\uff1d1", "\uff0b1", "\uff0d1", "\uff201"])
+def test_every_beginning_of_a_formula_gets_an_apostrophe(text: str) -> None:
+    assert for_csv(text) == f"'{text}" and for_csv(f"a{text}") == f"a{text}"
+
+
 @given(ANY)
 def test_no_text_moves_the_cursor(text: str) -> None:
     shown = for_terminal(text)

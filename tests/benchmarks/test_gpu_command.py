@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.cli import main
 from benchmarks.commands import gpu
 from benchmarks.commands.gpu import GPU_TESTS, PARTS, Part, do_parts
+from benchmarks.commands.options import choose_graphs
 from benchmarks.machine.paths import ROOT
 from benchmarks.records.record import record_path, write_record
 from tests.benchmarks.fakes import fake_history, fake_record
@@ -30,7 +32,7 @@ def options_in(folder: Path, minutes: float = 8.5) -> argparse.Namespace:
         minutes=minutes,
         profile="paper",
         experiments=[],
-        graphs=False,
+        graphs=True,
     )
 
 
@@ -97,9 +99,19 @@ def test_runs_get_the_folders_and_end_before_their_time(tmp_path: Path) -> None:
     given = dict(zip(arguments[6:-1:2], arguments[7::2], strict=False))
     assert given["--results"] == str(options.results) and given["--checkpoints"] == str(options.checkpoints)
     assert float(given["--budget-minutes"]) == 3.0 and given["--wandb"] == "disabled"
-    options.experiments, options.graphs = ["cifar10-resnet20"], True
+    assert "--no-graphs" not in arguments
+    options.experiments, options.graphs = ["cifar10-resnet20"], False
     named = PARTS["runs"].arguments(options, 200.0)
-    assert named[3:5] == ["cifar10-resnet20", "--pending"] and "--graphs" in named
+    assert named[3:5] == ["cifar10-resnet20", "--pending"] and "--no-graphs" in named
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected"), [(None, "cuda", True), (None, "cpu", False), (False, "cuda", False)]
+)
+def test_steps_are_replayed_from_graphs_wherever_there_is_a_gpu(
+    asked: bool | None, device: str, expected: bool
+) -> None:
+    assert choose_graphs(argparse.Namespace(graphs=asked), torch.device(device)) is expected
 
 
 def test_all_tests_that_need_a_card_are_called() -> None:

@@ -23,6 +23,7 @@ from benchmarks.machine.leases import (
     try_lease,
     wait_for_lease,
 )
+from benchmarks.machine.paths import OutsideError
 
 
 @pytest.fixture
@@ -101,6 +102,31 @@ def test_torn_owner_file_holds_nobody_up(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with try_lease(path) as lease:  # type: ignore[union-attr]
         assert lease is not None
+
+
+@pytest.mark.parametrize("suffix", [".owner", ".lock"])
+def test_a_pipe_in_place_of_a_lease_is_not_waited_for(path: Path, suffix: str) -> None:
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path.with_suffix(suffix))
+    with try_lease(path) as lease:  # type: ignore[union-attr]
+        assert path.is_file() and read_owner(path) == lease.owner
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("suffix", [".owner", ".lock"])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_or_a_link_in_place_of_a_lease_is_an_error_that_names_it(path: Path, suffix: str, kind: str) -> None:
+    path.parent.mkdir(parents=True)
+    place, elsewhere = path.with_suffix(suffix), path.parent.parent / "elsewhere"
+    elsewhere.write_text("kept")
+    place.mkdir() if kind == "folder" else place.symlink_to(elsewhere)
+    if (kind, suffix) == ("link", ".owner"):  # followed by no one: a new file takes its place
+        with try_lease(path) as lease:  # type: ignore[union-attr]
+            assert read_owner(path) == lease.owner
+    else:
+        with pytest.raises((OSError, OutsideError), match=place.name):
+            try_lease(path)
+    assert elsewhere.read_text() == "kept"
 
 
 def test_heartbeat_touches_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,14 @@ from benchmarks import cli
 from benchmarks.config import Phase, run_name
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record, read_record, record_path, write_record
+from benchmarks.records.rows import ChannelRow
 from benchmarks.running.merge import Merged, merge
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 CELL = small_cell()
+OTHER_HISTORY = [replace(row, train_loss=9.0) for row in fake_history()]
+CHANNELS = [ChannelRow("layer0", 0, 1.0, 2.0)]
 KNOWN = {"small": small_experiment()}
 
 
@@ -51,7 +54,7 @@ def test_a_newer_protocol_takes_the_place_of_an_older_one_and_never_the_other_wa
     before = target.read_bytes()
     assert bring(tmp_path).replaced == [CELL.label]
     assert target.read_bytes() == source.read_bytes() and read_record(target).protocol == newer.protocol
-    assert target.with_name("record.protocol-1.json").read_bytes() == before
+    assert (target.with_name("protocol-1") / "record.json").read_bytes() == before
     kept = target.read_bytes()
     put(tmp_path / "elsewhere", older)
     for replace_it in (False, True):
@@ -79,14 +82,18 @@ def test_times_and_machines_may_differ(tmp_path: Path) -> None:
 
 def test_other_complete_record_is_refused_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", fake_record(CELL, 0.9))
-    target = put(tmp_path / "results", fake_record(CELL, 0.8))
+    target = write_record(tmp_path / "results", fake_record(CELL, 0.8), OTHER_HISTORY, CHANNELS)
+    target.with_name("record.json.sig").write_text("a signature")
+    files = ("record.json", "history.csv", "channels.csv", "record.json.sig")
+    kept = {name: target.with_name(name).read_bytes() for name in files}
     before = target.read_bytes()
     refused = bring(tmp_path).refused[CELL.label]
     assert "differs from the complete record" in refused and "'states'" in refused and "--replace" in refused
     assert target.read_bytes() == before
     assert bring(tmp_path, replace=True).replaced == [CELL.label]
     assert read_record(target).states["dense"]["top1"] == 0.9
-    assert target.with_name("record.json.replaced").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in target.with_name("replaced").iterdir()} == kept
+    assert not target.with_name("record.json.sig").exists()
 
 
 def test_complete_record_replaces_a_failed_one_and_not_the_other_way(tmp_path: Path) -> None:
@@ -157,6 +164,22 @@ def test_other_configuration_profile_or_method_is_refused(tmp_path: Path) -> Non
     refused = bring(tmp_path).refused
     assert "of profile 'paper'" in refused["small/paper-oicsr-gl-keep50-seed0"]
     assert "unheard-of" in refused["small/quick-unheard-of-keep50-seed0"]
+
+
+def test_a_target_that_looks_like_a_known_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    near = 0.5000000001
+    put(tmp_path / "elsewhere", fake_record(CELL, macs_kept=near))
+    assert f"macs_kept is 0.5 now and was {near}" in bring(tmp_path).refused[CELL.label]
+    others = [fake_record(small_cell("gl-out")), fake_record(small_cell("none"))]
+    for record in others:
+        put(tmp_path / "results", record)
+    refused = merge(small_bench(tmp_path), tmp_path / "elsewhere", {}).refused  # of an unknown experiment
+    assert f"different target within keep50: 0.5, {near}" in refused[CELL.label]
+    odd = put(tmp_path / "results", fake_record(CELL, macs_kept=near))
+    assert cli.main(["report", "--results", str(tmp_path / "results")]) == 1
+    assert f"left out: {odd}: it differs from most runs beside it in its target" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"names 0.5 and {near}; runs of both would be called 'keep50'"):
+        small_experiment(macs_kept=(0.5, near))
 
 
 def test_command_exits_with_one_where_a_record_was_refused(

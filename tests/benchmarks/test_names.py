@@ -17,11 +17,13 @@ from benchmarks.machine.leases import lease_path, try_lease
 from benchmarks.machine.paths import OutsideError, inside
 from benchmarks.records.record import Record, RecordError, find_records, parse_record, write_record
 from benchmarks.records.strengths import tuning_path
+from benchmarks.records.table_names import whose_table
 from benchmarks.reporting import build as report
 from benchmarks.running.adhoc import SCHEMA, ExperimentError, find_any, parse_experiment, save_experiment
 from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.merge import bring_in_sweeps, merge
 from tests.benchmarks.fakes import fake_history, fake_record
-from tests.benchmarks.small import small_cell, small_experiment
+from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 BAD_NAMES = [
     *("../../README", "x/../../../README", "/etc/passwd", "a/b", "a\\b", "..", ".hidden", "-rf", "", "a b", "a\0b"),
@@ -100,6 +102,72 @@ def test_a_kept_sweep_is_called_like_its_file(tmp_path: Path) -> None:
     (tmp_path / "sweeps" / "other.json").write_text(sweep_text())
     with pytest.raises(ExperimentError, match=r"other.json holds an experiment called 'small'"):
         find_any("other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dataset", "imagefolder:/home/someone/pictures"), ("dataset", "imagefolder:.@32"), ("weights", "/root/model.pt")],
+)
+def test_merged_sweeps_do_not_say_what_is_read_here(
+    tmp_path: Path, field: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, results = tmp_path / "elsewhere", tmp_path / "results"
+    write_record(source, record_named(), fake_history())
+    (source / "sweeps").mkdir()
+    theirs = source / "sweeps" / "small.json"
+    theirs.write_text(sweep_text(**{field: value}))
+    assert cli.main(["merge", str(source), "--results", str(results)]) == 1
+    shown = capsys.readouterr()
+    assert f"{theirs}: the {field} is {value!r}, a place on this machine" in shown.err and "1 added" in shown.out
+    assert not (results / "sweeps").exists()
+    save_experiment(parse_experiment(theirs.read_text(), "theirs"), results)  # by somebody who means it
+    assert bring_in_sweeps(source, results) == {}
+
+
+def test_pretrained_weights_of_the_hub_are_no_place(tmp_path: Path) -> None:
+    write_record(tmp_path / "elsewhere", record_named(), fake_history())
+    save_experiment(replace(small_experiment(), weights="pretrained"), tmp_path / "elsewhere")
+    assert bring_in_sweeps(tmp_path / "elsewhere", tmp_path / "results") == {}
+    assert (tmp_path / "results" / "sweeps" / "small.json").is_file()
+
+
+TABLES = [("paper", "pruned"), ("field", "x"), ("latency", "cpu"), ("digits-cpu", "methods")]
+
+
+@pytest.mark.parametrize(("experiment", "profile"), TABLES)
+def test_merge_takes_no_table_of_others(tmp_path: Path, experiment: str, profile: str) -> None:
+    source = tmp_path / "elsewhere"
+    kept = replace(small_experiment(), name=experiment, profiles={profile: small_experiment().profiles["quick"]})
+    write_record(source, record_named(experiment=experiment, profile=profile), fake_history())
+    save_experiment(kept, source)
+    said = [*bring_in_sweeps(source, tmp_path / "results").values()]
+    said += merge(small_bench(tmp_path), source, EXPERIMENTS).refused.values()
+    assert len(said) == 2 and all("belongs to" in reason for reason in said)
+    assert not (tmp_path / "results").exists()
+
+
+def test_report_gives_a_table_to_one_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        record = fake_record(small_cell(seed=seed), 0.5, experiment="a-b")
+        write_record(tmp_path, record, fake_history())
+    before = report.build(tmp_path)
+    odd = [record_named(experiment="a", profile="b-quick"), record_named(experiment="a-b-quick", profile="kept")]
+    paths = [write_record(tmp_path, record, fake_history()) for record in odd]
+    assert cli.main(["report", "--results", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    for path in paths:
+        assert f"left out: {path}: the name of its table, " in shown and "belongs to experiment 'a-b'" in shown
+    names = [path for path in before if path.parent.name in ("tables", "figures")]
+    assert names and all(path.read_bytes() == before[path] for path in names)
+
+
+def test_no_two_experiments_share_a_table() -> None:
+    pairs = [(name, profile) for name, experiment in EXPERIMENTS.items() for profile in experiment.profiles]
+    assert [pair for pair in pairs if whose_table(*pair, pairs)] == []
+    assert whose_table("a-b", "c", [("a", "b-c")]) == "experiment 'a', profile 'b-c'"
+    assert whose_table("a", "b-c", [("a-b", "c")]) == "experiment 'a-b', profile 'c'"
+    assert whose_table("a-b", "kept", [("a", "b")]) == "experiment 'a', profile 'b'"
+    assert whose_table("a", "b", [("a", "b"), ("a", "b-c"), ("ab", "b")]) is None
 
 
 def test_merged_sweeps_add_to_known_ones_and_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

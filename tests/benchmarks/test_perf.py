@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import sys
+import weakref
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.cli import main
 from benchmarks.models import find_builder
@@ -229,3 +234,24 @@ def test_unknown_backend_is_quoted() -> None:
     with pytest.raises(ValueError, match="backend is 'jit'"):
         list(latency.run(Settings(CPU, repeats=1, batch_size=2, models=("resnet20",), backends=("jit",))))
     assert measure.timed(lambda: None, CPU) >= 0
+
+
+def test_a_replay_keeps_alive_what_its_graph_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def replay(self) -> None:
+            replayed.append(True)
+
+    replayed: list[bool] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda value: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    model = nn.Linear(2, 2)
+    read = weakref.ref(model)
+    replay = measure.captured(partial(model, torch.zeros(1, 2)), torch.device("cuda"))
+    del model
+    gc.collect()
+    replay()
+    assert read() is not None and replayed == [True]

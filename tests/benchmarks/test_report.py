@@ -61,7 +61,7 @@ def test_every_link_of_every_page_leads_somewhere(fixture_folder: Path, artefact
 
 def test_published_results_write_the_readme(fixture_folder: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Name\n\n{pages.BEGIN}\n{pages.END}\n\nMore.\n")
+    readme.write_text(f"# Name\n\n{chr(10).join(pages.FIRST)}\n\n{pages.BEGIN}\n{pages.END}\n\nMore.\n")
     records = records_of(experiment("demo", macs_kept=(0.5, 0.3), seeds=(0,)), "quick")
     results = tmp_path / "results"
     for record in records:
@@ -85,7 +85,7 @@ def test_coverage_is_stated_as_its_rows_say(tmp_path: Path) -> None:
     for folder in (results, tmp_path / "docs"):
         folder.mkdir()
     for page in written:
-        page.write_text(f"# Name\n\n{pages.BEGIN}\n{pages.END}\n")
+        page.write_text(f"# Name\n\n{chr(10).join(pages.FIRST)}\n\n{pages.BEGIN}\n{pages.END}\n")
     (results / "coverage.csv").write_text(coverage_table.to_csv(rows))
     artefacts = report.build(results, tmp_path)
     readme, docs = (artefacts[page].decode() for page in written)

@@ -15,7 +15,16 @@ from baselines.method import Target
 from benchmarks.config import PROTOCOL, Cell, Phase
 from benchmarks.methods.registry import METHODS, REGULARIZERS
 from benchmarks.models import build_model
-from benchmarks.records.record import Record, RecordError, read_record, read_records, record_path, write_record
+from benchmarks.records.record import (
+    Record,
+    RecordError,
+    parse_record,
+    read_beside,
+    read_record,
+    read_records,
+    record_path,
+    write_record,
+)
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.cells import cells_of
 from benchmarks.running.run import run_cell
@@ -118,12 +127,15 @@ def test_networks_without_running_statistics_stay_as_they_are(tmp_path: Path) ->
 def test_a_record_of_an_older_protocol_is_made_again_and_kept_beside(tmp_path: Path) -> None:
     bench, cell = small_bench(tmp_path), small_cell()
     path = write_record(bench.results, fake_record(cell, protocol=1, states=states_of_protocol_1(cell)), fake_history())
-    before = path.read_text()
+    before, history = path.read_text(), path.with_name("history.csv").read_text()
     found = survey(bench, [cell])
     assert found.todo == [cell] and [record.protocol for record in found.outdated] == [1] and not found.complete
     assert path.read_text() == before  # to look changes nothing
     assert run_cell(bench, cell).protocol == 2
-    assert path.with_name("record.protocol-1.json").read_text() == before
+    kept = path.with_name("protocol-1") / "record.json"
+    assert kept.read_text() == before and kept.with_name("history.csv").read_text() == history
+    assert path.with_name("history.csv").read_text() != history
+    assert read_beside(kept, parse_record(before, "kept")).history == fake_history()
     assert len(read_records(bench.results)) == 1 and survey(bench, [cell]).todo == []
 
 

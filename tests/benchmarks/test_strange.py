@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import cli
 from benchmarks.config import run_name
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, parse_record, read_record, stamped, write_record
 from benchmarks.records.rows import CURVE_POINTS, history_csv
@@ -20,7 +21,7 @@ from benchmarks.reporting import build as report
 from benchmarks.reporting.gathered import gather
 from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
 from tests.benchmarks.fakes import fake_history, fake_record
-from tests.benchmarks.small import small_cell
+from tests.benchmarks.small import small_cell, small_experiment
 
 SIZES = fake_record(small_cell()).states
 PRUNED, CONFIG = SIZES["pruned"], fake_record(small_cell()).config
@@ -264,6 +265,30 @@ def test_pipes_in_place_of_sweeps_and_checkpoints_are_refused(
     with pytest.warns(CheckpointWarning, match="it is no plain file"):
         assert store.load("key") is None
     assert store.progress("key") is None
+
+
+ESCAPE = "\x1b]0;title\x07\x1b[2J"  # renames a terminal's window and clears it
+
+
+def test_names_of_files_and_fields_do_not_steer_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = replace(small_experiment(), name="pictures", dataset=f"imagefolder:/nowhere/{ESCAPE}")
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
+    monkeypatch.setitem(EXPERIMENTS, "pictures", pictures)
+    put(tmp_path, fake_record(small_cell()))
+    assert cli.main(["report", "--results", str(tmp_path)]) == 0
+    (tmp_path / "tables" / f"{ESCAPE}.md").touch()
+    folders = ["--results", str(tmp_path), "--checkpoints", str(tmp_path / "checkpoints"), "--device", "cpu"]
+    assert cli.main(["report", "--check", "--results", str(tmp_path)]) == 1
+    path = put(tmp_path, fake_record(small_cell("none"), timing={ESCAPE: "long"}))
+    assert cli.main(["status", "small", *folders]) == 0
+    assert cli.main(["run", "small", "--plan", *folders]) == 0
+    assert path.is_file()  # a plan changes nothing
+    assert cli.main(["run", "pictures", "--methods", "none", "--jobs", "1", "--wandb", "disabled", *folders]) == 1
+    shown = capsys.readouterr()
+    text = shown.out + shown.err
+    assert text.count(r"\x1b[2J") >= 4 and not any(character in text for character in "\x1b\x07")
 
 
 def test_energy_is_drawn_of_the_records_that_hold_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trackers: what Weights & Biases, TensorBoard and CSV files hold after a run, read back from their files."""
+"""Trackers: what Weights & Biases, TensorBoard, MLflow and CSV files hold after a run, read back from their files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from benchmarks.records.record import STATES
+from benchmarks.running.mlflow_runs import MlflowRuns
 from benchmarks.running.run import run_cell
 from benchmarks.running.run_config import run_config
 from benchmarks.running.trackers import (
@@ -132,6 +134,73 @@ def test_tensorboard_files_hold_curves_and_accuracy_against_macs(tmp_path: Path)
     assert point.step == record.states["finetuned"]["macs"] // 10**6
 
 
+@pytest.fixture
+def mlflow_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a client of a store in files: MLflow keeps it, on request, beside its data base."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def mlflow_runs(client: Any) -> list[Any]:
+    return list(client.search_runs([client.get_experiment_by_name("small-quick").experiment_id]))
+
+
+def test_mlflow_holds_configuration_curves_and_results(tmp_path: Path, mlflow_client: Any) -> None:
+    tracker = Mirror(MlflowRuns(), tmp_path / "tuning")
+    record = run_cell(small_bench(tmp_path, observers=[tracker]), CELL)
+    tracker.close()
+    (run,) = mlflow_runs(mlflow_client)
+    assert run.info.status == "FINISHED" and run.info.run_name == CELL.run_id
+    assert run.data.params["method"] == "oicsr-gl" and float(run.data.params["strength"]) == record.strength
+    assert run.data.tags["mlflow.note.content"].startswith("oicsr-gl on small (quick), seed 0")
+    finetuned = record.states["finetuned"]
+    assert run.data.metrics["finetuned_top1"] == finetuned["top1"]
+    (point,) = mlflow_client.get_metric_history(run.info.run_id, "accuracy_against_million_macs/finetuned")
+    assert (point.value, point.step) == (finetuned["top1"], finetuned["macs"] // 10**6)
+    steps = {
+        phase: [point.step for point in mlflow_client.get_metric_history(run.info.run_id, f"{phase}/val_top1")]
+        for phase in ("dense", "regularized", "finetune")
+    }
+    assert steps == {"dense": [1], "regularized": [2], "finetune": [3]}
+
+
+def test_a_run_that_starts_again_replaces_the_earlier_one_in_mlflow(tmp_path: Path, mlflow_client: Any) -> None:
+    for _ in range(2):
+        tracker = Mirror(MlflowRuns(), tmp_path / "tuning")
+        tracker.run_started(CELL, [])
+        tracker.close()
+    (run,) = mlflow_runs(mlflow_client)
+    assert run.info.status == "KILLED"
+
+
+def test_mlflow_that_refuses_to_write_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://x")
+    tracker = Mirror(MlflowRuns(), tmp_path / "tuning")
+    with pytest.warns(TrackerWarning, match="MlflowRuns failed .*nowhere") as caught:
+        tracker.run_started(CELL, [])
+    assert "MLFLOW_TRACKING_URI" not in str(caught[0].message)
+
+
+def test_mlflow_without_a_place_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("mlflow.MlflowClient", Mock(side_effect=MlflowException("no store")))
+    tracker = Mirror(MlflowRuns(), tmp_path / "tuning")
+    with pytest.warns(TrackerWarning, match="no store; set MLFLOW_TRACKING_URI to your server's address"):
+        tracker.run_started(CELL, [])
+
+
+def test_a_tracker_without_its_package_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.running.trackers.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"'mlflow' needs a package that is not installed: pip install '\.\[mlflow\]'"):
+        check_trackers(["csv", "mlflow"])
+
+
 def test_csv_files_hold_every_epoch_and_a_row_per_run(tmp_path: Path) -> None:
     tracker = Mirror(CsvFiles(tmp_path / "tracks"), tmp_path / "tuning")
     record = run_cell(small_bench(tmp_path, observers=[tracker]), CELL)
@@ -155,7 +224,7 @@ def test_names_of_trackers(tmp_path: Path) -> None:
     assert check_trackers(["csv", "none", "csv"]) == ["csv"] and check_trackers(["none"]) == []
     with pytest.raises(ValueError, match="Did you mean 'tensorboard'"):
         check_trackers(["tensorbord"])
-    assert len(open_trackers(["wandb", "tensorboard", "csv"], "disabled", tmp_path)) == 3
+    assert len(open_trackers(["wandb", "tensorboard", "mlflow", "csv"], "disabled", tmp_path)) == 4
 
 
 def test_configuration_is_flat_and_serialisable(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
-"""The W&B report: its panels show metrics that runs really log. The package that saves it is replaced by a recorder."""
+"""The W&B report: its panels show metrics that runs really log. The package that makes it is
+replaced by a recorder in the first tests; the last uses the real one, and a stand-in for the server."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +14,27 @@ from typing import Any
 import pytest
 
 from benchmarks import cli
-from benchmarks.running.wandb_mirror import CURVES, PHASES, Place, log_overview, log_result, overview_row
+from benchmarks.escape import for_markdown
+from benchmarks.records.record import Record
+from benchmarks.running.run import run_cell
+from benchmarks.running.run_config import record_config
+from benchmarks.running.wandb_mirror import (
+    CURVES,
+    OVERVIEW_TABLE,
+    PHASES,
+    Place,
+    log_overview,
+    log_result,
+    notes_of,
+    overview_row,
+)
 from benchmarks.running.wandb_report import NEEDS, make_report
 from tests.benchmarks.fakes import fake_record
-from tests.benchmarks.small import small_cell
+from tests.benchmarks.small import small_bench, small_cell
 from tests.benchmarks.test_wandb_replay import FakeRun
+from tests.benchmarks.wandb_server import ENTITY, StandIn, stand_in
 
+ROOT = Path(__file__).parents[2]
 PLACE = Place("online", Path("wandb"), entity="team")
 
 
@@ -66,6 +85,16 @@ def test_report_is_of_one_group_and_says_how_to_repeat_it(report: Any) -> None:
     assert report.blocks[0].text.endswith("Repeat it: `python -m benchmarks run small`") and report.entity == "team"
 
 
+def test_texts_of_records_make_no_markup(report: Any) -> None:
+    text = "![see](https://example.com/track.png) <script>`x`\n# Heading"
+    record = fake_record(small_cell("oicsr-gl"), provenance={"commit": text, "device": text}, strength_source=text)
+    about = make_report(PLACE, record, "python -m benchmarks run small").blocks[0].text
+    notes = notes_of(record_config(record))
+    for shown in (about, notes or ""):
+        assert for_markdown(text) in shown
+        assert not any(part in shown for part in ("![see](https:", "<script", "\n# "))
+
+
 def test_panels_do_not_cover_each_other(report: Any) -> None:
     for block in report.blocks:
         if block.kind == "PanelGrid":
@@ -80,9 +109,60 @@ def test_panels_do_not_cover_each_other(report: Any) -> None:
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pip install wandb-workspaces"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[wandb-report\]'"):
         make_report(PLACE, fake_record(small_cell("oicsr-gl")), "command")
     assert "wandb-workspaces" in NEEDS
+
+
+def test_what_is_published_online_reaches_the_server(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    record = run_cell(bench, small_cell("oicsr-gl"))
+    assert record.complete
+    command = [sys.executable, "-m", "benchmarks", "publish", "--results", str(bench.results), "--wandb", "online"]
+    command += ["--entity", ENTITY, "--folder", str(tmp_path / "wandb"), "--report"]
+    with stand_in() as server:
+        account = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40, "PYTHONPATH": str(ROOT)}
+        outputs = []
+        for _ in range(2):
+            done = subprocess.run(
+                command, cwd=tmp_path, env=os.environ | account, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            outputs.append(done.stdout)
+    check_runs(server, record)
+    check_reports(server)
+    assert "2 W&B runs written, 0 unchanged" in outputs[0] and "0 W&B runs written, 2 unchanged" in outputs[1]
+    assert all(f"report: {server.address}/team/oicsr/reports/small-quick" in output for output in outputs)
+
+
+def check_runs(server: StandIn, record: Record) -> None:
+    """The run has its configuration, tags, curves and results; the overview has its tables."""
+    (run,) = [run for run in server.runs.values() if run["jobType"] == "run"]
+    (overview,) = [run for run in server.runs.values() if run["jobType"] == "overview"]
+    config = {name: entry["value"] for name, entry in json.loads(run["config"]).items()}
+    assert run["groupName"] == overview["groupName"] == "small-quick" and "oicsr-gl" in run["tags"]
+    assert config["strength"] == record.strength and config["commit"] == record.provenance["commit"]
+    points = server.history(run["name"])
+    assert [point["epoch"] for point in points if "dense/val_top1" in point] == [1]
+    tops = {name: value for point in points for name, value in point.items() if name.startswith("accuracy_against")}
+    assert tops == {f"accuracy_against_macs/{state}": measured["top1"] for state, measured in record.states.items()}
+    assert any(OVERVIEW_TABLE in artifact["artifactCollectionName"] for artifact in server.artifacts)
+
+
+def check_reports(server: StandIn) -> None:
+    """The second report replaces the first; both show runs of the group, in panels that the server understands."""
+    first, second = server.reports
+    assert first["id"] is None and second["id"] == "report1"
+    assert first["displayName"] == "small-quick: accuracy against MACs" and first["entityName"] == ENTITY
+    grids = [block["metadata"] for block in first["spec"]["blocks"] if block["type"] == "panel-grid"]
+    panels = [panel for grid in grids for panel in grid["panelBankSectionConfig"]["panels"]]
+    kinds = [panel["viewType"] for panel in panels]
+    assert kinds == ["Weave", *["Scatter Plot"] * 4, *["Run History Line Plot"] * 4]
+    assert [panel["config"]["xAxis"] for panel in panels[1:4]] == [
+        f"summary:{state}/macs" for state in ("pruned", "recalibrated", "finetuned")
+    ]
+    filters = [json.dumps(runs["filters"]) for grid in grids for runs in grid["runSets"]]
+    assert len(filters) == 3 and all('"small-quick"' in text and '"jobType"' in text for text in filters)
 
 
 def test_a_report_needs_the_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,45 @@ def test_attention_of_a_backbone_is_that_of_the_whole(granularity: str) -> None:
     assert oicsr.selection.MacsModel(couplings, model, x).macs(stays) == oicsr.count_macs(small, x)
 
 
+class Cached(Tables):
+    """Keeps its table in evaluation mode, by the kind of device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias_cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Cached:
+        if mode:
+            self.bias_cache = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.training or x.device.type not in self.bias_cache:
+            bias = self.table[self.places].view(5, 5, -1).permute(2, 0, 1)
+            if self.training:
+                return self.mixed(q, k, v, bias)
+            self.bias_cache[x.device.type] = bias
+        return self.mixed(q, k, v, self.bias_cache[x.device.type])
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        x = (q @ k.transpose(-2, -1) * 0.5 + bias).softmax(-1) @ v * self.gate
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+def test_a_table_that_was_kept_in_evaluation_mode_is_made_again() -> None:
+    torch.manual_seed(0)
+    model, x = Network(Cached()).double().eval(), torch.randn(2, 5, 12, dtype=torch.float64)
+    couplings = found(model, x, "head")
+    assert [(c.kind, c.num_channels) for c in couplings] == [("head", 4)]
+    with torch.no_grad():
+        model(x)
+    small, _ = check_exact(model, (x,), couplings, {couplings[0].name: [1, 3]})
+    assert model.attention.bias_cache["cpu"].shape == (4, 5, 5)
+    assert small.attention.num_heads == 2
+
+
 def one_head(width: int, heads: int, value: Tensor | None = None) -> Network:
     """Return an attention whose outputs can be computed by hand, with nothing but itself between input and head."""
     torch.manual_seed(0)

@@ -102,7 +102,7 @@ def test_one_target_only() -> None:
 def test_summary_and_repr() -> None:
     result = oicsr.prune(Chain(), IMAGES, macs_kept=0.5, tolerance=0.1)
     lines = result.summary().splitlines()
-    assert lines[0] == "Chain, pruned in 1 step(s)"
+    assert lines[0] == "Chain, pruned in one step"
     assert f"MACs: {result.macs[0]:,} -> {result.macs[1]:,}" in lines[1]
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["MACs", "parameters", "channels"]
     assert repr(result).startswith("PruningResult(Chain, MACs")

@@ -71,7 +71,7 @@ def test_norms_of_the_dense_network_after_surgery() -> None:
     done = oicsr.rescale(small, x, norms)
     assert torch.allclose(small.conv1.weight.flatten(1).norm(dim=1), torch.tensor(norms["conv1"]))
     assert dict(done.left) == {"fc": "its output is not read by one BatchNorm alone"}
-    assert str(done) == "4 rows in 2 layers rescaled, 1 layers left as they are"
+    assert str(done) == "4 rows in 2 layers rescaled, 1 layer left as it is"
 
 
 def test_a_norm_per_row_and_layers_without_one() -> None:

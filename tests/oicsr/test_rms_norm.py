@@ -72,3 +72,100 @@ def test_an_epsilon_that_is_left_to_pytorch_is_refused() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="with eps=None, which has to change with the width"):
         couplings = oicsr.find_couplings(model, x, scope="all")
     assert [c.name for c in couplings] == ["up"]
+
+
+class Called(nn.Module):
+    """The function, with the epsilon on the module."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(width) + 0.5), 1e-2
+        self.normalized_shape = (width,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+class Written(nn.Module):
+    """Written out, as Llama's is: in a type of its own, with the epsilon under another name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(width) + 0.5), 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float64)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * wide.to(x.dtype)
+
+
+class Divided(nn.Module):
+    """Divides by the root, without an epsilon."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x * x).mean(dim=-1, keepdim=True).sqrt() * self.gain
+
+
+class Images(nn.Module):
+    """Over the channels of an image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(width, 1, 1) + 0.5), 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(1, keepdim=True) + self.eps) ** -0.5 * self.weight
+
+
+class Literal(nn.Module):
+    """The epsilon is a number in the code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.0625) * self.weight
+
+
+@pytest.mark.parametrize("norm", [Called, Written, Divided, Images])
+def test_other_forms_of_the_same_go_exactly(norm: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    image = norm is Images
+    first, last = (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)) if image else (nn.Linear(3, 8), nn.Linear(8, 2))
+    model = nn.Sequential(first, norm(8), last).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64) if image else torch.randn(5, 3, dtype=torch.float64)
+    (coupling,) = oicsr.find_couplings(model, x)
+    assert (coupling.name, coupling.num_channels) == ("0", 8)
+    with torch.no_grad():
+        first.weight[[1, 4, 6]] = 0
+        first.bias[[1, 4, 6]] = 0
+    small = oicsr.remove_channels(model, PruningPlan.from_kept([coupling], {"0": [0, 2, 3, 5, 7]}))
+    torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+    before, after = next(model[1].parameters()).flatten(), next(small[1].parameters()).flatten()
+    torch.testing.assert_close(after, before[[0, 2, 3, 5, 7]] * (8 / 5) ** 0.5)
+    for name in {"eps", "variance_epsilon"} & set(vars(model[1])):
+        assert vars(small[1])[name] == pytest.approx(1e-2 * 8 / 5) and vars(model[1])[name] == 1e-2
+
+
+def test_an_epsilon_in_the_code_is_refused_by_its_value() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 8), Literal(8), nn.Linear(8, 2)), torch.randn(5, 3)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=r"with 0\.0625 added, .* keep it in an attribute of the"):
+        assert oicsr.find_couplings(model, x) == []
+
+
+class Squares(nn.Module):
+    """A mean of squares that is itself the result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.pow(2).mean(-1, keepdim=True)
+
+
+def test_a_mean_of_squares_that_divides_nothing_keeps_its_channels() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 8), Squares(), nn.Linear(1, 2)), torch.randn(5, 3)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="reduces over the channels"):
+        assert oicsr.find_couplings(model, x) == []

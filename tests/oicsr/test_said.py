@@ -50,10 +50,17 @@ def test_hooks_that_change_no_values_are_not_named() -> None:
 @pytest.mark.parametrize(
     ("run", "parts", "reason"),
     [
-        (lambda net, x: net.o(x @ net.w), {"w": weight(6, 8)}, r"aten\.matmul.*so that 'w' stays as it is"),
-        (lambda net, x: net.o(torch.addmm(net.c, x, net.w)), {"w": weight(6, 8), "c": weight(8)}, r"addmm.*'w' stays"),
-        (lambda net, x: net.o(net.r(x)[0]), {"r": nn.GRU(6, 8)}, r"aten\.gru.*'r\.weight_ih_l0' stays"),
-        (lambda net, x: net.o(net.l(x, x)), {"l": nn.Bilinear(6, 6, 8)}, r"aten\.bilinear.*'l\.weight' stays"),
+        (
+            lambda net, x: net.o(torch.linalg.multi_dot([x, net.w, net.v])),
+            {"w": weight(6, 8), "v": weight(8, 8)},
+            r"aten\.linalg_multi_dot.*so that 'w' stays as it is",
+        ),
+        (
+            lambda net, x: net.o(torch.linalg.solve(net.v, x @ net.w, left=False)),
+            {"w": weight(6, 8), "v": weight(8, 8)},
+            r"linalg_solve.*'v' stays",
+        ),
+        (lambda net, x: net.o(torch.cdist(x, net.v)), {"v": weight(8, 6)}, r"aten\.cdist.*'v' stays"),
         (
             lambda net, x: net.o(torch.cond(x.sum() > 0, lambda v: net.p(v), lambda v: net.q(v).relu(), (x,))),
             {"p": nn.Linear(6, 8), "q": nn.Linear(6, 8)},
@@ -61,7 +68,7 @@ def test_hooks_that_change_no_values_are_not_named() -> None:
         ),
         (lambda net, x: net.o(net.p(x) + x @ torch.ones(6, 8)), {"p": nn.Linear(6, 8)}, r"aten\.matmul"),
     ],
-    ids=["product", "sum and product", "recurrence", "bilinear", "branches", "a constant matrix"],
+    ids=["products", "equations", "distances", "branches", "a constant matrix"],
 )
 def test_weights_that_no_rule_follows_are_named(
     run: Callable[..., Tensor], parts: dict[str, object], reason: str
@@ -95,7 +102,7 @@ def test_outputs_that_show_little_are_said(run: Callable[..., Tensor], said: str
 def test_noise_whose_amount_depends_on_a_width_hides_nothing() -> None:
     def scaled(net: Net, x: Tensor) -> Tensor:
         x = net.a(x)
-        return net.o(net.b((x + 0.1 * torch.randn_like(x)) / x.shape[1]))
+        return net.o(net.b((x + 0.1 * torch.randn_like(x)) + x.shape[1]))
 
     def honest(net: Net, x: Tensor) -> Tensor:
         x = functional.relu(net.a(x))

@@ -16,6 +16,7 @@ from benchmarks.analysis.comparison import AFTER_SURGERY, DRAWN_METHODS, MAIN_ME
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.figures.style import (
     DENSE_LINE,
+    LEAST_SEEDS,
     LONG_LINE,
     WIDTH,
     Files,
@@ -55,9 +56,10 @@ def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
     with style():
         figure = Figure(figsize=(WIDTH, 6.9), layout="constrained")
         panels = figure.subplots(2, 2).ravel()
+        lines = [*drawn_methods(comparison), *comparison.others[:1]]  # a rival that wins must not be left out
         for axes, state in zip(panels, AFTER_SURGERY, strict=False):
             axes.set_title(STATE_TITLES[state])
-            _curves(axes, comparison, state, _lines(comparison))
+            _curves(axes, comparison, state, lines)
             axes.set_xlabel("MACs kept (%)")
             axes.set_ylabel("test top-1 (%)")
             _target_ticks(axes, comparison.targets)
@@ -88,11 +90,6 @@ def _target_ticks(axes: Axes, targets: Sequence[float]) -> None:
     axes.invert_xaxis()
 
 
-def _lines(comparison: Comparison) -> list[str]:
-    """Return the methods that are drawn, and the best of the others: a rival that wins must not be left out."""
-    return [*drawn_methods(comparison), *comparison.others[:1]]
-
-
 def _curves(axes: Axes, comparison: Comparison, state: str, methods: Sequence[str]) -> None:
     table = comparison.table
     if table[f"{state}_top1"].isna().all():
@@ -121,7 +118,7 @@ def _method_line(axes: Axes, rows: pd.DataFrame, state: str, look: Look, aside: 
     axes.errorbar(
         100 * rows["macs"] / rows["dense_macs"] + aside,
         100 * rows[f"{state}_top1"],
-        yerr=_errors(rows[f"{state}_ci95"].tolist()),
+        yerr=_errors(rows[f"{state}_ci95"].where(rows["n"] >= LEAST_SEEDS).tolist()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,
@@ -158,7 +155,8 @@ def all_methods(comparison: Comparison, title: str) -> Files:
         panels = np.atleast_1d(figure.subplots(1, len(views), sharey=True))
         for axes, (target, states) in zip(panels, views, strict=True):
             _dots(axes, comparison, target, methods, states)
-            axes.set_title(_broken(STATE_TITLES[states[0]]) if single else f"{100 * target:.0f} %", fontsize=11)
+            state = STATE_TITLES[states[0]].replace(" ", "\n", 1)  # in two lines
+            axes.set_title(state if single else f"{100 * target:.0f} %", fontsize=11)
             axes.tick_params(axis="x", labelsize=LABEL)
             axes.set_xlabel("top-1 (%)", fontsize=LABEL)
         panels[0].set_yticks(range(len(methods)), [label_of(comparison, name) for name in methods], fontsize=LABEL)
@@ -167,10 +165,6 @@ def all_methods(comparison: Comparison, title: str) -> Files:
             legend_below(figure, panels[0])
         headline(figure, _all_methods_title(comparison, title))
         return render(figure)
-
-
-def _broken(text: str) -> str:
-    return text.replace(" ", "\n", 1)
 
 
 def _all_methods_title(comparison: Comparison, title: str) -> str:
@@ -194,7 +188,7 @@ def _dots(axes: Axes, comparison: Comparison, target: float, methods: Sequence[s
             axes.errorbar(
                 100 * float(table[f"{state}_top1"][method]),
                 position + aside,
-                xerr=None if math.isnan(half) else 100 * half,
+                xerr=None if math.isnan(half) or table["n"][method] < LEAST_SEEDS else 100 * half,
                 color=look_of(method).colour if method in MAIN_METHODS else "#505050",
                 markersize=4.5,
                 elinewidth=0.8,

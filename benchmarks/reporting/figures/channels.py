@@ -190,12 +190,9 @@ def _joint(axes: Axes, layers: dict[str, tuple[Array, Array, NDArray[np.bool_]]]
     for axis in (axes.xaxis, axes.yaxis):
         plain_log_axis(axis)
         axis.set_minor_locator(NullLocator())  # over eight powers of ten they are a grey edge, and half of the time
-    axes.set_title(f"{_broken(title)}\nrank correlation {rank_correlation(out, inward):.2f}", fontsize=11)
-
-
-def _broken(title: str) -> str:
-    """Break a long title at its first bracket."""
-    return title.replace(" (", "\n(", 1) if len(title) > 30 else title
+    if len(title) > 30:
+        title = title.replace(" (", "\n(", 1)
+    axes.set_title(f"{title}\nrank correlation {rank_correlation(out, inward):.2f}", fontsize=11)
 
 
 def _relative(values: Array) -> Array:

@@ -89,6 +89,8 @@ Files = dict[str, bytes]
 
 LEGEND_COLUMNS = 4
 
+LEAST_SEEDS = 3  # of an interval that is drawn: over two seeds it is 13 standard errors wide
+
 SCATTER_MARK = 36.0  # square points; of a cloud's marks in a legend
 
 TITLE_SHARE = 0.98  # of the figure's width, at most
@@ -178,15 +180,15 @@ def seeds_text(comparison: Comparison) -> str:
     count = str(low) if low == high else f"{low} to {high}"
     quick = ", says nothing about the claim" if comparison.profile == "quick" else ""
     seeds = "one seed only: its spread is not known" if high == 1 else f"n = {count} seeds"
-    mixed = "; *: one seed" if low == 1 < high else ""
+    mixed = "; *: fewer than 3, without bars" if low < LEAST_SEEDS <= high else ""
     return f"profile {comparison.profile}{quick}, {seeds}{mixed}"
 
 
 def label_of(comparison: Comparison, method: str) -> str:
-    """Return a method's name in legends, with a mark where it has one seed and others have more."""
+    """Return a method's name in legends, with a mark where it has too few seeds for a spread and others have enough."""
     table = comparison.table
-    alone = int(table["n"].max()) > 1 and int(table.loc[table["method"] == method, "n"].max()) == 1
-    return f"{find_method(method).title}{' *' if alone else ''}"
+    few = int(table["n"].max()) >= LEAST_SEEDS > int(table.loc[table["method"] == method, "n"].max())
+    return f"{find_method(method).title}{' *' if few else ''}"
 
 
 def drawn_methods(comparison: Comparison) -> list[str]:

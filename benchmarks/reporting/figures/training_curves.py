@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchmarks.analysis.comparison import Comparison, rank
 from benchmarks.analysis.statistics import summarize
@@ -29,7 +29,6 @@ from benchmarks.reporting.figures.style import (
     label_of,
     legend_below,
     look_of,
-    plain_log_axis,
     render,
     seeds_text,
     style,
@@ -188,6 +187,10 @@ def _short(title: str, width: int = 26) -> str:
     return title[:at] + "\n" + title[at + 1 :] if at > 0 else title
 
 
+def _known(found: Mapping[str, Sequence[float | None]], metric: str) -> bool:
+    return bool(found[metric]) and None not in found[metric]
+
+
 def _strength_panel(
     axes: Axes,
     tries: Mapping[str, Tries],
@@ -197,14 +200,18 @@ def _strength_panel(
 ) -> None:
     scale = 1 if metric == "loss" else 100
     axes.set_xscale("log")
-    plain_log_axis(axes.xaxis)
-    axes.xaxis.set_major_locator(LogLocator(numticks=4))
+    tried = [float(strength) for found in tries.values() for strength, each in found.items() if _known(each, metric)]
+    tried = tried or [1.0]
+    middle = float(f"{math.sqrt(min(tried) * max(tried)):.1g}")
+    axes.xaxis.set_major_locator(FixedLocator(sorted({min(tried), middle, max(tried)})))  # decades leave one label
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:.2g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=SMALL - 2)
     for position, target in enumerate(targets):
         points = sorted(
             (float(strength), scale * summarize(found[metric]).mean)
             for strength, found in tries.get(target, {}).items()
-            if found[metric] and None not in found[metric]
+            if _known(found, metric)
         )
         colour = TARGET_COLOURS[position % len(TARGET_COLOURS)]
         marker = TARGET_MARKERS[position % len(TARGET_MARKERS)]
