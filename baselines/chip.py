@@ -101,7 +101,10 @@ def _watched(model: nn.Module, taps: Sequence[tuple[Member, bool]]) -> Iterator[
     seen: dict[int, Tensor] = {}
 
     def hook(position: int, at_input: bool) -> object:
+        """Return a hook that keeps what enters or leaves a layer."""
+
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            """Keep it under the layer's position."""
             seen[position] = (inputs[0] if at_input else output).detach().clone()
 
         return keep

@@ -116,6 +116,7 @@ def for_target(couplings: Sequence[Coupling], growth: float, target: Target) -> 
     """Build the penalty on the filters that the method's selection would remove at the target."""
 
     def choose(model: nn.Module, norms: Sequence[Tensor]) -> list[Tensor]:
+        """Return which filters of each coupling the selection would remove."""
         kept = target.plan(model, over_mean(norms)).kept
         return [~channel_mask(coupling, kept).to(norm.device) for coupling, norm in zip(couplings, norms, strict=True)]
 

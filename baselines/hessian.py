@@ -62,6 +62,7 @@ def fisher_diagonal(
     chosen = {name: weights.pop(name) for name in names}
 
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        """Return the cross-entropy of one image, as a function of the chosen parameters."""
         return functional.cross_entropy(functional_call(model, parameters | weights, (image[None],)), label[None])
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")

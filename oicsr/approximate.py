@@ -55,9 +55,7 @@ def _rms_norm(
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
-    axes = tuple(range(-len(normalized_shape), 0))
-    normalized = input * (input.square().mean(axes, keepdim=True) + eps).rsqrt()
-    normalized = normalized if weight is None else normalized * weight
+    normalized = functional.rms_norm(input, list(normalized_shape), weight, eps)
     return normalized if bias is None else normalized + bias
 
 

@@ -270,18 +270,9 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
 
 def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, list[str]]:
     """Return for each coupling the modules in which its channels are reshaped, cut or repeated by numbers."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    for node in graph.nodes:
-        if node.op != "call_function" or not operator_name(node).removeprefix("aten::").startswith(CUTS):
-            continue
-        values = [tracer.values.get(n) for n in (node, *node.all_input_nodes)]
-        for value in values:
-            for part in value if isinstance(value, list) else [value]:
-                if part is not None and part.ids is not None:
-                    for number in index.owner[index.roots[part.ids.flatten()]].unique().tolist():
-                        if number >= 0:
-                            found[index.names[number]][module_path(node)] = None
-    return defaultdict(list, {name: list(paths) for name, paths in found.items()})
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    cuts = [node for node in calls if operator_name(node).removeprefix("aten::").startswith(CUTS)]
+    return index.paths(tracer, ((n, [module_path(node)]) for node in cuts for n in (node, *node.all_input_nodes)))
 
 
 def _refusal(module: nn.Module, path: str, failure: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -111,6 +111,28 @@ class ChannelIndex:
     owner: Tensor
     number: Tensor
     names: Mapping[CouplingId, str]
+
+    def names_of(self, labels: Tensor) -> list[str]:
+        """Return the couplings that some labels belong to, by name."""
+        owners = self.owner[self.roots[labels]]
+        return [self.names[CouplingId(owner)] for owner in owners[owners >= 0].unique().tolist()]
+
+    def parts(self, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each of these couplings, by name, with the channel id of each label in it; -1 where it has none."""
+        owners, numbers = self.owner[self.roots[labels]], self.number[self.roots[labels]]
+        for owner in owners[owners >= 0].unique().tolist():
+            yield self.names[CouplingId(owner)], torch.where(owners == owner, numbers, -1)
+
+    def paths(self, tracer: Tracer, places: Iterable[tuple[fx.Node, Iterable[str]]]) -> dict[str, list[str]]:
+        """Return for each coupling the paths that are given for the values that hold its channels, each once."""
+        found: dict[str, dict[str, None]] = defaultdict(dict)
+        for node, paths in places:
+            value = tracer.values.get(node)
+            for part in value if isinstance(value, list) else [value]:
+                if part is not None and part.ids is not None:
+                    for name in self.names_of(part.ids.flatten()):
+                        found[name].update(dict.fromkeys(paths))
+        return defaultdict(list, {name: list(paths) for name, paths in found.items()})
 
     @staticmethod
     def build(tracer: Tracer, roots: Tensor, reasons: Reasons) -> ChannelIndex:

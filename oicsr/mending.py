@@ -8,8 +8,7 @@ channels, or in those that produce them. Every remedy has to pass the proof, by 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -45,7 +44,8 @@ def mend(
     bench = Bench(traced.twin, inputs)
     if bench.whole.failure:
         return list(couplings), proof
-    paths = _paths(traced)
+    places = ((node, [module_path(reader) for reader in (node, *node.users)]) for node in traced.graph.nodes)
+    paths = traced.index.paths(traced.tracer, places)  # through which channels go, and the network itself
     mended: dict[str, Coupling] = {}
     for coupling in couplings:
         if coupling.name in proof.refuted:
@@ -105,18 +105,3 @@ def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tupl
     yield rows
     if 1 < len(whole) <= MOST_READERS:
         yield from ((entry,) for entry in whole.values())
-
-
-def _paths(traced: Traced) -> Mapping[str, list[str]]:
-    """Return for each coupling the modules through which its channels go, and the network itself."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    index = traced.index
-    for node in traced.graph.nodes:
-        value = traced.tracer.values.get(node)
-        for part in value if isinstance(value, list) else [value]:
-            if part is not None and part.ids is not None:
-                owners = index.owner[index.roots[part.ids.flatten()]]
-                for number in owners[owners >= 0].unique().tolist():
-                    for reader in (node, *node.users):
-                        found[index.names[number]][module_path(reader)] = None
-    return defaultdict(list, {name: list(paths) for name, paths in found.items()})

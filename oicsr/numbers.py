@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from oicsr.collect import ChannelIndex, CouplingId
@@ -49,13 +48,10 @@ def follow_counts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, C
     """Return the couplings with the numbers on modules that count slices of their channels."""
     found = dict(couplings)
     for count in tracer.counts:
-        roots = index.roots[count.labels]
-        owners, numbers = index.owner[roots], index.number[roots]
-        for owner in owners[owners >= 0].unique().tolist():
-            name = index.names[CouplingId(owner)]
+        for name, ids in index.parts(count.labels):
             if name in found:
-                channels = tuple(numbers[owners == owner].tolist())
-                number = Attribute(count.module, count.name, len(roots), channels=channels)
+                channels = tuple(ids[ids >= 0].tolist())
+                number = Attribute(count.module, count.name, len(count.labels), channels=channels)
                 attributes = tuple(dict.fromkeys([*found[name].attributes, number]))
                 found[name] = replace(found[name], attributes=attributes)
     return found
@@ -66,14 +62,9 @@ def note_parts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coup
     found = dict(couplings)
     for number, product in enumerate(tracer.products):
         for dim, labels in enumerate((product.channels, product.read) if product.kind == "weight" else ()):
-            if labels is None:
-                continue
-            owners, numbers = index.owner[index.roots[labels]], index.number[index.roots[labels]]
-            for owner in owners[owners >= 0].unique().tolist():
-                name = index.names[CouplingId(owner)]
+            for name, ids in index.parts(labels) if labels is not None else ():
                 if name in found:
-                    part = Part(number, dim, torch.where(owners == owner, numbers, -1))
-                    found[name] = replace(found[name], parts=(*found[name].parts, part))
+                    found[name] = replace(found[name], parts=(*found[name].parts, Part(number, dim, ids)))
     return found
 
 

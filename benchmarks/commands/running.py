@@ -39,7 +39,7 @@ from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
 from benchmarks.running.bench import Bench
 from benchmarks.running.checkpoints import CheckpointStore
-from benchmarks.running.console import ConsoleObserver, duration
+from benchmarks.running.console import ConsoleObserver, count_runs, duration
 from benchmarks.running.engines.contract import Engine
 from benchmarks.running.engines.driver import Driver, SweepOutcome
 from benchmarks.running.engines.local import InProcess, Processes
@@ -138,9 +138,9 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
         mine = [cell for cell in found.todo if sweep_of(cell) == name]
         part = expected.sweeps.get(name, SweepEstimate())
         time = "time unknown" if part.seconds is None else duration(part.seconds)
-        say(f"{name[0]} ({name[1]}): {_runs(len(mine))}, {part.epochs} epochs, {time}")
+        say(f"{name[0]} ({name[1]}): {count_runs(len(mine))}, {part.epochs} epochs, {time}")
         for method in dict.fromkeys(cell.method for cell in mine):
-            say(f"  {method}: {_runs(sum(cell.method == method for cell in mine))}")
+            say(f"  {method}: {count_runs(sum(cell.method == method for cell in mine))}")
     known = all(part.seconds is not None for part in expected.sweeps.values())
     total = f"about {duration(expected.total)} in sequence" if known else "time unknown,"
     say(
@@ -151,10 +151,6 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
         warn_of_length(bench, found.todo, expected.total, say)
     warn_of_untuned(bench, found.todo, say)
     return OK
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
@@ -202,7 +198,7 @@ def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Conso
     expected = estimate(bench, todo, found.complete, tell=say)
     seconds = expected.total / min(options.jobs, len(todo))
     profiles = ", ".join(dict.fromkeys(f"{cell.experiment.name} ({cell.profile_name})" for cell in todo))
-    say(f"{profiles}: {_runs(len(todo))} on {bench.device}, expected to take about {duration(seconds)}")
+    say(f"{profiles}: {count_runs(len(todo))} on {bench.device}, expected to take about {duration(seconds)}")
     warn_of_length(bench, todo, seconds, say)
     warn_of_untuned(bench, todo, say)
     minutes = options.budget_minutes
@@ -271,7 +267,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
     if outcome.left:
         console.print(
-            f"{outcome.stopped}: {_runs(len(outcome.left))} left; the progress is in the checkpoints, and "
+            f"{outcome.stopped}: {count_runs(len(outcome.left))} left; the progress is in the checkpoints, and "
             "the same command continues from there. Next: "
             + ", ".join(cell.label for cell in outcome.left[:3])
             + (", ..." if len(outcome.left) > 3 else ""),

@@ -17,7 +17,7 @@ from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import by_priority, cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
-from benchmarks.running.console import duration
+from benchmarks.running.console import count_runs, duration
 from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
 
 UNKNOWN = "time left unknown: no epoch measured on this machine yet"
@@ -73,8 +73,7 @@ def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
     states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
     counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
     left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN
-    runs = "1 run" if len(sweep.cells) == 1 else f"{len(sweep.cells)} runs"
-    lines = [f"{title}: {runs}: {counts}; {left}", *_matrix(sweep)]
+    lines = [f"{title}: {count_runs(len(sweep.cells))}: {counts}; {left}", *_matrix(sweep)]
     for state in (PARTIAL, FAILED, DAMAGED):
         cells = [cell for cell in sweep.cells if cell.state == state]
         for item in cells[:listed]:

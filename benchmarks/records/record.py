@@ -29,6 +29,7 @@ from benchmarks.records.rows import (
 from benchmarks.records.schema import COMPLETE as COMPLETE
 from benchmarks.records.schema import RecordError as RecordError
 from benchmarks.records.schema import check_values
+from benchmarks.records.signatures import SUFFIX
 
 SCHEMA = "oicsr-record-1"
 
@@ -41,7 +42,7 @@ CHECKSUM, HISTORY_CHECKSUM, CHANNELS_CHECKSUM = "record_sha256", "history_sha256
 
 BESIDE = {"history.csv": HISTORY_CHECKSUM, "channels.csv": CHANNELS_CHECKSUM}  # files that belong to a record
 
-SIGNATURE = "record.json.sig"  # where somebody signed it
+SIGNATURE = f"record.json{SUFFIX}"  # where somebody signed it
 
 
 @dataclass(frozen=True)

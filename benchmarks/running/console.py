@@ -23,6 +23,11 @@ from benchmarks.running.stages import Stage
 HEARTBEAT = 30.0  # seconds of silence at most, without a terminal
 
 
+def count_runs(count: int) -> str:
+    """Return a number of runs in words: `1 run`, `2 runs`."""
+    return "1 run" if count == 1 else f"{count} runs"
+
+
 def duration(seconds: float) -> str:
     """Return a time as people say it: `45 s`, `12 min`, `5 h 20 min`, `18 days 19 h`.
 

@@ -21,6 +21,7 @@ from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.calls import argument, axes_of, axis_of, gives_many, operator_name, shape_of, shapes_of, source_of
 from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.names import ADDING, COMBINING, UNARY
 from oicsr.rules.notes import Product, Slot
 from oicsr.rules.table import Value, aten, find_rule
 
@@ -37,6 +38,8 @@ SUMS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
 MEANS = frozenset(aten("mean var std var_mean std_mean"))
 NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
 PRODUCTS = frozenset(aten("matmul mm bmm"))
+JOINED = frozenset(aten("cat concat concatenate"))
+ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
 
 
 @dataclass(frozen=True)
@@ -132,11 +135,9 @@ def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
         return _reduced(tracer, node, exact=name in SUMS)
     if name in NORMS:
         return _normalized(tracer, node, name)
-    if name in aten("cat concat concatenate"):
+    if name in JOINED:
         return _joined(tracer, node)
-    from oicsr.rules.elementwise import ADDING, COMBINING, UNARY
-
-    if name in {*aten(UNARY), *aten(COMBINING), *aten(ADDING)} and not gives_many(node):
+    if name in ELEMENTWISE and not gives_many(node):
         return _together(tracer, node, [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)])
     return None
 
@@ -270,23 +271,25 @@ def has_weight(tracer: Tracing, weight: Any) -> bool:
     return weight in tracer.parameters or (is_computed(tracer, weight) and weight_axes(tracer, weight) is not None)
 
 
+def _axis(tracer: Tracing, weight: fx.Node, dim: int) -> Axis | None:
+    axes = weight_axes(tracer, weight)
+    return None if axes is None else axes[dim]
+
+
 def note_layer(
     tracer: Tracing, node: fx.Node, weight: fx.Node, *, rows: int | None = None, read: int | None = None
 ) -> None:
     """Remember a layer whose weight is computed, for what it costs; `rows`, `read`: the axes of its weight."""
     if weight in tracer.parameters:
         return
-    axes = weight_axes(tracer, weight)
-    labels = [
-        None if axes is None or dim is None or (axis := axes[dim]) is None else axis.labels for dim in (rows, read)
-    ]
+    axes = [None if dim is None else _axis(tracer, weight, dim) for dim in (rows, read)]
+    labels = [None if axis is None else axis.labels for axis in axes]
     tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1]))
 
 
 def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
     """Return the channels that a layer produces by an axis of a computed weight."""
-    axes = weight_axes(tracer, weight)
-    axis = None if axes is None else axes[dim]
+    axis = _axis(tracer, weight, dim)
     if axis is None:
         return tracer.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
     for key, _ in axis.sources:
@@ -326,8 +329,7 @@ def follow_computed(tracer: Tracing, node: fx.Node, dim: int, ids: Tensor, side:
 
 def keep_computed(tracer: Tracing, weight: fx.Node, dim: int, reason: str) -> None:
     """Let an axis of a computed weight stay as it is."""
-    axes = weight_axes(tracer, weight)
-    axis = None if axes is None else axes[dim]
+    axis = _axis(tracer, weight, dim)
     if axis is not None:
         tracer.sets.fix(axis.labels, reason)
 

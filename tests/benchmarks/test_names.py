@@ -106,7 +106,11 @@ def test_a_kept_sweep_is_called_like_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("dataset", "imagefolder:/home/someone/pictures"), ("dataset", "imagefolder:.@32"), ("weights", "/root/model.pt")],
+    [
+        ("dataset", "imagefolder:/home/someone/pictures"),
+        ("dataset", "imagefolder:.@32"),
+        ("weights", "/models/model.pt"),
+    ],
 )
 def test_merged_sweeps_do_not_say_what_is_read_here(
     tmp_path: Path, field: str, value: str, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,25 @@
+"""Operators that work element by element, by what they do to channels: their rules and those of weights need them."""
+
+from oicsr.rules.table import aten
+
+UNARY = aten(
+    """
+    relu relu6 gelu silu sigmoid hardsigmoid hardswish hardtanh leaky_relu elu selu celu tanh mish softplus softsign
+    dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout bernoulli neg negative exp exp2 expm1 log
+    log2 log10 log1p sqrt rsqrt square abs absolute erf erfc erfinv reciprocal round floor ceil trunc frac sign sgn sin
+    cos tan asin acos atan sinh cosh asinh acosh atanh logit log_sigmoid hardshrink softshrink tanhshrink rrelu
+    threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
+    clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
+    real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
+    randn_like randint_like fill zero uniform normal
+"""
+)
+ADDING = aten("add sub subtract rsub lerp addcmul addcdiv")
+COMBINING = aten(
+    """
+    mul multiply div divide floor_divide true_divide maximum minimum fmax fmin pow float_power where masked_fill clamp
+    clamp_min clamp_max clip logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor gt lt ge le eq ne
+    greater less greater_equal less_equal not_equal atan2 arctan2 hypot fmod remainder copysign xlogy logaddexp
+    logaddexp2 complex polar heaviside isclose copy __and__ __or__ __xor__
+"""
+)
