@@ -22,6 +22,7 @@ from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
 from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
+from benchmarks.records.recalibrations import all_recalibrations
 from benchmarks.records.record import RecordError
 from benchmarks.reporting.anatomy import with_outcomes
 from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
@@ -67,7 +68,7 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
     found, details = gathered or gather(results), Details(results)
     records = found.records
     study = Study(results, records, details, compare(records), judge(records, details), left_out=found.left_out)
-    sheets = all_sheets(study.comparisons)
+    sheets = all_sheets(study.comparisons, details, all_recalibrations(results))
     tables = [_tables(comparison) for comparison in study.comparisons]
     artefacts: Artefacts = {}
     for sheet in [*itertools.chain(*tables), *sheets]:

@@ -49,6 +49,16 @@ ONLY_BEGUN = f"only begun, fewer than {ENOUGH_SEEDS} networks"
 
 FIRST_CLAIMS = ("1", "11", "11f")  # the paper's own, and the strongest rival before and after fine-tuning
 
+# Of what README tells first: in this order, and no more of each kind.
+HEADLINE_ORDER = ("1", "11", "11f", "12f", "1r", "2c", "11r", "3c")
+HEADLINE_CLAIMS = 4
+HEADLINE_KINDS = (
+    ("Lost", REFUTED, True),
+    ("Does not hold", REFUTED, False),
+    ("Holds", SUPPORTED, False),
+    ("Not shown either way", INCONCLUSIVE, False),
+)
+
 KEY_MEASURES = {PRUNED: "Before fine-tuning", RECALIBRATED: "Recalibrated", FINETUNED: "Fine-tuned"}
 
 HEADER = "| | Claim | Verdict | Effect | 95 % interval | Margin | n | p (Holm) | On |"
@@ -87,19 +97,41 @@ def first_findings(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, Finding |
 
 
 def readme_headline(verdicts: Sequence[Verdict]) -> str:
-    """Return the README's first words on results."""
+    """Return the README's first words on results: what the highest tier says, losses first, and on what evidence."""
     tier = highest_tier(verdicts)
-    judged = [(verdict.claim, own) for verdict, own in first_findings(verdicts) if own and own.effect]
+    judged = [verdict for verdict in verdicts if tier and (own := verdict.at(tier)) and own.effect]
     if tier is None or not judged:
         return "**Results so far:** none that carries a verdict."
-    told = [
-        f"- {claim.short}: {_word(finding)}, {amount(claim, finding.effect.mean)}"
-        for claim, finding in judged
-        if finding.effect
-    ]
-    where = of_tier(verdicts, tier)
-    where = for_markdown(where[0].lower() + where[1:])
-    return "\n".join([f"**Results so far** ({where}; [more](#results)):", "", *told])
+    where = for_markdown(of_tier(verdicts, tier))
+    lines = [f"**Results so far.** {where}: {TIER_WORDS[tier]}. [More](#results).", ""]
+    for title, kind, lost in HEADLINE_KINDS:
+        found = [verdict for verdict in judged if _is(verdict, tier, kind, lost=lost)]
+        if found:
+            lines.append(f"- **{title}:** {_listed(found, tier)}.")
+    return "\n".join(lines)
+
+
+def _is(verdict: Verdict, tier: str, kind: str, *, lost: bool) -> bool:
+    finding = verdict.at(tier)
+    return finding is not None and finding.verdict == kind and finding.lost == lost
+
+
+def _listed(verdicts: Sequence[Verdict], tier: str) -> str:
+    """Return claims in a few words, the most important ones first, and how many others there are."""
+
+    def order(verdict: Verdict) -> tuple[int, int]:
+        name = verdict.claim.id
+        return HEADLINE_ORDER.index(name) if name in HEADLINE_ORDER else len(HEADLINE_ORDER), verdicts.index(verdict)
+
+    chosen = sorted(verdicts, key=order)[:HEADLINE_CLAIMS]
+    more = len(verdicts) - len(chosen)
+    return "; ".join(_in_words(verdict, tier) for verdict in chosen) + (f"; and {more} more" if more else "")
+
+
+def _in_words(verdict: Verdict, tier: str) -> str:
+    claim, finding = verdict.claim, verdict.at(tier)
+    assert finding is not None and finding.effect is not None
+    return f"{claim.short} ({amount(claim, finding.effect.mean)})" if claim.measure in POINTS else claim.short
 
 
 def _word(finding: Finding) -> str:

@@ -19,7 +19,7 @@ from benchmarks.records.recalibrations import (
     write_recalibrations,
 )
 from benchmarks.records.record import RecordError
-from benchmarks.running.run import _Run, validate_recalibrations, validate_recalibrated
+from benchmarks.running.run import _Run, validate_recalibrated, validate_recalibrations
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 ROW = Recalibrations("none", 0.5, 0, 0.0, 0.2, 0.8, {64: 0.7, 128: 0.8}, {64: 0.6, 128: 0.7})
