@@ -34,7 +34,7 @@ FIGURE_NOTE = (
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
     """Return a table with a row per test and tier, as Markdown lines."""
     lines = [
-        "| | Networks | Test | Outcome | Difference | 95 % interval | n | On |",
+        "| | Normalisation | Test | Outcome | Difference | 95 % interval | n | On |",
         "|---|---|---|---|---:|---:|---:|---|",
         *(_row(outcome) for outcome in found),
     ]
@@ -47,7 +47,7 @@ def _row(outcome: Outcome) -> str:
     where = ", ".join(dict.fromkeys(stratum.model for stratum in best.strata))
     cells = [
         prediction.id,
-        f"{'without' if prediction.plain else 'with'} normalisation",
+        "without" if prediction.plain else "with",
         f"{ours}{', rescaled' if prediction.rescaling else ''} {SIGNS[prediction.kind]} "
         f"{'as it is' if prediction.rescaling else rival}",
         f"**{TITLES[outcome.verdict].lower()}**",
