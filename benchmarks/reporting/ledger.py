@@ -17,14 +17,15 @@ EXPLANATION = (
     "experiments that start from the same networks count once. Every pair of network and data set has the same say. "
     "Effect: mean, with Student's t interval, which keeps its nominal coverage with 3 to 10 networks; the percentile "
     "bootstrap does not (it is in `claims.json` too). Recovery is counted in whole epochs, so its interval is never "
-    "narrower than one epoch allows. A claim of *more* holds where the effect is above zero and at least the margin, and "
-    "does not hold where an effect that large is excluded; a claim of *not worse* holds where a loss as large as the margin is excluded, and does not hold where there is one. Many claims are tested at once: "
-    "within each tier of evidence, p is adjusted by Holm's method over all of them, so that the chance of any false "
-    "verdict in the tier stays at 5 %. Tiers are computed from the records: *toy* is digits; *small* is all images of "
-    "a natural-image data set, with dense networks within five points of their published accuracy; *full* is that, at "
-    "the field's recipe and length. Quick runs, strengths that were not tuned on validation data, records of an older "
-    "protocol, and fewer than three networks carry no verdict. A verdict holds for the networks and data it names, and "
-    "for no others."
+    "narrower than one epoch allows. A claim of *more* holds where the effect is above zero and at least the margin, "
+    "and does not hold where an effect that large is excluded; a claim of *not worse* holds where a loss as large as "
+    "the margin is excluded, and does not hold where there is one. Many claims are tested at once: within each tier "
+    "of evidence, p is adjusted by Holm's method over all of them, so that the chance of any false verdict in the "
+    "tier stays at 5 %. Tiers are computed from the records: *toy* is digits; *small* is all images of a natural- "
+    "image data set, with dense networks within five points of their published accuracy; *full* is that, at the "
+    "field's recipe and length. Quick runs, strengths that were not tuned on validation data, records of an older "
+    "protocol, and fewer than three networks carry no verdict. A verdict holds for the networks and data it names, "
+    "and for no others."
 )
 
 TITLES = {
