@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": "run all combinations of networks, data sets, methods, targets and seeds",
     "status": "show which runs are done, partial, failed or missing",
     "tune": "choose strengths on the validation split and record the choice",
+    "recalibration": "measure what the number and augmentation of images do to recalibration",
     "report": "make tables, plots, RESULTS.md and the README's block from records",
     "merge": "import records made elsewhere, verifying each",
     "sign": "sign records with an SSH key, for `merge --signed-by`",

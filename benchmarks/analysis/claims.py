@@ -25,6 +25,8 @@ Measure = Callable[[Record, Details], float | None]
 
 PRUNED, RECALIBRATED, FINETUNED = "top-1 before fine-tuning", "top-1 recalibrated", "top-1 after fine-tuning"
 
+RECOVERY = "share of fine-tuning saved"
+
 BALANCE = "balance of scales and columns"
 
 FIRST_EPOCH = "top-1 on validation images after the first epoch of fine-tuning"
@@ -53,6 +55,11 @@ def _recovery(record: Record, details: Details) -> float | None:
     return -recovered_after(curve) / (len(curve) - 1)
 
 
+def resolution(measure: str, record: Record) -> float:
+    """Return the step in which a measure counts, where that is coarse: recovery in whole epochs of fine-tuning."""
+    return 1 / record.epochs["finetune"] if measure == RECOVERY and record.epochs.get("finetune") else 0.0
+
+
 def recovered_after(curve: list[float]) -> int:
     """Return the epoch from which validation top-1 stays within one point of its last value, or above it."""
     below = [epoch for epoch, top1 in enumerate(curve) if top1 < curve[-1] - RECOVERED - 1e-9]
@@ -77,7 +84,7 @@ MEASURES: dict[str, Measure] = {
     "top-1 after fine-tuning less dense": _change,
     "concentration of energy": _concentration,
     BALANCE: _balance,
-    "share of fine-tuning saved": _recovery,
+    RECOVERY: _recovery,
 }
 
 POINTS = {name for name in MEASURES if name.startswith("top-1")}
@@ -192,7 +199,7 @@ GENERAL_FORM = "Li et al. 2019, the general form"
 PAPER: tuple[Claim, ...] = (
     *_both_states(
         "1",
-        "OICSR-GL over Group Lasso (out)",
+        "OICSR-GL beats Group Lasso (out)",
         "OICSR-GL keeps more accuracy than Group Lasso on out-channels at equal MACs",
         ABSTRACT,
         "oicsr-gl",
@@ -200,7 +207,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     *_both_states(
         "1b",
-        "OICSR-GL over separate out and in groups",
+        "OICSR-GL beats separate out and in groups",
         "OICSR-GL keeps more accuracy than Group Lasso on separate out and in groups",
         f"{SUITE}: the control of claim 1",
         "oicsr-gl",
@@ -208,7 +215,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     *_both_states(
         "2a",
-        "OICSR-GL over L1",
+        "OICSR-GL beats L1",
         "OICSR-GL keeps more accuracy than non-structured L1",
         ABSTRACT,
         "oicsr-gl",
@@ -216,7 +223,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     *_both_states(
         "2b",
-        "OICSR-GL over L2",
+        "OICSR-GL beats L2",
         "OICSR-GL keeps more accuracy than non-structured L2",
         ABSTRACT,
         "oicsr-gl",
@@ -224,7 +231,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     *_both_states(
         "2c",
-        "OICSR-GL over no regulariser",
+        "OICSR-GL beats no regulariser",
         "OICSR-GL keeps more accuracy than no regulariser",
         ABSTRACT,
         "oicsr-gl",
@@ -232,7 +239,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     _after(
         "3a",
-        "OICSR-GL as good as Group Lasso (out)",
+        "OICSR-GL is as good as Group Lasso (out)",
         "OICSR-GL is at least as good as Group Lasso on out-channels",
         ABSTRACT,
         "oicsr-gl",
@@ -240,7 +247,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     _after(
         "3b",
-        "OICSR-GL as good as L1",
+        "OICSR-GL is as good as L1",
         "OICSR-GL is at least as good as non-structured L1",
         ABSTRACT,
         "oicsr-gl",
@@ -248,7 +255,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     _after(
         "3c",
-        "OICSR-GL as good as no regulariser",
+        "OICSR-GL is as good as no regulariser",
         "OICSR-GL is at least as good as no regulariser",
         f"{SUITE}: the control of claim 3",
         "oicsr-gl",
@@ -256,14 +263,14 @@ PAPER: tuple[Claim, ...] = (
     ),
     Claim(
         "4a",
-        "OICSR-GrOWL over GrOWL, before fine-tuning",
+        "OICSR-GrOWL beats GrOWL, before fine-tuning",
         "Before fine-tuning, OICSR-GrOWL keeps more accuracy than GrOWL on one side.",
         GENERAL_FORM,
         _pair("oicsr-growl", "growl"),
     ),
     _after(
         "4b",
-        "OICSR-GrOWL as good as GrOWL",
+        "OICSR-GrOWL is as good as GrOWL",
         "OICSR-GrOWL is at least as good as GrOWL on one side",
         GENERAL_FORM,
         "oicsr-growl",
@@ -271,7 +278,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     Claim(
         "5",
-        "importance from two layers over one, same weights",
+        "importance from two layers beats that from one, same weights",
         "For the same weights, importance from two layers keeps more accuracy than importance from one.",
         ABSTRACT,
         tuple(pair for names in SAME_WEIGHTS for pair in _pair(*names)),
@@ -288,14 +295,14 @@ PAPER: tuple[Claim, ...] = (
     ),
     Claim(
         "7",
-        "global greedy over layer-uniform selection, before fine-tuning",
+        "global greedy beats layer-uniform selection, before fine-tuning",
         "Before fine-tuning, global greedy selection keeps more accuracy than the same share of every layer.",
         "Li et al. 2019, Algorithm 1",
         _pair("oicsr-gl", "oicsr-gl-uniform"),
     ),
     Claim(
         "8",
-        "several removals over one at high ratios, fine-tuned",
+        "several removals beat one at high ratios, fine-tuned",
         "At high ratios (at most 35 % of the MACs kept), several removals leave more accuracy than one.",
         "Li et al. 2019, Fig. 2",
         ((Arm("oicsr-gl", "several"), Arm("oicsr-gl", "one")),),
@@ -311,12 +318,12 @@ PAPER: tuple[Claim, ...] = (
         "sooner within one point of its last value, from then on.",
         "a reader's summary of Li et al. 2019",
         _pair("oicsr-gl", "gl-out"),
-        "share of fine-tuning saved",
+        RECOVERY,
         matters=0.05,
     ),
     Claim(
         "10",
-        "ResNet-50 with 37 % fewer MACs as good as dense",
+        "ResNet-50 with 37 % fewer MACs is as good as dense",
         "On ImageNet, ResNet-50 with 37 % fewer MACs is not worse than the dense network.",
         ABSTRACT,
         _pair("oicsr-gl", None),
@@ -330,14 +337,19 @@ PAPER: tuple[Claim, ...] = (
 
 RIVALS: tuple[Claim, ...] = (
     *_both_states(
-        "11", "OICSR-GL over DepGraph", "OICSR-GL keeps more accuracy than DepGraph", SUITE, "oicsr-gl", "depgraph"
+        "11", "OICSR-GL beats DepGraph", "OICSR-GL keeps more accuracy than DepGraph", SUITE, "oicsr-gl", "depgraph"
     ),
     _after(
-        "11f", "OICSR-GL as good as DepGraph", "OICSR-GL is at least as good as DepGraph", SUITE, "oicsr-gl", "depgraph"
+        "11f",
+        "OICSR-GL is as good as DepGraph",
+        "OICSR-GL is at least as good as DepGraph",
+        SUITE,
+        "oicsr-gl",
+        "depgraph",
     ),
     *_both_states(
         "12",
-        "OICSR-GL with the scale over DepGraph",
+        "OICSR-GL with the scale beats DepGraph",
         "OICSR-GL with the BatchNorm scale in its groups keeps more accuracy than DepGraph",
         SUITE,
         "oicsr-gl-norm",
@@ -345,7 +357,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     _after(
         "12f",
-        "OICSR-GL with the scale as good as DepGraph",
+        "OICSR-GL with the scale is as good as DepGraph",
         "OICSR-GL with the BatchNorm scale in its groups is at least as good as DepGraph",
         SUITE,
         "oicsr-gl-norm",
@@ -353,7 +365,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     *_both_states(
         "13a",
-        "OICSR-GL over proximal Group Lasso (out)",
+        "OICSR-GL beats proximal Group Lasso (out)",
         "OICSR-GL keeps more accuracy than proximal Group Lasso on out-channels",
         SUITE,
         "oicsr-gl",
@@ -361,7 +373,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     *_both_states(
         "13b",
-        "OICSR-GL over proximal Group Lasso (in)",
+        "OICSR-GL beats proximal Group Lasso (in)",
         "OICSR-GL keeps more accuracy than proximal Group Lasso on in-channels",
         SUITE,
         "oicsr-gl",
@@ -369,7 +381,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     *_both_states(
         "13c",
-        "proximal OICSR-GL over proximal Group Lasso (out)",
+        "proximal OICSR-GL beats proximal Group Lasso (out)",
         "proximal OICSR-GL keeps more accuracy than proximal Group Lasso on out-channels",
         SUITE,
         "oicsr-gl-prox",
@@ -377,7 +389,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     *_both_states(
         "14",
-        "OICSR-GL with the scale over without",
+        "OICSR-GL with the scale beats it without",
         "OICSR-GL with the BatchNorm scale in its groups keeps more accuracy than without",
         SUITE,
         "oicsr-gl-norm",
@@ -385,7 +397,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     _after(
         "14f",
-        "OICSR-GL with the scale as good as without",
+        "OICSR-GL with the scale is as good as without it",
         "OICSR-GL with the BatchNorm scale in its groups is at least as good as without",
         SUITE,
         "oicsr-gl-norm",
@@ -393,7 +405,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     *_both_states(
         "15a",
-        "joint groups over the in-side alone",
+        "joint groups beat the in-side alone",
         "OICSR-GL keeps more accuracy than Group Lasso on in-channels alone",
         SUITE,
         "oicsr-gl",
@@ -401,7 +413,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     *_both_states(
         "15b",
-        "joint groups over the in-side alone, both with the scale",
+        "joint groups beat the in-side alone, both with the scale",
         "with the BatchNorm scale in the groups, joining out and in keeps more accuracy than the in-side alone",
         SUITE,
         "oicsr-gl-norm",
@@ -409,7 +421,7 @@ RIVALS: tuple[Claim, ...] = (
     ),
     Claim(
         "16",
-        "fine-tuning OICSR-GL's network over training its shape from scratch",
+        "fine-tuning OICSR-GL's network beats training its shape from scratch",
         "Fine-tuning the network that OICSR-GL leaves gives more accuracy than training its shape from scratch for as "
         "many epochs.",
         f"{SUITE}, after Liu et al. 2019",

@@ -120,8 +120,13 @@ class Comparison:
 
     @property
     def others(self) -> list[str]:
-        """Its methods outside the paper's comparison and its controls, the most accurate before fine-tuning first."""
-        return [method for method in reversed(self.by_accuracy) if method not in MAIN_METHODS]
+        """Its methods outside the paper's comparison and its controls, the most accurate before fine-tuning first.
+
+        Those with too few seeds are left out, unless all have too few: the best of few would be the luckiest.
+        """
+        found = [method for method in reversed(self.by_accuracy) if method not in MAIN_METHODS]
+        seeds = self.table.groupby("method")["n"].max()
+        return [method for method in found if seeds[method] >= ENOUGH_SEEDS] or found
 
     def by_seed(self, method: str, target: float) -> dict[int, Record]:
         """Return the records of a method at a target."""

@@ -92,8 +92,12 @@ class Effect:
         return float(stdtr(self.df, (self.mean - bound) / self.se))
 
 
-def paired_effect(strata: Sequence[Sequence[float]]) -> Effect:
+def paired_effect(strata: Sequence[Sequence[float]], smallest: Sequence[float] = ()) -> Effect:
     """Return the effect that paired differences show, one sequence of differences (a value a seed) per stratum.
+
+    Args:
+        strata: The differences.
+        smallest: Standard deviation that each stratum has at least (default: `SMALLEST_SD`, that of accuracies).
 
     Raises:
         ValueError: There is no stratum, or one with fewer than two seeds.
@@ -102,7 +106,8 @@ def paired_effect(strata: Sequence[Sequence[float]]) -> Effect:
     if not strata or min(sizes) < 2:
         raise ValueError(f"strata have {sizes} seeds; at least one stratum of two or more is needed")
     means = [float(np.mean(stratum)) for stratum in strata]
-    spreads = [max(float(np.std(stratum, ddof=1)), SMALLEST_SD) for stratum in strata]
+    floors = smallest or [SMALLEST_SD] * len(strata)
+    spreads = [max(float(np.std(stratum, ddof=1)), floor) for stratum, floor in zip(strata, floors, strict=True)]
     variances = [sd**2 / n for sd, n in zip(spreads, sizes, strict=True)]
     total = sum(variances)
     df = total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))

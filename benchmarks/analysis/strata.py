@@ -6,12 +6,14 @@ the same dense networks are not independent: they are one stratum, in which each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.analysis.claims import MEASURES, Arm, Claim
+from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.comparison import is_tuned
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
+from benchmarks.analysis.statistics import SMALLEST_SD
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
@@ -63,6 +65,7 @@ class Stratum:
         by_network: Difference for each trained network, averaged over pairs, targets and experiments.
         by_target: The same for each experiment and target.
         runs: The records behind them.
+        smallest_sd: Standard deviation that the differences have at least, whatever a few equal ones suggest.
     """
 
     model: str
@@ -71,6 +74,7 @@ class Stratum:
     by_network: dict[str, float]
     by_target: dict[tuple[str, float], dict[str, float]]
     runs: tuple[str, ...]
+    smallest_sd: float = SMALLEST_SD
 
 
 def carries_verdicts(record: Record) -> bool:
@@ -138,6 +142,8 @@ def _stratum(claim: Claim, model: str, dataset: str, rows: Sequence[Row], detail
         _over_targets(by_target),
         by_target,
         tuple(sorted(met)),
+        # of a difference between two values that are each rounded to a step: the step over the root of six
+        max([SMALLEST_SD, *(resolution(claim.measure, row.record) / math.sqrt(6) for row in met.values())]),
     )
 
 

@@ -144,7 +144,7 @@ def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...]) -> Finding | No
     if not enough:
         return Finding(INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} networks", tier, strata=strata)
     values = [list(stratum.by_network.values()) for stratum in enough]
-    effect = paired_effect(values)
+    effect = paired_effect(values, [stratum.smallest_sd for stratum in enough])
     p = min(1.0, 2 * _side(claim, effect))
     return Finding(INCONCLUSIVE, "", tier, effect, bootstrap_interval(values), p, strata=enough)
 
@@ -247,21 +247,21 @@ def _plain_stratum(stratum: Stratum) -> dict[str, Any]:
         "dataset": stratum.dataset,
         "where": stratum.where,
         "n": len(stratum.by_network),
-        **_plain_effect(stratum.by_network),
+        **_plain_effect(stratum.by_network, stratum.smallest_sd),
         "targets": [
-            {"where": place, "macs_kept": target, "n": len(values), **_plain_effect(values)}
+            {"where": place, "macs_kept": target, "n": len(values), **_plain_effect(values, stratum.smallest_sd)}
             for (place, target), values in stratum.by_target.items()
         ],
     }
 
 
-def _plain_effect(by_network: Mapping[str, float]) -> dict[str, Any]:
+def _plain_effect(by_network: Mapping[str, float], smallest_sd: float) -> dict[str, Any]:
     values = list(by_network.values())
     if not values:
         return {"effect": None, "interval_95": None}
     if len(values) < 2:
         return {"effect": _round(values[0]), "interval_95": None}
-    effect = paired_effect([values])
+    effect = paired_effect([values], [smallest_sd])
     return {"effect": _round(effect.mean), "interval_95": [_round(value) for value in effect.interval]}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Origins:
         """One sentence for the notes of a table."""
         packages = [f"{package} {' and '.join(found)}" for package, found in self.versions.items()]
         parts = [
-            f"protocol {' and '.join(map(str, self.protocols))}",
+            f"protocol {' and '.join(map(str, self.protocols))}" if self.protocols else "",
             f"{_counted(self.commits, 'commit')}",
             ", ".join(packages) or "versions not recorded",
             _counted(self.devices, "device"),
@@ -57,24 +57,37 @@ def _counted(names: Sequence[str], what: str) -> str:
 def origins_of(records: Iterable[Record]) -> Origins:
     """Return what records were made with, as their provenance says."""
     records = list(records)
-    sources = [record.provenance for record in records]
+    return Origins(
+        tuple(sorted({record.protocol for record in records})),
+        *_sources([record.provenance for record in records]),
+        tuple(sorted({str(r.config["precision"]) for r in records if r.config.get("precision")})),
+    )
+
+
+def sources_text(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Return in one sentence what measurements were made with, as their provenance says."""
+    return Origins((), *_sources(sources), ()).text
+
+
+def _sources(
+    sources: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Return commits, versions by package, and devices."""
     packages: dict[str, set[str]] = {}
     for source in sources:
         for package in NUMBERS:
             if package in (source.get("versions") or {}):
                 packages.setdefault(package, set()).add(str(source["versions"][package]))
-    return Origins(
-        tuple(sorted({record.protocol for record in records})),
+    return (
         tuple(sorted({_commit(source) for source in sources if source.get("commit")})),
         {package: tuple(sorted(packages[package])) for package in NUMBERS if package in packages},
         tuple(sorted({_device(source) for source in sources if source.get("device_type")})),
-        tuple(sorted({str(r.config["precision"]) for r in records if r.config.get("precision")})),
     )
 
 
-def _commit(source: dict[str, Any]) -> str:
+def _commit(source: Mapping[str, Any]) -> str:
     return str(source["commit"])[:SHORT] + ("+" if source.get("dirty") else "")
 
 
-def _device(source: dict[str, Any]) -> str:
+def _device(source: Mapping[str, Any]) -> str:
     return f"{source['device_type']} ({source.get('device') or 'name not recorded'})"

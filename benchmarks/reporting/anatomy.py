@@ -23,10 +23,18 @@ ABOUT = (
 )
 
 
+FIGURE_TEXT = "Recalibrated accuracy of every group of sides, less that of OICSR-GL"
+
+FIGURE_NOTE = (
+    "Every group of sides that was run, one panel per experiment: recalibrated top-1 less that of OICSR-GL for the "
+    "same networks, averaged over the targets, with 95 % intervals."
+)
+
+
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
     """Return a table with a row per test and tier, as Markdown lines."""
     lines = [
-        "| | Networks | Test | Outcome | Difference | 95 % interval | n | On |",
+        "| | Normalisation | Test | Outcome | Difference | 95 % interval | n | On |",
         "|---|---|---|---|---:|---:|---:|---|",
         *(_row(outcome) for outcome in found),
     ]
@@ -39,7 +47,7 @@ def _row(outcome: Outcome) -> str:
     where = ", ".join(dict.fromkeys(stratum.model for stratum in best.strata))
     cells = [
         prediction.id,
-        f"{'without' if prediction.plain else 'with'} normalisation",
+        "without" if prediction.plain else "with",
         f"{ours}{', rescaled' if prediction.rescaling else ''} {SIGNS[prediction.kind]} "
         f"{'as it is' if prediction.rescaling else rival}",
         f"**{TITLES[outcome.verdict].lower()}**",
@@ -51,13 +59,15 @@ def _row(outcome: Outcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def with_outcomes(text: str, found: Sequence[Outcome]) -> str:
-    """Return the page with the outcomes between its markers.
+def with_outcomes(text: str, found: Sequence[Outcome], figure: str | None = None) -> str:
+    """Return the page with the outcomes between its markers, and below them a figure, where there is one.
 
     Raises:
         ValueError: A marker is missing.
     """
     if BEGIN not in text or END not in text:
         raise ValueError(f"docs/anatomy.md needs the markers {BEGIN!r} and {END!r} around its outcomes")
-    block = "\n".join(outcome_lines(found))
+    lines = outcome_lines(found)
+    lines += ["", f"![{FIGURE_TEXT}]({figure})", "", FIGURE_NOTE] if figure else []
+    block = "\n".join(lines)
     return f"{text.split(BEGIN)[0]}{BEGIN}\n\n{block}\n\n{END}{text.split(END)[1]}"

@@ -22,11 +22,13 @@ from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
 from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.cards import render
 from benchmarks.records.histories import Details
+from benchmarks.records.recalibrations import all_recalibrations
 from benchmarks.records.record import RecordError
 from benchmarks.reporting.anatomy import with_outcomes
 from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
 from benchmarks.reporting.experiment_page import experiment_page
 from benchmarks.reporting.figures import accuracy, latency
+from benchmarks.reporting.figures.anatomy import sides_figure
 from benchmarks.reporting.figures.kinds import KINDS, from_file, stem_of
 from benchmarks.reporting.figures.method_diagram import method_diagram
 from benchmarks.reporting.figures.style import Files
@@ -46,6 +48,8 @@ from benchmarks.reporting.study import LATENCY, Study, title_of
 from benchmarks.reporting.table_files import Sheet, files_of_sheet
 
 CLAIMS_SCHEMA = "oicsr-claims-2"
+
+ANATOMY = "anatomy"  # the figure of the sides that a penalty needs
 
 Artefacts = dict[Path, bytes]
 
@@ -67,7 +71,7 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
     found, details = gathered or gather(results), Details(results)
     records = found.records
     study = Study(results, records, details, compare(records), judge(records, details), left_out=found.left_out)
-    sheets = all_sheets(study.comparisons)
+    sheets = all_sheets(study.comparisons, details, all_recalibrations(results))
     tables = [_tables(comparison) for comparison in study.comparisons]
     artefacts: Artefacts = {}
     for sheet in [*itertools.chain(*tables), *sheets]:
@@ -80,7 +84,7 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
     latency_names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
     artefacts |= _pages(study, sheets, latency_names)
     artefacts[(root or results) / "RESULTS.md"] = results_page(study, f"{results.name}/" if root else "").encode()
-    return _inside(artefacts | _project_pages(study, root), root or results)
+    return _inside(artefacts | _project_pages(study, root, sides=drawn[ANATOMY] is not None), root or results)
 
 
 def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) -> Artefacts:
@@ -102,8 +106,11 @@ def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) 
     return {results / name: text.encode() for name, text in pages.items()}
 
 
-def _project_pages(study: Study, root: Path | None) -> Artefacts:
-    """Return the project's own pages that hold results, where the results are those that it publishes."""
+def _project_pages(study: Study, root: Path | None, *, sides: bool) -> Artefacts:
+    """Return the project's own pages that hold results, where the results are those that it publishes.
+
+    `sides` says whether there is a figure of the sides that a penalty needs.
+    """
     if root is None:
         return {}
     coverage = read_rows(study.results / "coverage.csv")
@@ -121,7 +128,8 @@ def _project_pages(study: Study, root: Path | None) -> Artefacts:
     anatomy = root / "docs/anatomy.md"
     if anatomy.is_file():
         found = outcomes(study.records, study.details)
-        written[anatomy] = with_outcomes(anatomy.read_text(encoding="utf-8"), found).encode()
+        figure = f"../{study.results.name}/figures/{ANATOMY}.png" if sides else None
+        written[anatomy] = with_outcomes(anatomy.read_text(encoding="utf-8"), found, figure).encode()
     return {root / METHOD_CARDS.relative_to(ROOT): render().encode(), **written}
 
 
@@ -156,7 +164,7 @@ def _figure_files(results: Path, name: str, files: Files | None) -> Artefacts:
 
 def _drawings(study: Study) -> dict[str, Draw]:
     """Return how each figure is drawn, by name."""
-    tasks: dict[str, Draw] = {"method": method_diagram}
+    tasks: dict[str, Draw] = {"method": method_diagram, ANATOMY: partial(sides_figure, study.comparisons)}
     for comparison in study.comparisons:
         title = title_of(comparison.experiment)
         for name, kind in KINDS.items():

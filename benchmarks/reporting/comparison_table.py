@@ -10,7 +10,7 @@ from benchmarks.escape import for_markdown, one_line
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.columns import COLUMNS, COST_COLUMNS
-from benchmarks.reporting.numbers import share
+from benchmarks.reporting.numbers import NOT_RUN, share
 from benchmarks.reporting.table_files import Sheet
 
 COMMON_NOTES = (
@@ -29,12 +29,17 @@ def display_rows(comparison: Comparison) -> list[list[str]]:
     rows = comparison.table.to_dict("records")
     dense_long = [row for row in rows if row["method"] == DENSE_LONG]
     lines = [[column.dense(comparison) for column in COLUMNS]]
-    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long]
+    lines += [[column.cell(row) for column in COLUMNS] for row in dense_long] or [_no_dense_long()]
     for target in dict.fromkeys(row["macs_kept"] for row in rows if row["method"] != DENSE_LONG):
         lines.append([f"At {share(target)} of the MACs"])
         group = [row for row in rows if row["macs_kept"] == target and row["method"] != DENSE_LONG]
         lines += [[column.cell(row) for column in COLUMNS] for row in group]
     return lines
+
+
+def _no_dense_long() -> list[str]:
+    """Return the row that every table has: no pruned network is compared with a dense one of fewer epochs."""
+    return [f"{find_method(DENSE_LONG).title}: {NOT_RUN}"]
 
 
 def _header() -> list[str]:

@@ -1,40 +1,79 @@
-"""What recalibration, rescaling and absorption do: differences paired by seed, with intervals."""
+"""What recalibration, rescaling and absorption do: differences paired by seed, with intervals, a table per step.
+
+A row is a method in an experiment, a column a target. Experiments without a tier of evidence have no rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from benchmarks.analysis.claims import FIRST_EPOCH, MEASURES
 from benchmarks.analysis.comparison import AFTER_SURGERY, MAIN_METHODS, Comparison, rank
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, paired_effect, summarize
 from benchmarks.methods.registry import find_method
+from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.reporting.columns import STATE_TITLES
 from benchmarks.reporting.numbers import NONE, NOT_RUN, change, share
 from benchmarks.reporting.table_files import Sheet
 
-HEADER = ("Step", "Experiment (profile)", "Method", "MACs kept", "n", *(STATE_TITLES[s] for s in AFTER_SURGERY))
+RECALIBRATION, RESCALING, ABSORPTION = "recalibration", "rescaling", "absorption"
 
-NOTES = (
-    "Difference in top-1 that a step makes, paired by seed, in percentage points (± half the 95 % interval). "
-    "Recalibration: the recalibrated less the pruned network of the same run. Rescaling: runs that bring the rows back "
-    "to the dense network's norm before fine-tuning, less runs of the same experiment that do not. Absorption: runs "
-    "that add what removed channels still give to the layers that read them, less runs that do not."
+UNIT = (
+    "Difference in top-1 that the step makes, paired by seed, in percentage points (± half its 95 % interval, from "
+    f"{ENOUGH_SEEDS} seeds on). n: seeds; one column per target, the share of the MACs that is kept. Quick runs, and "
+    "trials on networks that serve tuning, have no row."
 )
+
+NOTES = {
+    RECALIBRATION: f"Top-1 of the recalibrated less that of the pruned network of the same run. {UNIT}",
+    RESCALING: "Runs whose rows are brought back to the dense network's norms before fine-tuning, less runs that "
+    "differ in that alone. After the first epoch: on validation images; fine-tuned: on test images, after the last "
+    f"epoch. The pruned and recalibrated networks are the same ones in both. {UNIT}",
+    ABSORPTION: "Runs that add what removed channels still give to the layers that read them, less runs that do not. "
+    f"{UNIT}",
+}
+
+EFFECTS = {name: f"Effect of {name}" for name in NOTES}
 
 # Values of a profile that switch a step: with and without.
 SWITCHES: Mapping[str, tuple[str, Any, Any]] = {
-    "rescale": ("Rescaling", "dense-norm", "none"),
-    "absorb": ("Absorption", True, False),
+    "rescale": (RESCALING, "dense-norm", "none"),
+    "absorb": (ABSORPTION, True, False),
 }
 
 ABSORBING = "-absorb"  # how the names of methods end that differ from another in absorption alone
 
 OWN = "regularizer_weight_decay"
 
-Differences = dict[str, list[float]]
+FIRST = "first epoch"
+
+MEASURED = {**{state: STATE_TITLES[state] for state in AFTER_SURGERY}, FIRST: "After the first epoch"}
+
+Measure = Callable[[Record], float | None]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The differences that a step makes to one method at one target, paired by seed.
+
+    Attributes:
+        place: Experiment and profile.
+        method: Name of the method.
+        target: Share of the MACs.
+        measured: Key of `MEASURED`.
+        values: A difference per seed, of top-1 in [0, 1].
+    """
+
+    place: str
+    method: str
+    target: float
+    measured: str
+    values: tuple[float, ...]
 
 
 def points(values: Sequence[float]) -> str:
@@ -47,52 +86,61 @@ def points(values: Sequence[float]) -> str:
     return change(effect.mean, (effect.interval[1] - effect.interval[0]) / 2)
 
 
-def effects_sheet(comparisons: Sequence[Comparison]) -> Sheet:
-    """Return the effect of each step on each method and target."""
-    found: list[tuple[str, str, str, float, Differences]] = []
-    for comparison in comparisons:
-        if all("recalibrated" in record.states for record in comparison.records):
-            found += [("Recalibration", *effect) for effect in _recalibration(comparison)]
-    for first in comparisons:
-        for second in comparisons:
-            switch = switched(first, second)
-            if switch:
-                found += [(switch, *effect) for effect in _between(first, second)]
-    for comparison in comparisons:
-        found += [("Absorption", *effect) for effect in _absorption(comparison)]
-    rows = [_row(*effect) for effect in found if effect[2] in MAIN_METHODS or effect[0] != "Recalibration"]
+def effect_sheets(comparisons: Sequence[Comparison], details: Details) -> list[Sheet]:
+    """Return a table for each step: recalibration, rescaling, absorption."""
+    used = [comparison for comparison in comparisons if comparison.evidence.tier]
+    pairs = [(switch, a, b) for a in used for b in used if (switch := switched(a, b))]
+    repeated = {id(second) for _, _, second in pairs}  # the same networks again: no news on recalibration
+    found: dict[str, list[Effect]] = {RECALIBRATION: [], RESCALING: [], ABSORPTION: []}
+    for comparison in used:
+        if id(comparison) not in repeated:
+            found[RECALIBRATION] += _recalibration(comparison)
+    for switch, first, second in pairs:
+        found[switch] += _between(first, second, _measures(details, rescaling=switch == RESCALING))
+    for comparison in used:
+        found[ABSORPTION] += _absorption(comparison, _measures(details, rescaling=False))
+    return [_sheet(step, effects) for step, effects in found.items()]
+
+
+def _sheet(step: str, effects: Sequence[Effect]) -> Sheet:
+    targets = sorted({effect.target for effect in effects}, reverse=True)
+    with_measure = step != RECALIBRATION
+    header = ["Experiment (profile)", "Method", *(["Measured"] if with_measure else []), "n", *map(share, targets)]
+    rows: dict[tuple[str, str, str], dict[float, Effect]] = {}
+    for effect in effects:
+        rows.setdefault((effect.place, effect.method, effect.measured), {})[effect.target] = effect
+    lines = []
+    for (place, method, measured), by_target in rows.items():
+        counts = sorted({len(effect.values) for effect in by_target.values()})
+        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        cells = [points(by_target[target].values) if target in by_target else NONE for target in targets]
+        named = [MEASURED[measured]] if with_measure else []
+        lines.append([place, find_method(method).title, *named, n, *cells])
     return Sheet(
-        "effects",
-        "Effect of recalibration, rescaling and absorption",
-        HEADER,
-        rows or [[NOT_RUN] * len(HEADER)],
-        NOTES,
-        _numbers(found),
+        f"effect-{step}",
+        EFFECTS[step],
+        tuple(header),
+        lines or [[NOT_RUN] * len(header)],
+        NOTES[step],
+        _numbers(effects),
+        texts=3 if with_measure else 2,
     )
 
 
-def _row(step: str, place: str, method: str, target: float, differences: Differences) -> list[str]:
-    n = max(len(values) for values in differences.values())
-    cells = [points(differences.get(state, [])) for state in AFTER_SURGERY]
-    return [step, place, find_method(method).title, share(target), str(n), *cells]
-
-
-def _numbers(found: Sequence[tuple[str, str, str, float, Differences]]) -> pd.DataFrame:
+def _numbers(effects: Sequence[Effect]) -> pd.DataFrame:
     rows = [
         {
-            "step": step,
-            "experiment": place,
-            "method": method,
-            "macs_kept": target,
-            "state": state,
-            "n": len(values),
-            "effect": summarize(values).mean,
-            "ci95": summarize(values).half_width,
+            "experiment": effect.place,
+            "method": effect.method,
+            "macs_kept": effect.target,
+            "measured": effect.measured,
+            "n": len(effect.values),
+            "effect": summarize(effect.values).mean,
+            "ci95": summarize(effect.values).half_width,
         }
-        for step, place, method, target, differences in found
-        for state, values in differences.items()
+        for effect in effects
     ]
-    columns = ["step", "experiment", "method", "macs_kept", "state", "n", "effect", "ci95"]
+    columns = ["experiment", "method", "macs_kept", "measured", "n", "effect", "ci95"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -100,15 +148,15 @@ def _place(comparison: Comparison) -> str:
     return f"{comparison.experiment} ({comparison.profile})"
 
 
-Effect = tuple[str, str, float, Differences]
-
-
 def _recalibration(comparison: Comparison) -> list[Effect]:
+    if not all("recalibrated" in record.states for record in comparison.records):
+        return []
     found = []
     for method, target in _cells(comparison):
-        group = comparison.by_seed(method, target).values()
-        values = [r.states["recalibrated"]["top1"] - r.states["pruned"]["top1"] for r in group]
-        found.append((_place(comparison), method, target, {"recalibrated": values}))
+        if method in MAIN_METHODS:
+            group = comparison.by_seed(method, target).values()
+            values = tuple(r.states["recalibrated"]["top1"] - r.states["pruned"]["top1"] for r in group)
+            found.append(Effect(_place(comparison), method, target, "recalibrated", values))
     return found
 
 
@@ -131,38 +179,49 @@ def switched(first: Comparison, second: Comparison) -> str | None:
     return step if values == (with_it, without) else None
 
 
-def _between(first: Comparison, second: Comparison) -> list[Effect]:
+def _measures(details: Details, *, rescaling: bool) -> dict[str, Measure]:
+    """Return what can differ: rescaling comes after recalibration, so that both earlier states are the same."""
+
+    def of_state(state: str) -> Measure:
+        return lambda record: record.states[state]["top1"] if state in record.states else None
+
+    if rescaling:
+        return {FIRST: lambda record: MEASURES[FIRST_EPOCH](record, details), "finetuned": of_state("finetuned")}
+    return {state: of_state(state) for state in AFTER_SURGERY}
+
+
+def _between(first: Comparison, second: Comparison, measures: Mapping[str, Measure]) -> list[Effect]:
     place = f"{_place(first)}, {_place(second)}"
-    return [
-        (place, method, target, differences)
-        for method, target in _cells(second)
-        if (differences := _paired(first.by_seed(method, target), second.by_seed(method, target)))
-    ]
-
-
-def _absorption(comparison: Comparison) -> list[Effect]:
     found = []
-    for method, target in _cells(comparison):
-        plain = method.removesuffix(ABSORBING)
-        if plain == method:
-            continue
-        pair = comparison.by_seed(method, target), comparison.by_seed(plain, target)
-        differences = _paired(*pair)
-        if differences:
-            found.append((_place(comparison), plain, target, differences))
+    for method, target in _cells(second):
+        pair = first.by_seed(method, target), second.by_seed(method, target)
+        found += _paired(place, method, target, pair, measures)
     return found
 
 
-def _paired(ours: Mapping[int, Record], theirs: Mapping[int, Record]) -> Differences:
-    """Return the differences of each state after surgery, over the seeds that both have."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    found = {}
-    for state in AFTER_SURGERY:
-        values = [
-            ours[seed].states[state]["top1"] - theirs[seed].states[state]["top1"]
-            for seed in seeds
-            if state in ours[seed].states and state in theirs[seed].states
-        ]
+def _absorption(comparison: Comparison, measures: Mapping[str, Measure]) -> list[Effect]:
+    found = []
+    for method, target in _cells(comparison):
+        plain = method.removesuffix(ABSORBING)
+        if plain != method:
+            pair = comparison.by_seed(method, target), comparison.by_seed(plain, target)
+            found += _paired(_place(comparison), plain, target, pair, measures)
+    return found
+
+
+def _paired(
+    place: str,
+    method: str,
+    target: float,
+    pair: tuple[Mapping[int, Record], Mapping[int, Record]],
+    measures: Mapping[str, Measure],
+) -> list[Effect]:
+    """Return the differences of each measure, over the seeds that both have."""
+    ours, theirs = pair
+    found = []
+    for name, measure in measures.items():
+        both = [(measure(ours[seed]), measure(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+        values = tuple(a - b for a, b in both if a is not None and b is not None)
         if values:
-            found[state] = values
+            found.append(Effect(place, method, target, name, values))
     return found

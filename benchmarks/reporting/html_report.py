@@ -77,6 +77,7 @@ def html_report(records: Sequence[Record], comparisons: Sequence[Comparison], ve
         paper=PAPER,
         code=CODE,
         numbers=_first_numbers(verdicts),
+        evidence=_first_evidence(verdicts),
         figure=_first_figure(comparisons, verdicts),
         tiers=[_tier(verdicts, tier) for tier in reversed(TIERS) if any(v.at(tier) for v in verdicts)],
         absent=[_entry(verdict, verdict.best) for verdict in verdicts if verdict.best.tier is None],
@@ -181,6 +182,12 @@ def _run(record: Record) -> dict[str, Any]:
 
 def _link(run: str) -> str:
     return f"runs/{quote(run)}/record.json"
+
+
+def _first_evidence(verdicts: Sequence[Verdict]) -> str:
+    """Return what the numbers of the first screen rest on."""
+    tier = highest_tier(verdicts)
+    return f"{of_tier(verdicts, tier)}: {TIER_WORDS[tier]}" if tier else ""
 
 
 def _first_numbers(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:

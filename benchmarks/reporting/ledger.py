@@ -16,15 +16,16 @@ EXPLANATION = (
     "Each claim is tested on paired differences, one for each trained dense network, averaged over the targets; "
     "experiments that start from the same networks count once. Every pair of network and data set has the same say. "
     "Effect: mean, with Student's t interval, which keeps its nominal coverage with 3 to 10 networks; the percentile "
-    "bootstrap does not (it is in `claims.json` too). A claim of *more* holds where the effect is above zero and at "
-    "least the margin, and does not hold where an effect that large is excluded; a claim of *not worse* holds where a "
-    "loss as large as the margin is excluded, and does not hold where there is one. Many claims are tested at once: "
-    "within each tier of evidence, p is adjusted by Holm's method over all of them, so that the chance of any false "
-    "verdict in the tier stays at 5 %. Tiers are computed from the records: *toy* is digits; *small* is all images of "
-    "a natural-image data set, with dense networks within five points of their published accuracy; *full* is that, at "
-    "the field's recipe and length. Quick runs, strengths that were not tuned on validation data, records of an older "
-    "protocol, and fewer than three networks carry no verdict. A verdict holds for the networks and data it names, and "
-    "for no others."
+    "bootstrap does not (it is in `claims.json` too). Recovery is counted in whole epochs, so its interval is never "
+    "narrower than one epoch allows. A claim of *more* holds where the effect is above zero and at least the margin, "
+    "and does not hold where an effect that large is excluded; a claim of *not worse* holds where a loss as large as "
+    "the margin is excluded, and does not hold where there is one. Many claims are tested at once: within each tier "
+    "of evidence, p is adjusted by Holm's method over all of them, so that the chance of any false verdict in the "
+    "tier stays at 5 %. Tiers are computed from the records: *toy* is digits; *small* is all images of a natural- "
+    "image data set, with dense networks within five points of their published accuracy; *full* is that, at the "
+    "field's recipe and length. Quick runs, strengths that were not tuned on validation data, records of an older "
+    "protocol, and fewer than three networks carry no verdict. A verdict holds for the networks and data it names, "
+    "and for no others."
 )
 
 TITLES = {
@@ -48,6 +49,16 @@ KEY_PAIRS = (
 ONLY_BEGUN = f"only begun, fewer than {ENOUGH_SEEDS} networks"
 
 FIRST_CLAIMS = ("1", "11", "11f")  # the paper's own, and the strongest rival before and after fine-tuning
+
+# Of what README tells first: in this order, and no more of each kind.
+HEADLINE_ORDER = ("1", "11", "11f", "12f", "1r", "2c", "11r", "3c")
+HEADLINE_CLAIMS = 4
+HEADLINE_KINDS = (
+    ("Lost", REFUTED, True),
+    ("Does not hold", REFUTED, False),
+    ("Holds", SUPPORTED, False),
+    ("Not shown either way", INCONCLUSIVE, False),
+)
 
 KEY_MEASURES = {PRUNED: "Before fine-tuning", RECALIBRATED: "Recalibrated", FINETUNED: "Fine-tuned"}
 
@@ -87,19 +98,41 @@ def first_findings(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, Finding |
 
 
 def readme_headline(verdicts: Sequence[Verdict]) -> str:
-    """Return the README's first words on results."""
+    """Return the README's first words on results: what the highest tier says, losses first, and on what evidence."""
     tier = highest_tier(verdicts)
-    judged = [(verdict.claim, own) for verdict, own in first_findings(verdicts) if own and own.effect]
+    judged = [verdict for verdict in verdicts if tier and (own := verdict.at(tier)) and own.effect]
     if tier is None or not judged:
         return "**Results so far:** none that carries a verdict."
-    told = [
-        f"- {claim.short}: {_word(finding)}, {amount(claim, finding.effect.mean)}"
-        for claim, finding in judged
-        if finding.effect
-    ]
-    where = of_tier(verdicts, tier)
-    where = for_markdown(where[0].lower() + where[1:])
-    return "\n".join([f"**Results so far** ({where}; [more](#results)):", "", *told])
+    where = for_markdown(of_tier(verdicts, tier))
+    lines = [f"**Results so far.** {where}: {TIER_WORDS[tier]}. [More](#results).", ""]
+    for title, kind, lost in HEADLINE_KINDS:
+        found = [verdict for verdict in judged if _is(verdict, tier, kind, lost=lost)]
+        if found:
+            lines.append(f"- **{title}:** {_listed(found, tier)}.")
+    return "\n".join(lines)
+
+
+def _is(verdict: Verdict, tier: str, kind: str, *, lost: bool) -> bool:
+    finding = verdict.at(tier)
+    return finding is not None and finding.verdict == kind and finding.lost == lost
+
+
+def _listed(verdicts: Sequence[Verdict], tier: str) -> str:
+    """Return claims in a few words, the most important ones first, and how many others there are."""
+
+    def order(verdict: Verdict) -> tuple[int, int]:
+        name = verdict.claim.id
+        return HEADLINE_ORDER.index(name) if name in HEADLINE_ORDER else len(HEADLINE_ORDER), verdicts.index(verdict)
+
+    chosen = sorted(verdicts, key=order)[:HEADLINE_CLAIMS]
+    more = len(verdicts) - len(chosen)
+    return "; ".join(_in_words(verdict, tier) for verdict in chosen) + (f"; and {more} more" if more else "")
+
+
+def _in_words(verdict: Verdict, tier: str) -> str:
+    claim, finding = verdict.claim, verdict.at(tier)
+    assert finding is not None and finding.effect is not None
+    return f"{claim.short} ({amount(claim, finding.effect.mean)})" if claim.measure in POINTS else claim.short
 
 
 def _word(finding: Finding) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from benchmarks.analysis.comparison import MAIN_METHODS, Comparison
+from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison
 from benchmarks.analysis.predictions import outcomes
 from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
@@ -13,10 +13,12 @@ from benchmarks.methods.registry import find_method
 from benchmarks.reporting.anatomy import outcome_lines
 from benchmarks.reporting.checklist import checklist, checklist_markdown
 from benchmarks.reporting.columns import STATE_TITLES
+from benchmarks.reporting.effects import EFFECTS
 from benchmarks.reporting.experiment_page import folded
 from benchmarks.reporting.headline import headline_comparison
 from benchmarks.reporting.ledger import headline, ledger_lines, overview_lines, readme_lines
 from benchmarks.reporting.numbers import NONE, NOT_RUN, percent, share
+from benchmarks.reporting.recalibration_table import TITLE as RECALIBRATION_IMAGES
 from benchmarks.reporting.reliability import reliability_section
 from benchmarks.reporting.study import LATENCY, Study, title_of
 from benchmarks.reporting.table_files import Sheet
@@ -52,12 +54,25 @@ def results_page(study: Study, prefix: str) -> str:
         "## More",
         "",
         f"- [Tables across experiments]({prefix}across-experiments.md): the paper's comparison, the ablation of "
-        "OICSR-GL, the effect of recalibration, rescaling and absorption, published results.",
+        f"OICSR-GL, {_effects(prefix)}, published results.",
         f"- [Checks]({prefix}checks.md): measured latency, reliability, the checklist of Blalock et al. 2020, failed "
         "runs, what was not run.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _effects(prefix: str) -> str:
+    """Return links to the tables of what each step does."""
+    page = f"{prefix}across-experiments.md"
+    steps = [f"[{name}]({page}#{anchor(title)})" for name, title in EFFECTS.items()]
+    return f"the effect of {', '.join(steps)} and the [images for recalibration]({page}#{anchor(RECALIBRATION_IMAGES)})"
+
+
+def anchor(title: str) -> str:
+    """Return the address of a heading within its page, as GitHub and the site make it."""
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")
 
 
 def _experiments(study: Study, prefix: str) -> Iterator[str]:
@@ -184,9 +199,9 @@ def _short_table(comparison: Comparison) -> list[str]:
         "|---|---:|---:|---:|---:|",
         f"| Dense, before pruning | {dense.n} | {' | '.join([percent(dense.mean, dense.sd)] * 3)} |",
     ]
-    if long:
-        cells = [NONE, NONE, percent(long.mean, long.sd)]
-        lines.append(f"| {find_method('dense-long').title} | {long.n} | {' | '.join(cells)} |")
+    # of as many epochs as the others: no pruned network is compared with a dense one of fewer
+    count, trained = (str(long.n), percent(long.mean, long.sd)) if long else (NONE, NOT_RUN)
+    lines.append(f"| {find_method(DENSE_LONG).title} | {count} | {NONE} | {NONE} | {trained} |")
     best = comparison.others[:1]  # of the rivals outside the main comparison: it may win
     for row in rows:
         if row["method"] in (*MAIN_METHODS, *best):

@@ -9,15 +9,19 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison, rank
+from benchmarks.analysis.evidence import CURRENT_PROTOCOL
 from benchmarks.analysis.statistics import summarize
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
+from benchmarks.records.histories import Details
 from benchmarks.records.origins import origins_of
 from benchmarks.records.published import RESNET50, RESNET56, read_published
+from benchmarks.records.recalibrations import Measured
 from benchmarks.records.record import STATES_OF
 from benchmarks.reporting.columns import STATE_TITLES
-from benchmarks.reporting.effects import effects_sheet, points
+from benchmarks.reporting.effects import effect_sheets, points
 from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
+from benchmarks.reporting.recalibration_table import recalibration_sheet
 from benchmarks.reporting.table_files import Sheet
 
 PROFILE_ORDER = ("paper", "study", "cpu", "quick")
@@ -201,7 +205,7 @@ def ablation_sheet(comparisons: Sequence[Comparison]) -> Sheet:
         rows.append([NOT_RUN] * len(ABLATION_HEADER))
     columns = ["experiment", "profile", "part", "method", "macs_kept", "n", *AFTER_SURGERY]
     table = pd.DataFrame(numbers, columns=columns)
-    return Sheet("ablations", "Ablation of OICSR-GL", ABLATION_HEADER, rows, ABLATION_NOTES, table)
+    return Sheet("ablations", "Ablation of OICSR-GL", ABLATION_HEADER, rows, ABLATION_NOTES, table, texts=3)
 
 
 def replaced_part(name: str) -> str | None:
@@ -232,13 +236,14 @@ def _ablate(
     numbers.append({**where, "macs_kept": target, "n": len(seeds), **means})
 
 
-def all_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
+def all_sheets(comparisons: Sequence[Comparison], details: Details, measured: Sequence[Measured] = ()) -> list[Sheet]:
     """Return every table across experiments, of records of one version of the protocol: the newest that was run."""
     newest = max((comparison.protocol for comparison in comparisons), default=0)
     older = [comparison for comparison in comparisons if comparison.protocol < newest]
     used = [comparison for comparison in comparisons if comparison.protocol == newest]
     text = _origin(used, older)
-    return [replace(sheet, notes=f"{sheet.notes}{text}") for sheet in _sheets(used)]
+    made = [replace(sheet, notes=f"{sheet.notes}{text}") for sheet in _sheets(used, details)]
+    return [*made, recalibration_sheet(measured, newest or CURRENT_PROTOCOL)]
 
 
 def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:
@@ -249,11 +254,11 @@ def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:
     return "".join(f"\n\n{part}" for part in parts if part)
 
 
-def _sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
+def _sheets(comparisons: Sequence[Comparison], details: Details) -> list[Sheet]:
     return [
         *(paper_sheet(comparisons, state) for state in AFTER_SURGERY),
         ablation_sheet(comparisons),
-        effects_sheet(comparisons),
+        *effect_sheets(comparisons, details),
         field_sheet(comparisons, "resnet56", "cifar10", RESNET56, f"ResNet-56 on CIFAR-10 {BESIDE}"),
         field_sheet(comparisons, "imagenet-resnet50", "imagenet", RESNET50, f"ResNet-50 on ImageNet {BESIDE}"),
     ]

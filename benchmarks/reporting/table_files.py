@@ -28,6 +28,7 @@ class Sheet:
         numbers: The same as values: accuracies in [0, 1], unless a column's name says per cent.
         warning: What stands first, above the table; nothing where all is well.
         common: What a reader must know about every table of its kind: in its files, and once on a page.
+        texts: How many of the first columns hold words, aligned on the left; the others hold numbers.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Sheet:
     numbers: pd.DataFrame = field(default_factory=pd.DataFrame)
     warning: str = ""
     common: str = ""
+    texts: int = 1
 
 
 def sheet_csv(sheet: Sheet) -> str:
@@ -51,7 +53,7 @@ def sheet_csv(sheet: Sheet) -> str:
 def sheet_markdown(sheet: Sheet, *, with_common: bool = False) -> str:
     """Return the table as Markdown, a warning above it and its notes below."""
     width = len(sheet.header)
-    align = ["---", *["---:"] * (width - 1)]
+    align = [*["---"] * sheet.texts, *["---:"] * (width - sheet.texts)]
     cells = [[_markdown_cell(cell) for cell in row] for row in sheet.rows]
     body = [row if len(row) > 1 else [f"*{row[0]}*", *[""] * (width - 1)] for row in cells]
     lines = [f"| {' | '.join(row)} |" for row in (list(map(for_markdown, sheet.header)), align, *body)]
@@ -70,7 +72,7 @@ def sheet_latex(sheet: Sheet) -> str:
     width = len(sheet.header)
     lines = [
         *[f"% {_latex_comment(text)}" for text in (sheet.warning, sheet.common, *sheet.notes.splitlines()) if text],
-        r"\begin{tabular}{l" + "r" * (width - 1) + "}",
+        r"\begin{tabular}{" + "l" * sheet.texts + "r" * (width - sheet.texts) + "}",
         r"\toprule",
         " & ".join(map(_latex_cell, sheet.header)) + r" \\",
         r"\midrule",

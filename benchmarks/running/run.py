@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -17,6 +18,7 @@ from benchmarks.machine.provenance import weights_sha256
 from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from benchmarks.models.mac_conventions import count_macs_with_norm_pool
+from benchmarks.records.recalibrations import KINDS, Recalibrations
 from benchmarks.records.record import Record, write_record
 from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import Strength, choose_strength
@@ -115,14 +117,50 @@ def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
     Raises:
         DivergedError: Training diverged.
     """
-    method = find_method(cell.method)
-    stages = stages_of(cell, method, strength, bench.device.type)
-    run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
-    model = fresh_model(cell, run.data.num_classes, bench.device)
-    run.trainer.train(stages[0], model, None, measure=False)
-    model, _ = run.prune(model)
+    run, model = _pruned(bench, cell, strength, bench.device.type)
     run.recalibrate(model)
     return run.trainer.evaluate(model, "validation")
+
+
+def _pruned(bench: Bench, cell: Cell, strength: float, trained_on: str) -> tuple[_Run, nn.Module]:
+    """Return a run up to its pruned network; the test set is not used."""
+    method = find_method(cell.method)
+    stages = stages_of(cell, method, strength, trained_on)
+    run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
+    model = run.fresh()
+    run.trainer.train(stages[0], model, None, measure=False)
+    model, _ = run.prune(model)
+    return run, model
+
+
+def validate_recalibrations(
+    bench: Bench, cell: Cell, strength: float, counts: Sequence[int], trained_on: str
+) -> Recalibrations:
+    """Return validation accuracies of a pruned network, recalibrated on different numbers of images.
+
+    Args:
+        bench: Where to compute; training that its checkpoints hold is not repeated.
+        cell: The run.
+        strength: Of its regulariser.
+        counts: Numbers of images, rounded up to batches. Those above what an epoch holds are left out.
+        trained_on: Type of the device that checkpoints were trained on.
+
+    Raises:
+        DivergedError: Training diverged.
+    """
+    run, model = _pruned(bench, cell, strength, trained_on)
+
+    def top1(images: int | None = None, *, augmented: bool = True) -> float:
+        network = copy.deepcopy(model)
+        if images != 0:
+            run.recalibrate(network, images, augmented=augmented)
+        return round(run.trainer.evaluate(network, "validation").top1, 6)
+
+    batches = run.data.training_batches(cell.profile.batch_size, bench.device)
+    whole = len(batches) * batches.batch_size
+    used = [count for count in counts if count <= whole]
+    by_kind = {kind: {count: top1(count, augmented=kind == "augmented") for count in used} for kind in KINDS}
+    return Recalibrations(cell.method, cell.macs_kept, cell.seed, strength, top1(0), top1(), **by_kind)
 
 
 @lru_cache(maxsize=8)
@@ -254,16 +292,28 @@ class _Run:
         batches = self.data.evaluation_batches("train", batch, self.bench.device)
         return self.bench.control.through(islice(batches, SCORING_BATCHES))
 
-    def recalibrate(self, model: nn.Module) -> None:
-        """Re-estimate the normalisation statistics, on training images that are the same for every method."""
+    def recalibrate(self, model: nn.Module, images: int | None = None, *, augmented: bool = True) -> None:
+        """Re-estimate the normalisation statistics, on training images that are the same for every method.
+
+        Args:
+            model: Changed in place.
+            images: Their number, rounded up to batches; one epoch at most (default: the profile's).
+            augmented: As in training; otherwise the images as they are.
+        """
         generator = torch.Generator().manual_seed(recalibration_seed(self.cell))
+        profile, device = self.cell.profile, self.bench.device
         # each process draws all batches, not its share alone
-        batches = self.data.training_batches(self.cell.profile.batch_size, self.bench.device)
-        count = -(-self.cell.profile.recalibration_images // batches.batch_size)  # rounded up
+        batches = self.data.training_batches(profile.batch_size, device)
+        count = -(-(images or profile.recalibration_images) // batches.batch_size)  # rounded up
         if not any(name.endswith("running_mean") for name, _ in model.named_buffers()):
             return
-        with autocast(self.bench.device, self.trainer.precision):
-            recalibrate(model, self.bench.control.through(islice(batches.epoch(generator), count)))
+        drawn = batches.epoch(generator) if augmented else self.clean_batches(batches.batch_size)
+        with autocast(device, self.trainer.precision):
+            recalibrate(model, self.bench.control.through(islice(drawn, count)))
+
+    def clean_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the training images as they are, in their fixed random order."""
+        return self.data.evaluation_batches("train", batch_size, self.bench.device)
 
     def measure_now(self, state: str, model: nn.Module) -> None:
         """Evaluate a network and record the result."""

@@ -156,12 +156,29 @@ def test_a_tier_that_is_only_begun_hides_no_loss() -> None:
     assert "2 trained networks): only begun, fewer than 3 networks. Toy evidence" in headline(verdicts)
 
 
-def test_readme_begins_with_the_strongest_rival_and_the_papers_claim() -> None:
-    text = readme_headline(judge(records_of(experiment(methods=("oicsr-gl", "gl-out", "depgraph"))), NOTHING))
-    first, _, *told = text.split("\n")
-    assert first == "**Results so far** (small evidence, on CIFAR-10 (resnet56; 3 trained networks); [more](#results)):"
-    assert len(told) == 3 and all(line.startswith("- OICSR-GL ") and line.endswith(" points") for line in told)
+def test_readme_begins_with_what_holds_on_what_evidence_and_what_does_not() -> None:
+    records = records_of(experiment(methods=("oicsr-gl", "gl-out", "depgraph", "none"), seeds=(0, 1, 2, 3, 4)))
+    verdicts = judge(records, NOTHING)
+    first, _, *told = readme_headline(verdicts).split("\n")
+    assert first == (
+        "**Results so far.** Small evidence, on CIFAR-10 (resnet56; 5 trained networks): all images of a natural-image "
+        "data set, short training. [More](#results)."
+    )
+    kinds = [line.partition(":**")[0].removeprefix("- **") for line in told]
+    assert kinds == [kind for kind in ("Lost", "Does not hold", "Holds", "Not shown either way") if kind in kinds]
+    judged = [verdict for verdict in verdicts if (own := verdict.at("small")) and own.effect]
+    shown = sum(verdict.claim.short in "\n".join(told) for verdict in judged)
+    more = sum(int(line.rpartition("; and ")[2].split()[0]) for line in told if "; and " in line)
+    assert shown + more == len(judged) > 8  # nothing is passed over
+    assert "- **Holds:** OICSR-GL beats Group Lasso (out), before fine-tuning (+" in "\n".join(told)
     assert readme_headline(judge([], NOTHING)) == "**Results so far:** none that carries a verdict."
+
+
+def test_readme_names_losses_first_and_tells_the_highest_tier_alone() -> None:
+    lost = records_of(experiment(methods=("oicsr-gl", "gl-out"), seeds=(0, 1, 2, 3, 4)), effect={"gl-out": 0.5})
+    text = readme_headline(judge([*lost, *toys({"oicsr-gl": 0.9})], NOTHING))
+    assert text.split("\n")[2].startswith("- **Lost:** OICSR-GL beats Group Lasso (out), before fine-tuning (−")
+    assert "Toy" not in text and "digits" not in text
 
 
 def test_without_evidence_nothing_is_said_to_hold() -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.analysis.comparison import Comparison, compare
-from benchmarks.records.record import Record
-from benchmarks.reporting.effects import effects_sheet, switched
-from tests.benchmarks.synthetic import experiment, records_of
+from benchmarks.records.histories import Details
+from benchmarks.records.recalibrations import Measured, Recalibrations
+from benchmarks.records.record import Record, write_record
+from benchmarks.reporting.effects import effect_sheets, switched
+from benchmarks.reporting.recalibration_table import recalibration_sheet
+from benchmarks.reporting.table_files import Sheet, sheet_latex, sheet_markdown
+from tests.benchmarks.synthetic import experiment, history_of, records_of
 
 
 def study(name: str, rescale: str, more: float, **config: object) -> Comparison:
     """Return a comparison whose fine-tuned networks have 0.9, more of it, and a little per seed."""
     records = []
     for record in records_of(experiment(name, methods=("oicsr-gl",), macs_kept=(0.5,))):
-        own = {**record.config, "rescale": rescale, **config}
+        own = {**record.config, "rescale": rescale, "dataset": "digits", **config}
         records.append(
             with_states(replace(record, config=own), 0.5, 0.8, 0.9 + more + 0.001 * record.seed * bool(more))
         )
@@ -32,27 +38,57 @@ def with_states(record: Record, pruned: float, recalibrated: float, finetuned: f
 USUAL, PLAIN = study("digits", "dense-norm", 0.02), study("digits-norescale", "none", 0.0)
 
 
+def sheets(comparisons: Sequence[Comparison], results: Path = Path("nowhere")) -> dict[str, Sheet]:
+    return {sheet.name.removeprefix("effect-"): sheet for sheet in effect_sheets(comparisons, Details(results))}
+
+
 def test_recalibration_is_the_difference_of_two_states_of_a_run() -> None:
-    table = effects_sheet([USUAL]).numbers
-    [row] = table[table["step"] == "Recalibration"].to_dict("records")
-    assert row["effect"] == pytest.approx(0.3) and row["n"] == 3 and row["state"] == "recalibrated"
+    sheet = sheets([USUAL])["recalibration"]
+    [row] = sheet.numbers.to_dict("records")
+    assert row["effect"] == pytest.approx(0.3) and row["n"] == 3 and row["macs_kept"] == 0.5
+    assert sheet.header == ("Experiment (profile)", "Method", "n", "50.0 %")
+    # no spread in three seeds: sd at least 0.1 points, t(0.975, 2) = 4.3027, over sqrt 3
+    assert sheet.rows == [["digits (cpu)", "OICSR-GL", "3", "+30.00 (±0.25)"]]
+
+
+def test_networks_that_stand_in_two_experiments_are_told_once() -> None:
+    assert len(sheets([PLAIN, USUAL])["recalibration"].rows) == 1
 
 
 def test_rescaling_is_paired_by_seed_between_experiments_that_differ_in_it_alone() -> None:
-    sheet = effects_sheet([PLAIN, USUAL])
-    [cells] = [row for row in sheet.rows if row[0] == "Rescaling"]
+    sheet = sheets([PLAIN, USUAL])["rescaling"]
     # differences 2.0, 2.1, 2.2 points: mean 2.1; sd 0.1, t(0.975, 2) = 4.3027, over sqrt 3
-    assert cells[1:] == [
-        "digits (cpu), digits-norescale (cpu)", "OICSR-GL", "50.0 %", "3", "+0.00 (±0.25)", "+0.00 (±0.25)",
-        "+2.10 (±0.25)",
-    ]  # fmt: skip
-    assert switched(USUAL, PLAIN) == "Rescaling" and switched(PLAIN, USUAL) is None
+    assert sheet.rows == [["digits (cpu), digits-norescale (cpu)", "OICSR-GL", "Fine-tuned", "3", "+2.10 (±0.25)"]]
+    assert switched(USUAL, PLAIN) == "rescaling" and switched(PLAIN, USUAL) is None
+
+
+def test_rescaling_shows_in_the_first_epoch_of_fine_tuning(tmp_path: Path) -> None:
+    written = []
+    for comparison, first in ((USUAL, 0.75), (PLAIN, 0.35)):
+        records = []
+        for record in comparison.records:
+            rows = history_of(record)
+            begin = next(position for position, row in enumerate(rows) if row.phase == "finetune")
+            rows[begin] = replace(rows[begin], val_top1=first)
+            write_record(tmp_path, record, rows)
+            path = tmp_path / "runs" / record.experiment / record.run_id / "record.json"
+            records.append(replace(record, provenance=_provenance(path)))
+        written.append(replace(comparison, records=tuple(records)))
+    sheet = sheets(written, tmp_path)["rescaling"]
+    assert [row[2] for row in sheet.rows] == ["After the first epoch", "Fine-tuned"]
+    assert sheet.rows[0][4] == "+40.00 (±0.25)"
+
+
+def _provenance(path: Path) -> dict[str, object]:
+    from benchmarks.records.record import read_record
+
+    return dict(read_record(path).provenance)
 
 
 def test_experiments_that_differ_in_more_are_not_compared() -> None:
     other = study("digits-other", "none", 0.0, max_removed=0.5)
     assert switched(USUAL, other) is None and switched(USUAL, USUAL) is None
-    assert not any(row[0] == "Rescaling" for row in effects_sheet([USUAL, other]).rows)
+    assert set(sheets([USUAL, other])["rescaling"].rows[0]) == {"not run"}
 
 
 def test_absorption_compares_a_method_with_its_absorbing_form() -> None:
@@ -60,12 +96,49 @@ def test_absorption_compares_a_method_with_its_absorbing_form() -> None:
         with_states(record, 0.6 if record.method.endswith("-absorb") else 0.5, 0.8, 0.9)
         for record in records_of(experiment("digits", methods=("slimming", "slimming-absorb"), macs_kept=(0.5,)))
     ]
-    sheet = effects_sheet(compare(records))
-    [cells] = [row for row in sheet.rows if row[0] == "Absorption"]
-    assert cells[2] == "Network Slimming" and cells[5].startswith("+10.00") and cells[7].startswith("+0.00")
+    found = sheets(compare([replace(r, config={**r.config, "dataset": "digits"}) for r in records]))["absorption"]
+    assert [(row[1], row[2], row[4][:6]) for row in found.rows] == [
+        ("Network Slimming", "Pruned", "+10.00"),
+        ("Network Slimming", "Recalibrated", "+0.00 "),
+        ("Network Slimming", "Fine-tuned", "+0.00 "),
+    ]
 
 
-def test_without_records_nothing_is_claimed() -> None:
-    assert set(effects_sheet([]).rows[0]) == {"not run"}
+def test_without_records_or_evidence_nothing_is_claimed() -> None:
+    quick = compare(records_of(experiment("digits", methods=("oicsr-gl",)), "quick"))
     [old] = compare(records_of(experiment("digits", methods=("oicsr-gl",)), protocol=1))
-    assert set(effects_sheet([old]).rows[0]) == {"not run"}
+    for comparisons in ([], quick, [old]):
+        assert all(set(sheet.rows[0]) == {"not run"} for sheet in sheets(comparisons).values())
+
+
+def test_columns_of_words_are_aligned_on_the_left() -> None:
+    sheet = sheets([USUAL])["recalibration"]
+    assert "| --- | --- | ---: | ---: |" in sheet_markdown(sheet)
+    assert r"\begin{tabular}{llrr}" in sheet_latex(sheet)
+
+
+def measured(*seeds: int) -> Measured:
+    rows = [
+        Recalibrations("none", 0.5, seed, 0.0, 0.2, 0.8, {128: 0.79, 4096: 0.8}, {128: 0.75 + 0.001 * seed, 4096: 0.78})
+        for seed in seeds
+    ]
+    return Measured("digits", "cpu", 2, 4096, tuple(rows), {"commit": "1234567890", "device_type": "cpu"})
+
+
+def test_images_for_recalibration_are_compared_with_those_of_runs() -> None:
+    sheet = recalibration_sheet([measured(0, 1, 2)], 2)
+    head = ["digits (cpu)", "No regulariser"]
+    states = ["50.0 %", "3", "20.00 ± 0.00", "80.00 ± 0.00"]
+    assert sheet.header[-2:] == ("128", "4096")
+    # clean: differences -5.0, -4.9, -4.8 points; augmented, as many as in runs: the same by definition
+    assert sheet.rows == [
+        [*head, "augmented", *states, "−1.00 (±0.25)", "–"],
+        [*head, "clean", *states, "−4.90 (±0.25)", "−2.00 (±0.25)"],
+    ]
+    assert "4,096 training images" in sheet.notes and "commit 12345678" in sheet.notes
+    assert len(sheet.numbers) == 3 * 6
+
+
+def test_measurements_of_another_protocol_stand_in_no_table() -> None:
+    assert set(recalibration_sheet([measured(0)], 3).rows[0]) == {"not run"}
+    assert set(recalibration_sheet([], 2).rows[0]) == {"not run"}

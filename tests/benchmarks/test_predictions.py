@@ -93,3 +93,9 @@ def test_outcomes_stand_between_the_markers(tmp_path: Path) -> None:
     assert "**holds** | +5.02 points | " in page and "\n".join(outcome_lines(found)) in page
     with pytest.raises(ValueError, match="markers"):
         with_outcomes("no markers", found)
+
+
+def test_a_figure_stands_below_the_outcomes_where_there_is_one() -> None:
+    page = f"before\n{BEGIN}\n{END}\nafter"
+    assert "![" not in with_outcomes(page, [])
+    assert "(../results/figures/anatomy.png)" in with_outcomes(page, [], "../results/figures/anatomy.png")

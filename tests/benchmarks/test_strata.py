@@ -15,7 +15,8 @@ from benchmarks.analysis.strata import rows_of, strata_of
 from benchmarks.analysis.verdicts import judge
 from benchmarks.config import Phase
 from benchmarks.records.histories import Details
-from benchmarks.records.record import Record
+from benchmarks.records.record import Record, read_record, write_record
+from benchmarks.records.rows import EpochRow
 from tests.benchmarks.synthetic import experiment, records_of
 
 NOTHING = Details(Path("nowhere"))
@@ -144,3 +145,25 @@ def test_strata_of_experiments_would_be_far_too_sure() -> None:
         low, high = paired_effect((luck + own).tolist()).interval
         covered.append(low <= 0 <= high)
     assert np.mean(covered) < 0.85
+
+
+def recovering(epochs: int, folder: Path) -> list[Record]:
+    """Return runs of three networks, each of which recovers in the first epoch of fine-tuning."""
+    found = []
+    for made in study("a"):
+        states = {name: {**state, "val_top1": 0.5} for name, state in made.states.items()}
+        record = replace(made, states=states, epochs={"finetune": epochs})
+        rows = [EpochRow("finetune", 0, epoch, 0.01, 0.2, 0.1, 0.9, 0.3, 0.9, 1.0) for epoch in range(1, epochs + 1)]
+        write_record(folder, record, rows)
+        found.append(read_record(folder / "runs" / record.experiment / record.run_id / "record.json"))
+    return found
+
+
+def test_recovery_counts_in_whole_epochs_which_three_equal_networks_cannot_undercut(tmp_path: Path) -> None:
+    claim = next(claim for claim in CLAIMS if claim.id == "9")
+    short = judge(recovering(5, tmp_path / "short"), Details(tmp_path / "short"), [claim])[0]
+    assert short.effect is not None and short.effect.mean == 0 and short.verdict == "inconclusive"
+    # sd at least 0.2 / sqrt 6, over sqrt 3
+    assert short.effect.se == pytest.approx(0.2 / math.sqrt(18))
+    long = judge(recovering(200, tmp_path / "long"), Details(tmp_path / "long"), [claim])[0]
+    assert long.verdict == "refuted"  # of two hundred epochs, none is saved in three networks
