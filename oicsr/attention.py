@@ -29,7 +29,7 @@ from oicsr.inputs import Inputs
 from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
-from oicsr.repair import Bench, Repair, find_repair
+from oicsr.repair import Bench, Number, Repair, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
 
@@ -159,7 +159,7 @@ class Attentions:
     ) -> dict[str, Coupling] | None:
         """Return the couplings of attentions of one class and shape, or None where they are to be traced otherwise."""
         found: dict[str, Coupling] = {}
-        taken: set[tuple[str, str]] = set()
+        taken: set[Number] = set()
         failure = ""
         for position in range(len(group[0].couplings)):
             repair = self._repair(tracer, key, group, position, paths)

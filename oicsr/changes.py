@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +174,7 @@ def _read_number(module: nn.Module, name: str) -> Any:
     return value[int(position)] if is_sequence(value) and int(position) < len(value) else None
 
 
-def is_sequence(value: object) -> bool:
+def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Return whether a value is a list or tuple of which one with another entry can be made: one by name as well."""
     return type(value) in (list, tuple, torch.Size) or (isinstance(value, tuple) and hasattr(value, "_fields"))
 
