@@ -29,7 +29,7 @@ from oicsr.inputs import Inputs
 from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
-from oicsr.repair import Bench, Repair, find_repair
+from oicsr.repair import Bench, Number, Repair, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
 
@@ -74,12 +74,16 @@ def _by_module(products: Iterable[Product]) -> dict[str, list[Product]]:
 
 @dataclass(frozen=True)
 class Site:
-    """An attention: the products of one module, and the couplings whose channels take part in them."""
+    """An attention: the products of one module, and the couplings whose channels take part in them.
+
+    `parts` is how many sets of channels go by themselves: those of queries and keys, and those of values.
+    """
 
     path: str
     products: tuple[Product, ...]
     couplings: tuple[Coupling, ...]
     mode: str
+    parts: int
 
     def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
         """Return what the attentions that are tried together have in common."""
@@ -108,7 +112,7 @@ class Attentions:
         self, tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupling], graph: fx.Graph
     ) -> list[Coupling] | None:
         """Return the couplings with what attention needs; None where other modes are to be traced, now in `modes`."""
-        found = {c.name: c for c in note_products(tracer, index, couplings)}
+        found = follow_counts(tracer, index, {c.name: c for c in note_products(tracer, index, couplings)})
         sites = self._sites(tracer, index, found)
         again = False
         groups: dict[tuple[object, ...], list[Site]] = defaultdict(list)
@@ -129,7 +133,7 @@ class Attentions:
             else:
                 found |= completed
         found, _ = follow_norms(tracer, index, found)
-        found = note_parts(tracer, index, follow_counts(tracer, index, found))
+        found = note_parts(tracer, index, found)
         return None if again else [found[coupling.name] for coupling in couplings]
 
     def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
@@ -140,6 +144,7 @@ class Attentions:
                 tuple(products),
                 tuple(couplings[name] for name in _owners(tracer, index, products) if name in couplings),
                 self.modes.get(path, start),
+                len({tuple(index.roots[p.channels].tolist()) for p in products if p.channels is not None}),
             )
             for path, products in _by_module(tracer.products).items()
             if self.modes.get(path) != "none"
@@ -154,7 +159,7 @@ class Attentions:
     ) -> dict[str, Coupling] | None:
         """Return the couplings of attentions of one class and shape, or None where they are to be traced otherwise."""
         found: dict[str, Coupling] = {}
-        taken: set[tuple[str, str]] = set()
+        taken: set[Number] = set()
         failure = ""
         for position in range(len(group[0].couplings)):
             repair = self._repair(tracer, key, group, position, paths)
@@ -177,7 +182,7 @@ class Attentions:
         """Go on to the next mode."""
         for site in group:
             following = NEXT[site.mode]
-            if following == "tied" and len(site.couplings) < 2:
+            if following == "tied" and site.parts < 2:
                 following = "head"
             self.modes[site.path] = following
             if following == "none":
@@ -214,8 +219,8 @@ class Attentions:
         coupling = site.couplings[position]
         if self._bench is None or repair.failure:
             return coupling
-        attributes = self._bench.attributes([*paths[coupling.name], site.path], repair.numbers)
-        return self._rescaled(tracer, site, replace(coupling, attributes=attributes), repair.power)
+        completed = self._bench.with_numbers(coupling, [*paths[coupling.name], site.path], repair.numbers)
+        return self._rescaled(tracer, site, completed, repair.power)
 
     def _rescaled(self, tracer: Tracer, site: Site, coupling: Coupling, power: float) -> Coupling | None:
         """Let the queries, or else the keys, make up for a scale that changes with the width; None where none can."""

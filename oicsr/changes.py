@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,12 @@ def _read_number(module: nn.Module, name: str) -> Any:
     value = vars(module).get(name)
     if not position:
         return value
-    return value[int(position)] if isinstance(value, list | tuple) and int(position) < len(value) else None
+    return value[int(position)] if is_sequence(value) and int(position) < len(value) else None
+
+
+def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """Return whether a value is a list or tuple of which one with another entry can be made: one by name as well."""
+    return type(value) in (list, tuple, torch.Size) or (isinstance(value, tuple) and hasattr(value, "_fields"))
 
 
 def _write_number(module: nn.Module, name: str, number: float) -> None:
@@ -180,7 +185,8 @@ def _write_number(module: nn.Module, name: str, number: float) -> None:
     value: Any = number
     if position:
         old = vars(module)[name]
-        value = type(old)([*old[: int(position)], number, *old[int(position) + 1 :]])
+        entries = [*old[: int(position)], number, *old[int(position) + 1 :]]
+        value = type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
     vars(module)[name] = value
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from oicsr.arguments import check_call
 from oicsr.copying import undisturbed
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.modes import FLEX_ATTENTION, Mode
 from oicsr.parametrized import make_plain
 from oicsr.wrapping import unwrap
 
@@ -32,10 +32,20 @@ PRODUCTS = {
     torch.matmul,
     Tensor.matmul,
     Tensor.__matmul__,
+    torch.mm,
+    Tensor.mm,
     torch.bmm,
     Tensor.bmm,
+    torch.addmm,
+    Tensor.addmm,
+    torch.baddbmm,
+    Tensor.baddbmm,
     torch.einsum,
-    functional.scaled_dot_product_attention,
+}
+ATTENTIONS = {functional.scaled_dot_product_attention, FLEX_ATTENTION}
+SUMMED = {  # those that add a product: where its factors stand
+    **dict.fromkeys((torch.addmm, Tensor.addmm), ((1, "mat1"), (2, "mat2"))),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), ((1, "batch1"), (2, "batch2"))),
 }
 RECURRENT = {
     f"{name}{end}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for end in ("", "_cell")
@@ -43,7 +53,7 @@ RECURRENT = {
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
-class Positions(TorchFunctionMode):
+class Positions(Mode):
     """Note, for each weight, at how many positions it is applied, and the size of the batch that the first layer sees.
 
     Attributes:
@@ -75,7 +85,7 @@ class Positions(TorchFunctionMode):
         self._note_derived(args, kwargs or {}, result)
         if getattr(func, "__name__", "") in RECURRENT:
             self._note_recurrent(args)
-        if func in PRODUCTS:
+        if func in PRODUCTS or func in ATTENTIONS:
             self._note_product(func, args, kwargs or {}, result)
         if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
             source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
@@ -114,7 +124,7 @@ class Positions(TorchFunctionMode):
     def _note_product(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor
     ) -> None:
-        if func is functional.scaled_dot_product_attention:
+        if func in ATTENTIONS:
             query, key, value = (_argument(args, kwargs, i, name) for i, name in enumerate(("query", "key", "value")))
             pairs = math.prod(query.shape[:-1]) * key.shape[-2]
             self.products += [pairs * query.shape[-1], pairs * value.shape[-1]]
@@ -124,6 +134,8 @@ class Positions(TorchFunctionMode):
         if func is torch.einsum:
             equation, *rest = args
             factors = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
+        elif func in SUMMED:
+            factors = [_argument(args, kwargs, i, name) for i, name in SUMMED[func]]
         derived = [self._is_derived(factor) for factor in factors]
         if len(factors) != 2 or (None not in derived and any(derived)):
             return

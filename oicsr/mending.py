@@ -71,8 +71,7 @@ def _remedies(
     repair = find_repair(bench, [(coupling, paths)], proven)
     if repair.failure:
         return
-    attributes = bench.attributes(paths, repair.numbers)
-    numbered = replace(coupling, attributes=tuple(dict.fromkeys([*coupling.attributes, *attributes])))
+    numbered = bench.with_numbers(coupling, paths, repair.numbers)
     power = changed_power(bench.whole, bench.without_one([(coupling, paths)], repair.numbers), coupling)
     if power == 0.0 and repair.numbers:
         trials = [numbered]

@@ -25,6 +25,7 @@ FACTORS = frozenset(aten("mul multiply div divide true_divide"))
 SUMS = frozenset(aten("add sub subtract"))
 JOINED = frozenset(aten("cat concat concatenate stack"))
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
+PRODUCTS = frozenset(aten("addmm matmul mm"))  # with a weight `(inputs, outputs)` on the right
 
 
 class NotLinearError(Exception):
@@ -49,13 +50,21 @@ def rescaled_rows(parameters: Mapping[fx.Node, str], node: fx.Node, power: float
     entries: dict[tuple[str, tuple[int, ...]], Rescaled] = {}
     for layer, start, size in walk.layers:
         rows = tuple((found[(found >= start) & (found < start + size)] - start).unique().tolist())
-        for tensor in (argument(layer, 1), argument(layer, 2)):
+        for tensor, dim in _tensors(layer):
             if isinstance(tensor, fx.Node) and rows:
                 if tensor not in parameters:
                     return None
-                entry = Rescaled(parameters[tensor], 0, rows, power)
+                entry = Rescaled(parameters[tensor], dim, rows, power)
                 entries[entry.parameter, rows] = entry
     return tuple(entries.values()) or None
+
+
+def _tensors(layer: fx.Node) -> list[tuple[Any, int]]:
+    """Return weight and bias of a layer, the weight first, each with the axis of its outputs."""
+    name = operator_name(layer)
+    if name == "aten::addmm":
+        return [(argument(layer, 2), 1), (argument(layer, 0), 0)]
+    return [(argument(layer, 1), 1)] if name in PRODUCTS else [(argument(layer, 1), 0), (argument(layer, 2), 0)]
 
 
 class _Walk:
@@ -82,7 +91,7 @@ class _Walk:
         if node.target is operator.getitem:
             return [part[node.args[1]] for part in self.of(node.args[0])]  # type: ignore[arg-type]
         name = operator_name(node)
-        if name in LAYERS:
+        if name in LAYERS | PRODUCTS:
             return [self._layer(node, name)]
         if name in SAME:
             return self.of(source_of(node))
@@ -103,11 +112,12 @@ class _Walk:
         return operands  # type: ignore[return-value]
 
     def _layer(self, node: fx.Node, name: str) -> Tensor:
-        weight, shape = argument(node, 1), shape_of(node)
-        if weight not in self._parameters:
+        (weight, dim), shape = _tensors(node)[0], shape_of(node)
+        if weight not in self._parameters or (name in PRODUCTS and len(shape_of(weight)) != 2):
             raise NotLinearError
-        size = shape_of(weight)[0]
-        axis = len(shape) - 1 if name == "aten::linear" else len(shape) - len(shape_of(weight)) + 1
+        size = shape_of(weight)[dim]
+        last = name in PRODUCTS or name == "aten::linear"
+        axis = len(shape) - 1 if last else len(shape) - len(shape_of(weight)) + 1
         self.layers.append((node, self._rows, size))
         rows = torch.arange(self._rows, self._rows + size)
         self._rows += size

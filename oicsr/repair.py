@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from oicsr.changes import is_sequence
 from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode, shared
 from oicsr.coupling import Attribute, Coupling
 from oicsr.inputs import Inputs, tensors_in
+from oicsr.modes import FLEX_ATTENTION, Mode
 from oicsr.plan import PruningPlan
 from oicsr.shapes import meta_copy
 from oicsr.surgery import apply_plan
@@ -33,7 +34,7 @@ TORCH = str(Path(torch.__file__).parent)
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
 
-Number = tuple[str, str]  # name of a class and of an attribute
+Number = tuple[str, str, int]  # name of a class and of an attribute, and its value
 Sites = Sequence[tuple[Coupling, Sequence[str]]]  # a coupling of each attention, and the modules that may hold numbers
 
 
@@ -98,7 +99,7 @@ class Bench:
             read: Only those that the forward reads; otherwise those that it does not.
         """
         return {
-            (type(self.modules[path]).__name__, name)
+            (type(self.modules[path]).__name__, name, value)
             for path in paths
             for name, value in _whole_numbers(self.modules[path])
             if value and value % channels == 0 and ((path, name.partition(".")[0]) in self._read) == read
@@ -111,12 +112,18 @@ class Bench:
             Attribute(path, name, value)
             for path in dict.fromkeys(paths)
             for name, value in _whole_numbers(self.modules[path])
-            if (type(self.modules[path]).__name__, name) in wanted
+            if (type(self.modules[path]).__name__, name, value) in wanted
         )
+
+    def with_numbers(self, coupling: Coupling, paths: Iterable[str], numbers: Iterable[Number]) -> Coupling:
+        """Return a coupling with the attributes that `numbers` names beside those that it has."""
+        own = {(attribute.module, attribute.name) for attribute in coupling.attributes}
+        more = [a for a in self.attributes(paths, numbers) if (a.module, a.name) not in own]
+        return replace(coupling, attributes=(*coupling.attributes, *more))
 
     def without_one(self, sites: Sites, numbers: Sequence[Number]) -> Run:
         """Run a copy without one channel of each coupling, the attributes changed along."""
-        couplings = [replace(c, attributes=self.attributes(paths, numbers)) for c, paths in sites]
+        couplings = [self.with_numbers(c, paths, numbers) for c, paths in sites]
         kept = {c.name: range(c.num_channels - 1) for c in couplings}
         try:
             plan = PruningPlan.from_kept(couplings, kept)
@@ -142,7 +149,7 @@ def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
-        elif isinstance(value, list | tuple):
+        elif is_sequence(value):
             yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
 
 
@@ -153,10 +160,10 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
         bench: The network.
         sites: The couplings, and for each the modules whose attributes may stand for its width.
         prove: Whether couplings with their attributes pass the numeric proof, where the code's own factors change by
-            some power of the share that stays; asked where several choices fit.
+            some power of the share that stays; asked where shapes alone do not tell.
     """
     candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
-    furthest = Run()
+    furthest, unproven = Run(), list[Repair]()
     for count in range(min(len(candidates), MOST_CHANGED) + 1):
         fitting: list[tuple[tuple[Number, ...], Run]] = []
         for numbers in combinations(candidates, count):
@@ -165,31 +172,33 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
                 fitting.append((numbers, run))
             elif run.calls >= furthest.calls:
                 furthest = run
-        if fitting:
-            numbers, run = _chosen(bench, sites, fitting, prove)
-            numbers, run = _completed(bench, sites, numbers, run, candidates)
-            return Repair("", numbers, _power(bench.whole, run, sites))
-    return Repair(furthest.failure or "the shape of an output changes")
+        for numbers, run in fitting:
+            completed, run = _completed(bench, sites, numbers, run, candidates)
+            repair = Repair("", completed, _power(bench.whole, run, sites))
+            sure = len(fitting) == 1 and not _is_doubtful(repair, sites, candidates)
+            couplings = [bench.with_numbers(c, paths, completed) for c, paths in sites]
+            if sure or prove(couplings, repair.power):
+                return repair
+            unproven.append(repair)
+    return unproven[-1] if unproven else Repair(furthest.failure or "the shape of an output changes")
+
+
+def _is_doubtful(repair: Repair, sites: Sites, candidates: Sequence[Number]) -> bool:
+    """Return whether a repair whose shapes fit may yet cut the channels elsewhere.
+
+    Pieces may have become fewer instead of thinner, or the other way round, unless a number says by its name which it
+    is; and a scale follows the width of a head, not how many there are.
+    """
+    heads = {coupling.kind for coupling, _ in sites} == {"head"}
+    odd = repair.power != 0.0 if heads else math.isnan(repair.power)
+    named = any(_says_width(name, heads=heads) for _, name, _ in repair.numbers)
+    return odd or (bool(candidates) and not named)
 
 
 def _common(bench: Bench, sites: Sites, *, read: bool) -> list[Number]:
     """Return the numbers that may stand for the width at every site."""
     found = [bench.numbers(paths, coupling.num_channels, read=read) for coupling, paths in sites]
     return sorted(set.intersection(*found))
-
-
-def _chosen(
-    bench: Bench,
-    sites: Sites,
-    fitting: Sequence[tuple[tuple[Number, ...], Run]],
-    prove: Callable[[Sequence[Coupling], float], bool],
-) -> tuple[tuple[Number, ...], Run]:
-    """Return the one of several choices, all of which fit by their shapes, that fits by its numbers."""
-    for numbers, run in fitting[:-1]:
-        couplings = [replace(c, attributes=bench.attributes(paths, numbers)) for c, paths in sites]
-        if prove(couplings, _power(bench.whole, run, sites)):
-            return numbers, run
-    return fitting[-1]
 
 
 def _completed(
@@ -202,11 +211,15 @@ def _completed(
         `unflatten(-1, (num_heads, -1))`, its scale depends on the number of heads.
     """
     heads = {coupling.kind for coupling, _ in sites} == {"head"}
-    for number in [*candidates, *_common(bench, sites, read=False)]:
-        if number not in numbers and _says_width(number[1], heads=heads):
-            longer = bench.without_one(sites, (*numbers, number))
-            if not longer.failure and longer.shapes == bench.whole.shapes:
-                numbers, run = (*numbers, number), longer
+    every = [*candidates, *_common(bench, sites, read=False)]
+    named = [number for number in every if number not in numbers and _says_width(number[1], heads=heads)]
+    longer = bench.without_one(sites, (*numbers, *named)) if len(named) > 1 else Run("not tried")
+    if not longer.failure and longer.shapes == bench.whole.shapes:  # heads of queries and of keys, in one
+        return (*numbers, *named), longer
+    for number in named:
+        longer = bench.without_one(sites, (*numbers, number))
+        if not longer.failure and longer.shapes == bench.whole.shapes:
+            numbers, run = (*numbers, number), longer
     return numbers, run
 
 
@@ -248,11 +261,18 @@ def changed_power(whole: Run, run: Run, coupling: Coupling) -> float:
 
 
 @dataclass
-class _Factors(TorchFunctionMode):
-    """Note the numbers that activations are multiplied with, the scale of attention among them."""
+class _Factors(Mode):
+    """Note the numbers that activations are multiplied with, the scale of attention among them.
+
+    Attributes:
+        found: The numbers, in their order.
+        calls: How many functions ran.
+        filled: Tensors that hold one number each, which may be multiplied with as well, and the number.
+    """
 
     found: list[float] = field(default_factory=list)
     calls: int = 0
+    filled: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -267,11 +287,23 @@ class _Factors(TorchFunctionMode):
             scale = named.get("scale", args[6] if len(args) > 6 else None)
             query = args[0] if args else named["query"]
             self.found.append(query.shape[-1] ** -0.5 if scale is None else float(scale))
+        elif func is FLEX_ATTENTION:
+            self.found.append(float(args[5]))
         elif name in TIMES | OVER:
-            numbers = [value for value in args[:2] if isinstance(value, int | float) and value]
+            numbers = [number for value in args[:2] if (number := self._number(value))]
             if len(numbers) == 1:
-                self.found.append(float(numbers[0]) if name in TIMES else 1 / float(numbers[0]))
+                self.found.append(numbers[0] if name in TIMES else 1 / numbers[0])
+        elif func is torch.full and args and not args[0] and isinstance(args[1], int | float):
+            tensor = func(*args, **named)
+            self.filled[id(tensor)] = tensor, float(args[1])
+            return tensor
         return func(*args, **named)
+
+    def _number(self, value: object) -> float | None:
+        """Return the number that a factor is, be it one or a tensor of one."""
+        if isinstance(value, Tensor):
+            return self.filled[id(value)][1] if id(value) in self.filled else None
+        return float(value) if isinstance(value, int | float) else None
 
 
 @contextmanager

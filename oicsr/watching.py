@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from oicsr.modes import Mode
 
 WIDER = {
     torch.float16: torch.float64,
@@ -48,7 +50,7 @@ def storages(model: nn.Module) -> dict[int, str]:
     return found
 
 
-class Watch(TorchFunctionMode):
+class Watch(Mode):
     """Keep a trial in its precision, and note where it reads a tensor of the original network.
 
     Chance is taken out: how many numbers are drawn may depend on a width, so that a seed alone does not make two runs
@@ -67,7 +69,7 @@ class Watch(TorchFunctionMode):
         named = dict(kwargs or {})
         for value in (*args, *named.values()):
             for tensor in value if isinstance(value, list | tuple) else (value,):
-                if type(tensor) in (Tensor, nn.Parameter):
+                if type(tensor) in (Tensor, nn.Parameter) and not is_batchedtensor(tensor):
                     self._note(tensor, func)
         if func in DROPOUTS:
             return args[0] if args else named["input"]

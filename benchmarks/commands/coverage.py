@@ -10,6 +10,13 @@ import torch
 from torch import nn
 
 from benchmarks.commands.options import add_results
+from benchmarks.coverage.attention import (
+    attention_csv,
+    attention_markdown,
+    cover_attention,
+    read_attention,
+    rows_of_attention,
+)
 from benchmarks.coverage.examine import cover, cover_peer
 from benchmarks.coverage.table import (
     LIMIT_SECONDS,
@@ -33,10 +40,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help=text)
     parser.add_argument("--again", action="store_true", help="test networks again that already have a row")
     parser.add_argument("--no-peer", action="store_true", help="skip torch-pruning")
+    parser.add_argument("--attention", action="store_true", help="what of transformers' attention can go, instead")
 
 
 def command(options: argparse.Namespace) -> int:
     """Run what is missing, first the networks, then torch-pruning; write `coverage.csv` and `coverage.md`."""
+    if options.attention:
+        return _attention(options)
     path: Path = options.results / "coverage.csv"
     rows = read_rows(path)
     names = options.networks.split(",") if options.networks else listed()
@@ -53,6 +63,22 @@ def command(options: argparse.Namespace) -> int:
             _write(path, rows)
             _tell(f"{name}, torch-pruning", rows[name]["torch_pruning"], rows[name]["torch_pruning_reason"])
     _write(path, rows)
+    return 0
+
+
+def _attention(options: argparse.Namespace) -> int:
+    """Run what is missing of the table of attention; write `attention.csv` and `attention.md`."""
+    path: Path = options.results / "attention.csv"
+    rows = read_attention(path)
+    wanted = options.networks.split(",") if options.networks else None
+    options.results.mkdir(parents=True, exist_ok=True)
+    _warm_up()
+    for name in rows_of_attention():
+        if (wanted is None or name.split(" ")[0] in wanted) and (name not in rows or options.again):
+            rows[name] = cover_attention(name, options.limit, peer=not options.no_peer)
+            write_atomically(path, attention_csv(rows).encode())
+            write_atomically(path.with_suffix(".md"), attention_markdown(rows).encode())
+            _tell(name, rows[name]["passed"], rows[name]["reason"])
     return 0
 
 

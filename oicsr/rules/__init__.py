@@ -15,6 +15,7 @@ and the module it was called in. A missing rule can therefore cost prunable chan
 from oicsr.rules import (
     convolution,
     elementwise,
+    flex,
     indexing,
     linear,
     lookup,
@@ -38,6 +39,7 @@ from oicsr.rules.tracer import Tracer
 FAMILIES = (
     convolution,
     elementwise,
+    flex,
     indexing,
     linear,
     lookup,

@@ -8,6 +8,7 @@ chosen by module (`Tracer.granularity`, `Tracer.modes`), and the other one is ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,7 +156,7 @@ def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")
 
 
-def _give_up(tracer: Tracer, node: fx.Node, why: str) -> Result:
+def _give_up(tracer: Tracer, node: fx.Node, why: str) -> Value:
     followed = [n for n in node.all_input_nodes if tracer.ids(n) is not None]
     return tracer.opaque(node, why) if followed else Value(None, tracer.reason(node.all_input_nodes[0]))
 
@@ -208,18 +209,36 @@ def attention(tracer: Tracer, node: fx.Node) -> Result:
     A channel of the queries goes with that of the keys; channels of the values pass; heads go as a whole. With
     `enable_gqa` the heads of keys and values stand for as many of the queries each.
     """
+    mask = argument(node, "attn_mask")
+
+    def modify(scores: Operand) -> Operand:
+        """Add the mask."""
+        if not isinstance(mask, fx.Node):
+            return scores
+        bias, _ = combine(tracer, node, [scores, Operand.of(tracer, mask, len(scores.shape))])
+        return Operand(bias.ids, scores.shape, bias.reason)
+
+    return attend(tracer, node, modify, grouped=bool(argument(node, "enable_gqa", False)))
+
+
+def attend(tracer: Tracer, node: fx.Node, modify: Callable[[Operand], Operand], *, grouped: bool) -> Value:
+    """Follow channels through an attention in one call, whose first arguments are queries, keys and values.
+
+    Args:
+        tracer: The tracer.
+        node: The call.
+        modify: What is done to the scores before they mix the values.
+        grouped: Whether a head of keys and values may stand for several of the queries.
+    """
     query, key, value = (Operand.of(tracer, argument(node, i), len(shape_of(argument(node, i)))) for i in range(3))
     if not len(query.shape) == len(key.shape) == len(value.shape):
         return _give_up(tracer, node, "attends to values of another rank")
-    if argument(node, "enable_gqa", False):
+    if grouped:
         key, value = _repeated(key, query.shape[-3]), _repeated(value, query.shape[-3])
     leading = "abcdefgh"[: len(query.shape) - 2]
     first, second = Factor(query, leading + "xz"), Factor(key, leading + "yz")
     scores = contract(tracer, node, first, second, leading + "xy", follow="scores")
-    mask = argument(node, "attn_mask")
-    if scores is not None and isinstance(mask, fx.Node):
-        bias, _ = combine(tracer, node, [scores, Operand.of(tracer, mask, len(scores.shape))])
-        scores = Operand(bias.ids, scores.shape, bias.reason)
+    scores = None if scores is None else modify(scores)
     kept = None if scores is None else scores.ids
     if scores is None or (kept is not None and kept.shape[-1] > 1):
         return tracer.opaque(node, "multiplies values whose channels lie on different axes")

@@ -1,0 +1,252 @@
+"""What of known transformers' attention can go: which couplings, whether exactly, and how many MACs half of it saves.
+
+Command: `python -m benchmarks coverage --attention`. Each network runs in a process of its own, with a limit of CPU
+time, and has a row per granularity. Where it is not limited otherwise, a run of all rows takes about 15 minutes of one
+thread.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.coverage.examine import FAILURES, disturb, in_own_process
+from benchmarks.coverage.table import LIMIT_SECONDS, TOLERANCE, Row
+from benchmarks.coverage.tasks import outputs_of
+from benchmarks.coverage.transformers import build, listed
+from benchmarks.escape import for_csv, for_markdown
+from oicsr import Coupling, PruningPlan, count_macs, remove_channels, trace_couplings
+from oicsr.complexity import find_tensor
+from oicsr.inputs import as_inputs
+
+COLUMNS = (
+    "network granularity channels heads error macs_before macs_after seconds passed reason torch_pruning "
+    "torch_pruning_macs_after torch_pruning_reason versions"
+).split()
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+HALF = 0.5
+QUERIES = {"qkv", "q", "k", "v", "kv", "query", "key", "value", "q_proj", "k_proj", "v_proj", "c_attn"}
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads", "n_head")
+
+
+def of_attention(couplings: Sequence[Coupling]) -> list[Coupling]:
+    """Return the couplings that lie in an attention: those that products of activations take part in."""
+    return [coupling for coupling in couplings if coupling.products]
+
+
+def half_of(couplings: Sequence[Coupling]) -> PruningPlan:
+    """Return a plan that removes a random half of every coupling; of an odd number, the smaller half."""
+    generator = torch.Generator().manual_seed(0)
+    kept = {}
+    for coupling in couplings:
+        order = torch.randperm(coupling.num_channels, generator=generator).tolist()
+        kept[coupling.name] = sorted(order[: coupling.num_channels - coupling.num_channels // 2])
+    return PruningPlan.from_kept(couplings, kept)
+
+
+@torch.no_grad()
+def change(model: nn.Module, inputs: Any, couplings: Sequence[Coupling], plan: PruningPlan) -> float:
+    """Empty what goes, remove it, and return the largest relative change of an output, in float64; changes `model`."""
+    model.double()
+    wide = as_inputs(inputs).map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    for coupling in couplings:
+        stays = set(plan.kept[coupling.name])
+        for member in coupling.members:
+            gone = [i for i, c in enumerate(member.channels.tolist()) if c >= 0 and c not in stays]
+            if member.side != "norm":
+                find_tensor(model, member.parameter).index_fill_(member.dim, torch.tensor(gone, dtype=torch.int64), 0)
+    before, after = (outputs_of(wide.call(network)) for network in (model, remove_channels(model, plan)))
+    return max(
+        float((a - b).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True) if a.is_floating_point()
+    )
+
+
+def examine(name: str) -> Row:
+    """Return the row of a network; its name is `SOURCE:NETWORK GRANULARITY`."""
+    network, _, granularity = name.partition(" ")
+    row: Row = {"passed": "no"}
+    try:
+        model, inputs = build(network)
+        disturb(model)
+        row["macs_before"] = str(count_macs(model, inputs))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trace = trace_couplings(model, inputs, granularity=granularity)  # type: ignore[arg-type]
+        couplings = of_attention(trace.couplings)
+        for kind in ("channel", "head"):
+            row[f"{kind}s"] = str(sum(coupling.kind == kind for coupling in couplings))
+        stays = [why for why in trace.unruled if "attention" in why or "layer_norm" not in why]
+        row["reason"] = "; ".join(stays)[:400]
+        if not couplings:
+            return row
+        plan = half_of(couplings)
+        row["macs_after"] = str(count_macs(remove_channels(model, plan), inputs))
+        error = change(model, inputs, couplings, plan)
+        row |= {"error": f"{error:.1e}", "passed": "yes" if error < TOLERANCE else "no"}
+    except FAILURES as error:
+        row["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+    return row
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# torch-pruning
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def examine_peer(name: str) -> Row:
+    """Let torch-pruning remove half of the heads, or of each head's channels, told how many heads there are.
+
+    The numbers on the modules are brought in line as its examples do it, by hand: it leaves them.
+    """
+    network, _, granularity = name.partition(" ")
+    row: Row = {"torch_pruning": "no"}
+    try:
+        import torch_pruning
+
+        model, inputs = build(network)
+        heads = _heads(model)
+        if not heads:
+            raise ValueError("no layer that holds queries, keys and values was found to tell it of")
+        options = {"prune_num_heads": True} if granularity == "head" else {"prune_head_dims": True}
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            inputs,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=0.0,
+            pruning_ratio_dict=dict.fromkeys(heads, HALF),
+            head_pruning_ratio=HALF if granularity == "head" else 0.0,
+            num_heads=dict(heads),
+            output_transform=lambda output: sum(part.sum() for part in outputs_of(output)),
+            **options,
+        )
+        pruner.step()
+        _by_hand(model, pruner.num_heads)
+        row["torch_pruning_macs_after"] = str(count_macs(model, inputs))
+        sum(part.square().mean() for part in outputs_of(as_inputs(inputs).call(model))).backward()  # type: ignore[union-attr]
+        row["torch_pruning"] = "yes"
+    except FAILURES as error:
+        row["torch_pruning_reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return row
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Return the layers that give queries, keys and values, to the number of their heads."""
+    found = {}
+    for module in model.modules():
+        count = next((vars(module)[name] for name in COUNTS if type(vars(module).get(name)) is int), 0)
+        width = vars(module).get("head_dim", 0)
+        for name, layer in module.named_modules():
+            if name.split(".")[-1] in QUERIES and hasattr(layer, "weight") and (count or width):
+                pieces = 3 if name.endswith(("qkv", "c_attn")) else 2 if name.endswith("kv") else 1
+                found[layer] = count or layer.weight.shape[0] // pieces // width
+    return {layer: count for layer, count in found.items() if count > 1}
+
+
+def _by_hand(model: nn.Module, heads: Mapping[nn.Module, int]) -> None:
+    """Set the numbers on the modules: of heads, of the channels of one, and of all."""
+    for module in model.modules():
+        layer = next((child for child in module.children() if child in heads), None)
+        if layer is None:
+            continue
+        pieces = 3 if layer is getattr(module, "qkv", None) else 1
+        width = int(layer.weight.shape[0]) // pieces  # type: ignore[union-attr,arg-type]
+        values = {
+            **dict.fromkeys(COUNTS, heads[layer]),
+            **dict.fromkeys(("head_dim", "attention_head_size"), width // heads[layer]),
+            **dict.fromkeys(("attn_dim", "all_head_size", "inner_dim", "embed_dim"), width),
+        }
+        for name, value in values.items():
+            if type(vars(module).get(name)) is int:
+                setattr(module, name, value)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the table
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def rows_of_attention() -> list[str]:
+    """Return the names of all rows."""
+    return [f"{network} {granularity}" for network in listed() for granularity in ("channel", "head")]
+
+
+def cover_attention(name: str, limit: float = LIMIT_SECONDS, *, peer: bool = True) -> Row:
+    """Return a row."""
+    found, seconds, stopped = in_own_process(examine, name, limit)
+    if stopped:
+        found = {"passed": "no", "reason": stopped}
+    beside: Row = {}
+    if peer:
+        beside, _, halted = in_own_process(examine_peer, name, limit)
+        beside = {"torch_pruning": "no", "torch_pruning_reason": halted} if halted else beside
+    network, _, granularity = name.partition(" ")
+    row = {"network": network, "granularity": granularity, "seconds": f"{seconds:.1f}", **found, **beside}
+    row["versions"] = " ".join(f"{package}-{_version(package)}" for package in PACKAGES if _version(package))
+    return {column: row.get(column, "") for column in COLUMNS}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def read_attention(path: Path) -> dict[str, Row]:
+    """Return the rows of a table by network and granularity; none where there is no table."""
+    if not path.exists():
+        return {}
+    rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+    if any(list(row) != COLUMNS for row in rows):
+        raise ValueError(f"{path} is not a table of attention: its columns are {list(rows[0])}; move it away")
+    return {f"{row['network']} {row['granularity']}": row for row in rows}
+
+
+def attention_csv(rows: Mapping[str, Row]) -> str:
+    """Return the table as CSV."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: for_csv(cell) for key, cell in row.items()} for row in rows.values())
+    return buffer.getvalue()
+
+
+HEADER = f"""# Attention
+
+`python -m benchmarks coverage --attention` generates this page and `attention.csv`. Each transformer is built with
+random weights, most of them with one or two blocks a stage, and half of every coupling that takes part in an attention
+is removed, at random: channels of each head, or heads. Error: the largest relative change of an output in float64 where
+what goes was set to zero first; a row passes below {TOLERANCE:g}. torch-pruning was told the number of heads of each
+layer, and the numbers on the modules were set by hand afterwards, as in its own examples; "yes" says that the network
+ran and had a gradient. Its outputs are not compared.
+
+"""
+
+
+def attention_markdown(rows: Mapping[str, Row]) -> str:
+    """Return the table as Markdown."""
+    passed = [row for row in rows.values() if row["passed"] == "yes"]
+    networks = {row["network"] for row in rows.values()}
+    beside = {row["network"] for row in rows.values() if row["torch_pruning"] == "yes"}
+    lines = [
+        f"Of {len(networks)} networks, {len({row['network'] for row in passed})} lose half of an attention or of a "
+        f"part of it, exactly; torch-pruning leaves {len(beside)} that run.",
+        "",
+        "| network | granularity | couplings: channels | heads | error | macs before | macs after | seconds "
+        "| torch-pruning | macs after | what stays |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        peer = row["torch_pruning"] + (f": {row['torch_pruning_reason']}" if row["torch_pruning_reason"] else "")
+        cells = [row[key] for key in COLUMNS[:8]]
+        cells += [peer, row["torch_pruning_macs_after"], row["reason"]]
+        lines.append("| " + " | ".join(for_markdown(cell) for cell in cells) + " |")
+    return HEADER + "\n".join(lines) + "\n"
