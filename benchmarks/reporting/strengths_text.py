@@ -19,9 +19,9 @@ ONE_CHOICE = (
 )
 
 NOT_INSIDE = {
-    "edge": "the best is still at an edge of the strengths tried",
-    "chance": "no strength works, the accuracy of the best is at chance level",
-    "diverged": "no strength works, training diverged with all",
+    "edge": "The best is still at an edge of the strengths tried",
+    "chance": "No strength works, the accuracy of the best is at chance level",
+    "diverged": "No strength works, training diverged with all",
 }
 
 
@@ -57,4 +57,4 @@ def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
             if at and method in methods:
                 found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")
         if found:
-            yield f"For some {words}: {', '.join(found)}."
+            yield f"{words}: {', '.join(found)}."

@@ -39,8 +39,8 @@ def test_it_says_how_many_were_tried_on_what_and_where_the_best_is_not_inside(tm
         text = strengths_text(tmp_path, COMPARISON)
     assert text.startswith("Strengths: 2 tried for every method and target, on 2 networks that no comparison uses. ")
     assert "the same strength serves the fine-tuned network" in text
-    assert "at an edge of the strengths tried: OICSR-GL (at 50.0 %)." in text  # slimming was not run
-    assert "no strength works, the accuracy of the best is at chance level: Group Lasso (out) (at 50.0 %)." in text
+    assert "The best is still at an edge of the strengths tried: OICSR-GL (at 50.0 %)." in text  # slimming was not run
+    assert "No strength works, the accuracy of the best is at chance level: Group Lasso (out) (at 50.0 %)." in text
 
 
 def test_strengths_of_another_experiment_are_named(tmp_path: Path) -> None:
