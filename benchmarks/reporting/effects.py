@@ -35,6 +35,7 @@ NOTES = {
     "differ in that alone. After the first epoch: on validation images; fine-tuned: on test images, after the last "
     f"epoch. The pruned and recalibrated networks are the same ones in both. {UNIT}",
     ABSORPTION: "Runs that add what removed channels still give to the layers that read them, less runs that do not. "
+    "Recalibration makes up for the same wherever BatchNorm follows. "
     f"{UNIT}",
 }
 

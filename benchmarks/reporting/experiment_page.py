@@ -16,6 +16,7 @@ from benchmarks.reporting.comparison_table import (
     missing,
 )
 from benchmarks.reporting.figures.kinds import KINDS, stem_of
+from benchmarks.reporting.strengths_text import strengths_text
 from benchmarks.reporting.study import Study, title_of
 from benchmarks.reporting.table_files import Sheet, sheet_markdown
 
@@ -49,6 +50,9 @@ def _profile(study: Study, comparison: Comparison) -> Iterator[str]:
         yield sheet_markdown(first)
     yield from folded(comparison_sheet(comparison, title, with_missing=False), always=first is not None)
     yield from folded(fairness_sheet(comparison, title), "Cost, counting and strengths of every row", always=True)
+    chosen = strengths_text(study.results, comparison)
+    if chosen:
+        yield from (chosen, "")
     for kind in study.drawn.get(comparison.name, []):
         yield from (f"![{KINDS[kind].title}]({PREFIX}figures/{stem_of(comparison, kind)}.png)", "")
 

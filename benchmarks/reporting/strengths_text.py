@@ -1,0 +1,60 @@
+"""How the strengths of a comparison were chosen, in words: from the tuning record that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.analysis.comparison import Comparison
+from benchmarks.escape import for_markdown
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods.registry import find_method
+from benchmarks.records.strengths import SCHEMA, read_tuning, tuned_under, tuning_path
+from benchmarks.reporting.numbers import share
+
+ONE_CHOICE = (
+    "Chosen by the validation loss of the pruned and recalibrated network; the same strength serves the fine-tuned "
+    "network, for which none was searched separately."
+)
+
+NOT_INSIDE = {
+    "edge": "The best is still at an edge of the strengths tried",
+    "chance": "No strength works, the accuracy of the best is at chance level",
+    "diverged": "No strength works, training diverged with all",
+}
+
+
+def strengths_text(results: Path, comparison: Comparison) -> str:
+    """Return how strengths were chosen, and for which methods the best one is not inside those tried; may be empty."""
+    experiment = EXPERIMENTS.get(comparison.experiment)
+    if experiment is None or comparison.profile not in experiment.profiles:
+        return ""
+    owner = tuned_under(experiment, experiment.profile(comparison.profile))
+    path = tuning_path(results / "tuning", owner, comparison.profile)
+    if not path.is_file():
+        return ""
+    record = read_tuning(path)
+    methods = {str(name) for name in comparison.table["method"]}
+    used = {name: tries for name, tries in record["scores"].items() if name in methods}
+    if not used or record["schema"] != SCHEMA:
+        return ""
+    seeds, counts = record.get("seeds", []), sorted({len(t) for targets in used.values() for t in targets.values()})
+    tries = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    networks = f"{len(seeds)} {'network' if len(seeds) == 1 else 'networks'} that no comparison uses"
+    parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {ONE_CHOICE}"]
+    if owner != comparison.experiment:
+        parts.append(f"They are those of `{owner}`.")
+    return " ".join([*parts, *_not_inside(record, methods)])
+
+
+def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
+    """Yield a sentence for every way in which the best strength is not inside those tried."""
+    for reason, words in NOT_INSIDE.items():
+        found = []
+        for method, targets in sorted(record.get("reason", {}).items()):
+            at = sorted((float(target) for target, why in targets.items() if why == reason), reverse=True)
+            if at and method in methods:
+                found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")
+        if found:
+            yield f"{words}: {', '.join(found)}."

@@ -1,0 +1,59 @@
+"""How strengths were chosen, in words: tries, networks, one choice for all states, and what is not inside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from benchmarks.analysis.comparison import compare
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.reporting.strengths_text import strengths_text
+from tests.benchmarks.synthetic import experiment, records_of
+
+STUDY = experiment("study", methods=("oicsr-gl", "gl-out", "none"), macs_kept=(0.5,))
+[COMPARISON] = compare(records_of(STUDY))
+TRIES = {"0.5": {"0.1": {"loss": [1.0, 1.0], "top1": [0.5, 0.5]}, "0.2": {"loss": [2.0, 2.0], "top1": [0.4, 0.4]}}}
+
+
+def write(folder: Path, name: str = "study", **changes: Any) -> None:
+    record = {
+        "schema": "oicsr-tuning-2",
+        "seeds": [1000, 1001],
+        "chosen": {"oicsr-gl": {"0.5": 0.1}, "gl-out": {"0.5": None}, "slimming": {"0.5": 0.1}},
+        "reason": {"oicsr-gl": {"0.5": "edge"}, "gl-out": {"0.5": "chance"}, "slimming": {"0.5": "edge"}},
+        "scores": {"oicsr-gl": TRIES, "gl-out": TRIES, "slimming": TRIES},
+        **changes,
+    }
+    (folder / "tuning").mkdir(exist_ok=True)
+    (folder / "tuning" / f"{name}-cpu.json").write_text(json.dumps(record))
+
+
+def test_it_says_how_many_were_tried_on_what_and_where_the_best_is_not_inside(tmp_path: Path) -> None:
+    write(tmp_path)
+    with patch.dict(EXPERIMENTS, {"study": STUDY}):
+        text = strengths_text(tmp_path, COMPARISON)
+    assert text.startswith("Strengths: 2 tried for every method and target, on 2 networks that no comparison uses. ")
+    assert "the same strength serves the fine-tuned network" in text
+    assert "The best is still at an edge of the strengths tried: OICSR-GL (at 50.0 %)." in text  # slimming was not run
+    assert "No strength works, the accuracy of the best is at chance level: Group Lasso (out) (at 50.0 %)." in text
+
+
+def test_strengths_of_another_experiment_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "owner", reason={})
+    with patch.dict(EXPERIMENTS, {"study": replace(STUDY, strengths_of="owner")}):
+        text = strengths_text(tmp_path, COMPARISON)
+    assert text.endswith("They are those of `owner`.")
+
+
+@pytest.mark.parametrize("changes", [{"schema": "oicsr-tuning-1"}, {"scores": {}}])
+def test_without_a_record_of_this_kind_nothing_is_said(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with patch.dict(EXPERIMENTS, {"study": STUDY}):
+        assert strengths_text(tmp_path, COMPARISON) == ""
+        write(tmp_path, **changes)
+        assert strengths_text(tmp_path, COMPARISON) == ""
+    assert strengths_text(tmp_path, COMPARISON) == ""  # of an experiment that the suite does not know
