@@ -9,6 +9,7 @@ here, for all attentions of one class and shape at once, in this order:
 | `"free"` | channels of the queries and keys, and channels of the values, in different numbers          |
 | `"tied"` | a channel of the queries and keys with one of the values: the code has one width for both   |
 | `"head"` | heads                                                                                       |
+| `"part"` | channels of the queries and keys alone, or of the values alone: the others' width is fixed  |
 | `"none"` | nothing: the code holds a width as a number                                                 |
 """
 
@@ -34,7 +35,7 @@ from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
 
 Granularity = Literal["channel", "head"]
-NEXT = {"free": "tied", "tied": "head", "head": "none"}
+NEXT = {"free": "tied", "tied": "head", "head": "none", "part": "none"}
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
@@ -45,18 +46,23 @@ def check_granularity(granularity: str) -> None:
         raise ValueError(f"granularity is {granularity!r}; it must be one of {allowed}")
 
 
-def settle_products(tracer: Tracer, refusals: Mapping[str, str]) -> None:
+def settle_products(tracer: Tracer, refusals: Mapping[str, str], parts: Mapping[str, str]) -> None:
     """Tie channels of queries and keys to those of values where a module's mode is `"tied"`; fix them where it is none.
 
     Args:
         tracer: After it ran over the graphs.
-        refusals: Module to the reason why its attention stays.
+        refusals: Module to the reason why its attention stays, or a part of it.
+        parts: Module to the kind of the products whose channels go, where its mode is `"part"`.
     """
     for path, products in _by_module(tracer.products).items():
         mode = tracer.modes.get(path)
         if mode == "none":
             for product in products:
                 tracer.sets.fix(product.labels, tracer.notable(refusals[path]))
+        elif mode == "part":
+            for product in products:
+                if product.channels is not None and product.kind != parts[path]:
+                    tracer.sets.fix(product.channels, tracer.notable(refusals[path]))
         elif mode == "tied":
             vectors = [p.channels for p in products if p.channels is not None]
             for vector in vectors[1:]:
@@ -96,12 +102,14 @@ class Attentions:
 
     Attributes:
         modes: Module to mode.
-        refusals: Module to the reason why nothing of its attention goes.
+        refusals: Module to the reason why nothing of its attention goes, or nothing of a part of it.
+        parts: Module to the kind of the products (`"scores"`, `"values"`) whose channels can go though others cannot.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, granularity: Granularity) -> None:
         self.modes: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
+        self.parts: dict[str, str] = {}
         self._model = model
         self._inputs = inputs
         self._granularity = granularity
@@ -127,7 +135,7 @@ class Attentions:
         again |= bool(wrong)
         paths = _paths(tracer, index, graph) if groups else {}
         for key, group in groups.items():
-            completed = self._try(tracer, key, group, paths)
+            completed = self._try(tracer, index, key, group, paths)
             if completed is None:
                 again = True
             else:
@@ -153,6 +161,7 @@ class Attentions:
     def _try(
         self,
         tracer: Tracer,
+        index: ChannelIndex,
         key: tuple[object, ...],
         group: Sequence[Site],
         paths: Mapping[str, Sequence[str]],
@@ -160,10 +169,11 @@ class Attentions:
         """Return the couplings of attentions of one class and shape, or None where they are to be traced otherwise."""
         found: dict[str, Coupling] = {}
         taken: set[Number] = set()
-        failure = ""
+        failure, fit = "", list[int]()
         for position in range(len(group[0].couplings)):
             repair = self._repair(tracer, key, group, position, paths)
             failure = failure or repair.failure
+            fit += [] if repair.failure else [position]
             if taken & set(repair.numbers):
                 failure = failure or "queries and values have one width in the code"
             taken |= set(repair.numbers)
@@ -174,6 +184,8 @@ class Attentions:
                     continue
                 found[completed.name] = completed
         if failure:
+            if group[0].mode == "free" and len(fit) == 1 and group[0].parts > 1:
+                self.parts |= {s.path: kind for s in group if (kind := _kind(index, s, s.couplings[fit[0]]))}
             self._give_way(group, failure)
             return None
         return found
@@ -184,9 +196,12 @@ class Attentions:
             following = NEXT[site.mode]
             if following == "tied" and site.parts < 2:
                 following = "head"
+            if following == "none" and site.mode == "head" and site.path in self.parts:
+                following = "part"
             self.modes[site.path] = following
-            if following == "none":
-                self.refusals[site.path] = _refusal(self._model.get_submodule(site.path), site.path, failure)
+            if following in ("part", "none"):
+                what = "a part of the attention" if following == "part" else "the attention"
+                self.refusals[site.path] = _refusal(self._model.get_submodule(site.path), site.path, failure, what)
 
     def _repair(
         self,
@@ -247,6 +262,12 @@ def _factors(node: fx.Node) -> list[fx.Node]:
     return [source_of(node), argument(node, 1)]
 
 
+def _kind(index: ChannelIndex, site: Site, coupling: Coupling) -> str:
+    """Return the kind of the products that hold a coupling's channels; empty where they are of both kinds."""
+    kinds = {p.kind for p in site.products if p.channels is not None and owner_of(index, p.channels) == coupling.name}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
 def _may_have_heads(site: Site) -> bool:
     return any(product.kind != "plain" for product in site.products)
 
@@ -280,11 +301,11 @@ def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, li
     return index.paths(tracer, ((n, [module_path(node)]) for node in cuts for n in (node, *node.all_input_nodes)))
 
 
-def _refusal(module: nn.Module, path: str, failure: str) -> str:
+def _refusal(module: nn.Module, path: str, failure: str, what: str) -> str:
     name = type(module).__name__
     if isinstance(module, nn.MultiheadAttention):
         return f"the inner width of {path!r} ({name}) is that of its input: oicsr.open_attention(model) sets it free"
     return (
-        f"the attention in {path or '(root)'!r} ({name}) stays: {failure}; its code holds a width as a number, or "
+        f"{what} in {path or '(root)'!r} ({name}) stays: {failure}; its code holds a width as a number, or "
         "reshapes back to the input's width: write -1 in its place, or keep the width in an attribute of the module"
     )

@@ -325,7 +325,7 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
     for graph in graphs:
         tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
         streams.read(graph.nodes)
-    settle_products(tracer, attentions.refusals)
+    settle_products(tracer, attentions.refusals, attentions.parts)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:
             tracer.sets.fix(slot.ids, IGNORED)

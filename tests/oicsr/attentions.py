@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class Shape(NamedTuple):
+    """Heads, and channels of each."""
+
+    heads: int
+    width: int
 
 
 class Fused(nn.Module):
@@ -90,6 +98,47 @@ class Grouped(nn.Module):
         return self.o_proj(x.transpose(1, 2).reshape(batch, tokens, -1))
 
 
+class Masked(nn.Module):
+    """Grouped queries under an explicit mask, with gates: a number per head, one computed per head, or per channel."""
+
+    def __init__(self, width: int, heads: int, groups: int, per_head: int, mask: str, gate: str, norm: bool) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.mask, self.gate = heads, groups, mask, gate
+        self.q, self.out = nn.Linear(width, heads * per_head), nn.Linear(heads * per_head, width)
+        self.k, self.v = nn.Linear(width, groups * per_head), nn.Linear(width, groups * per_head)
+        self.norm = nn.LayerNorm(per_head) if norm else nn.Identity()
+        self.scales = nn.Parameter(torch.rand(heads, 1, 1) + 0.5) if gate == "number" else None
+        sizes = {"head": heads, "channel": heads * per_head}
+        self.gates = nn.Linear(width, sizes[gate]) if gate in sizes else None
+
+    def bias(self, tokens: int, scores: Tensor) -> Tensor:
+        """Return the scores `(batch, heads, tokens, tokens)` under the mask, in one of the forms that people write."""
+        later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+        if self.mask == "filled":
+            return scores.masked_fill(later, -torch.inf)
+        if self.mask == "added":
+            return scores + torch.zeros(tokens, tokens, dtype=scores.dtype).masked_fill(later, -1e4)
+        return torch.where(later, torch.finfo(scores.dtype).min, scores) if self.mask == "chosen" else scores
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q = self.norm(self.q(x).view(batch, tokens, self.num_heads, -1)).transpose(1, 2)
+        k = self.norm(self.k(x).view(batch, tokens, self.num_kv_heads, -1)).transpose(1, 2)
+        v = self.v(x).view(batch, tokens, self.num_kv_heads, -1).transpose(1, 2)
+        if self.mask == "kernel":
+            allowed = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=True)
+        else:
+            k, v = (part.repeat_interleave(self.num_heads // self.num_kv_heads, 1) for part in (k, v))
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            mixed = self.bias(tokens, scores).softmax(-1) @ v
+        mixed = mixed if self.scales is None else mixed * self.scales
+        if self.gate == "head":
+            mixed = mixed * self.gates(x).sigmoid().transpose(1, 2)[..., None]
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, -1)
+        return self.out(mixed * self.gates(x).sigmoid() if self.gate == "channel" else mixed)
+
+
 class Rigid(nn.Module):
     """Reshapes back to the width of its input."""
 
@@ -152,3 +201,107 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head((x + self.attention(self.norm(x))).mean(1))
+
+
+class ClassToken(nn.Module):
+    """Attention of the first token to all others, which reshapes back to the width of its input."""
+
+    def __init__(self, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        q = self.q(x[:, :1]).reshape(batch, 1, self.num_heads, -1).transpose(1, 2)
+        k, v = (part(x).reshape(batch, tokens, self.num_heads, -1).transpose(1, 2) for part in (self.k, self.v))
+        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, 1, channels))
+
+
+class Sized(nn.Module):
+    """Keeps its widths in tuples, by position or by name, and the sizes of its pieces in a list."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.shape = Shape(3, 4) if named else (3, 4)
+        self.sizes, self.named = [12, 12, 12], named
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.qkv(x).chunk(3, -1) if self.named else self.qkv(x).split(self.sizes, -1)
+        q, k, v = (piece.unflatten(-1, self.shape).transpose(1, 2) for piece in pieces)
+        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Transposed(nn.Module):
+    """A layer whose weight is `(inputs, outputs)`, and which keeps its width as a number, as that of GPT-2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / 4), nn.Parameter(torch.randn(outputs) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = (*x.shape[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(out)
+
+
+class Generative(nn.Module):
+    """Attention in the manner of GPT-2: its own layers, and a scale in a tensor."""
+
+    def __init__(self, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.split_size = heads, width // heads, width
+        self.c_attn, self.c_proj = Transposed(width, 3 * width), Transposed(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.c_attn(x).split(self.split_size, dim=2)
+        q, k, v = (piece.view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for piece in pieces)
+        scores = q @ k.transpose(-1, -2) / torch.full([], v.shape[-1] ** 0.5, dtype=q.dtype)
+        x = (scores.softmax(-1) @ v).transpose(1, 2).contiguous()
+        return self.c_proj(x.view(*x.shape[:2], self.num_heads * self.head_dim))
+
+
+class Paired(nn.Module):
+    """Grouped queries whose numbers only fit together: the width of a head is left to the code."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = 4, 2
+        self.q, self.out = nn.Linear(width, 16), nn.Linear(16, width)
+        self.k, self.v = nn.Linear(width, 8), nn.Linear(width, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (part(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for part in (self.k, self.v))
+        x = functional.scaled_dot_product_attention(q, k, v, scale=0.4, enable_gqa=True)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class Unnamed(nn.Module):
+    """Keeps the number of heads under a name that does not say so; the scale follows the width of a head."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.parts = 3
+        self.qkv, self.out = nn.Linear(width, 36), nn.Linear(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.parts, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class Stacked(nn.Module):
+    """Heads stand behind one another in the batch, as in the set transformer; the scale is that of the whole width."""
+
+    def __init__(self, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.dim, self.num_heads = width, heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.dim // self.num_heads
+        q, k, v = (torch.cat(part(x).split(size, 2), 0) for part in (self.q, self.k, self.v))
+        mixed = (q.bmm(k.transpose(1, 2)) / math.sqrt(self.dim)).softmax(2).bmm(v)
+        return self.out(torch.cat(mixed.split(len(x), 0), 2))

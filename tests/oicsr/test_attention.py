@@ -14,7 +14,21 @@ from torch.nn import functional
 
 import oicsr
 from oicsr import Coupling, PruningPlan, UnprunedChannelsWarning
-from tests.oicsr.attentions import CrossCovariance, Fused, Grouped, Network, Rigid, Separate, Tables
+from tests.oicsr.attentions import (
+    ClassToken,
+    CrossCovariance,
+    Fused,
+    Generative,
+    Grouped,
+    Network,
+    Paired,
+    Rigid,
+    Separate,
+    Sized,
+    Stacked,
+    Tables,
+    Unnamed,
+)
 from tests.oicsr.networks import drop_third
 
 
@@ -86,6 +100,23 @@ FORMS = {
         {"attention.qkv": ("head", 3)},
         {"attention.qkv": ("head", 3)},
     ),
+    "tuple and list": (
+        lambda: Sized(named=False),
+        {"attention.qkv": ("channel", 4)},
+        {"attention.qkv": ("head", 3)},
+    ),
+    "named tuple": (
+        lambda: Sized(named=True),
+        {"attention.qkv": ("channel", 4)},
+        {"attention.qkv": ("head", 3)},
+    ),
+    "generative": (lambda: Generative(), {"attention.c_attn": ("channel", 4)}, {"attention.c_attn": ("head", 3)}),
+    "paired": (
+        lambda: Paired(),
+        {"attention.q": ("channel", 4), "attention.v": ("channel", 4)},
+        {"attention.q": ("head", 2)},
+    ),
+    "unnamed": (lambda: Unnamed(), {"attention.qkv": ("channel", 4)}, {"attention.qkv": ("head", 3)}),
 }
 
 
@@ -98,7 +129,47 @@ def test_what_was_emptied_goes_exactly(form: str, granularity: str) -> None:
     couplings = found(model, x, granularity)
     expected = channels if granularity == "channel" else heads
     assert {c.name: (c.kind, c.num_channels) for c in couplings} == expected
-    check_exact(model, (x,), couplings, drop_third(couplings))
+    kept = drop_third(couplings) | {c.name: [1] for c in couplings if c.num_channels == 2}
+    check_exact(model, (x,), couplings, kept)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_widths_in_tuples_are_part_of_plan_file_and_description(named: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Network(Sized(named)).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    for granularity, shape in (("channel", (3, 2)), ("head", (2, 4))):
+        couplings = found(model, x, granularity)
+        plan = PruningPlan.from_kept(couplings, {"attention.qkv": [0, 2]})
+        assert PruningPlan.from_json(plan.to_json()) == plan
+        small = oicsr.remove_channels(model, plan)
+        size = [12, 12, 12] if named else [shape[0] * shape[1]] * 3
+        assert (tuple(small.attention.shape), small.attention.sizes) == (shape, size)
+        assert type(small.attention.shape) is type(model.attention.shape) and tuple(model.attention.shape) == (3, 4)
+        oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
+        loaded = oicsr.load_pruned(tmp_path / "small.safetensors", lambda: Network(Sized(named)).double())
+        torch.testing.assert_close(loaded(x), small.eval()(x), rtol=0, atol=0)
+        assert "attention.shape." in str(oicsr.describe(model, couplings, plan))
+
+
+def test_queries_and_keys_go_where_the_width_of_the_values_is_that_of_the_input() -> None:
+    torch.manual_seed(0)
+    model, x = Network(ClassToken()).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    with pytest.warns(
+        UnprunedChannelsWarning, match=r"a part of the attention in 'attention' \(ClassToken\) stays: line"
+    ):
+        couplings = oicsr.find_couplings(model, x)
+    assert {c.name: (c.kind, c.num_channels) for c in couplings} == {"attention.q": ("channel", 4)}
+    small, _ = check_exact(model, (x,), couplings, {"attention.q": [0, 3]})
+    assert small.attention.v.weight.shape == (12, 12)
+
+
+def test_heads_that_are_cut_and_stacked_in_the_batch_lose_channels() -> None:
+    torch.manual_seed(0)
+    model, x = Network(Stacked()).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    couplings = found(model, x)
+    assert {c.name: (c.kind, c.num_channels) for c in couplings} == {"attention.q": ("channel", 4)}
+    small, _ = check_exact(model, (x,), couplings, {"attention.q": [0, 3]})
+    assert small.attention.dim == 6
 
 
 @pytest.mark.parametrize("form", ["kernel", "einsum"])

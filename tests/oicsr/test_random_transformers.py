@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import oicsr
 from oicsr import PruningPlan
-from tests.oicsr.attentions import CrossCovariance, Fused, Grouped, Separate, Tables
+from tests.oicsr.attentions import CrossCovariance, Fused, Grouped, Masked, Separate, Tables
 from tests.oicsr.networks import drop_third
 from tests.oicsr.test_attention import emptied, found
 
@@ -54,7 +54,7 @@ def build(seed: int) -> nn.Module:
     """Build a random transformer."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
-    form = draw.choice(["fused", "separate", "grouped", "tables", "covariance"])
+    form = draw.choice(["fused", "separate", "grouped", "masked", "masked", "tables", "covariance"])
     width = 16 if form == "grouped" else 12
 
     def attention() -> nn.Module:
@@ -68,6 +68,12 @@ def build(seed: int) -> nn.Module:
         if form == "grouped":
             groups = draw.choice([1, 2, 4])
             return Grouped(width, 4, groups, draw.random() < 0.5, draw.random() < 0.5)
+        if form == "masked":
+            mask, gate = (
+                draw.choice(["kernel", "filled", "added", "chosen"]),
+                draw.choice(["number", "head", "channel"]),
+            )
+            return Masked(width, 4, draw.choice([1, 2, 4]), per_head, mask, gate, draw.random() < 0.3)
         return Tables(heads, draw.random() < 0.3) if form == "tables" else CrossCovariance()
 
     norm, before, gated = draw.choice(["layer", "rms", "none"]), draw.random() < 0.5, draw.random() < 0.5
@@ -96,3 +102,9 @@ def test_random_transformers_lose_what_was_emptied(start: int) -> None:
 
 def test_a_few_random_transformers() -> None:
     assert sum(check(seed) for seed in range(6)) > 0
+
+
+def test_every_mask_and_gate_beside_grouped_queries_is_drawn() -> None:
+    modules = [module for seed in range(200) for module in build(seed).modules() if isinstance(module, Masked)]
+    assert len({(module.mask, module.gate) for module in modules}) == 4 * 3
+    assert {module.num_heads // module.num_kv_heads for module in modules} == {1, 2, 4}
