@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands.options import add_device, add_results, choose_device, positive
-from benchmarks.machine.provenance import device_name
 from benchmarks.perf.measure import Settings
-from benchmarks.perf.sections import BENCHMARKS, conditions, slug, table, write
+from benchmarks.perf.sections import BENCHMARKS, conditions, name_of, slug, table, write
 from benchmarks.suggest import unknown_name
 
 
@@ -55,6 +54,6 @@ def command(options: argparse.Namespace) -> int:
         section = {**conditions(settings), "note": note, "rows": rows}
         for row in run(settings):
             rows.append(row)
-            write(path, device_name(device), name, section)
+            write(path, name_of(device), name, section)
         print(table(name, section))
     return 0

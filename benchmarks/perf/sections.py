@@ -14,6 +14,7 @@ import torch
 from benchmarks.escape import for_markdown
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.plain_files import read_plain
+from benchmarks.machine.precision import has_bfloat16
 from benchmarks.machine.provenance import device_name, git_state, versions
 from benchmarks.perf import latency, penalty, prune, pruned, steps, train
 from benchmarks.perf.measure import Settings
@@ -28,9 +29,15 @@ BENCHMARKS: dict[str, tuple[Callable[[Settings], Iterable[dict[str, Any]]], str]
 }
 
 
+def name_of(device: torch.device) -> str:
+    """Return the device's name; of a CPU, also whether it has bfloat16: one name may stand for several generations."""
+    half = device.type == "cpu" and has_bfloat16(device.type)
+    return f"{device_name(device)}, bfloat16 in hardware" if half else device_name(device)
+
+
 def slug(device: torch.device) -> str:
     """Return the device's name as a file name, with the threads of a CPU."""
-    name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", name_of(device).lower().replace(" in hardware", "")).strip("-")
     return f"{name}-{torch.get_num_threads()}-threads" if device.type == "cpu" else name
 
 

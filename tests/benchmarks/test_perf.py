@@ -255,3 +255,13 @@ def test_a_replay_keeps_alive_what_its_graph_reads(monkeypatch: pytest.MonkeyPat
     gc.collect()
     replay()
     assert read() is not None and replayed == [True]
+
+
+def test_processors_of_one_name_are_kept_apart_by_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections, "device_name", lambda device: "AMD EPYC")
+    monkeypatch.setattr(sections, "has_bfloat16", lambda kind: False)
+    threads = torch.get_num_threads()
+    assert (sections.name_of(CPU), sections.slug(CPU)) == ("AMD EPYC", f"amd-epyc-{threads}-threads")
+    monkeypatch.setattr(sections, "has_bfloat16", lambda kind: True)
+    assert sections.name_of(CPU) == "AMD EPYC, bfloat16 in hardware"
+    assert sections.slug(CPU) == f"amd-epyc-bfloat16-{threads}-threads"
