@@ -31,7 +31,7 @@ def follow_norms(
         if bool((counts != counts[0]).any()):
             wrong.append(norm.module)
             continue
-        rescaled = Rescaled(norm.weight, norm.dim, tuple(range(len(norm.channels))), -0.5)
+        rescaled = Rescaled(norm.weight, norm.dim, tuple(range(len(norm.channels))), norm.power)
         attributes = [*coupling.attributes]
         if norm.eps:
             eps = float(vars((tracer.modules or {})[norm.module])[norm.eps])

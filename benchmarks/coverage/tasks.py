@@ -23,9 +23,11 @@ from oicsr.open_windows import is_window_attention
 
 IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
 VIDEO = (3, 16, 112, 112)  # channels, frames, height, width
-OWN_VIDEO = {"mvit_v1_b": (3, 16, 224, 224), "mvit_v2_s": (3, 16, 224, 224), "s3d": (3, 16, 224, 224)}
+OWN_VIDEO = {"s3d": (3, 16, 224, 224)}
 SMALLER = {"torchvision:vit_h_14": 56}  # pixels that a network is built for, whose own size takes minutes
-SINGLE = {"mvit_v1_b", "mvit_v2_s"}  # one clip is enough: they have no BatchNorm
+SMALLER_VIDEO: dict[str, dict[str, Any]] = {
+    name: {"temporal_size": 8, "spatial_size": (112, 112)} for name in ("mvit_v1_b", "mvit_v2_s")
+}
 SAMPLES = 8000  # one second of a waveform
 
 
@@ -105,9 +107,11 @@ def build_classifier(name: str, classes: int) -> nn.Module:
 
 
 def example_videos(model: nn.Module, name: str) -> Tensor:
-    """Return two clips, or one for the largest networks."""
-    clips = random(*OWN_VIDEO.get(_short(name), VIDEO))
-    return clips[:1] if _short(name) in SINGLE else clips
+    """Return two clips of the size that a network is built for."""
+    smaller = SMALLER_VIDEO.get(_short(name))
+    if smaller is not None:
+        return random(3, smaller["temporal_size"], *smaller["spatial_size"])
+    return random(*OWN_VIDEO.get(_short(name), VIDEO))
 
 
 def random(*shape: int) -> Tensor:
@@ -135,10 +139,16 @@ def build_segmenter(name: str, classes: int) -> nn.Module:
 
 
 def build_video(name: str, classes: int) -> nn.Module:
-    """Return a classifier of videos."""
+    """Return a classifier of videos, built for shorter and smaller clips where its own take minutes."""
     import torchvision
+    from torchvision.models.video import mvit
 
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    original, smaller = mvit.MViT, SMALLER_VIDEO.get(name, {})
+    mvit.MViT = lambda **arguments: original(**arguments | smaller)  # its builders take no size of the clips
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    finally:
+        mvit.MViT = original
     return model
 
 

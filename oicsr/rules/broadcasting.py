@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from oicsr.rules.calls import shape_of
+from oicsr.rules.calls import operator_name, shape_of, source_of
 from oicsr.rules.ids import pad_left, varying
 from oicsr.rules.registry import Value
 from oicsr.rules.tracer import Tracer
@@ -35,7 +35,10 @@ class Operand:
         """Return the value at `source` as an operand."""
         ids = tracer.ids(source)
         padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
-        shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
+        narrow = source
+        while ids is None and operator_name(narrow) == "aten::expand_as":  # as wide as what it is combined with
+            narrow = source_of(narrow)
+        shape, reason = pad_left(shape_of(narrow), rank), tracer.reason(source)
         if reason in tracer.uniform:
             shape = [1] * rank  # it stands in no channel's way
         return Operand(padded, shape, reason, tracer.depends_on_input(source))

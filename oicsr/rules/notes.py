@@ -45,7 +45,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Norm:
-    """A mean of squares over channels.
+    """A mean of magnitudes over channels: of squares, mostly.
 
     Attributes:
         module: Where it is taken.
@@ -54,6 +54,7 @@ class Norm:
         eps: Which attribute of the module is added to the mean; empty where none is.
         dim: The axis of the weight along which the channels lie.
         exact: Whether nothing else changes: the mean of a LayerNorm does.
+        power: The power of the mean that the values are multiplied with: -0.5 under an RMSNorm.
     """
 
     module: str
@@ -62,6 +63,7 @@ class Norm:
     eps: str = "eps"
     dim: int = 0
     exact: bool = True
+    power: float = -0.5
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from oicsr.rules.calls import axes_of, gives_many, operator_name, shapes_of, tensor_inputs
+from oicsr.rules.calls import argument, axes_of, gives_many, operator_name, shapes_of, tensor_inputs
 from oicsr.rules.elementwise import broadcast
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
-from oicsr.rules.rms import written_out
+from oicsr.rules.rms import adds_magnitudes, written_out
 from oicsr.rules.tracer import Tracer
 
-NORMALISED = "is a mean of squares over channels"
+NORMALISED = "is a mean of squares over channels, or another size of them"
 
 REDUCTIONS = """
     mean sum nansum nanmean prod amax amin aminmax argmax argmin var std var_mean std_mean norm linalg_vector_norm
@@ -27,6 +27,8 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     declared = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
     axes = axes_of(node, ids.ndim) if "dim" in declared else set(range(ids.ndim))
     kept = tracer.whole(ids, axes)
+    if kept is None and adds_magnitudes(node) and argument(node, "keepdim"):
+        return Value(None, NORMALISED)
     if kept is None:
         why = written_out(tracer, node, ids) if operator_name(node) == "aten::mean" else None
         return Value(None, NORMALISED) if why == "" else tracer.opaque(node, why or "reduces over the channels")

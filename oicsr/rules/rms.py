@@ -1,8 +1,10 @@
-"""Means of squares over channels (RMSNorm): a channel that is zero everywhere goes exactly.
+"""Means of magnitudes over channels (RMSNorm, response norm of ConvNeXt V2): a channel that is zero goes exactly.
 
 Where m of n channels stay, the mean of squares grows by n / m, and with it the epsilon has to grow. The output is then
-smaller by sqrt(m / n), which the weight makes up for: it is multiplied by sqrt(n / m), old over new width. Weight and
-epsilon have to be found for this: a parameter that the result is multiplied with, and a number on the module.
+smaller by sqrt(m / n), which the weight makes up for: it is multiplied by sqrt(n / m), old over new width. Where the
+values are divided by the mean itself, as by the mean of the channels' norms in global response normalisation (Woo et
+al., "ConvNeXt V2", CVPR 2023), the factor is n / m. Weight and epsilon have to be found for this: a parameter that the
+result is multiplied with, and a number on the module. A sum of magnitudes (`F.normalize`) needs none of it.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from oicsr.rules.registry import Result, aten, follows
 from oicsr.rules.tracer import Tracer
 
 CONVERSIONS = frozenset(aten("to _to_copy type_as float half clone contiguous"))
-LENGTHS = frozenset(aten("rsqrt sqrt reciprocal pow"))  # from the mean of squares to what the values are divided by
-SCALINGS = frozenset(aten("mul multiply div divide true_divide"))
+POWERS = {name: power for power, names in ((-0.5, "rsqrt"), (0.5, "sqrt"), (-1, "reciprocal")) for name in aten(names)}
+DIVIDED = frozenset(aten("div divide true_divide"))
+SCALINGS = DIVIDED | frozenset(aten("mul multiply"))
+NORMS = frozenset(aten("linalg_vector_norm norm"))
 VIEWS = CONVERSIONS | frozenset(aten("view reshape unsqueeze expand"))
 
 
@@ -44,7 +48,7 @@ def rms_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
 
 
 def written_out(tracer: Tracer, node: fx.Node, ids: Tensor) -> str | None:
-    """Note the mean of squares over channels that an RMSNorm begins with where it is written out in the code.
+    """Note the mean of magnitudes over channels that an RMSNorm begins with where it is written out in the code.
 
     Args:
         tracer: The tracer.
@@ -52,32 +56,42 @@ def written_out(tracer: Tracer, node: fx.Node, ids: Tensor) -> str | None:
         ids: The channels of what it is taken of.
 
     Returns:
-        None where it is no RMSNorm; otherwise why it does not follow its channels, and an empty text where it does.
+        None where it is no such norm; otherwise why it does not follow its channels, and an empty text where it does.
     """
     axes = axes_of(node, ids.ndim)
-    squares = source_of(node)
-    if len(axes) != 1 or not argument(node, "keepdim") or not _is_square(squares):
+    magnitudes = source_of(node)
+    if len(axes) != 1 or not argument(node, "keepdim") or not _is_magnitude(magnitudes):
         return None
     found = _weight_behind(tracer, node)
     if found is None:
         return None
-    weight, eps = found
-    vector = tracer.channels(ids, next(iter(axes)), shape_of(squares)[next(iter(axes))])
-    return None if vector is None else _note(tracer, node, weight, vector, eps)
+    weight, eps, power = found
+    vector = tracer.channels(ids, next(iter(axes)), shape_of(magnitudes)[next(iter(axes))])
+    return None if vector is None else _note(tracer, node, weight, vector, eps, power)
 
 
-def _is_square(node: fx.Node) -> bool:
+def adds_magnitudes(node: fx.Node) -> bool:
+    """Whether a reduction adds up magnitudes, so that channels of zeros change nothing: a norm, a sum of squares."""
+    name = operator_name(node)
+    return name in NORMS or (name == "aten::sum" and _is_magnitude(source_of(node)))
+
+
+def _is_magnitude(node: fx.Node) -> bool:
     while operator_name(node) in CONVERSIONS:
         node = source_of(node)
     name = operator_name(node)
     if name == "aten::mul":
         return argument(node, 0) is argument(node, 1)
-    return name == "aten::square" or (name == "aten::pow" and argument(node, 1) == 2)
+    return name in NORMS or name in aten("square abs") or (name == "aten::pow" and argument(node, 1) == 2)
 
 
-def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float] | None:
-    """Follow a mean of squares to the values that are divided by its root, and to the weight that multiplies these."""
-    eps, scaled = 0.0, False
+def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float, float] | None:
+    """Follow a mean to the values that a power of it scales and to the weight that multiplies these.
+
+    Returns:
+        The weight, what is added to the mean, and the power (-0.5 under an RMSNorm); None where there is no such path.
+    """
+    eps, power, scaled = 0.0, 1.0, False
     while True:
         users = [user for user in node.users if operator_name(user) != "aten::_assert_tensor_metadata"]
         if len(users) != 1 or users[0].op != "call_function":
@@ -85,29 +99,41 @@ def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float] | Non
         user, name = users[0], operator_name(users[0])
         if name == "aten::add" and not scaled and not eps and isinstance(argument(user, 1), int | float):
             eps = float(argument(user, 1))
-        elif name in SCALINGS:
-            others = [n for n in user.all_input_nodes if n is not node]
+        elif name in SCALINGS or (scaled and name == "aten::addcmul"):
+            factors = [argument(user, position) for position in ((1, 2) if name == "aten::addcmul" else (0, 1))]
+            others = [factor for factor in factors if factor is not node]
             if len(others) != 1:
                 return None
-            if scaled:
-                weight = _parameter(tracer, others[0])
-                return None if weight is None or name not in aten("mul multiply") else (weight, eps)
-            scaled = True
-        elif name not in CONVERSIONS and (scaled or name not in LENGTHS):
+            weight = _parameter(tracer, others[0]) if scaled and name not in DIVIDED else None
+            if weight is not None:
+                return weight, eps, power
+            if name in DIVIDED and factors[1] is node:
+                power = -power
+            scaled = scaled or isinstance(others[0], fx.Node)
+        elif not scaled and (raised := _power(user)) is not None:
+            power *= raised
+        elif name not in CONVERSIONS:
             return None
         node = user
 
 
-def _parameter(tracer: Tracer, node: fx.Node) -> fx.Node | None:
+def _power(node: fx.Node) -> float | None:
+    """Return the power that an operator raises its input to, None of any other operator."""
+    name = operator_name(node)
+    exponent = argument(node, 1) if name == "aten::pow" else POWERS.get(name)
+    return float(exponent) if isinstance(exponent, int | float) else None
+
+
+def _parameter(tracer: Tracer, node: fx.Node | float) -> fx.Node | None:
     while node not in tracer.parameters:
-        if node.op != "call_function" or operator_name(node) not in VIEWS:
+        if not isinstance(node, fx.Node) or node.op != "call_function" or operator_name(node) not in VIEWS:
             return None
         node = source_of(node)
     return node
 
 
-def _note(tracer: Tracer, node: fx.Node, weight: fx.Node, vector: Tensor, eps: float) -> str:
-    """Note a mean of squares; return why it cannot follow its channels, empty where it can."""
+def _note(tracer: Tracer, node: fx.Node, weight: fx.Node, vector: Tensor, eps: float, power: float = -0.5) -> str:
+    """Note a mean of magnitudes; return why it cannot follow its channels, empty where it can."""
     path, shape = module_path(node), shape_of(weight)
     wide = [dim for dim, size in enumerate(shape) if size > 1]
     if len(wide) != 1 or shape[wide[0]] != len(vector):
@@ -124,5 +150,5 @@ def _note(tracer: Tracer, node: fx.Node, weight: fx.Node, vector: Tensor, eps: f
         )
     if tracer.modes.get(path) == "none":
         return "normalises over channels some of which stay for another reason"
-    tracer.norms.append(Norm(path, tracer.parameters[weight], vector, named[0] if eps else "", wide[0]))
+    tracer.norms.append(Norm(path, tracer.parameters[weight], vector, named[0] if eps else "", wide[0], power=power))
     return ""

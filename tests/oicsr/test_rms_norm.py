@@ -169,3 +169,93 @@ def test_a_mean_of_squares_that_divides_nothing_keeps_its_channels() -> None:
     model, x = nn.Sequential(nn.Linear(3, 8), Squares(), nn.Linear(1, 2)), torch.randn(5, 3)
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="reduces over the channels"):
         assert oicsr.find_couplings(model, x) == []
+
+
+class Response(nn.Module):
+    """Global response normalisation as timm writes it, channels first or last, or with the sum written out."""
+
+    def __init__(self, width: int, last: bool = False, written: bool = False) -> None:
+        super().__init__()
+        self.eps, self.last, self.written = 1e-2, last, written
+        self.weight, self.bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1) if self.last else x
+        shape, axis, places = ((1, 1, 1, -1), 3, (1, 2)) if self.last else ((1, -1, 1, 1), 1, (2, 3))
+        size = x.norm(p=2, dim=places, keepdim=True)
+        share = size / (size.mean(dim=axis, keepdim=True) + self.eps)
+        weight, bias = self.weight.view(shape), self.bias.view(shape)
+        x = weight * (x * share) + bias + x if self.written else x + torch.addcmul(bias, weight, x * share)
+        return x.permute(0, 3, 1, 2) if self.last else x
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_global_response_normalisation_goes_exactly(last: bool, written: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), Response(8, last, written), nn.Conv2d(8, 2, 1)).double()
+    nn.init.uniform_(model[2].weight)
+    nn.init.uniform_(model[2].bias)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    (coupling,) = oicsr.find_couplings(model, x)
+    assert (coupling.name, coupling.num_channels) == ("0", 8)
+    with torch.no_grad():
+        for parameter in (model[0].weight, model[0].bias, model[2].bias):
+            parameter[[1, 4, 6]] = 0
+    small = oicsr.remove_channels(model, PruningPlan.from_kept([coupling], {"0": [0, 2, 3, 5, 7]}))
+    torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(small[2].weight, model[2].weight[[0, 2, 3, 5, 7]] * 8 / 5)
+    assert small[2].eps == pytest.approx(1e-2 * 8 / 5) and model[2].eps == 1e-2
+
+
+def test_hand_computed_response() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), Response(2), nn.Conv2d(2, 1, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([3.0, 0.0]).view(2, 1, 1, 1))
+        model[1].weight.fill_(2.0)
+        model[2].weight.fill_(1.0)
+    model[1].eps = 0.5
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    small = oicsr.remove_channels(model, PruningPlan.from_kept(oicsr.find_couplings(model, x), {"0": [0]}))
+    assert model(x).item() == pytest.approx(3 + 2 * 3 * 3 / (1.5 + 0.5))  # the norms are 3 and 0, their mean 1.5
+    assert small[1].weight.item() == pytest.approx(4.0) and small[1].eps == pytest.approx(1.0)
+    assert small(x).item() == pytest.approx(3 + 4 * 3 * 3 / (3 + 1))
+
+
+class Unit(nn.Module):
+    """Divides by the length of the channels, which zeros leave as it is, with a factor that is stored."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.gamma = width**0.5, nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1) * self.scale * self.gamma
+
+
+class UnitOfSquares(Unit):
+    """The same, from a sum of squares."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-3) * self.scale * self.gamma
+
+
+class UnitOfItsWidth(Unit):
+    """The factor is computed from the width, and changes with it: what reads the channels makes up for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5 * self.gamma
+
+
+@pytest.mark.parametrize("norm", [Unit, UnitOfSquares, UnitOfItsWidth])
+def test_channels_divided_by_their_length_go_exactly(norm: type[Unit]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 8), norm(8), nn.Linear(8, 2)).double(), torch.randn(5, 3).double()
+    (coupling,) = oicsr.find_couplings(model, x)
+    assert (coupling.name, coupling.num_channels) == ("0", 8)
+    with torch.no_grad():
+        model[0].weight[[1, 4, 6]] = 0
+        model[0].bias[[1, 4, 6]] = 0
+    small = oicsr.remove_channels(model, PruningPlan.from_kept([coupling], {"0": [0, 2, 3, 5, 7]}))
+    torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(small[1].gamma, model[1].gamma[[0, 2, 3, 5, 7]])
