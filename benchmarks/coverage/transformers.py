@@ -64,6 +64,11 @@ def listed() -> list[str]:
     return [f"{source}:{name}" for source, names in SOURCES.items() if source in installed for name in names]
 
 
+def every_network() -> list[str]:
+    """Return the names of all networks of the table, wherever it is made."""
+    return [f"{source}:{name}" for source, names in SOURCES.items() for name in names]
+
+
 def build(name: str) -> Built:
     """Return a network with random weights and two inputs.
 
@@ -96,7 +101,8 @@ def _torchvision(name: str) -> Built:
     small = {"image_size": 32} if name == "vit_b_16" else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=10, **small)
     if name == "vit_b_16":
-        model.encoder.layers = model.encoder.layers[:LAYERS]
+        encoder: Any = model.encoder
+        encoder.layers = encoder.layers[:LAYERS]
     side = 32 if small else 224 if name == "maxvit_t" else 64
     return model if name == "maxvit_t" else open_attention(model), torch.randn(2, 3, side, side)
 
