@@ -34,8 +34,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "efficientformerv2_s0": {},
     "mobilevit_xxs": {},
     "mobilevitv2_050": {},
-    "mvitv2_tiny": {"depths": (1, 1, 1, 1)},
-    "nextvit_small": {"depths": (1, 1, 2, 1)},
+    "mvitv2_tiny": {},
+    "nextvit_small": {},
     "tiny_vit_5m_224": {},
     "levit_128s": {},
     "nest_tiny": {"depths": (1, 1, 2)},
@@ -89,7 +89,7 @@ def build(name: str) -> Built:
 def _timm(name: str) -> Built:
     import timm
 
-    model = timm.create_model(name, num_classes=10, **TIMM[name])
+    model: Any = timm.create_model(name, num_classes=10, **TIMM[name])
     _, *size = model.pretrained_cfg["input_size"]
     side = TIMM[name].get("img_size", size[0])
     return model, torch.randn(2, 3, side, side)
