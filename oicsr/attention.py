@@ -217,7 +217,7 @@ class Attentions:
                 self._bench = Bench(self._model, self._inputs)
             if self._bench.whole.failure:
                 return Repair(f"it cannot be tried: {self._bench.whole.failure}")
-            sites = [(site.couplings[position], [*paths[site.couplings[position].name], site.path]) for site in group]
+            sites = [(site.couplings[position], self._places(site, position, paths)) for site in group]
 
             def proven(trial: Sequence[Coupling], power: float) -> bool:
                 """Ask the numeric proof."""
@@ -228,13 +228,20 @@ class Attentions:
             self._known[known] = find_repair(self._bench, sites, proven)
         return self._known[known]
 
+    def _places(self, site: Site, position: int, paths: Mapping[str, Sequence[str]]) -> list[str]:
+        """Return the modules whose numbers may follow a coupling: those on its way, and those within the attention."""
+        module = self._model.get_submodule(site.path)
+        own = [n for n, m in module.named_modules() if n and not type(m).__module__.startswith("torch.nn.")]
+        within = [f"{site.path}.{name}" for name in own] if site.path else []
+        return [*paths[site.couplings[position].name], *within, site.path]
+
     def _completed(
         self, tracer: Tracer, site: Site, position: int, repair: Repair, paths: Mapping[str, Sequence[str]]
     ) -> Coupling | None:
         coupling = site.couplings[position]
         if self._bench is None or repair.failure:
             return coupling
-        completed = self._bench.with_numbers(coupling, [*paths[coupling.name], site.path], repair.numbers)
+        completed = self._bench.with_numbers(coupling, self._places(site, position, paths), repair.numbers)
         return self._rescaled(tracer, site, completed, repair.power)
 
     def _rescaled(self, tracer: Tracer, site: Site, coupling: Coupling, power: float) -> Coupling | None:

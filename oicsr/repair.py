@@ -30,7 +30,7 @@ from oicsr.surgery import apply_plan
 
 MOST_CHANGED = 4  # numbers on the modules of one class that are changed together
 MOST_CANDIDATES = 8
-TORCH = str(Path(torch.__file__).parent)
+TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
 

@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.coverage.examine import FAILURES, disturb, in_own_process
 from benchmarks.coverage.table import LIMIT_SECONDS, TOLERANCE, Row
 from benchmarks.coverage.tasks import outputs_of
-from benchmarks.coverage.transformers import build, listed
+from benchmarks.coverage.transformers import build, every_network, listed
 from benchmarks.escape import for_csv, for_markdown
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, trace_couplings
 from oicsr.complexity import find_tensor
@@ -153,11 +153,11 @@ def _heads(model: nn.Module) -> dict[nn.Module, int]:
 def _by_hand(model: nn.Module, heads: Mapping[nn.Module, int]) -> None:
     """Set the numbers on the modules: of heads, of the channels of one, and of all."""
     for module in model.modules():
-        layer = next((child for child in module.children() if child in heads), None)
+        layer: Any = next((child for child in module.children() if child in heads), None)
         if layer is None:
             continue
         pieces = 3 if layer is getattr(module, "qkv", None) else 1
-        width = int(layer.weight.shape[0]) // pieces  # type: ignore[union-attr,arg-type]
+        width = int(layer.weight.shape[0]) // pieces
         values = {
             **dict.fromkeys(COUNTS, heads[layer]),
             **dict.fromkeys(("head_dim", "attention_head_size"), width // heads[layer]),
@@ -236,6 +236,7 @@ def attention_markdown(rows: Mapping[str, Row]) -> str:
     passed = [row for row in rows.values() if row["passed"] == "yes"]
     networks = {row["network"] for row in rows.values()}
     beside = {row["network"] for row in rows.values() if row["torch_pruning"] == "yes"}
+    absent = [name for name in every_network() if name not in networks]
     lines = [
         f"Of {len(networks)} networks, {len({row['network'] for row in passed})} lose half of an attention or of a "
         f"part of it, exactly; torch-pruning leaves {len(beside)} that run.",
@@ -249,4 +250,5 @@ def attention_markdown(rows: Mapping[str, Row]) -> str:
         cells = [row[key] for key in COLUMNS[:8]]
         cells += [peer, row["torch_pruning_macs_after"], row["reason"]]
         lines.append("| " + " | ".join(for_markdown(cell) for cell in cells) + " |")
+    lines += ["", f"Not run: {', '.join(absent)}."] if absent else []
     return HEADER + "\n".join(lines) + "\n"

@@ -34,8 +34,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "efficientformerv2_s0": {},
     "mobilevit_xxs": {},
     "mobilevitv2_050": {},
-    "mvitv2_tiny": {"depths": (1, 1, 1, 1)},
-    "nextvit_small": {"depths": (1, 1, 2, 1)},
+    "mvitv2_tiny": {},
+    "nextvit_small": {},
     "tiny_vit_5m_224": {},
     "levit_128s": {},
     "nest_tiny": {"depths": (1, 1, 2)},
@@ -64,6 +64,11 @@ def listed() -> list[str]:
     return [f"{source}:{name}" for source, names in SOURCES.items() if source in installed for name in names]
 
 
+def every_network() -> list[str]:
+    """Return the names of all networks of the table, wherever it is made."""
+    return [f"{source}:{name}" for source, names in SOURCES.items() for name in names]
+
+
 def build(name: str) -> Built:
     """Return a network with random weights and two inputs.
 
@@ -84,7 +89,7 @@ def build(name: str) -> Built:
 def _timm(name: str) -> Built:
     import timm
 
-    model = timm.create_model(name, num_classes=10, **TIMM[name])
+    model: Any = timm.create_model(name, num_classes=10, **TIMM[name])
     _, *size = model.pretrained_cfg["input_size"]
     side = TIMM[name].get("img_size", size[0])
     return model, torch.randn(2, 3, side, side)
@@ -96,7 +101,8 @@ def _torchvision(name: str) -> Built:
     small = {"image_size": 32} if name == "vit_b_16" else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=10, **small)
     if name == "vit_b_16":
-        model.encoder.layers = model.encoder.layers[:LAYERS]
+        encoder: Any = model.encoder
+        encoder.layers = encoder.layers[:LAYERS]
     side = 32 if small else 224 if name == "maxvit_t" else 64
     return model if name == "maxvit_t" else open_attention(model), torch.randn(2, 3, side, side)
 

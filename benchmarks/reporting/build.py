@@ -16,6 +16,7 @@ from benchmarks.analysis.comparison import Comparison, compare
 from benchmarks.analysis.predictions import outcomes
 from benchmarks.analysis.verdicts import Verdict, judge, to_plain
 from benchmarks.config import check_name
+from benchmarks.coverage.attention import attention_markdown, read_attention
 from benchmarks.coverage.table import read_rows, sentence, summary, to_markdown
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import METHOD_CARDS, ROOT, check_inside
@@ -100,6 +101,9 @@ def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) 
         "checks.md": checks_page(study, latency_names),
         **{f"experiments/{name}.md": experiment_page(study, name) for name in study.experiments},
     }
+    attention = read_attention(results / "attention.csv")
+    if attention:
+        pages["attention.md"] = attention_markdown(attention)
     coverage = read_rows(results / "coverage.csv")
     if coverage:
         pages["coverage.md"] = to_markdown(coverage)

@@ -208,12 +208,8 @@ class Tracer:
         return f"operator {node.target} in module {module_path(node) or '(root)'!r}"
 
     def takes_heads(self, node: fx.Node) -> bool:
-        """Return whether heads go in the attention that `node` is part of, rather than channels of each head.
-
-        Where nothing goes, heads were tried last: the attention is followed as then, so that one reason says why.
-        """
-        mode = self.modes.get(module_path(node), self.granularity)
-        return mode in ("head", "none")
+        """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
+        return self.modes.get(module_path(node), self.granularity) in ("head", "none")  # heads are tried last
 
     def note_product(self, product: Product) -> None:
         """Remember a product of two activations."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -481,3 +482,33 @@ def test_a_pruned_transformer_is_exported_and_compiled(form: Callable[[], nn.Mod
     expected = small(x)
     torch.testing.assert_close(torch.from_numpy(given), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.compile(small, backend="eager")(x), expected)
+
+
+def needs_a_compiler() -> None:
+    """Skip a test where PyTorch finds no C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        found = shutil.which(get_cpp_compiler())
+    except RuntimeError as error:
+        pytest.skip(f"no C++ compiler: {error}")
+    if found is None:
+        pytest.skip("no C++ compiler")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [lambda: Network(Fused()), lambda: Network(Grouped(repeat=True, rotate=True), 16)])
+def test_a_pruned_transformer_is_compiled_by_inductor(form: Callable[[], nn.Module]) -> None:
+    needs_a_compiler()
+    torch.manual_seed(0)
+    model = form().eval()
+    x = torch.randn(2, 5, model.head.in_features)
+    couplings = found(model, x, "head")
+    small = oicsr.remove_channels(model, PruningPlan.from_kept(couplings, {c.name: [0] for c in couplings}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler itself
+        compiled = torch.compile(small, backend="inductor")
+        given = compiled(x)
+        torch.testing.assert_close(given, small(x), rtol=1e-4, atol=1e-5)
+        given.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())

@@ -1,0 +1,82 @@
+"""The table of transformers' attention: its rows on small networks, its files and its command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import cli
+from benchmarks.coverage import attention
+from benchmarks.coverage.attention import COLUMNS, attention_csv, attention_markdown, read_attention
+from benchmarks.coverage.transformers import build, every_network, listed
+from tests.oicsr.attentions import Fused, Network, Rigid
+
+
+def small(name: str) -> tuple[nn.Module, Any]:
+    """Return a network whose attention can go, or one whose cannot."""
+    torch.manual_seed(0)
+    return Network(Rigid() if "rigid" in name else Fused()).eval(), torch.randn(2, 5, 12)
+
+
+@pytest.mark.parametrize(("granularity", "counts"), [("channel", ("1", "0")), ("head", ("0", "1"))])
+def test_a_row_says_what_went(granularity: str, counts: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "build", small)
+    row = attention.examine(f"own:fused {granularity}")
+    assert (row["channels"], row["heads"], row["passed"], row["reason"]) == (*counts, "yes", "")
+    products, layers = 2 * 5 * 5 * 12, 5 * 12 * 12 * 4
+    share = 0.5 if granularity == "channel" else 2 / 3  # of three heads, one goes
+    assert int(row["macs_before"]) == layers + products + 36
+    assert int(row["macs_after"]) == share * (layers + products) + 36
+    assert float(row["error"]) < 1e-12
+
+
+def test_a_row_says_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "build", small)
+    row = attention.examine("own:rigid head")
+    assert (row["channels"], row["heads"], row["passed"]) == ("0", "0", "no")
+    assert "'attention' (Rigid) stays: line" in row["reason"] and "reshapes back" in row["reason"]
+
+
+def test_torch_pruning_is_told_the_heads_of_every_layer() -> None:
+    model = Network(Fused())
+    assert attention._heads(model) == {model.attention.qkv: 3}
+    attention._by_hand(model, {model.attention.qkv: 1})
+    assert (model.attention.num_heads, model.attention.head_dim, model.attention.attn_dim) == (1, 12, 12)
+
+
+def test_the_command_writes_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def cover(name: str, limit: float, *, peer: bool) -> dict[str, str]:
+        tried.append((name, peer))
+        network, _, granularity = name.partition(" ")
+        values = {"network": network, "granularity": granularity, "passed": "no", "reason": "a | b"}
+        return {column: values.get(column, "") for column in COLUMNS}
+
+    monkeypatch.setattr("benchmarks.commands.coverage.cover_attention", cover)
+    monkeypatch.setattr("benchmarks.commands.coverage._warm_up", lambda: None)
+    arguments = ["coverage", "--attention", "--results", str(tmp_path), "--networks", "timm:cait_xxs24_224"]
+    for _ in range(2):
+        assert cli.main([*arguments, "--no-peer"]) == 0
+    assert tried == [("timm:cait_xxs24_224 channel", False), ("timm:cait_xxs24_224 head", False)]
+    rows = read_attention(tmp_path / "attention.csv")
+    assert attention_csv(rows) == (tmp_path / "attention.csv").read_text("utf-8")
+    text = (tmp_path / "attention.md").read_text("utf-8")
+    assert text == attention_markdown(rows)
+    assert "Of 1 networks, 0 lose half" in text and r"a \| b" in text and "Not run: torchvision:vit_b_16, " in text
+    assert "cait" not in text.rpartition("Not run")[2]
+    (tmp_path / "attention.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is not a table of attention"):
+        read_attention(tmp_path / "attention.csv")
+
+
+def test_networks_are_built_small_by_their_own_constructors() -> None:
+    assert set(listed()) <= set(every_network()) and len(every_network()) == len(set(every_network()))
+    model, images = build("timm:deit_tiny_patch16_224")
+    assert (len(model.blocks), tuple(images.shape), model.training) == (2, (2, 3, 64, 64), False)
+    with pytest.raises(KeyError):
+        build("other:network")
