@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from oicsr.changes import is_sequence
 from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode, shared
@@ -33,6 +35,8 @@ MOST_CANDIDATES = 8
 TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
+
+SET_BY_SURGERY = (nn.Linear, nn.Embedding, _ConvNd, _NormBase)  # their numbers follow the shapes of their weights
 
 Number = tuple[str, str, int]  # name of a class and of an attribute, and its value
 Sites = Sequence[tuple[Coupling, Sequence[str]]]  # a coupling of each attention, and the modules that may hold numbers
@@ -101,6 +105,7 @@ class Bench:
         return {
             (type(self.modules[path]).__name__, name, value)
             for path in paths
+            if not isinstance(self.modules[path], SET_BY_SURGERY)
             for name, value in _whole_numbers(self.modules[path])
             if value and value % channels == 0 and ((path, name.partition(".")[0]) in self._read) == read
         }
