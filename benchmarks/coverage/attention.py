@@ -246,7 +246,9 @@ def attention_markdown(rows: Mapping[str, Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows.values():
-        peer = (row["torch_pruning"] or "not run") + (f": {row['torch_pruning_reason']}" if row["torch_pruning_reason"] else "")
+        peer = (row["torch_pruning"] or "not run") + (
+            f": {row['torch_pruning_reason']}" if row["torch_pruning_reason"] else ""
+        )
         cells = [row[key] for key in COLUMNS[:8]]
         cells += [peer, row["torch_pruning_macs_after"], row["reason"]]
         lines.append("| " + " | ".join(for_markdown(cell) for cell in cells) + " |")
