@@ -83,7 +83,7 @@ def examine(name: str) -> Row:
         couplings = of_attention(trace.couplings)
         for kind in ("channel", "head"):
             row[f"{kind}s"] = str(sum(coupling.kind == kind for coupling in couplings))
-        stays = [why for why in trace.unruled if "attention" in why or "layer_norm" not in why]
+        stays = [why for why in trace.unruled if not couplings or "attention" in why or "layer_norm" not in why]
         row["reason"] = "; ".join(stays)[:400]
         if not couplings:
             return row
@@ -246,7 +246,9 @@ def attention_markdown(rows: Mapping[str, Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows.values():
-        peer = row["torch_pruning"] + (f": {row['torch_pruning_reason']}" if row["torch_pruning_reason"] else "")
+        peer = (row["torch_pruning"] or "not run") + (
+            f": {row['torch_pruning_reason']}" if row["torch_pruning_reason"] else ""
+        )
         cells = [row[key] for key in COLUMNS[:8]]
         cells += [peer, row["torch_pruning_macs_after"], row["reason"]]
         lines.append("| " + " | ".join(for_markdown(cell) for cell in cells) + " |")
