@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.arguments import check_call
+from oicsr.arguments import check_call, check_model
 from oicsr.copying import undisturbed
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.parametrized import make_plain
@@ -269,4 +269,5 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
 
 def count_params(model: nn.Module) -> int:
     """Return the number of parameters (buffers, such as running statistics, are none)."""
+    check_model(model)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,7 +95,7 @@ class Tracer:
         self,
         graph: fx.Graph,
         parameters: Mapping[str, str],
-        constants: Collection[str] = (),
+        constants: Mapping[str, str] | None = None,
         modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Follow the channels through a graph.
@@ -103,13 +103,14 @@ class Tracer:
         Args:
             graph: What `torch.export` gave.
             parameters: Names of placeholders to qualified names of parameters and buffers.
-            constants: Names of placeholders of other tensors that are in the model's code.
+            constants: Names of placeholders of other tensors that are in the model's code, to the attributes that hold
+                them; empty where none does.
             modules: The model's modules by name.
         """
         self.modules = modules
         for node in graph.nodes:
             if node.op == "placeholder":
-                self._read_placeholder(node, parameters, constants)
+                self._read_placeholder(node, parameters, constants or {})
             elif node.op == "call_function" and self._is_computed(node):
                 self.values[node] = Value(None, depends_on_input=False)
                 self.computed.add(node)
@@ -126,12 +127,16 @@ class Tracer:
         order = {node: position for position, node in enumerate(graph.nodes)}
         self.products.sort(key=lambda product: order.get(product.node, -1))  # those of earlier graphs stay in front
 
-    def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
+    def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Mapping[str, str]) -> None:
         if node.name in parameters:
             self.parameters[node] = parameters[node.name]
             self.values[node] = Value(None, "a parameter", depends_on_input=False)
         elif node.name in constants:
-            reason = self.notable("is combined with a tensor that is a constant of the model's code")
+            held = (
+                f"{constants[node.name]!r}, which is no buffer of the model: register it as one, so that it can follow"
+            )
+            written = "a tensor that is a constant of the model's code"
+            reason = self.notable(f"is combined with {held if constants[node.name] else written}")
             self.values[node] = Value(None, reason, depends_on_input=False)
         else:
             self.values[node] = Value(None, INPUT)
@@ -234,6 +239,7 @@ class Tracer:
         if math.prod(shape) > MAX_LABELLED_ELEMENTS or not shape:
             return None
         if name not in self.elementwise:
+            shape = tuple(size or 1 for size in shape)  # a buffer that is still empty (a history) has its width
             self.elementwise[name] = self.sets.new(math.prod(shape)).reshape(shape)
         return self.elementwise[name]
 
