@@ -57,6 +57,11 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
         doubled = inputs.map(lambda x: torch.cat([x, x]) if x.ndim else x)
         exported = _export(twin, doubled, training=training)
     graph = inline_blocks(exported.graph_module)
+    if not training and not any(node.all_input_nodes for node in graph.nodes if node.op == "output"):
+        raise ValueError(
+            f"{type(twin).__name__} returns no tensors that can be found: what its outputs are made of is not known. "
+            "Let forward return tensors, in tuples, lists, dictionaries or dataclasses"
+        )
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     first = _first_names(twin)  # the exporter may call a tied parameter by any of its names
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared
+from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared, uncompiled
 from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.parametrized import lengths
@@ -98,7 +98,7 @@ class Bench:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Take off users' hooks, and put the random state back on leaving."""
-        with generators_kept(self._model), hooks_off(self._model):
+        with generators_kept(self._model), hooks_off(self._model), uncompiled():
             yield
 
     def first_run(self) -> str | None:
