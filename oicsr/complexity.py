@@ -52,6 +52,7 @@ class Positions(TorchFunctionMode):
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
             whose weight is computed counts as such a product.
         batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
+        axis: The axis of the first layer's input that they lie on: 1 in a recurrent layer that has steps in front.
     """
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
@@ -61,6 +62,7 @@ class Positions(TorchFunctionMode):
         self._weights = {id(weight) for weight in weights}
         self._derived: dict[int, tuple[Tensor, bool]] = {}
         self.batch: int | None = None
+        self.axis = 0
 
     def __torch_function__(
         self,
@@ -117,7 +119,7 @@ class Positions(TorchFunctionMode):
             if isinstance(tensor, Tensor) and tensor.ndim == 2 and id(tensor) in self._weights:
                 self.calls.append((tensor, args[0].numel() // args[0].shape[-1]))
         if self.batch is None:
-            self.batch = _recurrent_batch(args)
+            self.batch, self.axis = _recurrent_batch(args)
 
     def _note_product(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor
@@ -150,13 +152,14 @@ class Positions(TorchFunctionMode):
             self.products.append(count * weight.numel())
 
 
-def _recurrent_batch(args: Sequence[Any]) -> int:
-    """Return how many sequences a recurrent layer reads, or states a cell: packed ones by the sizes of their steps."""
-    source, second = args[0], args[1] if len(args) > 1 else None
+def _recurrent_batch(args: Sequence[Any]) -> tuple[int, int]:
+    """Return how many sequences a recurrent layer reads, or states a cell, and on which axis they lie."""
+    source, second = args[0], args[1]
     if source.ndim == 3:  # `batch_first` is the last argument
-        return int(source.shape[0 if args[-1] is True else 1])
-    packed = isinstance(second, Tensor) and second.ndim == 1
-    return int(second[0]) if packed else int(source.shape[0])  # type: ignore[index]
+        axis = 0 if args[-1] is True else 1
+        return int(source.shape[axis]), axis
+    packed = isinstance(second, Tensor) and second.ndim == 1  # by the sizes of the steps
+    return (int(second[0]), 1) if packed else (int(source.shape[0]), 0)
 
 
 def _einsum_macs(equation: str, factors: Sequence[Tensor]) -> int:
@@ -195,9 +198,10 @@ def _batch_size(inputs: Inputs, counter: Positions) -> int:
     which the positions of layers cannot be divided is no batch: the next likely one is taken then.
     """
     seen = counter.batch
+    seconds = [tensor.shape[1] for tensor in inputs.tensors() if tensor.ndim > 2 and counter.axis == 1]
     sizes = [tensor.shape[0] for tensor in inputs.tensors() if tensor.ndim]
     sizes += [len(value) for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, list | tuple)]
-    first = seen or 1 if not sizes or seen in (1, *sizes) else sizes[0]
+    first = seen or 1 if not sizes or seen in (1, *seconds, *sizes) else sizes[0]
     if first == 1:
         return 1
     likely = [size for size in dict.fromkeys([first, seen or 1, *sizes]) if size > 1]

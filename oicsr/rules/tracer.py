@@ -16,7 +16,7 @@ from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
-from oicsr.rules.notes import Count, Norm, Product, Slot
+from oicsr.rules.notes import Count, Norm, Product, Slot, said_of_constant
 from oicsr.rules.table import Result, Value, find_leaf, find_rule
 from oicsr.rules.weights import Axes, follow_computed, keep_computed, keep_rebuilt, note_layer, start_computed
 
@@ -103,8 +103,7 @@ class Tracer:
         Args:
             graph: What `torch.export` gave.
             parameters: Names of placeholders to qualified names of parameters and buffers.
-            constants: Names of placeholders of other tensors that are in the model's code, to the attributes that hold
-                them; empty where none does.
+            constants: Names of placeholders of other tensors in the model's code, to the attributes that hold them.
             modules: The model's modules by name.
         """
         self.modules = modules
@@ -132,12 +131,9 @@ class Tracer:
             self.parameters[node] = parameters[node.name]
             self.values[node] = Value(None, "a parameter", depends_on_input=False)
         elif node.name in constants:
-            held = (
-                f"{constants[node.name]!r}, which is no buffer of the model: register it as one, so that it can follow"
+            self.values[node] = Value(
+                None, self.notable(said_of_constant(constants[node.name])), depends_on_input=False
             )
-            written = "a tensor that is a constant of the model's code"
-            reason = self.notable(f"is combined with {held if constants[node.name] else written}")
-            self.values[node] = Value(None, reason, depends_on_input=False)
         else:
             self.values[node] = Value(None, INPUT)
 
@@ -235,11 +231,10 @@ class Tracer:
         return squeeze_constant_axes(self.sets.find(ids))  # channels on several axes may have been tied since
 
     def _elementwise_ids(self, node: fx.Node) -> Tensor | None:
-        name, shape = self.parameters[node], shape_of(node)
+        name, shape = self.parameters[node], [size or 1 for size in shape_of(node)]  # an empty history has a width
         if math.prod(shape) > MAX_LABELLED_ELEMENTS or not shape:
             return None
         if name not in self.elementwise:
-            shape = tuple(size or 1 for size in shape)  # a buffer that is still empty (a history) has its width
             self.elementwise[name] = self.sets.new(math.prod(shape)).reshape(shape)
         return self.elementwise[name]
 
