@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.arguments import check_call
+from oicsr.arguments import check_call, check_plan
 from oicsr.complexity import CONVOLUTIONS, TRANSPOSED
 from oicsr.copying import as_it_was
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.normalized import normalized_layers, row_name
 from oicsr.plan import PruningPlan
+from oicsr.surgery import check_plan_fits
 from oicsr.wrapping import unwrap
 
 # Normalisations, and at which position they take their scale.
@@ -81,7 +82,9 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Example
     Returns:
         The shifts, and where they are approximate or missing. `remove_channels(..., absorb=True)` applies them.
     """
+    check_plan(model, plan)
     check_call(model, example_inputs)
+    check_plan_fits(unwrap(model), plan)
     removed = {
         (entry.parameter, entry.dim): torch.tensor(sorted(set(range(entry.size)).difference(entry.kept)))
         for entry in plan.slices

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from oicsr.arguments import check_fit
+from oicsr.arguments import check_cost, check_fit
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
@@ -166,6 +166,7 @@ class _Goal:
         cost_kept: float | None,
     ) -> _Goal:
         """Read the arguments of `prune_iteratively`."""
+        check_cost(cost)
         shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
         given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
         if len(given) > 1 or (cost is None) != (cost_kept is None):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling
-from oicsr.plan import PruningPlan
+from oicsr.plan import check_is_plan
 from oicsr.wrapping import unwrap
+
+
+def check_model(model: object, hint: str = "") -> None:
+    """Raise TypeError unless `model` is a module; `hint` is what else the message says."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
 
 
 def check_call(model: object, example_inputs: object) -> None:
@@ -19,9 +28,7 @@ def check_call(model: object, example_inputs: object) -> None:
         ValueError: `example_inputs` is a shape.
     """
     swapped = isinstance(example_inputs, nn.Module)
-    if not isinstance(model, nn.Module):
-        hint = ": the arguments are swapped, the model comes first" if swapped else ""
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
+    check_model(model, ": the arguments are swapped, the model comes first" if swapped else "")
     if swapped:
         raise TypeError(f"example_inputs is a {type(example_inputs).__name__}, a module; pass a tensor")
     numbers = isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str | bytes)
@@ -32,13 +39,52 @@ def check_call(model: object, example_inputs: object) -> None:
 
 def check_plan(model: object, plan: object) -> None:
     """Raise TypeError unless `model` is a module and `plan` a plan."""
-    if not isinstance(model, nn.Module):
-        hint = ": the arguments are swapped, the model comes first" if isinstance(plan, nn.Module) else ""
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
-    if not isinstance(plan, PruningPlan):
+    check_model(model, ": the arguments are swapped, the model comes first" if isinstance(plan, nn.Module) else "")
+    check_is_plan(plan)
+
+
+def check_number(name: str, value: Any) -> Any:
+    """Return an argument; raise TypeError unless it is a number (a tensor of one number is one, a boolean is none)."""
+    single = isinstance(value, Tensor) and value.numel() == 1
+    if isinstance(value, bool) or not (single or isinstance(value, Real)):
+        raise TypeError(f"{name} is {str(value)[:80]!r}, a {type(value).__name__}; it must be a number")
+    return value
+
+
+def check_cost(cost: object) -> None:
+    """Raise TypeError unless `cost` is a function, or None."""
+    if cost is not None and (isinstance(cost, nn.Module) or not callable(cost)):
+        raise TypeError(f"cost is {str(cost)[:80]!r}; it must be a function of the pruned model that returns a number")
+
+
+def check_optimizer_type(optimizer: object) -> None:
+    """Raise TypeError unless `optimizer` is one of PyTorch's optimisers."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"plan is a {type(plan).__name__}; it must be a PruningPlan, from select_channels or PruningPlan.from_kept"
+            f"optimizer is a {type(optimizer).__name__}; it must be one torch.optim.Optimizer, made of the model's "
+            "parameters"
         )
+
+
+def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
+    """Raise unless `scores` is a sequence of one tensor of numbers per coupling, in the couplings' order.
+
+    Raises:
+        TypeError: It is no sequence, or holds something else than tensors.
+        ValueError: Shapes differ from those of the couplings, or a score is NaN.
+    """
+    wanted = "it must be a list of tensors, one per coupling, such as out_in_energy(model, couplings)"
+    if not isinstance(scores, Sequence) or isinstance(scores, str):
+        raise TypeError(f"scores is a {type(scores).__name__}; {wanted}")
+    for score in scores:
+        if not isinstance(score, Tensor):
+            raise TypeError(f"scores holds a {type(score).__name__}; {wanted}")
+    shapes, expected = [tuple(s.shape) for s in scores], [(c.num_channels,) for c in couplings]
+    if shapes != expected:
+        raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")
+    for score, coupling in zip(scores, couplings, strict=True):
+        if bool(score.isnan().any()):
+            raise ValueError(f"the scores of coupling {coupling.name!r} contain NaN")
 
 
 def check_couplings(couplings: object) -> None:

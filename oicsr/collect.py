@@ -19,6 +19,7 @@ from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 from oicsr.state import indices_on_cpu
 
 SINGLE = "has a single channel"
+PLACES = ("operator ", "'")  # how a reason begins that says itself where it lies
 STREAM = "is part of a residual stream (scope 'all' prunes it)"
 
 Root = NewType("Root", int)  # the label that stands for a channel set: slices that can only be removed together
@@ -293,6 +294,7 @@ def _explain(tracer: Tracer, roots: Tensor, reasons: Reasons, streams: Set[Root]
         texts = reasons.of(own)
         if texts:
             unpruned.setdefault(layer_name(parameter), texts[0])
-        others = reasons.of(own[~in_stream[own]])
-        tracer.unruled.extend(text for text in others if tracer.is_notable(text) and text not in tracer.unruled)
+        others = (text for text in reasons.of(own[~in_stream[own]]) if tracer.is_notable(text))
+        said = [text if text.startswith(PLACES) else f"{layer_name(parameter)!r} {text}" for text in others]
+        tracer.unruled.extend(text for text in said if text not in tracer.unruled)
     return unpruned

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oicsr.arguments import check_call
+from oicsr.arguments import check_call, check_model
 from oicsr.copying import undisturbed
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.modes import FLEX_ATTENTION, Mode
@@ -50,6 +50,7 @@ SUMMED = {  # those that add a product: where its factors stand
 RECURRENT = {
     f"{name}{end}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for end in ("", "_cell")
 }  # linear layers, one step after the other
+MOSTLY = 0.9  # the share of the MACs that a batch must divide; a table of positions may have layers of its own
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
@@ -61,6 +62,7 @@ class Positions(Mode):
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
             whose weight is computed counts as such a product.
         batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
+        axis: The axis of the first layer's input that they lie on: 1 in a recurrent layer that has steps in front.
     """
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
@@ -70,6 +72,7 @@ class Positions(Mode):
         self._weights = {id(weight) for weight in weights}
         self._derived: dict[int, tuple[Tensor, bool]] = {}
         self.batch: int | None = None
+        self.axis = 0
 
     def __torch_function__(
         self,
@@ -97,6 +100,11 @@ class Positions(Mode):
                 self.batch = source.shape[0] if source.ndim > inner else 1
         return result
 
+    def divisible(self, batch: int) -> int:
+        """Return how many of the MACs belong to layers and products that a batch divides."""
+        layers = sum(count * weight.numel() for weight, count in self.calls if count % batch == 0)
+        return layers + sum(macs for macs in self.products if macs % batch == 0)
+
     def _note_derived(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Remember what is computed from weights alone, or from nothing: it is made once, whatever the inputs."""
         sources = [
@@ -120,6 +128,8 @@ class Positions(Mode):
         for tensor in flat:
             if isinstance(tensor, Tensor) and tensor.ndim == 2 and id(tensor) in self._weights:
                 self.calls.append((tensor, args[0].numel() // args[0].shape[-1]))
+        if self.batch is None:
+            self.batch, self.axis = _recurrent_batch(args)
 
     def _note_product(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor
@@ -154,6 +164,16 @@ class Positions(Mode):
             self.products.append(count * weight.numel())
 
 
+def _recurrent_batch(args: Sequence[Any]) -> tuple[int, int]:
+    """Return how many sequences a recurrent layer reads, or states a cell, and on which axis they lie."""
+    source, second = args[0], args[1]
+    if source.ndim == 3:  # `batch_first` is the last argument
+        axis = 0 if args[-1] is True else 1
+        return int(source.shape[axis]), axis
+    packed = isinstance(second, Tensor) and second.ndim == 1  # by the sizes of the steps
+    return (int(second[0]), 1) if packed else (int(source.shape[0]), 0)
+
+
 def _einsum_macs(equation: str, factors: Sequence[Tensor]) -> int:
     letters = equation.replace(" ", "").partition("->")[0].split(",")
     if "." in equation:
@@ -182,17 +202,33 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, nam
     return args[position] if len(args) > position else kwargs[name]
 
 
-def _batch_size(inputs: Inputs, seen: int | None) -> int:
+def _batch_size(inputs: Inputs, counter: Positions) -> int:
     """Return how many inputs an example holds.
 
-    That is what the first layer sees (`seen`) where an input or a list of inputs has as many along axis 0, or where it
-    sees a single one. A layer that sees others (frames of videos, windows) leaves axis 0 of the first input.
+    That is what the first layer sees where an input or a list of inputs has as many along axis 0, or where it sees a
+    single one. A layer that sees others (frames of videos, windows) leaves axis 0 of the first input. A number by
+    which the positions of layers cannot be divided is no batch: the next likely one is taken then.
     """
+    seen = counter.batch
+    seconds = [tensor.shape[1] for tensor in inputs.tensors() if tensor.ndim > 2 and counter.axis == 1]
     sizes = [tensor.shape[0] for tensor in inputs.tensors() if tensor.ndim]
     sizes += [len(value) for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, list | tuple)]
-    if not sizes or seen == 1 or seen in sizes:
-        return seen or 1
-    return sizes[0]
+    first = seen or 1 if not sizes or seen in (1, *seconds, *sizes) else sizes[0]
+    if first == 1:
+        return 1
+    likely = [size for size in dict.fromkeys([first, seen or 1, *sizes]) if size > 1]
+    whole = sum(count * weight.numel() for weight, count in counter.calls) + sum(counter.products)
+    shares = {size: counter.divisible(size) / max(1, whole) for size in likely}
+    for least in (1.0, MOSTLY):
+        found = [size for size, share in shares.items() if share >= least]
+        if found:
+            return found[0]
+    return 1
+
+
+def _per_input(count: int, batch: int) -> int:
+    """Return what is left of a count for one input; what a batch does not divide is done once for all of it."""
+    return count // batch if count % batch == 0 else count
 
 
 @dataclass(frozen=True)
@@ -245,16 +281,16 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
             inputs.call(twin)
         tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer
         names = {id(tensor): carriers.get(name, name) for name, tensor in tensors}
-    batch = _batch_size(inputs, counter.batch)
+    batch = _batch_size(inputs, counter)
     positions: dict[str, int] = {}
     others = 0
     for weight, count in counter.calls:
         if id(weight) in names:
             name = names[id(weight)]
-            positions[name] = positions.get(name, 0) + count // batch
+            positions[name] = positions.get(name, 0) + _per_input(count, batch)
         else:
-            others += count // batch * weight.numel()
-    return Work(positions, others, tuple(macs // batch for macs in counter.products))
+            others += _per_input(count, batch) * weight.numel()
+    return Work(positions, others, tuple(_per_input(macs, batch) for macs in counter.products))
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
@@ -281,4 +317,5 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
 
 def count_params(model: nn.Module) -> int:
     """Return the number of parameters (buffers, such as running statistics, are none)."""
+    check_model(model)
     return sum(parameter.numel() for parameter in model.parameters())

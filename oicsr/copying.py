@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -259,6 +260,16 @@ def _refill(container: Any, content: Any) -> None:
 
 
 @contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what `torch.compile` made of parts of a network as the code that it was made of: nothing is compiled here."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import would take a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Give a form of a network that can be run in evaluation mode while the network stays as it is.
 
@@ -272,7 +283,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         with as_it_was(model):
             yield model
         return
-    with generators_kept(model), hooks_off(twin):
+    with generators_kept(model), hooks_off(twin), uncompiled():
         yield twin.eval()
 
 
@@ -285,5 +296,6 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         buffers_kept(model),
         attributes_kept(model),
         mode(model, training=False),
+        uncompiled(),
     ):
         yield

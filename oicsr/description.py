@@ -14,7 +14,7 @@ from oicsr.complexity import Work, count_work
 from oicsr.coupling import Coupling, kept_parts
 from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
-from oicsr.plan import PruningPlan
+from oicsr.plan import PruningPlan, check_is_plan
 from oicsr.wrapping import unwrap
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def describe(
     """
     model = unwrap(model)
     check_fit(model, couplings)
+    if plan is not None:
+        check_is_plan(plan)
     kept = _channels_kept(couplings, plan)
     learned = {name: parameter.numel() for name, parameter in model.named_parameters()}
     sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers

@@ -18,6 +18,8 @@ from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, 
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.rules import inline_blocks, leaf_modules
 
+LIFTED = "lifted_tensor_"  # how the exporter calls a tensor that is written into the code
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -27,14 +29,15 @@ class Graph:
         nodes: The graph.
         names: Placeholder to the qualified name of the parameter or buffer that it stands for.
         unused: Names of the parameters that nothing reads.
-        constants: Placeholders of other tensors, which are in the network's code.
+        constants: Placeholders of other tensors, in the network's code, to the attributes that hold them; empty where
+            none does.
         modules: The network's modules by name.
     """
 
     nodes: fx.Graph
     names: Mapping[str, str]
     unused: tuple[str, ...]
-    constants: tuple[str, ...]
+    constants: Mapping[str, str]
     modules: Mapping[str, nn.Module]
 
 
@@ -54,13 +57,22 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
         doubled = inputs.map(lambda x: torch.cat([x, x]) if x.ndim else x)
         exported = _export(twin, doubled, training=training)
     graph = inline_blocks(exported.graph_module)
+    if not training and not any(node.all_input_nodes for node in graph.nodes if node.op == "output"):
+        raise ValueError(
+            f"{type(twin).__name__} returns no tensors that can be found: what its outputs are made of is not known. "
+            "Let forward return tensors, in tuples, lists, dictionaries or dataclasses"
+        )
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     first = _first_names(twin)  # the exporter may call a tied parameter by any of its names
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     names = {name: first[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
     unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
     unused = tuple(names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER)
-    constants = tuple(name for name, spec in kinds.items() if spec.kind is InputKind.CONSTANT_TENSOR)
+    constants = {
+        name: "" if str(spec.target).startswith(LIFTED) else str(spec.target)
+        for name, spec in kinds.items()
+        if spec.kind is InputKind.CONSTANT_TENSOR
+    }
     return Graph(graph, names, unused, constants, dict(twin.named_modules()))
 
 

@@ -121,7 +121,7 @@ class GrOWL:
         *,
         weights: str = "pld",
     ) -> None:
-        if weights not in SEQUENCES:
+        if not isinstance(weights, str) or weights not in SEQUENCES:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(map(repr, SEQUENCES))}")
         self.strength = check_strength(strength)
         self.last_value: Tensor | None = None

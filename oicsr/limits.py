@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from oicsr.arguments import check_number
 from oicsr.coupling import Coupling
 from oicsr.names import per_coupling
 
@@ -43,15 +44,16 @@ class Limits:
         """Read the arguments of `select_channels`.
 
         Raises:
+            TypeError: A cap or a rounding is no number.
             ValueError: A cap is not in [0, 1], a rounding is below 1, or a name fits no coupling.
         """
         caps = per_coupling(max_removed, couplings, None, "max_removed")
         rounding = per_coupling(round_to, couplings, 1, "round_to")
         for cap in caps:
-            if cap is not None and not 0 <= cap <= 1:
+            if cap is not None and not 0 <= check_number("max_removed", cap) <= 1:
                 raise ValueError(f"max_removed is {cap!r}; it must be in [0, 1]")
         for multiple in rounding:
-            if multiple < 1 or multiple != int(multiple):
+            if check_number("round_to", multiple) < 1 or multiple != int(multiple):
                 raise ValueError(f"round_to is {multiple!r}; it must be a whole number, 1 or more")
         references = (original_widths.get(c.name, c.num_channels) for c in couplings)
         return Limits(tuple(couplings), tuple(caps), tuple(map(int, rounding)), tuple(references))

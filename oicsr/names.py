@@ -34,6 +34,8 @@ def named_layers(model: nn.Module, names: Names) -> set[str]:
     """
     known = {name for name, _ in model.named_modules()} | {layer_name(name) for name, _ in model.named_parameters()}
     found: set[str] = set()
+    if not isinstance(names, str | nn.Module | Iterable) or isinstance(names, type):
+        raise TypeError(f"{names!r} is neither the name of a layer, a pattern, nor a module, nor several of them")
     for entry in [names] if isinstance(names, str | nn.Module) else names:
         if isinstance(entry, str):
             hits = {name for name in known if name and matches(name, entry)}

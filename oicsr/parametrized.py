@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from oicsr.copying import copy_model, is_part_of_the_model, mode, shared
-from oicsr.coupling import Coupling, Member
+from oicsr.coupling import Axis, Coupling, Member
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,18 @@ def computed_weights(model: nn.Module) -> dict[str, Computed]:
             if any(source.kind == "weight" for source in entry.sources):
                 found[path + attribute] = entry
     return found
+
+
+def lengths(model: nn.Module) -> set[Axis]:
+    """Return the axes of tensors (the directions of weight norm) whose slices have a length of their own elsewhere."""
+    return {
+        (source.name, scale.dim)
+        for entry in computed_weights(model).values()
+        for scale in entry.sources
+        if scale.kind == "scale" and scale.is_parameter
+        for source in entry.sources
+        if source.kind == "weight" and source.is_parameter
+    }
 
 
 def _by_parametrization(module: nn.Module, path: str) -> list[tuple[str, Computed]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _are_functorch_transforms_active  # what `torch.autograd.Function` asks itself
 
-from oicsr.arguments import check_couplings
+from oicsr.arguments import check_couplings, check_number
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast.autograd import NormSum
@@ -104,7 +104,7 @@ def norm_sum(model: nn.Module, layout: Layout) -> Tensor:
 
 def check_strength(strength: float) -> float:
     """Return `strength`, or raise ValueError where it is negative or not finite."""
-    if not math.isfinite(strength) or strength < 0:
+    if not math.isfinite(check_number("strength", strength)) or strength < 0:
         raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
     return strength
 

@@ -73,9 +73,14 @@ class PruningPlan:
                 coupling that is not named keeps all.
 
         Raises:
+            TypeError: `kept` is no mapping.
             ValueError: A name is unknown, an id is no integer, out of range or given twice, a coupling would lose every
                 channel, or a number on a module would not be whole.
         """
+        if not isinstance(kept, Mapping):
+            raise TypeError(
+                f"kept is a {type(kept).__name__}; it must be a mapping from names of couplings to the ids that stay"
+            )
         sizes = {coupling.name: coupling.num_channels for coupling in couplings}
         kept = {name: _integers(name, ids) for name, ids in kept.items()}
         for name, ids in kept.items():
@@ -97,6 +102,7 @@ class PruningPlan:
         Raises:
             ValueError: `following` was made for a model of other widths or names.
         """
+        check_is_plan(following)
         unknown = [name for name in following.kept if name not in self.kept]
         if unknown:
             raise ValueError(
@@ -147,7 +153,7 @@ class PruningPlan:
         """
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits too
+        except (ValueError, TypeError, RecursionError) as error:  # ValueError: a number of thousands of digits too
             raise ValueError(f"not a pruning plan: invalid JSON ({error})") from error
         if not isinstance(data, dict) or data.get("format") != PLAN_FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -177,12 +183,21 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
     Raises:
         ValueError: The plan was made for other couplings.
     """
+    check_is_plan(plan)
     _check_plan(couplings, plan)
     slices = kept_slices(couplings, plan.kept)
     kept = {c.name: plan.kept.get(c.name, tuple(range(c.num_channels))) for c in couplings}
     numbers = {(change.module, change.name): change.after for change in attribute_changes(couplings, kept)}
     parts = kept_parts(couplings, plan.kept)
     return [_shrink(coupling, channel_mask(coupling, plan.kept), slices, numbers, parts) for coupling in couplings]
+
+
+def check_is_plan(plan: object) -> None:
+    """Raise TypeError unless `plan` is a plan."""
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(
+            f"plan is a {type(plan).__name__}; it must be a PruningPlan, from select_channels or PruningPlan.from_kept"
+        )
 
 
 def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:

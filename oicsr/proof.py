@@ -17,6 +17,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from oicsr.arguments import check_call, check_fit
 from oicsr.copying import first_line
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs, as_inputs
@@ -69,10 +70,16 @@ def prove(
         surgery: Slices a network in place, as a plan says; `apply_plan` where it is not given.
         seed: Of the channels that go and of the random parameters.
 
+    Raises:
+        TypeError: The arguments are in another order.
+        ValueError: The couplings are another network's.
+
     Returns:
         The couplings that failed, each with the reason, and what could not be tried.
     """
+    check_call(model, example_inputs)
     model = unwrap(model)
+    check_fit(model, couplings)
     if not couplings:
         return Proof()
     with warnings.catch_warnings():

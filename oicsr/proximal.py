@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from oicsr.arguments import check_number
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import energy_vector
 from oicsr.fast import passes
@@ -84,7 +85,7 @@ class ProximalGroupLasso:
         Raises:
             ValueError: `learning_rate` is a negative number.
         """
-        if not isinstance(learning_rate, Tensor) and not learning_rate >= 0:
+        if not isinstance(learning_rate, Tensor) and not check_number("learning_rate", learning_rate) >= 0:
             raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
         shrink_groups_(model, self._layout, self.strength * learning_rate)
 

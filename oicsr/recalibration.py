@@ -59,6 +59,7 @@ def recalibrate(
         `model`.
 
     Raises:
+        TypeError: `batches` is nothing that holds batches, or a batch is of a form that is not known.
         ValueError: There are no batches, `batches` is a single tensor, or no layer with running statistics ran. After
             this or any other error the statistics are as they were.
 
@@ -73,6 +74,8 @@ def recalibrate(
     """
     if isinstance(batches, Tensor):
         raise ValueError(f"batches is a tensor of shape {tuple(batches.shape)}; pass a list of batches, [batches]")
+    if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
+        raise TypeError(f"batches is a {type(batches).__name__}; it must be a list of batches or a loader of them")
     estimate = _Estimate()
     run, network = forward or _run, unwrap(model)
     with (
@@ -125,7 +128,12 @@ class _Estimate(TorchFunctionMode):
 
 def _run(model: nn.Module, batch: Any) -> None:
     """Run the model on a batch of one of the usual forms, on the model's device."""
-    inputs = batch[0] if isinstance(batch, Sequence) else batch
+    inputs = batch[0] if isinstance(batch, Sequence) and batch else batch
+    if not isinstance(inputs, Tensor | Mapping | Sequence) or isinstance(inputs, str):
+        raise TypeError(
+            f"a batch is a {type(batch).__name__} of {type(inputs).__name__}; it must be a tensor, (inputs, targets) "
+            "or a dictionary of keyword arguments: pass `forward` for any other"
+        )
     devices = devices_of(model)
     if len(devices) == 1:  # a model spread over several devices places its inputs itself
         inputs = tree_map_only(Tensor, lambda x: x.to(devices[0], non_blocking=True), inputs)

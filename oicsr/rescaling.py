@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from oicsr.arguments import check_number
 from oicsr.inputs import ExampleInputs
 from oicsr.normalized import NormalizedLayer, normalized_layers, row_name
 from oicsr.wrapping import unwrap
@@ -99,6 +100,7 @@ def rescale(
         The factors by layer, and the layers that were left with the reasons.
 
     Raises:
+        TypeError: A norm is no number.
         ValueError: A norm is not positive and finite, has the wrong number of rows, or belongs to a layer that the
             model does not have; or the model cannot be traced. Nothing has been changed then.
 
@@ -145,6 +147,8 @@ def _norms(weight: Tensor, row_dim: int) -> Tensor:
 
 def _factors(layer: NormalizedLayer, weight: Tensor, wanted: Norm) -> Tensor:
     current = _norms(weight, layer.row_dim)
+    if not isinstance(wanted, Tensor):
+        check_number(f"the norm for {layer.name!r}", wanted)
     target = torch.as_tensor(wanted, dtype=torch.float64, device=current.device)
     if target.ndim and target.shape != current.shape:
         raise ValueError(f"norms[{layer.name!r}] has shape {tuple(target.shape)}; the layer has {len(current)} rows")

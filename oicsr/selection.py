@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_call, check_couplings, check_fit
+from oicsr.arguments import check_call, check_couplings, check_fit, check_number, check_scores
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.limits import Limits
@@ -78,6 +78,7 @@ def select_channels(
         The plan.
 
     Raises:
+        TypeError: An argument is of another kind than it must be; the message names it.
         ValueError: An argument is out of range, the couplings are not the model's, a score is NaN, or the target is
             out of reach; the message says what is within reach, and which argument to change to which value.
 
@@ -90,11 +91,13 @@ def select_channels(
         >>> len(plan.kept["0"])
         4
     """  # noqa: E501
-    if not 0 <= tolerance <= 1:
+    if not 0 <= check_number("tolerance", tolerance) <= 1:
         raise ValueError(f"tolerance is {tolerance!r}; it must be in [0, 1]")
     check_couplings(couplings)
     check_call(model, example_inputs)
-    _check_scores(scores, couplings)
+    if not couplings:
+        raise ValueError("there are no couplings: the model has no channels that can be removed in this scope")
+    check_scores(scores, couplings)
     model = unwrap(model)
     check_fit(model, couplings)
     tied = tie_couplings(couplings, tie)
@@ -121,17 +124,6 @@ def select_channels(
     kept = channels.split(cut.stays)
     names = {coupling.name: group[0].name for group in tie_groups(couplings, tie) for coupling in group}
     return PruningPlan.from_kept(couplings, {name: kept[first] for name, first in names.items()})
-
-
-def _check_scores(scores: Sequence[Tensor], couplings: Sequence[Coupling]) -> None:
-    if not couplings:
-        raise ValueError("there are no couplings: the model has no channels that can be removed in this scope")
-    shapes, expected = [tuple(s.shape) for s in scores], [(c.num_channels,) for c in couplings]
-    if shapes != expected:
-        raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")
-    for score, coupling in zip(scores, couplings, strict=True):
-        if bool(score.isnan().any()):
-            raise ValueError(f"the scores of coupling {coupling.name!r} contain NaN")
 
 
 def _tied_scores(scores: Sequence[Tensor], couplings: Sequence[Coupling], tie: Sequence[Tie]) -> list[Tensor]:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from oicsr.arguments import check_number
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.importance import out_in_energy
-from oicsr.plan import PruningPlan
+from oicsr.plan import PruningPlan, check_is_plan
 
 PULL = 2.0  # times the mean norm of a channel
 
@@ -58,9 +59,9 @@ def suggest_strength(
         >>> penalty = oicsr.GroupLasso(couplings, strength=strength)
     """
     for name, value in {"learning_rate": learning_rate, "steps": steps, "pull": pull}.items():
-        if not (value > 0 and math.isfinite(value)):
+        if not (check_number(name, value) > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value!r}; it must be positive and finite")
-    if not 0 <= momentum < 1:
+    if not 0 <= check_number("momentum", momentum) < 1:
         raise ValueError(f"momentum is {momentum!r}; it must be in [0, 1)")
     if not couplings:
         raise ValueError("there are no couplings: nothing can be penalised")
@@ -93,13 +94,14 @@ def weak_energy(
     Raises:
         ValueError: `share` is out of range, or the plan does not name the couplings.
     """
-    if not 0 <= share <= 1:
+    if not 0 <= check_number("share", share) <= 1:
         raise ValueError(f"share is {share!r}; it must be in [0, 1]")
     energies = out_in_energy(model, couplings, "layer_mean", sides=sides)
     if plan is None:
         every = torch.cat(energies).double()
         weak = every.sort().values[: round(share * len(every))].sum()
     else:
+        check_is_plan(plan)
         missing = [c.name for c in couplings if c.name not in plan.kept]
         if missing:
             raise ValueError(f"the plan does not name the coupling {missing[0]!r}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from oicsr.arguments import check_plan
+from oicsr.arguments import check_optimizer_type, check_plan
 from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
@@ -56,7 +56,7 @@ def remove_channels(
         example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
-        TypeError: `model` is no module, or `plan` no plan.
+        TypeError: `model` is no module, `plan` no plan, or `optimizer` no optimiser.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
             optimiser holds none of the model's parameters or keeps a state that cannot be sliced (Adafactor, L-BFGS);
             the message says which. Nothing is changed then.
@@ -65,8 +65,10 @@ def remove_channels(
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
     """
     check_plan(model, plan)
+    if optimizer is not None:
+        check_optimizer_type(optimizer)
     model = unwrap(model)
-    _check_fits(model, plan)
+    check_plan_fits(model, plan)
     before = dict(model.named_parameters())
     if optimizer is not None:
         check_optimizer(optimizer, before, plan)
@@ -189,7 +191,8 @@ def _groups_left(rows: Slice, groups: int) -> int:
     return len({row // (rows.size // groups) for row in rows.kept})
 
 
-def _check_fits(model: nn.Module, plan: PruningPlan) -> None:
+def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
+    """Raise ValueError where a plan is another network's: a name is not there, or a width or number is another."""
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -221,9 +224,14 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
             (`PruningPlan.then` joins several).
 
     Raises:
+        TypeError: `model` is no module, or `plan` no plan.
+        FileNotFoundError: There is no folder for the file.
         ValueError: The plan does not lead to the shapes of `model`, or a module keeps an extra state
             (`get_extra_state`) that JSON cannot hold; the message names it.
     """
+    check_plan(model, plan)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {Path(path).parent}")
     state, extra = _split_state(unwrap(model).state_dict())
     for entry in plan.slices:
         shape = tuple(state[entry.parameter].shape) if entry.parameter in state else None
@@ -274,9 +282,15 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         build_model: Builds the network before pruning, with any weights.
 
     Raises:
+        TypeError: `build_model` is no function.
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, is not one of `save_pruned`'s, or does not fit the model; says which.
     """
+    if isinstance(build_model, nn.Module) or not callable(build_model):
+        raise TypeError(
+            f"build_model is a {type(build_model).__name__}; it must be a function that builds the network before "
+            "pruning, such as lambda: resnet18(num_classes=10)"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:

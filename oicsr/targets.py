@@ -12,11 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from oicsr.arguments import check_cost, check_fit, check_number
 from oicsr.complexity import Work, count_work, find_tensor
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
 from oicsr.surgery import remove_channels
+from oicsr.wrapping import unwrap
 
 
 class Channels:
@@ -130,6 +132,8 @@ class MacsModel:
         model: nn.Module,
         example_inputs: ExampleInputs,
     ) -> None:
+        model = unwrap(model)
+        check_fit(model, couplings)
         self._cost = WeightCost.of_macs(Channels(couplings), model, count_work(model, example_inputs))
 
     def macs(self, stays: Tensor) -> int:
@@ -148,12 +152,13 @@ class MeasuredCost:
         """Prune a copy of the model and return its cost.
 
         Raises:
+            TypeError: The cost is no number.
             ValueError: The cost is negative or not finite.
         """
         key = stays.numpy().tobytes()
         if key not in self._known:
             plan = PruningPlan.from_kept(self._channels.couplings, self._channels.split(stays))
-            value = float(self._cost(remove_channels(self._model, plan)))
+            value = float(check_number("what cost(model) returns", self._cost(remove_channels(self._model, plan))))
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"cost(model) returned {value!r}; it must be finite and not negative")
             self._known[key] = value
@@ -209,6 +214,7 @@ def make_target(
     """Return the target that the arguments of `select_channels` ask for; half of the MACs where they name none.
 
     Raises:
+        TypeError: A share is no number, or `cost` no function.
         ValueError: More than one share is given, a share is not in (0, 1], or only one of `cost` and `cost_kept` is.
     """
     shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
@@ -218,7 +224,8 @@ def make_target(
     if (cost is None) != (cost_kept is None):
         raise ValueError("cost and cost_kept belong together: a function of the model, and the share that remains")
     ((argument, share),) = given.items()
-    if not 0 < share <= 1:
+    check_cost(cost)
+    if not 0 < check_number(argument, share) <= 1:
         raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
     function: Cost
     if argument == "macs_kept":

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, shared
+from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared, uncompiled
 from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
+from oicsr.parametrized import lengths
 from oicsr.plan import PruningPlan
-from oicsr.state import devices_of, generators_kept, indices_on_cpu
+from oicsr.state import buffers_kept, devices_of, generators_kept, indices_on_cpu
 from oicsr.surgery import apply_plan
 from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
 
@@ -81,6 +82,7 @@ class Bench:
         self._training_inputs = self._inputs
         self._kept = choose_kept(couplings, generator)
         self._tensors = named_tensors(self._model)
+        self._lengths = lengths(self._model)
         self._only_readers = False  # whether only the weights that read a channel are set to zero
         self._expected: list[Tensor] = []
         self._whole: dict[int, tuple[Tensor, Tensor]] = {}  # tensors with slices at zero, and their own values
@@ -96,7 +98,7 @@ class Bench:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Take off users' hooks, and put the random state back on leaving."""
-        with generators_kept(self._model), hooks_off(self._model):
+        with generators_kept(self._model), hooks_off(self._model), uncompiled():
             yield
 
     def first_run(self) -> str | None:
@@ -246,7 +248,9 @@ class Bench:
         self._at_zero = None
 
     def _goes_to_zero(self, member: Member, tensor: Tensor) -> bool:
-        """Leave variances and their like as they are: buffers of positive numbers, which may be divided by."""
+        """Leave as they are what may be divided by: variances and their like (positive buffers), directions."""
+        if member.axis in self._lengths:
+            return False  # the length of a slice goes to zero in its place, as a slice of zeros has no direction
         if self._only_readers:
             return member.side == "in"
         return isinstance(tensor, nn.Parameter) or not bool((tensor > 0).all())
@@ -261,9 +265,10 @@ class Bench:
         network.train(training)
         inputs = self._training_inputs if training else self._inputs
         inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
-        with Watch(self._dtype, self._originals, self.read_of_original), default_dtype(self._dtype):
+        watch = Watch(self._dtype, self._originals, self.read_of_original)
+        with attributes_kept(network), buffers_kept(network), watch, default_dtype(self._dtype):
             outputs = _call_twice(network, inputs) if training else inputs.call(network)
-        return [tensor.detach() for tensor in tensors_in(outputs)]
+            return [tensor.detach().clone() for tensor in tensors_in(outputs)]
 
 
 def _call_twice(network: nn.Module, inputs: Inputs) -> Any:

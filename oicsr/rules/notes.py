@@ -79,3 +79,13 @@ class Count:
     module: str
     name: str
     labels: Tensor
+
+
+def said_of_constant(held: str) -> str:
+    """Return why channels stay that are combined with a tensor in the model's code; `held`: the attribute that it is.
+
+    Example: `"is combined with 'mask', which is no buffer of the model: register it as one, so that it can follow"`.
+    """
+    if held:
+        return f"is combined with {held!r}, which is no buffer of the model: register it as one, so that it can follow"
+    return "is combined with a tensor that is a constant of the model's code"

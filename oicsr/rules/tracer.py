@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
-from oicsr.rules.notes import Count, Norm, Product, Slot
+from oicsr.rules.notes import Count, Norm, Product, Slot, said_of_constant
 from oicsr.rules.table import Result, Value, find_leaf, find_rule
 from oicsr.rules.weights import Axes, follow_computed, keep_computed, keep_rebuilt, note_layer, start_computed
 
@@ -95,7 +95,7 @@ class Tracer:
         self,
         graph: fx.Graph,
         parameters: Mapping[str, str],
-        constants: Collection[str] = (),
+        constants: Mapping[str, str] | None = None,
         modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Follow the channels through a graph.
@@ -103,13 +103,13 @@ class Tracer:
         Args:
             graph: What `torch.export` gave.
             parameters: Names of placeholders to qualified names of parameters and buffers.
-            constants: Names of placeholders of other tensors that are in the model's code.
+            constants: Names of placeholders of other tensors in the model's code, to the attributes that hold them.
             modules: The model's modules by name.
         """
         self.modules = modules
         for node in graph.nodes:
             if node.op == "placeholder":
-                self._read_placeholder(node, parameters, constants)
+                self._read_placeholder(node, parameters, constants or {})
             elif node.op == "call_function" and self._is_computed(node):
                 self.values[node] = Value(None, depends_on_input=False)
                 self.computed.add(node)
@@ -126,13 +126,14 @@ class Tracer:
         order = {node: position for position, node in enumerate(graph.nodes)}
         self.products.sort(key=lambda product: order.get(product.node, -1))  # those of earlier graphs stay in front
 
-    def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Collection[str]) -> None:
+    def _read_placeholder(self, node: fx.Node, parameters: Mapping[str, str], constants: Mapping[str, str]) -> None:
         if node.name in parameters:
             self.parameters[node] = parameters[node.name]
             self.values[node] = Value(None, "a parameter", depends_on_input=False)
         elif node.name in constants:
-            reason = self.notable("is combined with a tensor that is a constant of the model's code")
-            self.values[node] = Value(None, reason, depends_on_input=False)
+            self.values[node] = Value(
+                None, self.notable(said_of_constant(constants[node.name])), depends_on_input=False
+            )
         else:
             self.values[node] = Value(None, INPUT)
 
@@ -230,7 +231,7 @@ class Tracer:
         return squeeze_constant_axes(self.sets.find(ids))  # channels on several axes may have been tied since
 
     def _elementwise_ids(self, node: fx.Node) -> Tensor | None:
-        name, shape = self.parameters[node], shape_of(node)
+        name, shape = self.parameters[node], [size or 1 for size in shape_of(node)]  # an empty history has a width
         if math.prod(shape) > MAX_LABELLED_ELEMENTS or not shape:
             return None
         if name not in self.elementwise:

@@ -35,6 +35,8 @@ MOVED = frozenset(
     )
 )
 SUMS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
+EXTREMES = frozenset(aten("max min"))  # of one tensor, or of two
+EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat"))
 MEANS = frozenset(aten("mean var std var_mean std_mean"))
 NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
 PRODUCTS = frozenset(aten("matmul mm bmm"))
@@ -131,14 +133,15 @@ def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
         return _moved(tracer, node)
     if name in PRODUCTS:
         return _product(tracer, node)
-    if name in SUMS | MEANS and not gives_many(node):
-        return _reduced(tracer, node, exact=name in SUMS)
+    sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    if name in SUMS | MEANS | EXTREMES and len(sources) == 1 and not gives_many(node):
+        return _reduced(tracer, node, exact=name not in MEANS)
     if name in NORMS:
         return _normalized(tracer, node, name)
     if name in JOINED:
         return _joined(tracer, node)
-    if name in ELEMENTWISE and not gives_many(node):
-        return _together(tracer, node, [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)])
+    if name in ELEMENTWISE | EXTREMES and not gives_many(node):
+        return _together(tracer, node, sources)
     return None
 
 
@@ -165,8 +168,19 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
                     part[new] = Axis(ids.flatten(), axis.sources)
                 else:  # merged with another one, whose slices are blocks of this one's
                     tracer.sets.fix(axis.labels, f"is merged with another axis in {tracer.where(node)}")
+    if operator_name(node) in EXPANDED:
+        _widen(tracer, node, axes, found[0])
     whole = [tuple(part) for part in found]
     return whole if gives_many(node) else whole[0]
+
+
+def _widen(tracer: Tracing, node: fx.Node, axes: Axes, found: list[Axis | None]) -> None:
+    """Give labels to axes along which one slice was repeated (one kernel of a blur for all channels): any may go."""
+    before, after = shape_of(source_of(node)), shape_of(node)
+    for back in range(1, len(after) + 1):
+        single = back > len(before) or (before[-back] == 1 and axes[-back] is None)
+        if single and after[-back] > 1 and found[-back] is None:
+            found[-back] = Axis(tracer.sets.new(after[-back]), frozenset())
 
 
 def _together(tracer: Tracing, node: fx.Node, sources: Sequence[fx.Node]) -> Axes | None:

@@ -154,3 +154,69 @@ def test_a_plan_refuses_what_are_no_ids(ids: object) -> None:
     couplings = oicsr.find_couplings(Chain(), SMALL_IMAGES)
     with pytest.raises(ValueError, match=r"'conv1' keeps .*: what is kept must be the ids of channels, integers"):
         oicsr.PruningPlan.from_kept(couplings, {"conv1": ids})  # type: ignore[dict-item]
+
+
+def test_a_tensor_that_is_no_buffer_is_named() -> None:
+    def masked(net: Net, x: Tensor) -> Tensor:
+        return net.o(net.b(net.a(x) * net.mask))
+
+    model = Net(masked, layers())
+    object.__setattr__(model, "mask", torch.ones(model.a.out_features))
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'a' is combined with 'mask', which is no buffer"):
+        oicsr.find_couplings(model, ROWS)
+    del model.mask
+    model.register_buffer("mask", torch.ones(model.a.out_features))
+    assert [coupling.name for coupling in oicsr.find_couplings(model, ROWS)] == ["a", "b"]
+
+
+def test_outputs_in_which_no_tensor_is_found_are_refused() -> None:
+    def lazy(net: Net, x: Tensor) -> object:
+        return (net.o(value) for value in [net.b(net.a(x))])
+
+    with pytest.raises(ValueError, match="returns no tensors that can be found"):
+        oicsr.find_couplings(Net(lazy, layers()), ROWS)
+
+
+class Remembering(nn.Module):
+    """Makes a mask at its first call, and counts its calls in a buffer that its outputs depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.mask: Tensor | None = None
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("history", torch.zeros(0, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.a(x).relu()
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[1], dtype=x.dtype)
+        self.history = torch.cat([self.history, x.detach()])
+        return self.b(x * self.mask * self.calls + self.history[-1])
+
+
+def test_what_a_forward_keeps_is_another_ones_affair_in_the_next_trial() -> None:
+    model = Remembering()
+    trace = oicsr.trace_couplings(model, ROWS)
+    assert [coupling.name for coupling in trace.couplings] == ["a"] and not trace.untried
+    assert model.mask is None and model.history.shape == (0, 16) and float(model.calls) == 0
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(trace.couplings, {"a": [1, 4, 9]}))
+    assert small(ROWS).shape == (5, 3) and small.history.shape == (5, 3)
+
+
+def test_compiled_parts_are_not_compiled_in_trials() -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    inner = torch.compile(nn.Sequential(nn.Linear(16, 8), nn.ReLU()), backend=backend)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), inner, nn.Linear(8, 3))
+    couplings = oicsr.find_couplings(model, ROWS)
+    assert [coupling.name for coupling in couplings] == ["0", "2._orig_mod.0"]
+    assert oicsr.count_macs(model, ROWS) == 6 * 16 + 16 * 8 + 8 * 3
+    assert not compiled
+    inner(torch.randn(5, 16))
+    assert compiled

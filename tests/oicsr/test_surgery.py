@@ -270,3 +270,39 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_plan_text_is_plain_json() -> None:
     plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(Chain(), IMAGES), {"conv1": [0, 1]})
     assert json.loads(plan.to_json())["kept"]["conv1"] == [0, 1]
+
+
+class Headed(nn.Module):
+    """What timm's networks have: widths that are kept, one more layer behind the features, and a new classifier."""
+
+    def __init__(self, last: int, classifiers: int = 1) -> None:
+        super().__init__()
+        self.stem, self.conv_head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 20, 1)
+        self.num_features, self.head_hidden_size = last, 20
+        self.head = nn.Sequential(nn.BatchNorm1d(20), nn.Linear(20, 4))
+        self.distilled = nn.Linear(20, 4) if classifiers > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv_head(torch.relu(self.stem(x)))).mean((2, 3))
+        return self.head(x) if self.distilled is None else self.head(x) + self.distilled(x)
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return self.head if self.distilled is None else (self.head, self.distilled)
+
+    def reset_classifier(self, classes: int) -> None:
+        self.head = nn.Linear(self.head_hidden_size, classes)
+
+
+@pytest.mark.parametrize("classifiers", [1, 2])
+@pytest.mark.parametrize(("last", "kept"), [(12, 3), (20, 5)], ids=["before", "behind"])
+def test_kept_widths_of_heads_follow_the_layer_that_reads_them(last: int, kept: int, classifiers: int) -> None:
+    """In a MobileNetV3 the features are what the last convolution reads; in an EfficientNet, what it gives."""
+    model, images = Headed(last, classifiers).eval(), torch.randn(2, 3, 8, 8)
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    plan = oicsr.PruningPlan.from_kept(couplings, {"stem": [0, 4, 7], "conv_head": [1, 2, 3, 8, 9]})
+    small = oicsr.remove_channels(model, plan)
+    assert small.num_features == kept and small.head_hidden_size == 5
+    assert model.num_features == last and model.head_hidden_size == 20
+    if classifiers == 1:
+        small.reset_classifier(7)
+        assert small(images).shape == (2, 7)

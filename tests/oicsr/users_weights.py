@@ -206,6 +206,35 @@ def sizes_in_attributes() -> nn.Module:
     return Kept(16)
 
 
+@images("a.0", k=lambda: torch.rand(1, 1, 3, 3), o=lambda: tail(16))
+def one_kernel_that_blurs_all_channels(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    kernel = net.k.expand(y.shape[1], -1, -1, -1)
+    return net.o(
+        functional.conv2d(functional.pad(y, (1, 1, 1, 1), mode="reflect"), kernel, stride=2, groups=y.shape[1])
+    )
+
+
+@images("a.0", k=lambda: torch.rand(1, 1, 3, 3), o=lambda: tail(16))
+def one_kernel_that_is_repeated(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(functional.conv2d(y, net.k.repeat(y.shape[1], 1, 1, 1), padding=1, groups=y.shape[1]))
+
+
+class Quantized(nn.Linear):
+    """Weights of eight bits; gradients pass as if they were not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.weight.abs().max() / 127
+        rounded = (self.weight / step).round().clamp(-128, 127) * step
+        return functional.linear(x, self.weight + (rounded - self.weight).detach(), self.bias)
+
+
+@built("0 2", ROWS)
+def quantized_weights() -> nn.Module:
+    return nn.Sequential(Quantized(6, 16), nn.ReLU(), Quantized(16, 8), nn.ReLU(), Quantized(8, 3))
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # recurrent layers, deformable convolutions
 # ----------------------------------------------------------------------------------------------------------------
