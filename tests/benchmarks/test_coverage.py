@@ -172,5 +172,7 @@ def test_a_table_resumes_and_says_what_is_not_run(
     (tmp_path / "coverage.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is not a coverage table"):
         command.command(
-            argparse.Namespace(results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True)
+            argparse.Namespace(
+                results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True, attention=False
+            )
         )

@@ -135,7 +135,7 @@ def test_all_three_files_of_a_table_hold_it_as_text(kind: str) -> None:
 
 ALLOWED = set("h1 h2 p a img em strong code table thead tbody tr th td ul li details summary br".split())
 
-LINK = re.compile(r"(\.\./){0,2}((figures|perf|experiments|tables)/)?[\w-]+\.(html|png|md)")
+LINK = re.compile(r"(\.\./){0,2}((figures|perf|experiments|tables)/)?[\w-]+\.(html|png|md(#[\w-]+)?)")
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -164,7 +164,7 @@ def test_pages_and_tables_of_hostile_records_hold_text_alone(tmp_path: Path, kin
 def test_a_screen_shows_it_in_one_line_and_a_figure_as_it_is(kind: str) -> None:
     comparison = compare(hostile_records(TEXTS[kind]))[0]
     lines = to_text(comparison).splitlines()
-    above = 3  # header, rule, and the dense row; each target has a line of its own
+    above = 4  # header, rule, the dense row and that of all epochs; each target has a line of its own
     assert len(lines) == above + len(comparison.targets) + len(comparison.table)
     assert not any(unicodedata.category(character) in HIDDEN for line in lines for character in line)
 
