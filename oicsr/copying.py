@@ -48,6 +48,7 @@ GLOBAL_HOOKS = (
     "_global_backward_hooks",
     "_global_backward_pre_hooks",
 )
+CONTAINERS = (list, dict, set, deque)  # a tuple is quicker to ask than a union
 Convert = Callable[[Tensor], Tensor]
 
 
@@ -248,10 +249,12 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, list | dict | set | deque)]
+    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, CONTAINERS)]
 
 
 def _refill(container: Any, content: Any) -> None:
+    if not container and not content:  # nearly all are stores of hooks
+        return
     container.clear()
     if isinstance(container, list | deque):
         container.extend(content)
