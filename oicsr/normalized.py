@@ -12,7 +12,7 @@ from oicsr.arguments import check_call
 from oicsr.copying import copy_model, shared
 from oicsr.graph import export_graph
 from oicsr.inputs import ExampleInputs, as_inputs
-from oicsr.rules.calls import argument, operator_name, shape_of
+from oicsr.rules.calls import argument, module_path, operator_name, shape_of
 from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}
@@ -82,7 +82,7 @@ def normalized_layers(model: nn.Module, example_inputs: ExampleInputs) -> tuple[
             if isinstance(layer, NormalizedLayer):
                 found.append(layer)
             else:
-                others[row_name(places.get(argument(node, 1), node.name))] = layer
+                others[row_name(places.get(argument(node, 1), "")) or module_path(node) or node.name] = layer
     return found, others
 
 

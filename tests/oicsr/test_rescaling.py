@@ -146,6 +146,12 @@ def test_other_places_are_left_alone_with_a_reason() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_layer_whose_weight_is_computed_is_left_by_its_name() -> None:
+    wrapped = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    done = oicsr.rescale(nn.Sequential(wrapped, nn.BatchNorm2d(8)), torch.randn(2, 3, 8, 8), 1.0)
+    assert done.left == {"0": "its weight is computed"}
+
+
 @pytest.mark.parametrize(
     ("norms", "message"),
     [
