@@ -42,7 +42,7 @@ def run(settings: Settings) -> list[dict[str, Any]]:
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     channels: dict[str, int] = {}
     _once(names[0])  # the first trace of a process loads the exporter
-    for _ in range(max(1, settings.repeats // 4)):
+    for _ in range(settings.repeats):
         for name in names:  # interleaved
             seconds, channels[name] = _once(name)
             rounds[name].append(seconds)

@@ -1,10 +1,10 @@
 """The least time that a step can take: its operations and bytes, counted, over what the device reaches.
 
 Every operation that PyTorch runs in a step is seen as it passes. Its arithmetic is counted by PyTorch's own formulas
-(convolutions and matrix products, forward and backward; two operations per multiply-accumulate), its bytes as each
-input read once and each output written once, views and bare allocations aside. The bound of a step is the sum over its
-operations of the larger of arithmetic over peak and bytes over bandwidth: what a device could not undercut as long as
-operations are run one by one, unfused and without anything left in a cache from one to the next.
+(convolutions, but for their backward pass, and matrix products; two operations per multiply-accumulate), its bytes as
+each input read once and each output written once, views and bare allocations aside. The bound of a step is the sum over
+its operations of the larger of arithmetic over peak and bytes over bandwidth: what a device could not undercut as long
+as operations are run one by one, unfused and without anything left in a cache from one to the next.
 """
 
 from __future__ import annotations
@@ -60,6 +60,23 @@ class Counted:
         return sum(max(operations / peaks.arithmetic, moved / peaks.bandwidth) for operations, moved in self.work)
 
 
+def convolution_backward(
+    out_gradient: Tensor, inputs: Tensor, weight: Tensor, *rest: Any, out_val: tuple[Tensor | None, ...]
+) -> int:
+    """Return the operations of a convolution's backward pass: each gradient costs what the forward pass costs.
+
+    PyTorch's formula for the gradient of the weight knows no groups: of a depthwise convolution it counts every pair of
+    channels.
+    """
+    transposed = rest[4]  # after bias sizes, stride, padding and dilation
+    positions = math.prod((inputs if transposed else out_gradient).shape[2:])
+    forward = 2 * inputs.shape[0] * positions * weight.numel()
+    return forward * sum(gradient is not None for gradient in out_val[:2])
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {torch.ops.aten.convolution_backward: convolution_backward}
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self, counted: Counted) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -68,7 +85,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket.__name__ not in ALLOCATIONS:
-            formula = flop_registry.get(func.overloadpacket)
+            formula = FORMULAS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
             operations = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
             tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             self._counted.work.append((int(operations), sum(t.numel() * t.element_size() for t in tensors)))

@@ -88,7 +88,8 @@ def table(name: str, section: Mapping[str, Any]) -> str:
         "|" + "|".join(" --- " for _ in columns) + "|",
         *("| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in section["rows"]),
     ]
-    how = f"{section['threads']} threads, {section['repeats']} rounds, medians; {section['measured']}."
+    most = " at most" if "rounds" in columns else ""  # the rows say how many
+    how = f"{section['threads']} threads, {section['repeats']} rounds{most}, medians; {section['measured']}."
     return f"## {name}\n\n{_note(section['note'])}\n\n{for_markdown(how)}\n\n" + "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,8 @@ from oicsr import GroupLasso
 
 MODELS = ("resnet20", "resnet56")
 
+SECONDS = 90.0  # of rounds per network and precision; large networks on a CPU get fewer rounds
+
 SHAPE = (3, 32, 32)
 
 PLAIN_EACH, ENGINE_EACH = "plain, a run per core", "engine, a run per core"
@@ -39,7 +41,7 @@ NOTE = (
     "PIL images with torchvision's transforms, float32, on a CPU in a process of its own; `engine` is the suite's "
     "training, with OICSR-GL and without. "
     "`a run per core` is as many epochs at a time as there are threads, in processes of one thread each, as `--jobs` "
-    "does runs: all their images count. "
+    "does runs, in the row's precision: all their images count. `rounds` says how many there were in their time. "
     "The roofline is of one step without the penalty: arithmetic (convolutions and products, forward and backward) and "
     "bytes (each input of an operation read once, each output written once) are counted, the peaks are those of a "
     "large matrix product and a large copy here, and the least time is the sum over operations of the larger of "
@@ -158,11 +160,12 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     }
     if on_gpu:
         own["eager"] = engine(_network(name, settings), data, settings, precision, graphs=False)
-    times = _times(name, total, settings, own)
+    times = _times(name, total, settings, precision, own)
     row: dict[str, Any] = {
         "model": name,
         "precision": precision,
         "batch": settings.batch_size,
+        "rounds": len(times["engine"]),
         "steps": own["engine"].step_mode,
         **_compared(times, total),
     }
@@ -170,11 +173,14 @@ def _row(name: str, precision: Precision, settings: Settings) -> dict[str, Any]:
     return row | against_roofline(counted_step(name, data, settings, precision), step, settings.device, precision)
 
 
-def _times(name: str, total: int, settings: Settings, own: Mapping[str, Training]) -> dict[str, list[float]]:
+def _times(
+    name: str, total: int, settings: Settings, precision: Precision, own: Mapping[str, Training]
+) -> dict[str, list[float]]:
     """Return the times of an epoch of the plain loop and of the engine, interleaved; on a CPU also a run per core."""
     on_gpu = settings.device.type == "cuda"
     cores = 1 if on_gpu else torch.get_num_threads()
-    make_plain, make_engine = (partial(make, name, total, settings) for make in (_plain, _engine))
+    make_plain = partial(_plain, name, total, settings)
+    make_engine = partial(_engine, name, total, settings, precision)
     with ExitStack() as stack:
         # on a CPU in its own process: settings of the engine must not speed up the plain loop
         plain = make_plain() if on_gpu else stack.enter_context(Workers(1, make_plain, cores))
@@ -182,7 +188,7 @@ def _times(name: str, total: int, settings: Settings, own: Mapping[str, Training
         if cores > 1:
             for key, make in ((PLAIN_EACH, make_plain), (ENGINE_EACH, make_engine)):
                 candidates[key] = stack.enter_context(Workers(cores, make))
-        return in_turns(candidates, max(3, settings.repeats // 4), settings.device, warmup=1)
+        return in_turns(candidates, settings.repeats, settings.device, warmup=1, seconds=SECONDS)
 
 
 def _compared(times: dict[str, list[float]], total: int) -> dict[str, float]:
@@ -216,8 +222,8 @@ def _plain(name: str, total: int, settings: Settings) -> Candidate:
     return plain_epoch(_network(name, settings), synthetic(total), settings)
 
 
-def _engine(name: str, total: int, settings: Settings) -> Candidate:
-    return engine(_network(name, settings), synthetic(total), settings, "float32")._train_epoch
+def _engine(name: str, total: int, settings: Settings, precision: Precision) -> Candidate:
+    return engine(_network(name, settings), synthetic(total), settings, precision)._train_epoch
 
 
 def against_roofline(counted: Counted, seconds: float, device: torch.device, precision: Precision) -> dict[str, Any]:

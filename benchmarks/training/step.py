@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.config import Phase, Precision
+from benchmarks.training.depthwise import FastDepthwiseGradients
 from oicsr import GradientRegularizer, ProximalRegularizer, Regularizer, ScheduledRegularizer
 
 
@@ -110,8 +112,12 @@ class OptimizationStep:
             group["fused"] = self._fused  # of this device, not of the one that the checkpoint is from
 
 
-def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> AbstractContextManager[Any]:
-    """Return the context in which the forward pass runs; `cache`: whether converted weights may be kept in it."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
-    return nullcontext()
+@contextmanager
+def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> Iterator[None]:
+    """The context in which the forward pass runs; `cache`: whether converted weights may be kept in it."""
+    with ExitStack() as stack:
+        if precision == "bfloat16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=cache))
+            if device.type == "cpu":
+                stack.enter_context(FastDepthwiseGradients())
+        yield

@@ -103,7 +103,7 @@ def test_a_run_per_core_counts_the_images_of_all(monkeypatch: pytest.MonkeyPatch
 
     class Fake:
         def __init__(self, count: int, make: partial[measure.Candidate], threads: int = 1) -> None:
-            started.append(f"{count} {make.func.__name__} {threads}")
+            started.append(" ".join([str(count), make.func.__name__, str(threads), *make.args[3:]]))
 
         def __enter__(self) -> str:
             return "a candidate"
@@ -118,8 +118,12 @@ def test_a_run_per_core_counts_the_images_of_all(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(train, "counted_step", lambda *arguments: None)
     monkeypatch.setattr(train, "against_roofline", lambda *arguments: {})
-    row = next(row for row in train.run(settings) if row["precision"] == "float32")  # others follow on some CPUs
-    assert started == ["1 _plain 2", "2 _plain 1", "2 _engine 1", "ended", "ended", "ended"]
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: True)
+    row, other = train.run(settings)
+    all_ended = ["ended"] * 3
+    assert started[:6] == ["1 _plain 2", "2 _plain 1", "2 _engine 1 float32", *all_ended]
+    assert started[6:] == ["1 _plain 2", "2 _plain 1", "2 _engine 1 bfloat16", *all_ended]
+    assert [row["precision"], other["precision"]] == ["float32", "bfloat16"] and row["rounds"] == 1
     assert row["plain images/s"] == 4 and row["engine images/s"] == 8  # 16 images an epoch
     assert row["plain, a run per core images/s"] == pytest.approx(32 / 6, abs=0.1)
     assert row["engine, a run per core images/s"] == pytest.approx(32 / 3, abs=0.1)
@@ -205,6 +209,20 @@ def test_operations_and_bytes_are_counted_as_by_hand() -> None:
     both = roofline.count(lambda: (a @ b).sum().backward())
     assert both.arithmetic == 2 * 2 * 4 * 8 * 2  # forward, and backward for one of the factors
     assert counted.seconds(roofline.Peaks(1e3, 1e9)) == pytest.approx(0.128 + 64e-9)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_each_gradient_of_a_convolution_costs_its_forward_pass(kind: type[nn.Conv2d], groups: int) -> None:
+    layer = kind(
+        4, 4, 3, padding=1, groups=groups, bias=False
+    )  # 3 images, 25 positions, 3 x 3 x 4 x 4 / groups weights
+    images = torch.ones(3, 4, 5, 5)
+    once = 2 * 3 * 25 * 9 * 4 * 4 // groups
+    assert roofline.count(lambda: layer(images)).arithmetic == once
+    assert roofline.count(lambda: layer(images).sum().backward()).arithmetic == 2 * once  # of the weight alone
+    images.requires_grad_()
+    assert roofline.count(lambda: layer(images).sum().backward()).arithmetic == 3 * once
 
 
 def test_a_step_is_three_times_the_forward_arithmetic() -> None:
