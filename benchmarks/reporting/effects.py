@@ -1,4 +1,4 @@
-"""What recalibration, rescaling and absorption do: differences paired by seed, with intervals, a table per step.
+"""What recalibration, rescaling, absorption and rounding do: differences paired by seed, with intervals, a table each.
 
 A row is a method in an experiment, a column a target. Experiments without a tier of evidence have no rows.
 """
@@ -21,7 +21,7 @@ from benchmarks.reporting.columns import STATE_TITLES
 from benchmarks.reporting.numbers import NONE, NOT_RUN, change, share
 from benchmarks.reporting.table_files import Sheet
 
-RECALIBRATION, RESCALING, ABSORPTION = "recalibration", "rescaling", "absorption"
+RECALIBRATION, RESCALING, ABSORPTION, ROUNDING = "recalibration", "rescaling", "absorption", "rounding"
 
 UNIT = (
     "Difference in top-1 that the step makes, paired by seed, in percentage points (± half its 95 % interval, from "
@@ -37,6 +37,9 @@ NOTES = {
     ABSORPTION: "Runs that add what removed channels still give to the layers that read them, less runs that do not. "
     "Recalibration makes up for the same wherever BatchNorm follows. "
     f"{UNIT}",
+    ROUNDING: "Runs whose remaining widths are multiples of 8, less runs with any widths, from the same regularised "
+    "networks and below the same target. What such widths gain in speed is measured in "
+    f"[results/perf](perf). {UNIT}",
 }
 
 EFFECTS = {name: f"Effect of {name}" for name in NOTES}
@@ -45,6 +48,7 @@ EFFECTS = {name: f"Effect of {name}" for name in NOTES}
 SWITCHES: Mapping[str, tuple[str, Any, Any]] = {
     "rescale": (RESCALING, "dense-norm", "none"),
     "absorb": (ABSORPTION, True, False),
+    "round_to": (ROUNDING, 8, 1),
 }
 
 ABSORBING = "-absorb"  # how the names of methods end that differ from another in absorption alone
@@ -88,11 +92,12 @@ def points(values: Sequence[float]) -> str:
 
 
 def effect_sheets(comparisons: Sequence[Comparison], details: Details) -> list[Sheet]:
-    """Return a table for each step: recalibration, rescaling, absorption."""
+    """Return a table for each step: recalibration, rescaling, absorption, rounding."""
     used = [comparison for comparison in comparisons if comparison.evidence.tier]
     pairs = [(switch, a, b) for a in used for b in used if (switch := switched(a, b))]
-    repeated = {id(second) for _, _, second in pairs}  # the same networks again: no news on recalibration
-    found: dict[str, list[Effect]] = {RECALIBRATION: [], RESCALING: [], ABSORPTION: []}
+    # the same networks again: no news on recalibration
+    repeated = {id(second) for switch, _, second in pairs if switch != ROUNDING}
+    found: dict[str, list[Effect]] = {step: [] for step in NOTES}
     for comparison in used:
         if id(comparison) not in repeated:
             found[RECALIBRATION] += _recalibration(comparison)

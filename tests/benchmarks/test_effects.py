@@ -62,6 +62,16 @@ def test_rescaling_is_paired_by_seed_between_experiments_that_differ_in_it_alone
     assert switched(USUAL, PLAIN) == "rescaling" and switched(PLAIN, USUAL) is None
 
 
+def test_rounding_is_paired_in_all_states_and_both_experiments_keep_their_recalibration() -> None:
+    rounded, usual = study("digits-8", "none", -0.02, round_to=8), study("digits", "none", 0.0, round_to=1)
+    found = sheets([rounded, usual])
+    assert [row[2:4] for row in found["rounding"].rows] == [["Pruned", "3"], ["Recalibrated", "3"], ["Fine-tuned", "3"]]
+    # -2.0, -1.9, -1.8 points fine-tuned
+    assert found["rounding"].rows[2][4].startswith("−1.90") and found["rounding"].rows[0][4].startswith("+0.00")
+    assert len(found["recalibration"].rows) == 2 and found["rescaling"].rows == [["not run"] * 4]
+    assert switched(rounded, usual) == "rounding" and switched(usual, rounded) is None
+
+
 def test_rescaling_shows_in_the_first_epoch_of_fine_tuning(tmp_path: Path) -> None:
     written = []
     for comparison, first in ((USUAL, 0.75), (PLAIN, 0.35)):
