@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
         "cpu": replace(
             CPU,
             methods=("oicsr-gl", "oicsr-gl-norm", "gl-out", "gl-separate", "depgraph", "none"),
-            macs_kept=(0.7, 0.5, 0.3),
+            macs_kept=(0.7, 0.5),  # 31 % is the lowest share in reach of multiples of 8
             round_to=8,
         )
     },
