@@ -74,6 +74,24 @@ def test_group_hessian_by_hand() -> None:
         assert scores.tolist() == pytest.approx([2 * s / sum(sums) for s in sums]), name
 
 
+def test_group_hessian_is_that_of_torch_pruning_on_its_last_image() -> None:
+    """Its release 1.6.1 looks a parameter up by its name in a table by parameter, and so starts anew at each image."""
+    tp = pytest.importorskip("torch_pruning")
+    model, couplings = prepared("chain")
+    model.eval()
+    scorer = tp.importance.GroupHessianImportance()
+    for image, label in zip(IMAGES, LABELS, strict=True):
+        model.zero_grad()
+        functional.cross_entropy(model(image[None]), label[None]).backward()
+        scorer.accumulate_grad(model)
+    graph = tp.DependencyGraph().build_dependency(model, IMAGES)
+    expected = scorer(graph.get_pruning_group(model.conv1, tp.prune_conv_out_channels, idxs=list(range(6))))
+    last = type(scoring())(torch.Generator(), lambda: [(IMAGES[-1:], LABELS[-1:])])
+    torch.testing.assert_close(IMPORTANCES["hessian"].score(model, couplings, last)[0].float(), expected.float())
+    whole = IMPORTANCES["hessian"].score(model, couplings, scoring())[0]
+    assert not torch.allclose(whole.float(), expected.float(), rtol=1e-3)
+
+
 def test_second_order_and_independence_need_data() -> None:
     model, couplings = prepared("chain")
     empty = type(scoring())(torch.Generator(), lambda: [])
