@@ -19,7 +19,7 @@ from baselines.group_hoyer import GROUP_HOYER
 from baselines.growing_reg import GREG1
 from baselines.growl import GROWL, GROWL_OSCAR, GROWL_PROX
 from baselines.half_space import HALF_SPACE
-from baselines.hessian import HESSIAN, OBD_C
+from baselines.hessian import HESSIAN, OBD_C, OBD_C_RAW
 from baselines.hesso import HESSO
 from baselines.isomorphic_selection import ISOMORPHIC
 from baselines.lamp import LAMP
@@ -107,6 +107,7 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         GROUP_TAYLOR,
         HESSIAN,
         OBD_C,
+        OBD_C_RAW,
         LAMP,
         CHIP,
         GROUP_NORM,
