@@ -25,6 +25,7 @@ from oicsr import Coupling, GroupLasso, ProximalGroupLasso
 from oicsr.coupling import Side
 
 SSL = "Wen et al. 2016 (SSL)"
+SSL_CODE = "wenwei202/caffe, branch scnn: src/caffe/solvers/sgd_solver.cpp"
 CONTROL = "control"
 
 
@@ -107,6 +108,8 @@ def _by_gradient(group: Group) -> RegularizerSpec:
         sides=group.sides,
         weight_decay_note="the experiment's own (SSL's CIFAR-10 example trains with 0, its ResNet-20 with 1e-4)",
         grid=grid_around(1e-4) if group.sides == ("norm",) else USUAL_GRID,  # it is Network Slimming
+        compared=_compared(group),
+        differs=_differs(group),
     )
 
 
@@ -125,7 +128,17 @@ def _by_proximal_step(group: Group) -> RegularizerSpec:
         sides=group.sides,
         weight_decay_note="the experiment's own",
         grid=grid_around(PROXIMAL_STRENGTH),
+        compared=_compared(group),
+        differs=_differs(group),
     )
+
+
+def _compared(group: Group) -> str:
+    return SSL_CODE if group.source == SSL else ""
+
+
+def _differs(group: Group) -> str:
+    return "λ has a factor for each layer, set by hand" if group.source == SSL else ""
 
 
 def _norm(group: Group) -> str:

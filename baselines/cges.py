@@ -132,7 +132,7 @@ def in_channels_proximal(couplings: Sequence[Coupling], strength: float) -> Prox
 YOON = "Yoon and Hwang 2017 (CGES)"
 MU = "μ from 0.2 (first coupling) to 0.8 (last)"
 NORMALISATION = "none; the exclusive part grows with the square of the group's size"
-DECAY = "the experiment's own"
+DECAY = "the experiment's own (the authors': none)"
 
 CGES = RegularizerSpec(
     name="cges",
@@ -140,6 +140,8 @@ CGES = RegularizerSpec(
     make=in_channels,
     formula=f"λ Σ_l Σ_i ((1 − μ_l) ‖W^{{l+1}}_{{:,i}}‖₂ + (μ_l/2) ‖W^{{l+1}}_{{:,i}}‖₁²); {MU}",
     source=f"{YOON}, by sub-gradient, without its hand-set factors per layer",
+    compared="jaehong31/CGES: main.py, utils.py, run.sh",
+    differs="μ counts layers, and the first one is penalised too; each position of a kernel is a group of its own",
     penalised="the columns of the convolutions and linear layers that read prunable channels",
     normalisation=NORMALISATION,
     weight_decay_note=DECAY,

@@ -3,8 +3,8 @@
 Sui et al., "CHIP: CHannel Independence-based Pruning for Compact Neural Networks", NeurIPS 2021: with the maps of one
 image as the rows of a matrix A, the independence of channel i is `||A||_* - ||A without row i||_*` (nuclear norms),
 averaged over images. The maps are those that the next layer reads, after the activation. The authors average over 640
-images and set a ratio per layer by hand; here 32 images are used (they find that the scores of a layer hardly change
-with more), and scores are divided by their layer's mean where the order is global.
+images (five batches of 128) and set a ratio per layer by hand; here 32 images are used, which is faster, and scores are
+divided by their layer's mean, which matters where the order is global.
 """
 
 from __future__ import annotations
@@ -139,6 +139,9 @@ CHIP = ImportanceSpec(
     score=independence,
     formula="mean over images of ‖A‖_* − ‖A with row i zero‖_*, where the rows of A are the layer's feature maps",
     source="Sui et al. 2021 (CHIP), 32 images",
+    compared="Eclipsess/CHIP_NeurIPS2021: calculate_ci.py, calculate_feature_maps.py",
+    differs="640 images; maps are taken right after the ReLU, before any pooling but the first, and rounded to four "
+    "decimals",
     normalisation="divided by the mean of the layer's channels",
     sides=("out", "in", "norm"),
     degree=None,  # feature maps are not homogeneous in the weights

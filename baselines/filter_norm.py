@@ -29,6 +29,9 @@ def l2_norm(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -
     return over_mean(energy.sqrt() for energy in channel_energy(model, couplings, ("out",)))
 
 
+LIU = "Eric-mingjie/rethinking-network-pruning, a later reimplementation"
+MASKS = "filters are masked while the network trains, and chosen anew after each epoch"
+
 L1_NORM = ImportanceSpec(
     name="l1",
     title="L1 filter norm",
@@ -37,6 +40,8 @@ L1_NORM = ImportanceSpec(
     source="Li et al. 2017 (PFEC)",
     normalisation="divided by the mean of the layer's channels",
     sides=("out",),
+    compared=f"{LIU}: cifar/l1-norm-pruning/",
+    differs="nothing",
 )
 
 L2_NORM = ImportanceSpec(
@@ -47,4 +52,6 @@ L2_NORM = ImportanceSpec(
     source="He et al. 2018 (SFP), with hard removal",
     normalisation="divided by the mean of the layer's channels",
     sides=("out",),
+    compared=f"{LIU}: cifar/soft-filter-pruning/",
+    differs=f"{MASKS}; masked filters go on training",
 )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.channels import channel_vectors, over_mean
+from baselines.filter_norm import MASKS
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
 
@@ -32,4 +33,6 @@ FPGM = ImportanceSpec(
     source="He et al. 2019 (FPGM)",
     normalisation="divided by the mean of the layer's channels",
     sides=("out",),
+    compared="he-y/filter-pruning-geometric-median: pruning_cifar10.py",
+    differs=f"{MASKS}; a variant masks a tenth of the filters by their L2 norm first",
 )

@@ -38,12 +38,20 @@ PENALISED = "the columns of the convolutions and linear layers that read prunabl
 UNWEIGHTED = "none: groups are not weighted by their size; θ falls with the rank of a group in its layer"
 DECAY = "the experiment's own (the authors add L2 of 2e-3 for VGG-16)"
 
+CODE = "Dejiao2018/GrOWL: VGG/utils_GrOWL.py, VGG/run_exp.py, VGG/flags.py, MNIST/utils_OWL.py"
+BY_LAYER = (
+    "λ is set per layer by hand, and with it the ratio 1/70 (1/110 to 1/35); the last layer is left out; rows of zeros "
+    "stay so; the network is then retrained with tied rows held equal"
+)
+
 GROWL = RegularizerSpec(
     name="growl",
     title="GrOWL (in)",
     make=in_channels,
     formula=f"{VALUE}; {PLD}",
     source=f"{ZHANG}, by sub-gradient",
+    compared=CODE,
+    differs=BY_LAYER,
     sides=("in",),
     penalised=PENALISED,
     normalisation=UNWEIGHTED,
@@ -56,6 +64,8 @@ GROWL_OSCAR = RegularizerSpec(
     make=in_channels_oscar,
     formula=f"{VALUE}; {OSCAR}",
     source=f"{ZHANG}, OSCAR weights, by sub-gradient",
+    compared=CODE,
+    differs=BY_LAYER,
     sides=("in",),
     penalised=PENALISED,
     normalisation=UNWEIGHTED,
@@ -68,6 +78,8 @@ GROWL_PROX = RegularizerSpec(
     make=in_channels_proximal,
     formula=f"exact proximal operator of {VALUE}, after each step; {PLD}",
     source=f"{ZHANG}, at every step instead of once per epoch",
+    compared=CODE,
+    differs=BY_LAYER,
     sides=("in",),
     penalised=PENALISED,
     normalisation=UNWEIGHTED,

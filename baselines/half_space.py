@@ -126,6 +126,10 @@ HALF_SPACE = RegularizerSpec(
     formula="y ← y − ηλ x_g/‖x_g‖₂ after each step from x to y; in the second half of training also g ← 0 where "
     "⟨y_g, x_g⟩ < ε ‖x_g‖₂², ε = 0; g = W^l_{i,:} ⊕ γ_i, β_i is set to zero with g",
     source="Chen et al. 2021 (OTO), HSPG; the penalty does not enter the momentum",
+    compared="tianyic/only_train_once, first version: the optimizer HSPG",
+    differs="the shift is part of the group; the penalty enters the momentum; one bound limits how many groups become "
+    "zero, and chance decides beyond it (here it is 90 % of each coupling, and those that turn most go first)",
+    weight_decay_note="the experiment's own (the authors': none)",
     penalised="filters and scales of prunable channels as one group; shifts and biases are set to zero with it",
     normalisation="none",
     sides=GROUP,

@@ -6,18 +6,22 @@ diagonal (the mean over images of the squared gradient of one image's loss) inst
 
 - `hessian`: all the weights of the channel, on every side (torch-pruning's group Hessian);
 - `obd-c`: its filters alone (C-OBD of Wang et al., "EigenDamage", ICML 2019).
+
+`obd-c-raw` is C-OBD as its authors run it: labels are drawn from what the network predicts, which gives the diagonal of
+the true Fisher information, and the scores of different layers are compared as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from baselines.channels import channel_sums, over_mean
+from baselines.channels import channel_sums, counted, over_mean
 from baselines.method import ImportanceSpec, Score, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
@@ -29,19 +33,49 @@ CHUNK = 16  # images whose gradients are held at once
 
 def _score(sides: Sequence[Side]) -> Score:
     def score(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
-        """Return Σ h w² of each channel over the coupling's mean, h from up to 256 training images.
+        """Return Σ h w² of each channel over the coupling's mean, h from up to 256 training images and their labels.
 
         The model runs in evaluation mode; its weights, gradients and statistics are left as they are.
 
         Raises:
             ValueError: There is no batch.
         """
-        read = {m.parameter for c in couplings for m in c.members if m.counts and m.side in sides}
-        fisher = fisher_diagonal(model, sorted(read), scoring.batches())
-        with torch.no_grad():
-            return over_mean(channel_sums(model, couplings, sides, lambda n, w: w.square() * fisher[n].to(w.device)))
+        return over_mean(saliencies(model, couplings, sides, scoring.batches()))
 
     return score
+
+
+def raw_filters(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+    """Return Σ h w² of each channel's filters, h from up to 256 training images and labels drawn for them.
+
+    The model runs in evaluation mode; its weights, gradients and statistics are left as they are.
+
+    Raises:
+        ValueError: There is no batch.
+    """
+    drawn = ((images, drawn_labels(model, images, scoring.generator)) for images, _ in scoring.batches())
+    return saliencies(model, couplings, ("out",), drawn)
+
+
+def drawn_labels(model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a label for each image, `(batch,)`, drawn from the probabilities that the model gives to the classes."""
+    with mode(model, training=False), torch.no_grad():
+        probabilities = model(images).softmax(1).cpu()
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(images.device)
+
+
+def saliencies(
+    model: nn.Module, couplings: Sequence[Coupling], sides: Sequence[Side], batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    """Return Σ h w² over the weights of each channel on some sides, `(num_channels,)` per coupling.
+
+    Raises:
+        ValueError: There is no batch.
+    """
+    read = {m.parameter for c in couplings for m in counted(c, sides)}
+    fisher = fisher_diagonal(model, sorted(read), batches)
+    with torch.no_grad():
+        return channel_sums(model, couplings, sides, lambda n, w: w.square() * fisher[n].to(w.device))
 
 
 def fisher_diagonal(
@@ -91,6 +125,8 @@ HESSIAN = ImportanceSpec(
     score=_score(SIDES),
     formula=f"Σ h w² over W^l_{{i,:}}, W^{{l+1}}_{{:,i}} and γ_i; {FISHER}",
     source="LeCun et al. 1989 (OBD) over groups, as in torch-pruning",
+    compared="VainF/Torch-Pruning 1.6.1: importance.py (GroupHessianImportance)",
+    differs="depthwise filters do not count; by a mistake in its sum over images, h is that of the last image alone",
     normalisation=MEAN,
     sides=SIDES,
     degree=None,  # the loss is not homogeneous in the weights
@@ -102,7 +138,21 @@ OBD_C = ImportanceSpec(
     score=_score(("out",)),
     formula=f"Σ h w² over W^l_{{i,:}}; {FISHER}",
     source="Wang et al. 2019 (EigenDamage), C-OBD with the empirical Fisher diagonal",
+    compared="alecwangcq/EigenDamage-Pytorch: pruner/fisher_diag_pruner.py, pruner/kfac_full_pruner.py, configs/",
+    differs="labels are drawn from the network's predictions (the true Fisher diagonal), over all training images; "
+    "biases count; scores are not normalised (`obd-c-raw`)",
     normalisation=MEAN,
     sides=("out",),
     degree=None,
+)
+
+OBD_C_RAW = replace(
+    OBD_C,
+    name="obd-c-raw",
+    title="C-OBD, true Fisher",
+    score=raw_filters,
+    formula=f"Σ h w² over W^l_{{i,:}}; {FISHER}, its label drawn from the network's predictions",
+    source="Wang et al. 2019 (EigenDamage), C-OBD",
+    normalisation="none",
+    differs="all training images are used; biases count",
 )

@@ -129,6 +129,9 @@ HESSO = RegularizerSpec(
     formula="g ← (K − t − 1)/(K − t) g after step t < K, 0 afterwards, for the channels that the selection would "
     "remove at the target; K is half of the training; g = W^l_{i,:} ⊕ γ_i ⊕ β_i",
     source="Chen et al. 2024 (HESSO), its five criteria on the first mini-batch",
+    compared="tianyic/only_train_once: optimizer/hesso.py, optimizer/importance_score/",
+    differs="the criteria count shifts and biases too, and their gradient holds the weight decay; a share of all "
+    "groups goes, over steps and periods that the user sets",
     penalised="filters, scales, shifts and biases of the redundant channels",
     normalisation="each criterion is divided by its Euclidean norm over all channels",
     has_strength=False,

@@ -76,4 +76,7 @@ ISOMORPHIC = SelectionSpec(
     select=select_by_structure,
     formula="the same share of channels from every class of layers with the same structure, least important first",
     source="Fang et al. 2024 (Isomorphic Pruning), with the target in MACs",
+    compared="VainF/Isomorphic-Pruning: pbench/isomorphic_pruner.py, prune.py",
+    differs="the share is given; layers without weights take part in the comparison of structures; scores are those of "
+    "`group-taylor`",
 )

@@ -94,6 +94,8 @@ class RegularizerSpec:
         signed: Whether the value may be negative.
         potential: Whether what it adds to the gradient is the gradient of its value. Not so where factors are held
             fixed while the gradient is taken.
+        compared: The authors' code, or the text, that the entry was checked against; empty for controls.
+        differs: What is done otherwise there, beyond what the page of cards says of all methods.
     """
 
     name: str
@@ -113,6 +115,8 @@ class RegularizerSpec:
     potential: bool = True
     signed: bool = False
     make_for_target: MakeForTarget | None = None
+    compared: str = ""
+    differs: str = ""
 
     @property
     def uses_target(self) -> bool:
@@ -144,6 +148,8 @@ class ImportanceSpec:
         sides: The sides of a channel that the score looks at.
         degree: What power of a factor on all weights (with those of normalisation layers) the score is multiplied by;
             None where there is no single one.
+        compared: As for regularisers.
+        differs: As for regularisers.
     """
 
     name: str
@@ -154,6 +160,8 @@ class ImportanceSpec:
     normalisation: str
     sides: tuple[Side, ...]
     degree: int | None = 0
+    compared: str = ""
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,8 @@ class SelectionSpec:
         select: Takes the arguments of `oicsr.select_channels` and returns a plan.
         formula: The rule, in words.
         source: Where the definition comes from.
+        compared: As for regularisers.
+        differs: As for regularisers.
     """
 
     name: str
@@ -173,6 +183,8 @@ class SelectionSpec:
     select: Select
     formula: str
     source: str
+    compared: str = ""
+    differs: str = ""
 
 
 GREEDY = SelectionSpec(

@@ -58,12 +58,16 @@ def batchnorm_scale(model: nn.Module, couplings: Sequence[Coupling], scoring: Sc
     return [mean if has_scale else norm * typical for mean, norm, has_scale in zip(means, norms, scaled, strict=True)]
 
 
+LIU = "liuzhuang13/slimming: train.lua, models/vgg.lua; Eric-mingjie/network-slimming: main.py, vggprune.py"
+
 SLIMMING = RegularizerSpec(
     name="slimming",
     title="Network Slimming",
     make=ScalePenalty,
     formula="λ Σ |γ|",
     source="Liu et al. 2017",
+    compared=LIU,
+    differs="all BatchNorm layers are penalised; γ starts at 0.5",
     penalised="the scales of the normalisation layers (BatchNorm, GroupNorm) of prunable channels; no weights",
     normalisation="none",
     sides=("norm",),
@@ -78,6 +82,8 @@ BATCHNORM_SCALE = ImportanceSpec(
     formula="|γ_i|; without a normalisation layer, ‖W^l_{i,:}‖₂ divided by its layer's mean, times the network's "
     "mean |γ|",
     source="Liu et al. 2017; the fallback is this suite's",
+    compared=LIU,
+    differs="nothing where a channel passes one BatchNorm layer; where it passes several, their mean is taken here",
     normalisation="none",
     sides=("norm",),
     degree=1,

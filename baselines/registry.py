@@ -19,7 +19,7 @@ from baselines.group_hoyer import GROUP_HOYER
 from baselines.growing_reg import GREG1
 from baselines.growl import GROWL, GROWL_OSCAR, GROWL_PROX
 from baselines.half_space import HALF_SPACE
-from baselines.hessian import HESSIAN, OBD_C
+from baselines.hessian import HESSIAN, OBD_C, OBD_C_RAW
 from baselines.hesso import HESSO
 from baselines.isomorphic_selection import ISOMORPHIC
 from baselines.lamp import LAMP
@@ -28,7 +28,7 @@ from baselines.network_slimming import BATCHNORM_SCALE, SLIMMING
 from baselines.no_regularizer import NO_REGULARIZER
 from baselines.polarization import POLARIZATION
 from baselines.random_channels import RANDOM
-from baselines.taylor import TAYLOR, TAYLOR_LAYER
+from baselines.taylor import GROUP_TAYLOR, TAYLOR, TAYLOR_LAYER
 from baselines.uniform_selection import UNIFORM
 
 
@@ -104,8 +104,10 @@ IMPORTANCES: dict[str, ImportanceSpec] = by_name(
         BATCHNORM_SCALE,
         TAYLOR,
         TAYLOR_LAYER,
+        GROUP_TAYLOR,
         HESSIAN,
         OBD_C,
+        OBD_C_RAW,
         LAMP,
         CHIP,
         GROUP_NORM,
@@ -182,8 +184,22 @@ METHODS: dict[str, Method] = by_name(
         Method("hessian", "Group Hessian", NO_REGULARIZER, HESSIAN, source="LeCun et al. 1989 (OBD), over groups"),
         Method("obd-c", "C-OBD", NO_REGULARIZER, OBD_C, source="Wang et al. 2019 (EigenDamage)"),
         Method("lamp", "LAMP", NO_REGULARIZER, LAMP, source="Lee et al. 2021 (LAMP), over groups"),
-        Method("chip", "CHIP", NO_REGULARIZER, CHIP, UNIFORM, source="Sui et al. 2021 (CHIP)"),
-        Method("isomorphic", "Isomorphic Pruning", NO_REGULARIZER, TAYLOR_LAYER, ISOMORPHIC, source="Fang et al. 2024"),
+        Method(
+            "chip",
+            "CHIP",
+            NO_REGULARIZER,
+            CHIP,
+            UNIFORM,
+            source="Sui et al. 2021 (CHIP), with the same share of every layer",
+        ),
+        Method(
+            "isomorphic",
+            "Isomorphic Pruning",
+            NO_REGULARIZER,
+            TAYLOR_LAYER,
+            ISOMORPHIC,
+            source="Fang et al. 2024, with another score (theirs: `none+group-taylor+isomorphic`)",
+        ),
         Method("greg1", "GReg-1", GREG1, L1_NORM, source="Wang et al. 2021 (GReg-1)"),
         Method(
             "tp-group-norm",

@@ -3,6 +3,9 @@
 Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019: the squared gradient of the loss with
 respect to a gate of 1 on the channel, summed over mini-batches. A gate on the channel scales all the weights that read
 it, so its gradient is `Σ w ∂L/∂w` over the columns of the channel, and no gate is needed in the network.
+
+`group-taylor` is the other common form, which torch-pruning and Isomorphic Pruning use: `Σ |w ∂L/∂w|` over all weights
+of the channel, so that nothing cancels within it.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from baselines.channels import channel_sums
+from baselines.channels import channel_sums, counted, over_mean
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
+from oicsr.coupling import SIDES
 
 BATCHES = 30  # mini-batches that the authors average over between two removals
+GROUP_BATCHES = 50  # mini-batches whose gradients Isomorphic Pruning adds up
 
 
 def taylor(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
@@ -44,14 +49,19 @@ def taylor(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) ->
 
 def gate_gradients(model: nn.Module, couplings: Sequence[Coupling], images: Tensor, labels: Tensor) -> list[Tensor]:
     """Return the gradient of the cross-entropy with respect to a gate on every channel, for one batch."""
+    read = {m.parameter for c in couplings for m in counted(c, ("in",))}
+    gradients = weight_gradients(model, sorted(read), images, labels)
+    with torch.no_grad():
+        return channel_sums(model, couplings, ("in",), lambda name, weight: weight * gradients[name].to(weight.device))
+
+
+def weight_gradients(model: nn.Module, names: Sequence[str], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of the cross-entropy of one batch by parameter; a scalar zero where there is none."""
     weights = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in model.named_parameters()}
     with mode(model, training=False), torch.enable_grad():
         loss = functional.cross_entropy(functional_call(model, weights, (images,)), labels)
-        read = sorted({m.parameter for c in couplings for m in c.members if m.side == "in" and m.counts})
-        found = torch.autograd.grad(loss, [weights[name] for name in read], allow_unused=True)
-    gradients = {name: torch.zeros(()) if g is None else g for name, g in zip(read, found, strict=True)}
-    with torch.no_grad():
-        return channel_sums(model, couplings, ("in",), lambda name, weight: weight * gradients[name].to(weight.device))
+        found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
+    return {name: torch.zeros(()) if g is None else g for name, g in zip(names, found, strict=True)}
 
 
 def taylor_by_layer(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
@@ -67,6 +77,32 @@ def taylor_by_layer(model: nn.Module, couplings: Sequence[Coupling], scoring: Sc
     return [score / torch.where(score.norm() > 0, score.norm(), 1) for score in scores]
 
 
+def group_taylor(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -> list[Tensor]:
+    """Return `Σ |w ∂L/∂w|` over all weights of each channel, over the coupling's mean, from up to 50 training batches.
+
+    The gradients of all batches are added up before the absolute value is taken. The model runs in evaluation mode; its
+    weights, gradients and statistics are left as they are.
+
+    Raises:
+        ValueError: There are no batches.
+    """
+    names = sorted({m.parameter for c in couplings for m in counted(c, SIDES)})
+    total: dict[str, Tensor] = {}
+    for images, labels in itertools.islice(scoring.batches(), GROUP_BATCHES):
+        found = weight_gradients(model, names, images, labels)
+        total = {name: total[name] + gradient for name, gradient in found.items()} if total else found
+    if names and not total:
+        raise ValueError("scoring.batches() gave no batch; the Taylor importance needs data")
+    with torch.no_grad():
+        return over_mean(channel_sums(model, couplings, SIDES, lambda n, w: (w * total[n].to(w.device)).abs()))
+
+
+NVLABS = "NVlabs/Taylor_pruning: pruning_engine.py (method 22), main.py, configs/"
+WHILE_TRAINING = (
+    "the network goes on training, and is scored in training mode; 100 channels go after every 30 batches, by scores "
+    "that are averaged over removals (momentum 0.9)"
+)
+
 TAYLOR = ImportanceSpec(
     name="taylor",
     title="Taylor-FO",
@@ -76,6 +112,9 @@ TAYLOR = ImportanceSpec(
     normalisation="none",
     sides=("out", "in", "norm"),  # through the gradient
     degree=None,  # the loss is not homogeneous in the weights
+    compared=NVLABS,
+    differs=f"{WHILE_TRAINING}; where residual blocks share channels, there is a gate behind each addition instead of "
+    "before each layer that reads them, and the score is divided by about the number of blocks",
 )
 
 TAYLOR_LAYER = ImportanceSpec(
@@ -87,4 +126,19 @@ TAYLOR_LAYER = ImportanceSpec(
     normalisation="divided by the Euclidean norm of the layer's scores",
     sides=("out", "in", "norm"),
     degree=None,
+    compared=NVLABS,
+    differs="as for `taylor`; the normalisation is an option of the authors' code that their configurations leave off",
+)
+
+GROUP_TAYLOR = ImportanceSpec(
+    name="group-taylor",
+    title="group Taylor",
+    score=group_taylor,
+    formula="Σ |w Σ_b ∂L_b/∂w| over W^l_{i,:}, W^{l+1}_{:,i} and γ_i, b over batches",
+    source="Fang et al. 2024 (Isomorphic Pruning), as in torch-pruning",
+    normalisation="divided by the mean of the layer's channels",
+    sides=SIDES,
+    degree=None,
+    compared="VainF/Isomorphic-Pruning: prune.py; VainF/Torch-Pruning 1.6.1: importance.py (GroupTaylorImportance)",
+    differs="neither depthwise filters nor the scales of BatchNorm count",
 )

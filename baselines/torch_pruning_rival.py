@@ -315,6 +315,9 @@ def _score(make: MakePruner) -> Callable[[nn.Module, Sequence[Coupling], Scoring
 LIBRARY = "torch-pruning 1.6"
 ITS_OWN = "as torch-pruning does: within its own groups"
 NO_DEPTHWISE = "no depthwise filters"
+ITSELF = "VainF/Torch-Pruning 1.6.1, which itself runs here; reproduce/main.py"
+ITS_DECAY = "the experiment's own (its authors': 0)"
+STEPS = "channels are removed in up to 400 steps, and scored anew before each"
 
 TP_GROUP_NORM = RegularizerSpec(
     name="tp-group-norm",
@@ -330,6 +333,8 @@ TP_GROUP_NORM = RegularizerSpec(
     weight_decay_note="0 while the penalty is on, as its authors train",
     weight_decay=0.0,
     grid=grid_around(5e-4),  # its authors' for CIFAR
+    compared=ITSELF,
+    differs="nothing",
 )
 
 TP_BN_SCALE = RegularizerSpec(
@@ -343,6 +348,9 @@ TP_BN_SCALE = RegularizerSpec(
     potential=False,
     normalisation=ITS_OWN,
     grid=grid_around(1e-4),  # as Network Slimming, which it equals for one BatchNorm per coupling
+    weight_decay_note=ITS_DECAY,
+    compared=ITSELF,
+    differs="nothing",
 )
 
 TP_GROWING_REG = RegularizerSpec(
@@ -356,6 +364,9 @@ TP_GROWING_REG = RegularizerSpec(
     potential=False,
     normalisation=ITS_OWN,
     grid=grid_around(1e-4),  # its authors log 1e-5 to 1e-4
+    weight_decay_note=ITS_DECAY,
+    compared=ITSELF,
+    differs="the start (5e-4) and the growth per epoch (1e-4) are set apart",
 )
 
 TP_GROUP_NORM_IMPORTANCE = ImportanceSpec(
@@ -366,6 +377,8 @@ TP_GROUP_NORM_IMPORTANCE = ImportanceSpec(
     source=f"{LIBRARY}, GroupMagnitudeImportance(p=2, normalizer='max')",
     normalisation="divided by the largest of the group's channels",
     sides=SIDES,
+    compared=ITSELF,
+    differs=STEPS,
 )
 
 TP_BN_SCALE_IMPORTANCE = ImportanceSpec(
@@ -376,6 +389,8 @@ TP_BN_SCALE_IMPORTANCE = ImportanceSpec(
     source=f"{LIBRARY}, BNScaleImportance",
     normalisation="divided by the mean of the group's channels",
     sides=("norm",),
+    compared=ITSELF,
+    differs=STEPS,
 )
 
 TP_MAGNITUDE_IMPORTANCE = ImportanceSpec(
@@ -386,4 +401,6 @@ TP_MAGNITUDE_IMPORTANCE = ImportanceSpec(
     source=f"{LIBRARY}, GroupMagnitudeImportance(p=2)",
     normalisation="divided by the mean of the group's channels",
     sides=SIDES,
+    compared=ITSELF,
+    differs=STEPS,
 )

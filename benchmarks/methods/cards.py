@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from baselines.method import ImportanceSpec, Method, RegularizerSpec
+from baselines.method import ImportanceSpec, Method, RegularizerSpec, SelectionSpec
 from benchmarks.methods.registry import IMPORTANCES, METHODS, REGULARIZERS, SELECTIONS
 
 INTRODUCTION = """\
@@ -19,6 +19,17 @@ Symbols: W^l_{i,:} are the weights that produce channel i: row i of layer l, inc
 grouped convolutions that belong to the channel. W^{l+1}_{:,i} are the weights that read it: column i of the next layer.
 ⊕ joins two groups of weights into one, λ is the strength, and η is the learning rate. Sums run over prunable channels
 only. No method penalises biases or the shifts of normalisation layers, unless its card says so.
+
+Entries from the literature were checked, formula by formula, against the code that their cards name (GitHub repository:
+files). "Differs there" says what that code does otherwise. (OICSR itself has no released code.) What differs for all
+entries alike is not repeated:
+
+- Training starts from a trained network; its schedule and the fine-tuning are the experiment's.
+- Channels are scored once per removal, and how many each layer loses follows from the target and the selection. Most
+  sources set the share of each layer by hand.
+- Where several layers produce or read the same channels (residual blocks), their filters or columns are one group per
+  channel. Most sources treat each layer by itself, or leave such channels alone.
+- Linear layers and depthwise convolutions count as other convolutions do.
 """
 
 
@@ -33,7 +44,7 @@ def render() -> str:
         "## Importances\n\nChannels with the lowest scores are removed first.\n",
         *(_importance_card(spec) for spec in IMPORTANCES.values()),
         "## Selections\n\nThe target in MACs is met within 1 %; no layer loses more channels than its cap allows.\n",
-        *(_card(spec.name, spec.title, {"rule": spec.formula, "source": spec.source}) for spec in SELECTIONS.values()),
+        *(_selection_card(spec) for spec in SELECTIONS.values()),
     ]
     return "\n".join(parts)
 
@@ -57,6 +68,7 @@ def _regularizer_card(spec: RegularizerSpec) -> str:
             "weight decay": spec.weight_decay_note,
             "strength": _strength(spec),
             "source": spec.source,
+            **_comparison(spec),
         },
     )
 
@@ -69,7 +81,16 @@ def _strength(spec: RegularizerSpec) -> str:
 
 def _importance_card(spec: ImportanceSpec) -> str:
     fields = {"formula": spec.formula, "normalisation": spec.normalisation, "source": spec.source}
-    return _card(spec.name, spec.title, fields)
+    return _card(spec.name, spec.title, fields | _comparison(spec))
+
+
+def _selection_card(spec: SelectionSpec) -> str:
+    return _card(spec.name, spec.title, {"rule": spec.formula, "source": spec.source} | _comparison(spec))
+
+
+def _comparison(spec: RegularizerSpec | ImportanceSpec | SelectionSpec) -> dict[str, str]:
+    """Return what the entry was checked against and what is otherwise there; nothing for controls."""
+    return {"compared with": spec.compared, "differs there": spec.differs} if spec.compared else {}
 
 
 def _card(name: str, title: str, fields: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import oicsr
 from baselines import Scoring
@@ -14,7 +15,8 @@ from baselines.channels import channel_sums, channel_vectors
 from baselines.taylor import gate_gradients
 from baselines.uniform_selection import select_uniformly, share_gone
 from benchmarks.methods.registry import IMPORTANCES
-from tests.baselines.networks import IMAGES, LABELS, loss, prepared, scoring
+from tests.baselines.networks import IMAGES, LABELS, by_formula, loss, prepared, scoring
+from tests.baselines.test_hand_computed import two_by_two
 
 
 def test_taylor_gates_are_those_built_into_the_network() -> None:
@@ -68,6 +70,48 @@ def test_taylor_stops_after_30_batches() -> None:
     endless = ((IMAGES, LABELS) for _ in used)
     IMPORTANCES["taylor"].score(model, couplings, Scoring(torch.Generator(), lambda: endless))
     assert next(used) == 30
+
+
+def test_group_taylor_by_hand() -> None:
+    """One input x = (1, 0), two classes, W2 = 1: the slopes of rows are ±p x, those of columns ±p h, h = W1 x = (1, 3).
+
+    A channel is scored by |p h| for its row and |p h| for its column, where Taylor-FO has (p h)².
+    """
+    model, couplings = two_by_two()
+    model[1].weight.data = torch.eye(2, dtype=torch.float64)
+    images, labels = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([0])
+    once = Scoring(torch.Generator(), lambda: [(images, labels)])
+    (scores,) = IMPORTANCES["group-taylor"].score(model, couplings, once)
+    assert scores.tolist() == pytest.approx([1 / 2, 3 / 2])
+    (squares,) = IMPORTANCES["taylor"].score(model, couplings, once)
+    assert float(squares[1] / squares[0]) == pytest.approx(9)
+
+
+def test_group_taylor_adds_gradients_before_it_takes_absolute_values() -> None:
+    """Equal logits: the slopes of the two labels of one image are opposite, and cancel where both are seen."""
+    model, couplings = two_by_two()
+    model[1].weight.data = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    image = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    both = Scoring(torch.Generator(), lambda: [(image, torch.tensor([label])) for label in (0, 1)])
+    one = Scoring(torch.Generator(), lambda: [(image, torch.tensor([0]))])
+    assert IMPORTANCES["group-taylor"].score(model, couplings, one)[0].tolist() == pytest.approx([2, 0])
+    assert IMPORTANCES["group-taylor"].score(model, couplings, both)[0].tolist() == pytest.approx([0, 0], abs=1e-12)
+    with pytest.raises(ValueError, match="gave no batch"):
+        IMPORTANCES["group-taylor"].score(model, couplings, Scoring(torch.Generator(), lambda: []))
+
+
+def test_group_taylor_is_that_of_torch_pruning_without_batchnorm() -> None:
+    tp = pytest.importorskip("torch_pruning")
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU()]
+    model = by_formula(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)))
+    couplings = oicsr.find_couplings(model, IMAGES)
+    found = IMPORTANCES["group-taylor"].score(model, couplings, scoring())
+    for start in (0, 2):
+        functional.cross_entropy(model(IMAGES[start : start + 2]), LABELS[start : start + 2]).backward()
+    graph = tp.DependencyGraph().build_dependency(model, IMAGES)
+    for scores, layer in zip(found, (model[0], model[2]), strict=True):
+        group = graph.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=list(range(len(scores))))
+        torch.testing.assert_close(scores.float(), tp.importance.GroupTaylorImportance()(group).float())
 
 
 def test_distances_by_a_loop() -> None:

@@ -16,7 +16,7 @@ from baselines import Target
 from baselines.chip import feature_maps, nuclear_losses
 from baselines.group_hoyer import GroupHoyer
 from baselines.half_space import HalfSpace
-from baselines.hessian import fisher_diagonal
+from baselines.hessian import drawn_labels, fisher_diagonal
 from baselines.hesso import Hesso, saliency
 from baselines.isomorphic_selection import classes, select_by_structure
 from baselines.lamp import share_of_the_rest
@@ -74,10 +74,51 @@ def test_group_hessian_by_hand() -> None:
         assert scores.tolist() == pytest.approx([2 * s / sum(sums) for s in sums]), name
 
 
+def test_obd_with_drawn_labels_by_hand() -> None:
+    """Logits (1, 3): the slope of a row is ±(1 - p) x, where p is the probability of the label that was drawn."""
+    model, couplings = two_by_two()
+    model[1].weight.data = torch.eye(2, dtype=torch.float64)
+    images, labels = torch.tensor([[1.0, 0.0]] * 8, dtype=torch.float64), torch.zeros(8, dtype=torch.int64)
+    drawn = drawn_labels(model, images, torch.Generator().manual_seed(3)).tolist()
+    assert {*drawn} == {0, 1}
+    chances = [1 / (1 + math.exp(2)), 1 / (1 + math.exp(-2))]
+    mean = sum((1 - chances[label]) ** 2 for label in drawn) / 8
+    scorer = type(scoring())(torch.Generator().manual_seed(3), lambda: [(images, labels)])
+    assert IMPORTANCES["obd-c-raw"].score(model, couplings, scorer)[0].tolist() == pytest.approx([mean, 9 * mean])
+    model[1].weight.data.mul_(40)  # sure of the second class: no other label is drawn, and nothing can be learnt
+    assert IMPORTANCES["obd-c-raw"].score(model, couplings, scorer)[0].tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_labels_are_drawn_as_often_as_they_are_predicted() -> None:
+    model, _ = two_by_two()
+    model[1].weight.data = torch.eye(2, dtype=torch.float64)
+    images = torch.tensor([[1.0, 0.0]] * 4000, dtype=torch.float64)
+    drawn = drawn_labels(model, images, torch.Generator().manual_seed(0))
+    assert float(drawn.double().mean()) == pytest.approx(1 / (1 + math.exp(-2)), abs=0.02)
+
+
+def test_group_hessian_is_that_of_torch_pruning_on_its_last_image() -> None:
+    """Its release 1.6.1 looks a parameter up by its name in a table by parameter, and so starts anew at each image."""
+    tp = pytest.importorskip("torch_pruning")
+    model, couplings = prepared("chain")
+    model.eval()
+    scorer = tp.importance.GroupHessianImportance()
+    for image, label in zip(IMAGES, LABELS, strict=True):
+        model.zero_grad()
+        functional.cross_entropy(model(image[None]), label[None]).backward()
+        scorer.accumulate_grad(model)
+    graph = tp.DependencyGraph().build_dependency(model, IMAGES)
+    expected = scorer(graph.get_pruning_group(model.conv1, tp.prune_conv_out_channels, idxs=list(range(6))))
+    last = type(scoring())(torch.Generator(), lambda: [(IMAGES[-1:], LABELS[-1:])])
+    torch.testing.assert_close(IMPORTANCES["hessian"].score(model, couplings, last)[0].float(), expected.float())
+    whole = IMPORTANCES["hessian"].score(model, couplings, scoring())[0]
+    assert not torch.allclose(whole.float(), expected.float(), rtol=1e-3)
+
+
 def test_second_order_and_independence_need_data() -> None:
     model, couplings = prepared("chain")
     empty = type(scoring())(torch.Generator(), lambda: [])
-    for name in ("hessian", "obd-c", "chip"):
+    for name in ("hessian", "obd-c", "obd-c-raw", "chip"):
         with pytest.raises(ValueError, match="gave no batch"):
             IMPORTANCES[name].score(model, couplings, empty)
 
