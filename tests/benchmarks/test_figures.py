@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import LayoutEngine
 
 from benchmarks.analysis.comparison import DRAWN_METHODS, MAIN_METHODS, compare
 from benchmarks.records.histories import Details
@@ -71,6 +72,9 @@ def test_a_figure_is_drawn_as_savefig_draws_it() -> None:
 def saved(figure: Figure) -> style.Files:
     figure.draw_without_rendering()  # the layout is solved at the screen's resolution
     figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(part), 6) for part in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
     files = {}
     nobody = dict.fromkeys(("CreationDate", "Creator", "Producer"))
     for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None}), ("pdf", nobody)):
@@ -182,3 +186,25 @@ def test_rank_correlation() -> None:
     values = np.array([1.0, 5.0, 2.0, 9.0])
     assert channels.rank_correlation(values, values**3) == pytest.approx(1)
     assert channels.rank_correlation(values, -values) == pytest.approx(-1)
+
+
+def test_last_bits_of_places_do_not_reach_the_files() -> None:
+    drawn = []
+    for noise in (0.0, 1e-12):
+        with style.style():
+            figure = Figure(figsize=(3, 2))
+            axes = figure.add_axes((0.1234564 + noise, 0.2, 0.5, 0.6))
+            axes.plot([0, 1], [0, 1])
+            figure.set_layout_engine(_Unmoved())
+            drawn.append(style.render(figure))
+        assert axes.get_position().bounds[0] == pytest.approx(0.123456, abs=1e-9)
+    assert drawn[0] == drawn[1]
+
+
+class _Unmoved(LayoutEngine):
+    """Leaves all axes where they are."""
+
+    _adjust_compatible = _colorbar_gridspec = True
+
+    def execute(self, fig: Figure) -> None:
+        """Do nothing."""

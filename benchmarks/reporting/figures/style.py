@@ -162,11 +162,17 @@ def _width(figure: Figure, text: str) -> float:
 
 
 def render(figure: Figure) -> Files:
-    """Return a figure as SVG, PNG and PDF, without dates and versions in them; the layout is solved once."""
+    """Return a figure as SVG, PNG and PDF, without dates and versions in them; the layout is solved once.
+
+    The solver's last bits differ from call to call, and names in an SVG are hashes of places: places are rounded.
+    """
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+        for axes in figure.axes:
+            left, bottom, width, height = (round(float(part), 6) for part in axes.get_position(original=True).bounds)
+            axes.set_position((left, bottom, width, height))
     svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", metadata={"Software": None})
