@@ -38,8 +38,7 @@ NOTES = {
     "Recalibration makes up for the same wherever BatchNorm follows. "
     f"{UNIT}",
     ROUNDING: "Runs whose remaining widths are multiples of 8, less runs with any widths, from the same regularised "
-    "networks and below the same target. What such widths gain in speed is measured in "
-    f"[results/perf](perf). {UNIT}",
+    f"networks and below the same target. What such widths gain in speed is among the measurements of speed. {UNIT}",
 }
 
 EFFECTS = {name: f"Effect of {name}" for name in NOTES}
