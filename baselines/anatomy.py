@@ -16,7 +16,7 @@ sides contributes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from baselines import energy_importance as energy
@@ -84,7 +84,7 @@ def proximal_group_lasso(
 
 def regularizers() -> list[RegularizerSpec]:
     """Return the penalty of every group, by sub-gradient and by proximal operator."""
-    return [spec for group in GROUPS for spec in (_by_gradient(group), _by_proximal_step(group))]
+    return [_compared(spec) for group in GROUPS for spec in (_by_gradient(group), _by_proximal_step(group))]
 
 
 def methods() -> list[Method]:
@@ -108,8 +108,6 @@ def _by_gradient(group: Group) -> RegularizerSpec:
         sides=group.sides,
         weight_decay_note="the experiment's own (SSL's CIFAR-10 example trains with 0, its ResNet-20 with 1e-4)",
         grid=grid_around(1e-4) if group.sides == ("norm",) else USUAL_GRID,  # it is Network Slimming
-        compared=_compared(group),
-        differs=_differs(group),
     )
 
 
@@ -128,17 +126,14 @@ def _by_proximal_step(group: Group) -> RegularizerSpec:
         sides=group.sides,
         weight_decay_note="the experiment's own",
         grid=grid_around(PROXIMAL_STRENGTH),
-        compared=_compared(group),
-        differs=_differs(group),
     )
 
 
-def _compared(group: Group) -> str:
-    return SSL_CODE if group.source == SSL else ""
-
-
-def _differs(group: Group) -> str:
-    return "λ has a factor for each layer, set by hand" if group.source == SSL else ""
+def _compared(spec: RegularizerSpec) -> RegularizerSpec:
+    """Add what a penalty from the literature was compared with."""
+    if not spec.source.startswith(SSL):
+        return spec
+    return replace(spec, compared=SSL_CODE, differs="λ has a factor for each layer, set by hand")
 
 
 def _norm(group: Group) -> str:

@@ -80,7 +80,8 @@ def group_norm(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring
 
 
 FANG = "Fang et al. 2023 (DepGraph)"
-LIBRARY = "VainF/Torch-Pruning 1.6.1"
+TORCH_PRUNING = "VainF/Torch-Pruning 1.6.1"
+STEPS = "channels are removed in up to 400 steps, and scored anew before each"
 
 DEPGRAPH = RegularizerSpec(
     name="depgraph",
@@ -89,7 +90,7 @@ DEPGRAPH = RegularizerSpec(
     formula="grad += λ γ_k w; γ_k = 2^(4 (I_max − I_k)/(I_max − I_min)), "
     "I_k = √(‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²)",
     source=f"{FANG}, group sparse learning",
-    compared=f"{LIBRARY}: group_norm_pruner.py, reproduce/main.py",
+    compared=f"{TORCH_PRUNING}: group_norm_pruner.py, reproduce/main.py",
     differs="nothing but depthwise filters, which are left alone",
     penalised="filters, columns and BatchNorm scales of prunable channels, and depthwise filters (added by this suite)",
     normalisation="γ_k by the extremes of the coupling",
@@ -120,8 +121,8 @@ GROUP_NORM = ImportanceSpec(
     score=group_norm,
     formula="‖W^l_{k,:}‖² + ‖W^{l+1}_{:,k}‖² + γ_BN²",
     source=f"{FANG}, with the normalisation of its CIFAR sparse learning",
-    compared=f"{LIBRARY}: importance.py, reproduce/main.py",
-    differs="channels are removed in up to 400 steps, and scored anew before each; depthwise filters do not count",
+    compared=f"{TORCH_PRUNING}: importance.py, reproduce/main.py",
+    differs=f"{STEPS}; depthwise filters do not count",
     normalisation="divided by the largest of the layer's channels",
     sides=SIDES,
 )

@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from baselines.channels import channel_sums, counted, over_mean
+from baselines.depgraph import TORCH_PRUNING
 from baselines.method import ImportanceSpec, Score, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
@@ -125,7 +126,7 @@ HESSIAN = ImportanceSpec(
     score=_score(SIDES),
     formula=f"Σ h w² over W^l_{{i,:}}, W^{{l+1}}_{{:,i}} and γ_i; {FISHER}",
     source="LeCun et al. 1989 (OBD) over groups, as in torch-pruning",
-    compared="VainF/Torch-Pruning 1.6.1: importance.py (GroupHessianImportance)",
+    compared=f"{TORCH_PRUNING}: importance.py (GroupHessianImportance)",
     differs="depthwise filters do not count; by a mistake in its sum over images, h is that of the last image alone",
     normalisation=MEAN,
     sides=SIDES,

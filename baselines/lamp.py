@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from baselines.depgraph import TORCH_PRUNING
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling, channel_energy
 from oicsr.coupling import SIDES
@@ -37,7 +38,7 @@ LAMP = ImportanceSpec(
     score=lamp,
     formula="E_i / Σ_{j: E_j ≥ E_i} E_j over the layer, where E_i = ‖W^l_{i,:}‖₂² + ‖W^{l+1}_{:,i}‖₂² + γ_i²",
     source="Lee et al. 2021 (LAMP), over groups as in torch-pruning",
-    compared="jaeho-lee/layer-adaptive-sparsity: tools/pruners.py; VainF/Torch-Pruning 1.6.1: importance.py",
+    compared=f"jaeho-lee/layer-adaptive-sparsity: tools/pruners.py; {TORCH_PRUNING}: importance.py",
     differs="the authors score single weights; torch-pruning leaves depthwise filters out",
     normalisation="divided by the total energy of the layer's channels that are at least as important",
     sides=SIDES,

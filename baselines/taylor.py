@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from baselines.channels import channel_sums, counted, over_mean
+from baselines.depgraph import TORCH_PRUNING
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
@@ -139,6 +140,6 @@ GROUP_TAYLOR = ImportanceSpec(
     normalisation="divided by the mean of the layer's channels",
     sides=SIDES,
     degree=None,
-    compared="VainF/Isomorphic-Pruning: prune.py; VainF/Torch-Pruning 1.6.1: importance.py (GroupTaylorImportance)",
+    compared=f"VainF/Isomorphic-Pruning: prune.py; {TORCH_PRUNING}: importance.py (GroupTaylorImportance)",
     differs="neither depthwise filters nor the scales of BatchNorm count",
 )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from baselines.depgraph import STEPS, TORCH_PRUNING
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling
 from oicsr.copying import mode
@@ -315,9 +316,8 @@ def _score(make: MakePruner) -> Callable[[nn.Module, Sequence[Coupling], Scoring
 LIBRARY = "torch-pruning 1.6"
 ITS_OWN = "as torch-pruning does: within its own groups"
 NO_DEPTHWISE = "no depthwise filters"
-ITSELF = "VainF/Torch-Pruning 1.6.1, which itself runs here; reproduce/main.py"
+ITSELF = f"{TORCH_PRUNING}, which itself runs here; reproduce/main.py"
 ITS_DECAY = "the experiment's own (its authors': 0)"
-STEPS = "channels are removed in up to 400 steps, and scored anew before each"
 
 TP_GROUP_NORM = RegularizerSpec(
     name="tp-group-norm",

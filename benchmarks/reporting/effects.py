@@ -94,8 +94,8 @@ def effect_sheets(comparisons: Sequence[Comparison], details: Details) -> list[S
     """Return a table for each step: recalibration, rescaling, absorption, rounding."""
     used = [comparison for comparison in comparisons if comparison.evidence.tier]
     pairs = [(switch, a, b) for a in used for b in used if (switch := switched(a, b))]
-    # the same networks again: no news on recalibration
-    repeated = {id(second) for switch, _, second in pairs if switch != ROUNDING}
+    # rescaling comes after recalibration: the same networks again
+    repeated = {id(second) for switch, _, second in pairs if switch == RESCALING}
     found: dict[str, list[Effect]] = {step: [] for step in NOTES}
     for comparison in used:
         if id(comparison) not in repeated:

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
-
 
 class FastDepthwiseGradients(TorchFunctionMode):
     """Lets the gradients of depthwise `conv2d` be computed in float32 from the bfloat16 inputs of its forward pass.
@@ -24,23 +21,22 @@ class FastDepthwiseGradients(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run a function; `_Depthwise` runs a depthwise convolution that needs gradients."""
-        kwargs = kwargs or {}
-        if func is torch.conv2d and torch.is_grad_enabled():
-            named = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
-            if _is_depthwise(named):
-                return _Depthwise.apply(*(named.get(key, _DEFAULTS.get(key)) for key in _ARGUMENTS))
-        return func(*args, **kwargs)
+        """Run a function; `_Depthwise` runs a depthwise convolution."""
+        return (_conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
 
-def _is_depthwise(named: dict[str, Any]) -> bool:
-    weight, images = named["weight"], named["input"]
-    return (
-        images.dim() == 4
-        and named.get("groups", 1) == images.shape[1] > 1
-        and not isinstance(named.get("padding", 0), str)
-        and (weight.requires_grad or images.requires_grad)
-    )
+def _conv2d(
+    input: Tensor,  # the names are those of torch.conv2d
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Any:
+    depthwise = input.dim() == 4 and groups == input.shape[1] > 1 and not isinstance(padding, str)
+    convolve = _Depthwise.apply if depthwise else torch.conv2d
+    return convolve(input, weight, bias, stride, padding, dilation, groups)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -62,9 +58,8 @@ class _Depthwise(torch.autograd.Function):
         ctx.how = [_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups]
         ctx.bias = None if bias is None else [bias.numel()]
         ctx.types = [None if tensor is None else tensor.dtype for tensor in (images, weight, bias)]
-        with torch.autocast(images.device.type, enabled=False):
-            shift = None if bias is None else bias.to(torch.bfloat16)
-            return torch.conv2d(narrow, filters, shift, stride, padding, dilation, groups)
+        shift = None if bias is None else bias.to(torch.bfloat16)
+        return torch.conv2d(narrow, filters, shift, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -118,6 +118,6 @@ def autocast(device: torch.device, precision: Precision, *, cache: bool = True) 
     with ExitStack() as stack:
         if precision == "bfloat16":
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=cache))
-            if device.type == "cpu":
+            if device.type == "cpu" and torch.is_grad_enabled():
                 stack.enter_context(FastDepthwiseGradients())
         yield

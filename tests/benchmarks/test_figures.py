@@ -72,9 +72,7 @@ def test_a_figure_is_drawn_as_savefig_draws_it() -> None:
 def saved(figure: Figure) -> style.Files:
     figure.draw_without_rendering()  # the layout is solved at the screen's resolution
     figure.set_layout_engine("none")
-    for axes in figure.axes:
-        left, bottom, width, height = (round(float(part), 6) for part in axes.get_position(original=True).bounds)
-        axes.set_position((left, bottom, width, height))
+    style.round_places(figure)
     files = {}
     nobody = dict.fromkeys(("CreationDate", "Creator", "Producer"))
     for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None}), ("pdf", nobody)):

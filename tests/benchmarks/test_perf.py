@@ -214,10 +214,9 @@ def test_operations_and_bytes_are_counted_as_by_hand() -> None:
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_each_gradient_of_a_convolution_costs_its_forward_pass(kind: type[nn.Conv2d], groups: int) -> None:
-    layer = kind(
-        4, 4, 3, padding=1, groups=groups, bias=False
-    )  # 3 images, 25 positions, 3 x 3 x 4 x 4 / groups weights
+    layer = kind(4, 4, 3, padding=1, groups=groups, bias=False)
     images = torch.ones(3, 4, 5, 5)
+    # 3 images, 25 positions, 3 x 3 x 4 x 4 / groups weights
     once = 2 * 3 * 25 * 9 * 4 * 4 // groups
     assert roofline.count(lambda: layer(images)).arithmetic == once
     assert roofline.count(lambda: layer(images).sum().backward()).arithmetic == 2 * once  # of the weight alone

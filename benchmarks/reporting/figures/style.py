@@ -162,22 +162,24 @@ def _width(figure: Figure, text: str) -> float:
 
 
 def render(figure: Figure) -> Files:
-    """Return a figure as SVG, PNG and PDF, without dates and versions in them; the layout is solved once.
-
-    The solver's last bits differ from call to call, and names in an SVG are hashes of places: places are rounded.
-    """
+    """Return a figure as SVG, PNG and PDF, without dates and versions in them; the layout is solved once."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
-        for axes in figure.axes:
-            left, bottom, width, height = (round(float(part), 6) for part in axes.get_position(original=True).bounds)
-            axes.set_position((left, bottom, width, height))
+        round_places(figure)
     svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", metadata={"Software": None})
     figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
     return {"svg": svg.getvalue(), "png": png.getvalue(), "pdf": pdf.getvalue()}
+
+
+def round_places(figure: Figure) -> None:
+    """Round where axes are: the solver's last bits differ from call to call, and names in an SVG are hashes of them."""
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(part), 6) for part in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def seeds_text(comparison: Comparison) -> str:
