@@ -6,6 +6,7 @@ rate 0.1 on a cosine, weight decay 5e-4, 200 epochs for the dense network, and t
 published comparison for the regularised and the fine-tuned one.
 """
 
+import math
 from dataclasses import replace
 
 from benchmarks.config import Phase, Profile
@@ -153,3 +154,20 @@ def study_rates(study: Profile) -> dict[str, Profile]:
         f"study-rate-{rate:g}": replace(trial, finetune=replace(study.finetune, learning_rate=rate))
         for rate in STUDY_RATES
     }
+
+
+def times_as_long(study: Profile, factor: float) -> Profile:
+    """Return a study of one network with `factor` times the epochs in every phase, rounded up."""
+
+    def stretched(phase: Phase) -> Phase:
+        return replace(phase, epochs=math.ceil(phase.epochs * factor))
+
+    return replace(
+        study,
+        dense=stretched(study.dense),
+        regularized=stretched(study.regularized),
+        finetune=stretched(study.finetune),
+        methods=STUDY_HEADLINE,
+        macs_kept=(0.5, 0.3),
+        seeds=(0,),
+    )
