@@ -14,6 +14,7 @@ from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tie
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import Origins, origins_of
 from benchmarks.records.record import STATES, Record
+from benchmarks.records.strengths import is_tuned_source
 from benchmarks.records.table_names import table_name
 
 # The methods that stand first in every table, in this order: the paper's with its controls, and the strongest rivals.
@@ -141,7 +142,7 @@ class Comparison:
 
 def is_tuned(record: Record) -> bool:
     """Return whether the strength of a run was tuned on validation data, or it has none."""
-    return record.strength_source.startswith(("tuned", "none needed"))
+    return is_tuned_source(record.strength_source)
 
 
 def compare(records: Sequence[Record]) -> list[Comparison]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,11 @@ Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [..
 FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them
 
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
+
+
+# what precedes the source of a strength that another experiment's tuning gives
+NEAREST = "that of {target}, the nearest target; "
+NEAREST_PATTERN = re.compile(re.escape(NEAREST).replace(re.escape("{target}"), "[^,]+"))
 
 
 class TuningError(ValueError):
@@ -173,12 +179,20 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
             break
         source = f"tuned on validation{_for(name, cell.method)} ({path.name})"
         if target != f"{cell.macs_kept:g}":
-            source = f"that of {target}, the nearest target; {source}"
+            source = NEAREST.format(target=target) + source
         if chosen[target] is None:
             source = f"no strength works at this target, that of {works[0]:g} is taken; {source}"
         return Strength(float(works[1]), source)
     grid = grid_of(cell, method)
     return Strength(grid[len(grid) // 2], UNTUNED)
+
+
+def is_tuned_source(source: str) -> bool:
+    """Return whether a strength of this source was tuned on validation data, for its target or the nearest one.
+
+    The strength of a weaker target, taken where none works, is not.
+    """
+    return NEAREST_PATTERN.sub("", source).startswith(("tuned", "none needed"))
 
 
 def _tuned(path: Path) -> dict[str, dict[str, float | None]]:

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import cli
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import choose_strength, read_tuning
+from benchmarks.records.strengths import UNTUNED, choose_strength, is_tuned_source, read_tuning
 from benchmarks.running.cells import cells_of
 from benchmarks.running.run import run_cell
 from benchmarks.running.tuning import choose, next_strength, search, tune
@@ -97,6 +97,18 @@ def test_where_nothing_works_the_nearest_weaker_target_lends_its_strength(tmp_pa
     path.write_text(json.dumps(record))
     strength = choose_strength(bench.tuning, cell, find_method("oicsr-gl"))
     assert strength.value == 0.25 and strength.source.startswith("no strength works at this target, that of 0.5")
+    assert not is_tuned_source(strength.source)
+
+
+def test_the_strength_of_another_experiment_for_the_nearest_target_is_tuned(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), small_cell(macs_kept=0.47619, strengths_of="owner")
+    bench.tuning.mkdir()
+    record = {"schema": "oicsr-tuning-2", "chosen": {"oicsr-gl": {"0.5": 0.25, "0.3": 0.5}}, "scores": {}}
+    (bench.tuning / "owner-quick.json").write_text(json.dumps(record))
+    strength = choose_strength(bench.tuning, cell, find_method("oicsr-gl"))
+    assert strength.value == 0.25
+    assert strength.source == "that of 0.5, the nearest target; tuned on validation (owner-quick.json)"
+    assert is_tuned_source(strength.source) and is_tuned_source("none needed") and not is_tuned_source(UNTUNED)
 
 
 def test_records_of_the_first_schema_are_read(tmp_path: Path) -> None:
