@@ -48,7 +48,11 @@ def find_cut(channels: Channels, steps: Sequence[Tensor], target: Target, tolera
     swapped = _swap(channels, filled, steps, target, tolerance)
     if target.is_near(target.cost(swapped), tolerance):
         return Cut(swapped, nearest=False)
-    return _nearest(channels, steps, swapped, target, tolerance)
+    cut = _nearest(channels, steps, swapped, target, tolerance)
+    if cut.nearest or target.is_near(target.cost(cut.stays), tolerance):
+        return cut
+    restored = _restore(_after(channels, steps, below), steps[:below], target)
+    return min([cut, Cut(restored, nearest=False)], key=lambda found: abs(target.cost(found.stays) - target.wanted))
 
 
 def _after(channels: Channels, steps: Sequence[Tensor], count: int) -> Tensor:
@@ -84,6 +88,19 @@ def _fill(stays: Tensor, steps: Sequence[Tensor], target: Target, tolerance: flo
             stays = trial
             if cost <= target.wanted:
                 return stays
+    return stays
+
+
+def _restore(stays: Tensor, steps: Sequence[Tensor], target: Target) -> Tensor:
+    """Go back from the first cut below the target, passing over the steps that would leave more than it.
+
+    A last step that leaps, as a whole head does, is made up for by many small ones.
+    """
+    for positions in reversed(steps):
+        trial = stays.clone()
+        trial[positions] = True
+        if target.cost(trial) <= target.wanted:
+            stays = trial
     return stays
 
 

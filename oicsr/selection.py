@@ -48,7 +48,8 @@ def select_channels(
     over. The first cut at or below the target is taken. Where one step leaps over the target by more than the
     tolerance, the channels that overshoot are passed over as well. Where that does not help either (a small network
     whose cheap layers are at their caps), one layer gets back the best channel that it lost and another gives up its
-    next one; then other combinations of widths are tried.
+    next one; then other combinations of widths are tried, and at last channels are brought back to the cut below the
+    target, the most important first.
 
     Args:
         scores: One tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes.

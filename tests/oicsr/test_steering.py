@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import oicsr
 from oicsr.selection import MacsModel
+from tests.oicsr.attentions import Separate
 from tests.oicsr.networks import Basic, Chain, Mixed
 
 IMAGES = torch.zeros(1, 3, 8, 8)
@@ -231,6 +232,38 @@ def test_combinations_beyond_a_swap_are_found() -> None:
             assert oicsr.count_macs(oicsr.remove_channels(model, plan), IMAGES) == macs, widths
             found += 1
     assert found > 20
+
+
+class Blocks(nn.Module):
+    """Three blocks of a transformer: a head costs as much as a dozen channels of an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(Separate(width=32, heads=4, per_head=8) for _ in range(3))
+        self.wide = nn.ModuleList(nn.Linear(32, 96) for _ in range(3))
+        self.narrow = nn.ModuleList(nn.Linear(96, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attention, wide, narrow in zip(self.attentions, self.wide, self.narrow, strict=True):
+            x = x + attention(x)
+            x = x + narrow(torch.relu(wide(x)))
+        return x
+
+
+@pytest.mark.parametrize("share", [0.5, 0.4, 0.36, 0.3, 0.25])
+def test_the_leap_of_a_head_is_made_up_for_by_channels(share: float) -> None:
+    torch.manual_seed(0)
+    model, tokens = Blocks(), torch.randn(1, 9, 32)
+    couplings = oicsr.find_couplings(model, tokens, granularity="head")
+    assert sorted(coupling.kind for coupling in couplings) == 3 * ["channel"] + 3 * ["head"]
+    # heads go last, when nothing smaller is left to hit the target with
+    scores = [torch.rand(c.num_channels) + 10 * (c.kind == "head") for c in couplings]
+    plan = oicsr.select_channels(scores, couplings, model, tokens, macs_kept=share, max_removed=0.9)
+    reached = oicsr.count_macs(oicsr.remove_channels(model, plan), tokens)
+    assert reached == pytest.approx(share * oicsr.count_macs(model, tokens), rel=0.01)
+    for coupling, score in zip(couplings, scores, strict=True):  # the best of each layer stay
+        kept = list(plan.kept[coupling.name])
+        assert set(kept) == set(score.topk(len(kept)).indices.tolist())
 
 
 # ----------------------------------------------------------------------------------------------------------------
