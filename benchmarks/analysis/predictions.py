@@ -16,7 +16,10 @@ from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORT
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 
-WITHOUT_NORMALISATION = "-plain"  # how the names of networks without normalisation end
+PLAIN_ENDING = "-plain"  # how the names of networks without normalisation end
+
+# transformers normalise the residual stream: between the filters that go and what reads them there is no norm
+TRANSFORMERS = ("digits-vit", "vit")
 
 SOURCE = "docs/anatomy.md"
 
@@ -30,7 +33,7 @@ class Prediction:
         ours: Method that the theory favours, or one of two equal ones.
         rival: The other method, or the same one as it is where `rescaling`.
         kind: What the theory says about ours.
-        plain: Whether it is about networks without normalisation.
+        plain: Whether it is about networks with no normalisation between a filter and its readers.
         rescaling: Whether ours has its filters rescaled before fine-tuning and the rival has not.
         measure: Key of `MEASURES`.
         matters: The smallest effect that matters, or the margin; in the measure's unit.
@@ -99,6 +102,11 @@ class Outcome:
     finding: Finding
 
 
+def is_plain(model: str) -> bool:
+    """Return whether a network has no normalisation between a filter and its readers."""
+    return model.endswith(PLAIN_ENDING) or model in TRANSFORMERS
+
+
 def outcomes(
     records: Sequence[Record], details: Details, predictions: Sequence[Prediction] = PREDICTIONS
 ) -> list[Outcome]:
@@ -109,7 +117,7 @@ def outcomes(
     found: dict[Prediction, list[Outcome]] = {}
     for plain in (False, True):
         own = [prediction for prediction in predictions if prediction.plain == plain]
-        used = [r for r in records if str(r.config.get("model")).endswith(WITHOUT_NORMALISATION) == plain]
+        used = [r for r in records if is_plain(str(r.config.get("model"))) == plain]
         verdicts = iter(judge(used, details, [claim for prediction in own for claim in prediction.claims]))
         for prediction in own:
             found[prediction] = _by_tier(prediction, [next(verdicts) for _ in prediction.claims])

@@ -42,9 +42,10 @@ def test_more_and_equal(tmp_path: Path, gain: float, more: str, equal: str) -> N
     assert effect is not None and effect.mean == pytest.approx(gain + 0.0002)
 
 
-def test_networks_with_and_without_normalisation_are_judged_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["digits-plain", "digits-vit"])
+def test_networks_with_and_without_normalisation_are_judged_apart(tmp_path: Path, model: str) -> None:
     both = [MORE, replace(MORE, plain=True)]
-    found = outcomes(records("digits-plain", 0.05), Details(tmp_path), both)
+    found = outcomes(records(model, 0.05), Details(tmp_path), both)
     assert [outcome.verdict for outcome in found] == ["not run", "supported"]
 
 
