@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.arguments import check_fit
-from oicsr.coupling import Coupling, Side
+from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.layout import check_sides
 from oicsr.wrapping import unwrap
@@ -54,6 +54,9 @@ def out_in_energy(
     Eq. 8 of Li et al. 2019 is the energy over two consecutive layers. Whether it is normalised before the global
     sort is not known, so that is a named option (PAPER.md, deviation D2).
 
+    Of a coupling with no weight on any of the sides (no columns read the rows of queries and keys, for example) the
+    weights that it has count: an energy of zero would make all its channels go first.
+
     Args:
         model: The network.
         couplings: Its couplings.
@@ -72,5 +75,16 @@ def out_in_energy(
         raise ValueError(f"normalize is {normalize!r}; it must be one of {', '.join(map(repr, NORMALIZATIONS))}")
     model = unwrap(model)
     check_fit(model, couplings)
+    counting = [_counting(coupling, sides) for coupling in couplings]
     energies = channel_energy(model, couplings, sides)
-    return [NORMALIZATIONS[normalize](e, c, model, sides) for e, c in zip(energies, couplings, strict=True)]
+    if any(own != tuple(sides) for own in counting):
+        whole = channel_energy(model, couplings, SIDES)
+        energies = [e if own == tuple(sides) else w for e, w, own in zip(energies, whole, counting, strict=True)]
+    scale = NORMALIZATIONS[normalize]
+    return [scale(e, c, model, own) for e, c, own in zip(energies, couplings, counting, strict=True)]
+
+
+def _counting(coupling: Coupling, sides: Sequence[Side]) -> tuple[Side, ...]:
+    """Return the sides that count of a coupling: all, where it has no weight on any of those asked for."""
+    has_any = any(member.counts and member.side in sides for member in coupling.members)
+    return tuple(sides) if has_any else SIDES

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import oicsr
 from benchmarks.models import MODELS
+from tests.oicsr.attentions import Separate
 from tests.oicsr.networks import Basic, Chain, Mixed, narrowed
 
 SIDES = [("out", "in"), ("out",), ("in",), ("norm",), ("out", "in", "norm")]
@@ -148,6 +149,22 @@ def test_importance_of_an_empty_layer_is_zero_not_nan() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert oicsr.out_in_energy(model, couplings)[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("normalize", ["none", "size", "layer_mean"])
+def test_where_no_weight_is_on_the_side_all_weights_count(normalize: str) -> None:
+    """No columns read the rows of queries and keys: with zeros, all of these channels would go first."""
+    model = Separate().double()
+    couplings = oicsr.find_couplings(model, torch.zeros(1, 5, 12, dtype=torch.float64))
+    readers = [any(member.side == "in" for member in coupling.members) for coupling in couplings]
+    assert sorted(readers) == [False, True]
+    both, columns = (oicsr.out_in_energy(model, couplings, normalize, sides=s) for s in (("out", "in"), ("in",)))
+    for has_readers, own, one in zip(readers, both, columns, strict=True):
+        assert bool((one > 0).all())
+        assert torch.equal(own, one) != has_readers
+    rows = model.q.weight.square().sum(1) + model.k.weight.square().sum(1)
+    if normalize == "none":
+        assert torch.allclose(columns[readers.index(False)], rows.unflatten(0, (3, 4)).sum(0).detach())
 
 
 def test_bad_arguments_quote_the_value() -> None:
