@@ -207,19 +207,22 @@ def rows_of_attention() -> list[str]:
     return [f"{network} {granularity}" for network in listed() for granularity in GRANULARITIES]
 
 
-def cover_attention(name: str, limit: float = LIMIT_SECONDS, *, peer: bool = True) -> Row:
-    """Return a row."""
+def cover_attention(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return a row, without the columns of torch-pruning."""
     found, seconds, stopped = in_own_process(examine, name, limit)
     if stopped:
         found = {"passed": "no", "reason": stopped}
-    beside: Row = {}
-    if peer:
-        beside, _, halted = in_own_process(examine_peer, name, limit)
-        beside = {"torch_pruning": "no", "torch_pruning_reason": halted} if halted else beside
     network, _, granularity = name.partition(" ")
-    row = {"network": network, "granularity": granularity, "seconds": f"{seconds:.1f}", **found, **beside}
+    row = {"network": network, "granularity": granularity, "seconds": f"{seconds:.1f}", **found}
     row["versions"] = " ".join(f"{package}-{_version(package)}" for package in PACKAGES if _version(package))
     return {column: row.get(column, "") for column in COLUMNS}
+
+
+def cover_attention_peer(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the columns of torch-pruning."""
+    row, _, stopped = in_own_process(examine_peer, name, limit)
+    found = {"torch_pruning": "no", "torch_pruning_reason": stopped, **row}
+    return {column: found.get(column, "") for column in COLUMNS if column.startswith("torch_pruning")}
 
 
 def _version(package: str) -> str:

@@ -105,18 +105,24 @@ def test_rows_are_in_the_order_of_the_list() -> None:
 def test_the_command_writes_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def cover(name: str, limit: float, *, peer: bool) -> dict[str, str]:
-        tried.append((name, peer))
+    def cover(name: str, limit: float) -> dict[str, str]:
+        tried.append(name)
         network, _, granularity = name.partition(" ")
         values = {"network": network, "granularity": granularity, "passed": "no", "reason": "a | b"}
         return {column: values.get(column, "") for column in COLUMNS}
 
+    def beside(name: str, limit: float) -> dict[str, str]:
+        tried.append(f"{name}, torch-pruning")
+        return {"torch_pruning": "yes"}
+
     monkeypatch.setattr("benchmarks.commands.coverage.cover_attention", cover)
+    monkeypatch.setattr("benchmarks.commands.coverage.cover_attention_peer", beside)
     monkeypatch.setattr("benchmarks.commands.coverage._warm_up", lambda: None)
     arguments = ["coverage", "--attention", "--results", str(tmp_path), "--networks", "timm:cait_xxs24_224"]
-    for _ in range(2):
-        assert cli.main([*arguments, "--no-peer"]) == 0
-    assert tried == [("timm:cait_xxs24_224 channel", False), ("timm:cait_xxs24_224 head", False)]
+    names = [f"timm:cait_xxs24_224 {granularity}" for granularity in ("channel", "head")]
+    for options in (["--no-peer"], ["--no-peer"], [], []):
+        assert cli.main([*arguments, *options]) == 0
+    assert tried == [*names, *(f"{name}, torch-pruning" for name in names)]
     rows = read_attention(tmp_path / "attention.csv")
     assert attention_csv(rows) == (tmp_path / "attention.csv").read_text("utf-8")
     text = (tmp_path / "attention.md").read_text("utf-8")
