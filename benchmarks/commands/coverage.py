@@ -14,6 +14,7 @@ from benchmarks.coverage.attention import (
     attention_csv,
     attention_markdown,
     cover_attention,
+    cover_attention_peer,
     read_attention,
     rows_of_attention,
 )
@@ -74,17 +75,28 @@ def _attention(options: argparse.Namespace) -> int:
     options.results.mkdir(parents=True, exist_ok=True)
     _warm_up()
     for name in rows_of_attention():
-        if (wanted is None or name.split(" ")[0] in wanted) and (name not in rows or options.again):
-            rows[name] = cover_attention(name, options.limit, peer=not options.no_peer)
-            write_atomically(path, attention_csv(rows).encode())
-            write_atomically(path.with_suffix(".md"), attention_markdown(rows).encode())
+        if wanted is not None and name.split(" ")[0] not in wanted:
+            continue
+        if name not in rows or options.again:
+            rows[name] = cover_attention(name, options.limit)
+            _write_attention(path, rows)
             _tell(name, rows[name]["passed"], rows[name]["reason"])
+        if not options.no_peer and not rows[name]["torch_pruning"]:
+            rows[name] |= cover_attention_peer(name, options.limit)
+            _write_attention(path, rows)
+            _tell(f"{name}, torch-pruning", rows[name]["torch_pruning"], rows[name]["torch_pruning_reason"])
+    _write_attention(path, rows)
     return 0
 
 
 def _write(path: Path, rows: Mapping[str, Row]) -> None:
     write_atomically(path, to_csv(rows).encode())
     write_atomically(path.with_suffix(".md"), to_markdown(rows).encode())
+
+
+def _write_attention(path: Path, rows: Mapping[str, Row]) -> None:
+    write_atomically(path, attention_csv(rows).encode())
+    write_atomically(path.with_suffix(".md"), attention_markdown(rows).encode())
 
 
 def _tell(what: str, passed: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 """What of known transformers' attention can go: which couplings, whether exactly, and how many MACs half of it saves.
 
 Command: `python -m benchmarks coverage --attention`. Each network runs in a process of its own, with a limit of CPU
-time, and has a row per granularity. Where it is not limited otherwise, a run of all rows takes about 15 minutes of one
+time, and has a row per granularity. Where it is not limited otherwise, a run of all rows takes about 20 minutes of one
 thread.
 """
 
@@ -32,8 +32,13 @@ COLUMNS = (
     "torch_pruning_macs_after torch_pruning_reason versions"
 ).split()
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+GRANULARITIES = ("channel", "head")
 HALF = 0.5
-QUERIES = {"qkv", "q", "k", "v", "kv", "query", "key", "value", "q_proj", "k_proj", "v_proj", "c_attn"}
+REASON = 400  # characters of a cell
+QUERIES = set(
+    "qkv to_qkv qkv_proj c_attn qk kv q k v wq wk wv query key value q_proj k_proj v_proj q_conv k_conv v_conv".split()
+)
+FUSED = {"qkv": 3, "to_qkv": 3, "qkv_proj": 3, "c_attn": 3, "qk": 2, "kv": 2}  # how many of the three a layer gives
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads", "n_head")
 
 
@@ -69,6 +74,14 @@ def change(model: nn.Module, inputs: Any, couplings: Sequence[Coupling], plan: P
     )
 
 
+def shortened(reasons: Sequence[str]) -> str:
+    """Return as many reasons as fit in a cell, those of an attention first, and the number of the others."""
+    ordered = sorted(reasons, key=lambda why: "attn" not in why and "attention" not in why)
+    shown = [why for i, why in enumerate(ordered) if i == 0 or sum(map(len, ordered[: i + 1])) < REASON]
+    more = [f"and {len(ordered) - len(shown)} more"] if len(shown) < len(ordered) else []
+    return "; ".join([*(why[:REASON] for why in shown), *more])
+
+
 def examine(name: str) -> Row:
     """Return the row of a network; its name is `SOURCE:NETWORK GRANULARITY`."""
     network, _, granularity = name.partition(" ")
@@ -81,18 +94,20 @@ def examine(name: str) -> Row:
             warnings.simplefilter("ignore")
             trace = trace_couplings(model, inputs, granularity=granularity)  # type: ignore[arg-type]
         couplings = of_attention(trace.couplings)
-        for kind in ("channel", "head"):
+        for kind in GRANULARITIES:
             row[f"{kind}s"] = str(sum(coupling.kind == kind for coupling in couplings))
         stays = [why for why in trace.unruled if not couplings or "attention" in why or "layer_norm" not in why]
-        row["reason"] = "; ".join(stays)[:400]
+        row["reason"] = shortened(stays)
         if not couplings:
             return row
         plan = half_of(couplings)
         row["macs_after"] = str(count_macs(remove_channels(model, plan), inputs))
         error = change(model, inputs, couplings, plan)
         row |= {"error": f"{error:.1e}", "passed": "yes" if error < TOLERANCE else "no"}
+        if row["passed"] == "no":
+            row["reason"] = shortened(["the outputs change although only what was empty in the attention went", *stays])
     except FAILURES as error:
-        row["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+        row["reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:REASON]
     return row
 
 
@@ -112,60 +127,74 @@ def examine_peer(name: str) -> Row:
         import torch_pruning
 
         model, inputs = build(network)
+        before = count_macs(model, inputs)
         heads = _heads(model)
         if not heads:
-            raise ValueError("no layer that holds queries, keys and values was found to tell it of")
-        options = {"prune_num_heads": True} if granularity == "head" else {"prune_head_dims": True}
+            raise ValueError("no layer that holds queries, keys and values of several heads was found to tell it of")
         pruner = torch_pruning.pruner.BasePruner(
             model,
             inputs,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=0.0,
             pruning_ratio_dict=dict.fromkeys(heads, HALF),
-            head_pruning_ratio=HALF if granularity == "head" else 0.0,
+            head_pruning_ratio_dict={layer: count // 2 / count for layer, count in heads.items()},
             num_heads=dict(heads),
+            prune_num_heads=granularity == "head",
+            prune_head_dims=granularity == "channel",
             output_transform=lambda output: sum(part.sum() for part in outputs_of(output)),
-            **options,
         )
         pruner.step()
         _by_hand(model, pruner.num_heads)
-        row["torch_pruning_macs_after"] = str(count_macs(model, inputs))
+        after = count_macs(model, inputs)
+        row["torch_pruning_macs_after"] = str(after)
         sum(part.square().mean() for part in outputs_of(as_inputs(inputs).call(model))).backward()  # type: ignore[union-attr]
-        row["torch_pruning"] = "yes"
+        if after < before:
+            row["torch_pruning"] = "yes"
+        else:
+            row["torch_pruning_reason"] = f"removed nothing, told of {len(heads)} layers with heads"
     except FAILURES as error:
         row["torch_pruning_reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return row
 
 
+def _projections(module: nn.Module) -> dict[str, Any]:
+    """Return the layers of a module that give queries, keys or values; of one with a norm, the layer before it."""
+    found: dict[str, Any] = {}
+    for name, child in module.named_children():
+        if name in QUERIES:
+            parts = [part for part in child.modules() if isinstance(getattr(part, "weight", None), nn.Parameter)]
+            found |= {name: parts[0]} if parts else {}
+    return found
+
+
 def _heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Return the layers that give queries, keys and values, to the number of their heads."""
+    """Return the layers that give queries, keys and values, to the number of their heads, where there are several."""
     found = {}
     for module in model.modules():
-        count = next((vars(module)[name] for name in COUNTS if type(vars(module).get(name)) is int), 0)
-        width = vars(module).get("head_dim", 0)
-        for name, layer in module.named_modules():
-            if name.split(".")[-1] in QUERIES and hasattr(layer, "weight") and (count or width):
-                pieces = 3 if name.endswith(("qkv", "c_attn")) else 2 if name.endswith("kv") else 1
-                found[layer] = count or layer.weight.shape[0] // pieces // width
+        for name, layer in _projections(module).items():
+            count = next((vars(module)[key] for key in COUNTS if type(vars(module).get(key)) is int), 0)
+            width = vars(module).get("head_dim", 0)
+            if count or width:
+                found[layer] = count or layer.weight.shape[0] // FUSED.get(name, 1) // width
     return {layer: count for layer, count in found.items() if count > 1}
 
 
 def _by_hand(model: nn.Module, heads: Mapping[nn.Module, int]) -> None:
     """Set the numbers on the modules: of heads, of the channels of one, and of all."""
     for module in model.modules():
-        layer: Any = next((child for child in module.children() if child in heads), None)
-        if layer is None:
+        told = {name: layer for name, layer in _projections(module).items() if layer in heads}
+        if not told:
             continue
-        pieces = 3 if layer is getattr(module, "qkv", None) else 1
-        width = int(layer.weight.shape[0]) // pieces
+        name, layer = next(iter(told.items()))
+        width = int(layer.weight.shape[0]) // FUSED.get(name, 1)
         values = {
             **dict.fromkeys(COUNTS, heads[layer]),
             **dict.fromkeys(("head_dim", "attention_head_size"), width // heads[layer]),
             **dict.fromkeys(("attn_dim", "all_head_size", "inner_dim", "embed_dim"), width),
         }
-        for name, value in values.items():
-            if type(vars(module).get(name)) is int:
-                setattr(module, name, value)
+        for key, value in values.items():
+            if type(vars(module).get(key)) is int:
+                setattr(module, key, value)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -175,22 +204,25 @@ def _by_hand(model: nn.Module, heads: Mapping[nn.Module, int]) -> None:
 
 def rows_of_attention() -> list[str]:
     """Return the names of all rows."""
-    return [f"{network} {granularity}" for network in listed() for granularity in ("channel", "head")]
+    return [f"{network} {granularity}" for network in listed() for granularity in GRANULARITIES]
 
 
-def cover_attention(name: str, limit: float = LIMIT_SECONDS, *, peer: bool = True) -> Row:
-    """Return a row."""
+def cover_attention(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return a row, without the columns of torch-pruning."""
     found, seconds, stopped = in_own_process(examine, name, limit)
     if stopped:
         found = {"passed": "no", "reason": stopped}
-    beside: Row = {}
-    if peer:
-        beside, _, halted = in_own_process(examine_peer, name, limit)
-        beside = {"torch_pruning": "no", "torch_pruning_reason": halted} if halted else beside
     network, _, granularity = name.partition(" ")
-    row = {"network": network, "granularity": granularity, "seconds": f"{seconds:.1f}", **found, **beside}
+    row = {"network": network, "granularity": granularity, "seconds": f"{seconds:.1f}", **found}
     row["versions"] = " ".join(f"{package}-{_version(package)}" for package in PACKAGES if _version(package))
     return {column: row.get(column, "") for column in COLUMNS}
+
+
+def cover_attention_peer(name: str, limit: float = LIMIT_SECONDS) -> Row:
+    """Return the columns of torch-pruning."""
+    row, _, stopped = in_own_process(examine_peer, name, limit)
+    found = {"torch_pruning": "no", "torch_pruning_reason": stopped, **row}
+    return {column: found.get(column, "") for column in COLUMNS if column.startswith("torch_pruning")}
 
 
 def _version(package: str) -> str:
@@ -210,12 +242,18 @@ def read_attention(path: Path) -> dict[str, Row]:
     return {f"{row['network']} {row['granularity']}": row for row in rows}
 
 
+def _in_order(rows: Mapping[str, Row]) -> list[Row]:
+    """Return the rows in the order of the list, then those of networks that it does not have."""
+    names = [f"{network} {granularity}" for network in every_network() for granularity in GRANULARITIES]
+    return [rows[name] for name in dict.fromkeys([*names, *rows]) if name in rows]
+
+
 def attention_csv(rows: Mapping[str, Row]) -> str:
-    """Return the table as CSV."""
+    """Return the table as CSV, in the order of the list."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: for_csv(cell) for key, cell in row.items()} for row in rows.values())
+    writer.writerows({key: for_csv(cell) for key, cell in row.items()} for row in _in_order(rows))
     return buffer.getvalue()
 
 
@@ -224,9 +262,10 @@ HEADER = f"""# Attention
 `python -m benchmarks coverage --attention` generates this page and `attention.csv`. Each transformer is built with
 random weights, most of them with one or two blocks a stage, and half of every coupling that takes part in an attention
 is removed, at random: channels of each head, or heads. Error: the largest relative change of an output in float64 where
-what goes was set to zero first; a row passes below {TOLERANCE:g}. torch-pruning was told the number of heads of each
-layer, and the numbers on the modules were set by hand afterwards, as in its own examples; "yes" says that the network
-ran and had a gradient. Its outputs are not compared.
+what goes was set to zero first; a row passes below {TOLERANCE:g}. Where only heads can go, the rows of channels have
+heads, too. torch-pruning was told the number of heads of each layer that has several, to remove half of each head's
+channels, or of the heads, and the numbers on the modules were set by hand afterwards, as in its own examples; "yes"
+says that something went, and that the network ran and had a gradient. Its outputs are not compared.
 
 """
 
@@ -245,7 +284,7 @@ def attention_markdown(rows: Mapping[str, Row]) -> str:
         "| torch-pruning | macs after | what stays |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows.values():
+    for row in _in_order(rows):
         peer = (row["torch_pruning"] or "not run") + (
             f": {row['torch_pruning_reason']}" if row["torch_pruning_reason"] else ""
         )

@@ -7,6 +7,7 @@ where the package is installed, are small configurations with random weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,20 +36,26 @@ TIMM: dict[str, dict[str, Any]] = {
     "mobilevit_xxs": {},
     "mobilevitv2_050": {},
     "mvitv2_tiny": {},
-    "nextvit_small": {},
+    "nextvit_small": {"depths": (1, 2, 5, 2)},
     "tiny_vit_5m_224": {},
     "levit_128s": {},
-    "nest_tiny": {"depths": (1, 1, 2)},
-    "gcvit_xxtiny": {"depths": (1, 1, 2, 1)},
+    "nest_tiny": {"depths": (1, 1, 2), "embed_dims": (96, 192, 384), "num_heads": (3, 6, 12)},
+    "gcvit_xxtiny": {"depths": (1, 1, 2, 1), "num_heads": (2, 4, 8, 16)},
     "twins_svt_small": {"depths": (1, 1, 2, 1)},
     "davit_tiny": {"depths": (1, 1, 1, 1)},
     "convit_tiny": {"depth": 2},
     "crossvit_tiny_240": {},
-    "volo_d1_224": {"layers": (1, 1, 1, 1)},
+    "volo_d1_224": {"layers": (1, 1, 1, 1), "embed_dims": (192, 384, 384, 384), "num_heads": (6, 12, 12, 12)},
     "edgenext_xx_small": {},
     "efficientvit_b0": {},
     "efficientvit_m0": {},
     "hieradet_small": {},
+}
+# Their functions pass the depths themselves and refuse others: timm's module and class, called with all that they pass.
+CLASSES = {
+    "nest_tiny": ("nest", "Nest"),
+    "gcvit_xxtiny": ("gcvit", "GlobalContextVit"),
+    "volo_d1_224": ("volo", "VOLO"),
 }
 TORCHVISION = "vit_b_16 swin_t swin_v2_t maxvit_t".split()
 HUGGING_FACE = "bert vit detr_decoder llama t5 whisper_encoder gpt2".split()
@@ -89,9 +96,14 @@ def build(name: str) -> Built:
 def _timm(name: str) -> Built:
     import timm
 
-    model: Any = timm.create_model(name, num_classes=10, **TIMM[name])
-    _, *size = model.pretrained_cfg["input_size"]
-    side = TIMM[name].get("img_size", size[0])
+    model: Any
+    if name in CLASSES:
+        file, kind = CLASSES[name]
+        model = getattr(import_module(f"timm.models.{file}"), kind)(num_classes=10, **TIMM[name])
+    else:
+        model = timm.create_model(name, num_classes=10, **TIMM[name])
+    known: Any = timm.get_pretrained_cfg(name)
+    side = TIMM[name].get("img_size") or known.input_size[-1]
     return model, torch.randn(2, 3, side, side)
 
 
