@@ -92,9 +92,14 @@ class Site:
     parts: int
 
     def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
-        """Return what the attentions that are tried together have in common."""
-        sizes = tuple((c.num_channels, c.kind) for c in self.couplings)
-        return type(modules[self.path]), self.mode, sizes
+        """Return what the attentions that are tried together have in common, their own widths included."""
+        module, sizes = modules[self.path], tuple((c.num_channels, c.kind) for c in self.couplings)
+        widths = [
+            (name, value)
+            for name, value in vars(module).items()
+            if type(value) is int and any(value >= count and value % count == 0 for count, _ in sizes)
+        ]
+        return type(module), self.mode, sizes, tuple(sorted(widths))
 
 
 class Attentions:

@@ -184,6 +184,30 @@ def test_heads_go_where_the_rows_left_would_also_fit_as_many_heads(form: str) ->
     assert small.attention.heads == 3
 
 
+class Widening(nn.Module):
+    """Two stages, whose attentions have equally many heads of other widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.between, self.second = Fused(8, 4, 2), nn.Linear(8, 12), Fused(12, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x)))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "head"])
+def test_attentions_of_one_class_and_other_widths_are_told_apart(granularity: str) -> None:
+    torch.manual_seed(0)
+    model, x = Widening().double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    couplings = [c for c in found(model, x, granularity) if "between" not in c.name]
+    assert {c.name: c.num_channels for c in couplings if c.kind == "head"} == (
+        {"first.qkv": 4, "second.qkv": 4} if granularity == "head" else {}
+    )
+    assert len([c for c in couplings if c.name.endswith("qkv")]) >= 2
+    kept = {c.name: list(range(c.num_channels - 1)) for c in couplings}
+    check_exact(model, (x,), couplings, kept)
+
+
 @pytest.mark.parametrize("repeat", [False, True])
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("granularity", ["channel", "head"])
