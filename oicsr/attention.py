@@ -9,6 +9,7 @@ here, for all attentions of one class and shape at once, in this order:
 | `"free"` | channels of the queries and keys, and channels of the values, in different numbers          |
 | `"tied"` | a channel of the queries and keys with one of the values: the code has one width for both   |
 | `"head"` | heads                                                                                       |
+| `"both"` | a head of the queries and keys with one of the values, where layers mix heads between them  |
 | `"part"` | channels of the queries and keys alone, or of the values alone: the others' width is fixed  |
 | `"none"` | nothing: the code holds a width as a number                                                 |
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
@@ -35,7 +36,7 @@ from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
 
 Granularity = Literal["channel", "head"]
-NEXT = {"free": "tied", "tied": "head", "head": "none", "part": "none"}
+NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
@@ -47,7 +48,7 @@ def check_granularity(granularity: str) -> None:
 
 
 def settle_products(tracer: Tracer, refusals: Mapping[str, str], parts: Mapping[str, str]) -> None:
-    """Tie channels of queries and keys to those of values where a module's mode is `"tied"`; fix them where it is none.
+    """Tie channels (or heads) of queries and keys to those of values where a module's mode says so, or fix them.
 
     Args:
         tracer: After it ran over the graphs.
@@ -63,8 +64,9 @@ def settle_products(tracer: Tracer, refusals: Mapping[str, str], parts: Mapping[
             for product in products:
                 if product.channels is not None and product.kind != parts[path]:
                     tracer.sets.fix(product.channels, tracer.notable(refusals[path]))
-        elif mode == "tied":
-            vectors = [p.channels for p in products if p.channels is not None]
+        elif mode in ("tied", "both"):
+            own = [p.channels if mode == "tied" else p.heads for p in products]
+            vectors = [vector for vector in own if vector is not None]
             for vector in vectors[1:]:
                 if vector.shape == vectors[0].shape:
                     tracer.sets.join(vectors[0], vector)
@@ -82,7 +84,8 @@ def _by_module(products: Iterable[Product]) -> dict[str, list[Product]]:
 class Site:
     """An attention: the products of one module, and the couplings whose channels take part in them.
 
-    `parts` is how many sets of channels go by themselves: those of queries and keys, and those of values.
+    `parts` is how many sets of channels go by themselves: those of queries and keys, and those of values. `head_sets`
+    is the same of heads: those of queries and keys are others than those of values where a layer mixes heads.
     """
 
     path: str
@@ -90,6 +93,7 @@ class Site:
     couplings: tuple[Coupling, ...]
     mode: str
     parts: int
+    head_sets: int
 
     def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
         """Return what the attentions that are tried together have in common."""
@@ -152,7 +156,8 @@ class Attentions:
                 tuple(products),
                 tuple(couplings[name] for name in _owners(tracer, index, products) if name in couplings),
                 self.modes.get(path, start),
-                len({tuple(index.roots[p.channels].tolist()) for p in products if p.channels is not None}),
+                _distinct(index, [product.channels for product in products]),
+                _distinct(index, [product.heads for product in products]),
             )
             for path, products in _by_module(tracer.products).items()
             if self.modes.get(path) != "none"
@@ -196,7 +201,9 @@ class Attentions:
             following = NEXT[site.mode]
             if following == "tied" and site.parts < 2:
                 following = "head"
-            if following == "none" and site.mode == "head" and site.path in self.parts:
+            if following == "both" and site.head_sets < 2:
+                following = "none"
+            if following == "none" and site.mode in ("head", "both") and site.path in self.parts:
                 following = "part"
             self.modes[site.path] = following
             if following in ("part", "none"):
@@ -273,6 +280,11 @@ def _kind(index: ChannelIndex, site: Site, coupling: Coupling) -> str:
     """Return the kind of the products that hold a coupling's channels; empty where they are of both kinds."""
     kinds = {p.kind for p in site.products if p.channels is not None and owner_of(index, p.channels) == coupling.name}
     return kinds.pop() if len(kinds) == 1 else ""
+
+
+def _distinct(index: ChannelIndex, vectors: Iterable[Tensor | None]) -> int:
+    """Return how many different sets of channels there are."""
+    return len({tuple(index.roots[vector].tolist()) for vector in vectors if vector is not None})
 
 
 def _may_have_heads(site: Site) -> bool:

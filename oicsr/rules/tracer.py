@@ -210,7 +210,7 @@ class Tracer:
 
     def takes_heads(self, node: fx.Node) -> bool:
         """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
-        return self.modes.get(module_path(node), self.granularity) in ("head", "none")  # heads are tried last
+        return self.modes.get(module_path(node), self.granularity) in ("head", "both", "none")  # heads are tried last
 
     def note_product(self, product: Product) -> None:
         """Remember a product of two activations."""
