@@ -9,6 +9,7 @@ here, for all attentions of one class and shape at once, in this order:
 | `"free"` | channels of the queries and keys, and channels of the values, in different numbers          |
 | `"tied"` | a channel of the queries and keys with one of the values: the code has one width for both   |
 | `"head"` | heads                                                                                       |
+| `"both"` | a head of the queries and keys with one of the values, where layers mix heads between them  |
 | `"part"` | channels of the queries and keys alone, or of the values alone: the others' width is fixed  |
 | `"none"` | nothing: the code holds a width as a number                                                 |
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
@@ -33,9 +34,12 @@ from oicsr.queries import rescaled_rows
 from oicsr.repair import Bench, Number, Repair, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
+from oicsr.rules.registry import aten
 
 Granularity = Literal["channel", "head"]
-NEXT = {"free": "tied", "tied": "head", "head": "none", "part": "none"}
+NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
+ADDED = frozenset(aten("addmm baddbmm addbmm"))
+WHOLE = {"aten::scaled_dot_product_attention", "python::flex_attention"}
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
@@ -46,14 +50,18 @@ def check_granularity(granularity: str) -> None:
         raise ValueError(f"granularity is {granularity!r}; it must be one of {allowed}")
 
 
-def settle_products(tracer: Tracer, refusals: Mapping[str, str], parts: Mapping[str, str]) -> None:
-    """Tie channels of queries and keys to those of values where a module's mode is `"tied"`; fix them where it is none.
+def settle_products(tracer: Tracer, attentions: Attentions) -> None:
+    """Tie channels (or heads) of queries and keys to those of values where a module's mode says so, or fix them.
 
     Args:
         tracer: After it ran over the graphs.
-        refusals: Module to the reason why its attention stays, or a part of it.
-        parts: Module to the kind of the products whose channels go, where its mode is `"part"`.
+        attentions: What is known of the attentions.
     """
+    refusals, parts = attentions.refusals, attentions.parts
+    for cut in tracer.cuts:
+        reason = attentions.uncut.get(module_path(cut.node))
+        for piece in cut.pieces if reason else ():
+            tracer.sets.fix(piece, tracer.notable(reason or ""))
     for path, products in _by_module(tracer.products).items():
         mode = tracer.modes.get(path)
         if mode == "none":
@@ -63,8 +71,9 @@ def settle_products(tracer: Tracer, refusals: Mapping[str, str], parts: Mapping[
             for product in products:
                 if product.channels is not None and product.kind != parts[path]:
                     tracer.sets.fix(product.channels, tracer.notable(refusals[path]))
-        elif mode == "tied":
-            vectors = [p.channels for p in products if p.channels is not None]
+        elif mode in ("tied", "both"):
+            own = [p.channels if mode == "tied" else p.heads for p in products]
+            vectors = [vector for vector in own if vector is not None]
             for vector in vectors[1:]:
                 if vector.shape == vectors[0].shape:
                     tracer.sets.join(vectors[0], vector)
@@ -80,9 +89,12 @@ def _by_module(products: Iterable[Product]) -> dict[str, list[Product]]:
 
 @dataclass(frozen=True)
 class Site:
-    """An attention: the products of one module, and the couplings whose channels take part in them.
+    """An attention: the products of one module, and the couplings whose channels take part in them or are cut there.
 
-    `parts` is how many sets of channels go by themselves: those of queries and keys, and those of values.
+    A module that only cuts its channels into unequal pieces is one without products.
+
+    `parts` is how many sets of channels go by themselves: those of queries and keys, and those of values. `head_sets`
+    is the same of heads: those of queries and keys are others than those of values where a layer mixes heads.
     """
 
     path: str
@@ -90,6 +102,7 @@ class Site:
     couplings: tuple[Coupling, ...]
     mode: str
     parts: int
+    head_sets: int
 
     def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
         """Return what the attentions that are tried together have in common, their own widths included."""
@@ -109,17 +122,20 @@ class Attentions:
         modes: Module to mode.
         refusals: Module to the reason why nothing of its attention goes, or nothing of a part of it.
         parts: Module to the kind of the products (`"scores"`, `"values"`) whose channels can go though others cannot.
+        uncut: Module to the reason why the pieces of what it cuts stay.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, granularity: Granularity) -> None:
         self.modes: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
         self.parts: dict[str, str] = {}
+        self.uncut: dict[str, str] = {}
         self._model = model
         self._inputs = inputs
         self._granularity = granularity
         self._bench: Bench | None = None
         self._known: dict[tuple[object, ...], Repair] = {}
+        self._known_rows: dict[fx.Node, tuple[Rescaled, ...]] = {}
 
     def complete(
         self, tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupling], graph: fx.Graph
@@ -151,17 +167,20 @@ class Attentions:
 
     def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
         start = "free" if self._granularity == "channel" else "head"
-        return [
-            Site(
-                path,
-                tuple(products),
-                tuple(couplings[name] for name in _owners(tracer, index, products) if name in couplings),
-                self.modes.get(path, start),
-                len({tuple(index.roots[p.channels].tolist()) for p in products if p.channels is not None}),
-            )
-            for path, products in _by_module(tracer.products).items()
-            if self.modes.get(path) != "none"
-        ]
+        products, pieces = _by_module(tracer.products), defaultdict[str, list[Tensor]](list)
+        for cut in tracer.cuts:
+            pieces[module_path(cut.node)] += () if cut.listed else cut.pieces
+        found = []
+        for path in dict.fromkeys([*products, *pieces]):
+            mode = self.modes.get(path, start)
+            own = products[path] if mode != "none" else []
+            labels = [*(product.labels for product in own), *(pieces[path] if path not in self.uncut else [])]
+            if labels:
+                names = _owners(index, labels)
+                within = tuple(couplings[name] for name in names if name in couplings)
+                sets = [_distinct(index, [getattr(p, kind) for p in own]) for kind in ("channels", "heads")]
+                found.append(Site(path, tuple(own), within, mode, *sets))
+        return found
 
     def _try(
         self,
@@ -189,6 +208,7 @@ class Attentions:
                     continue
                 found[completed.name] = completed
         if failure:
+            fit = [position for position in fit if _kind(index, group[0], group[0].couplings[position])]
             if group[0].mode == "free" and len(fit) == 1 and group[0].parts > 1:
                 self.parts |= {s.path: kind for s in group if (kind := _kind(index, s, s.couplings[fit[0]]))}
             self._give_way(group, failure)
@@ -198,15 +218,21 @@ class Attentions:
     def _give_way(self, group: Sequence[Site], failure: str) -> None:
         """Go on to the next mode."""
         for site in group:
+            module = self._model.get_submodule(site.path)
+            if not site.products:
+                self.uncut[site.path] = _refusal(module, site.path, failure, "what is cut into pieces")
+                continue
             following = NEXT[site.mode]
             if following == "tied" and site.parts < 2:
                 following = "head"
-            if following == "none" and site.mode == "head" and site.path in self.parts:
+            if following == "both" and site.head_sets < 2:
+                following = "none"
+            if following == "none" and site.mode in ("head", "both") and site.path in self.parts:
                 following = "part"
             self.modes[site.path] = following
             if following in ("part", "none"):
                 what = "a part of the attention" if following == "part" else "the attention"
-                self.refusals[site.path] = _refusal(self._model.get_submodule(site.path), site.path, failure, what)
+                self.refusals[site.path] = _refusal(module, site.path, failure, what)
 
     def _repair(
         self,
@@ -257,20 +283,50 @@ class Attentions:
         for product in site.products if not math.isnan(power) else ():
             if product.kind != "scores":
                 continue
-            rows = next((r for node in _factors(product.node) if (r := self._rows(tracer, node, -power))), None)
+            rows = self._makes_up(tracer, site, product, -power)
             if rows is None:
                 return None
             rescaled += rows
         return replace(coupling, rescaled=tuple(dict.fromkeys(rescaled))) if rescaled else None
 
-    def _rows(self, tracer: Tracer, node: fx.Node, power: float) -> tuple[Rescaled, ...] | None:
-        return rescaled_rows(tracer.parameters, node, power)
+    def _makes_up(self, tracer: Tracer, site: Site, product: Product, power: float) -> tuple[Rescaled, ...] | None:
+        """Return the rows that make up for a factor of the scores; None where they would change something else too.
+
+        These are the rows of the queries, or else of the keys, unless values are made of them too. Where queries and
+        keys are the same rows, each takes half of the power.
+        """
+        queries, keys = (self._rows(tracer, node) for node in _factors(product.node)[:2])
+        mixed = [node for p in site.products if p.kind == "values" for node in _values(p.node)]
+        values = _slices(*(self._rows(tracer, node) for node in mixed))
+        alike = _slices(queries) == _slices(keys)
+        for rows, other in ((queries, keys), (keys, queries)):
+            own = _slices(rows)
+            if own and own.isdisjoint(values) and (alike or own.isdisjoint(_slices(other))):
+                return tuple(replace(entry, power=power / 2 if alike else power) for entry in rows)
+        return None
+
+    def _rows(self, tracer: Tracer, node: fx.Node) -> tuple[Rescaled, ...]:
+        if node not in self._known_rows:
+            self._known_rows[node] = rescaled_rows(tracer.parameters, node, 1.0) or ()
+        return self._known_rows[node]
+
+
+def _slices(*entries: Iterable[Rescaled]) -> set[tuple[str, int]]:
+    """Return the slices of parameters that are multiplied."""
+    return {(entry.parameter, place) for rows in entries for entry in rows for place in entry.slices}
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """Return what may be the values in a product that mixes them, or in a call that makes a whole attention."""
+    return [argument(node, 2)] if operator_name(node) in WHOLE else _factors(node)
 
 
 def _factors(node: fx.Node) -> list[fx.Node]:
     """Return the two factors of the first product that a call makes."""
     if operator_name(node) == "aten::einsum":
         return list(argument(node, 1))
+    if operator_name(node) in ADDED:
+        return [argument(node, 1), argument(node, 2)]
     return [source_of(node), argument(node, 1)]
 
 
@@ -280,13 +336,18 @@ def _kind(index: ChannelIndex, site: Site, coupling: Coupling) -> str:
     return kinds.pop() if len(kinds) == 1 else ""
 
 
+def _distinct(index: ChannelIndex, vectors: Iterable[Tensor | None]) -> int:
+    """Return how many different sets of channels there are."""
+    return len({tuple(index.roots[vector].tolist()) for vector in vectors if vector is not None})
+
+
 def _may_have_heads(site: Site) -> bool:
     return any(product.kind != "plain" for product in site.products)
 
 
-def _owners(tracer: Tracer, index: ChannelIndex, products: Sequence[Product]) -> list[str]:
-    """Return the names of the couplings whose channels products hold."""
-    owners = index.owner[index.roots[torch.cat([product.labels for product in products]).unique()]]
+def _owners(index: ChannelIndex, labels: Sequence[Tensor]) -> list[str]:
+    """Return the names of the couplings that some channels belong to, in the couplings' order."""
+    owners = index.owner[index.roots[torch.cat(list(labels)).unique()]]
     return [name for number, name in index.names.items() if bool((owners == number).any())]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeGuard
@@ -177,6 +177,15 @@ def _read_number(module: nn.Module, name: str) -> Any:
 def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Return whether a value is a list or tuple of which one with another entry can be made: one by name as well."""
     return type(value) in (list, tuple, torch.Size) or (isinstance(value, tuple) and hasattr(value, "_fields"))
+
+
+def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers on a module by name; those in a list as `name.position`."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif is_sequence(value):
+            yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
 
 
 def _write_number(module: nn.Module, name: str, number: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from oicsr.coupling import Coupling, Member
 from oicsr.labels import ChannelSets
 from oicsr.rules import Slot, Tracer, Value
+from oicsr.rules.calls import module_path
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 from oicsr.state import indices_on_cpu
 
@@ -141,26 +142,37 @@ class ChannelIndex:
 
         All sets that an axis of a layer produces are of one coupling; it is named after the first layer that produces
         them. A weight that is used as it is and transposed (a tied autoencoder) produces along both axes: the second
-        coupling of a layer is named after the parameter and its axis, `decoder.weight[1]`.
+        coupling of a layer is named after the parameter and its axis, `decoder.weight[1]`. What one layer produces for
+        different ends (see `_ends`) makes a coupling each; the second is named after its slices,
+        `qkv[8:12]`.
         """
+        ends = _ends(tracer, roots)
         layers = []
         together = ChannelSets()
         together.new(len(roots))
         for key in tracer.producers:
-            produced = roots[tracer.slots[key].ids]
-            produced = produced[reasons.which[produced] < 0]
-            if len(produced):
+            every = roots[tracer.slots[key].ids]
+            may_go = reasons.which[every] < 0
+            found = dict.fromkeys(ends[every[may_go]].tolist())
+            for end in found:
+                places = (may_go & (ends[every] == end)).nonzero().flatten()
+                produced = every[places]
                 together.join(produced[1:], produced[:1].expand(len(produced) - 1))
-                layers.append((key, produced))
+                layers.append((key, produced, f"{places[0]}:{int(places[-1]) + 1}" if len(found) > 1 else ""))
         owner, number = torch.full((2, len(roots)), -1)
         couplings: dict[int, CouplingId] = {}
         names: dict[CouplingId, str] = {}
         sizes: dict[CouplingId, int] = defaultdict(int)
-        for (parameter, dim), produced in layers:
+        for (parameter, dim), produced, places in layers:
             coupling = couplings.setdefault(int(together.find(produced[0])), CouplingId(len(couplings)))
             if coupling not in names:
                 name = layer_name(parameter)
-                names[coupling] = f"{parameter}[{dim}]" if name in names.values() else name
+                choices = (
+                    name,
+                    f"{name}[{places}]" if places else f"{parameter}[{dim}]",
+                    f"{parameter}[{dim}][{places}]",
+                )
+                names[coupling] = next(choice for choice in choices if choice not in names.values())
             new = torch.tensor(list(dict.fromkeys(produced[owner[produced] < 0].tolist())), dtype=torch.int64)
             owner[new], number[new] = coupling, torch.arange(sizes[coupling], sizes[coupling] + len(new))
             sizes[coupling] += len(new)
@@ -217,6 +229,28 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
         if any(len(tracer.slots[key].ids) > 1 for key in tracer.producers if layer_name(key[0]) == name):
             tracer.unruled.append(f"the channels of {name!r} could only go all at once: the model's code ties them")
     return found, unpruned, index
+
+
+def _ends(tracer: Tracer, roots: Tensor) -> Tensor:
+    """Return for every label what its channels are for, as the root of such sets; -1 where nothing tells.
+
+    The channels of queries and keys, those of values, and each piece of what a module cuts are widths of their own in
+    the code, though one layer may produce them all. (Where a module without attention keeps the sizes of all pieces in
+    a list, they are left together.)
+    """
+    together, known = ChannelSets(), torch.zeros(len(roots), dtype=torch.bool)
+    together.new(len(roots))
+    products = [product for product in tracer.products if product.kind != "weight"]
+    within = {module_path(product.node) for product in products if len(product.labels)}
+    vectors = [p.channels if p.channels is not None else p.heads for p in products]
+    cuts = (cut for cut in tracer.cuts if not cut.listed or module_path(cut.node) in within)
+    vectors += [piece for cut in cuts for piece in cut.pieces]
+    for vector in vectors:
+        if vector is not None:
+            own = roots[vector]
+            together.join(own[1:], own[:1].expand(len(own) - 1))
+            known[own] = True
+    return torch.where(known, together.roots(), -1)
 
 
 def _present(owner: Tensor) -> list[CouplingId]:

@@ -28,6 +28,12 @@ from oicsr.parametrized import make_plain
 from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}  # function -> spatial axes
+SUMMED = {  # those that add a product: where its factors stand
+    **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), ((1, "mat1"), (2, "mat2"))),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_), ((1, "batch1"), (2, "batch2"))),
+    **dict.fromkeys((torch.addbmm, Tensor.addbmm, Tensor.addbmm_), ((1, "batch1"), (2, "batch2"))),
+}
+OVER_BATCH = {torch.addbmm, Tensor.addbmm, Tensor.addbmm_}  # those that sum over axis 0 as well
 PRODUCTS = {
     torch.matmul,
     Tensor.matmul,
@@ -36,17 +42,10 @@ PRODUCTS = {
     Tensor.mm,
     torch.bmm,
     Tensor.bmm,
-    torch.addmm,
-    Tensor.addmm,
-    torch.baddbmm,
-    Tensor.baddbmm,
     torch.einsum,
+    *SUMMED,
 }
 ATTENTIONS = {functional.scaled_dot_product_attention, FLEX_ATTENTION}
-SUMMED = {  # those that add a product: where its factors stand
-    **dict.fromkeys((torch.addmm, Tensor.addmm), ((1, "mat1"), (2, "mat2"))),
-    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), ((1, "batch1"), (2, "batch2"))),
-}
 RECURRENT = {
     f"{name}{end}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for end in ("", "_cell")
 }  # linear layers, one step after the other
@@ -150,6 +149,7 @@ class Positions(Mode):
         if len(factors) != 2 or (None not in derived and any(derived)):
             return
         macs = _einsum_macs(equation, factors) if equation else result.numel() * factors[0].shape[-1]
+        macs *= len(factors[0]) if func in OVER_BATCH else 1
         weights = [factor for factor in factors if id(factor) in self._weights]
         if weights and weights[-1].numel():
             self._note_weight(weights[-1], macs // weights[-1].numel())

@@ -22,7 +22,7 @@ def matches(name: str, pattern: str) -> bool:
     So `"layer1"` stands for all layers of `layer1`, and `"*.conv1"` for every layer of that name.
     """
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
+    return name == pattern or any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
 
 
 def named_layers(model: nn.Module, names: Names) -> set[str]:

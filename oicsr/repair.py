@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from oicsr.changes import is_sequence
+from oicsr.changes import whole_numbers
 from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode, shared
 from oicsr.coupling import Attribute, Coupling
 from oicsr.inputs import Inputs, tensors_in
@@ -34,6 +34,7 @@ MOST_CHANGED = 4  # numbers on the modules of one class that are changed togethe
 MOST_CANDIDATES = 8
 TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
+ADDED = {"addmm", "baddbmm", "addbmm"}
 OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
 
 SET_BY_SURGERY = (nn.Linear, nn.Embedding, _ConvNd, _NormBase)  # their numbers follow the shapes of their weights
@@ -106,7 +107,7 @@ class Bench:
             (type(self.modules[path]).__name__, name, value)
             for path in paths
             if not isinstance(self.modules[path], SET_BY_SURGERY)
-            for name, value in _whole_numbers(self.modules[path])
+            for name, value in whole_numbers(self.modules[path])
             if value and value % channels == 0 and ((path, name.partition(".")[0]) in self._read) == read
         }
 
@@ -116,7 +117,7 @@ class Bench:
         return tuple(
             Attribute(path, name, value)
             for path in dict.fromkeys(paths)
-            for name, value in _whole_numbers(self.modules[path])
+            for name, value in whole_numbers(self.modules[path])
             if (type(self.modules[path]).__name__, name, value) in wanted
         )
 
@@ -147,15 +148,6 @@ class Bench:
                 return Run(f"{_line_of(error)} ({first_line(error)})", calls=factors.calls)
         shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
         return Run("", shapes, tuple(factors.found), factors.calls)
-
-
-def _whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers on a module by name; those in a list as `name.position`."""
-    for name, value in vars(module).items():
-        if type(value) is int:
-            yield name, value
-        elif is_sequence(value):
-            yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
 
 
 def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool]) -> Repair:
@@ -298,6 +290,8 @@ class _Factors(Mode):
             numbers = [number for value in args[:2] if (number := self._number(value))]
             if len(numbers) == 1:
                 self.found.append(numbers[0] if name in TIMES else 1 / numbers[0])
+        elif name.removesuffix("_") in ADDED and named.get("alpha", 1) != 1:
+            self.found.append(float(named["alpha"]))
         elif func is torch.full and args and not args[0] and isinstance(args[1], int | float):
             tensor = func(*args, **named)
             self.filled[id(tensor)] = tensor, float(args[1])

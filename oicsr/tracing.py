@@ -20,6 +20,7 @@ from oicsr.copying import hooked_modules
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.kept import said_of_kept
 from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
@@ -307,7 +308,8 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
             break
     couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
     inexact = index.owners([norm.channels for norm in tracer.norms if not norm.exact])
-    trace = Trace(couplings, unpruned, tuple(dict.fromkeys(tracer.unruled)), untried, inexact)
+    said = said_of_kept(tracer, index, graph.nodes, unpruned)
+    trace = Trace(couplings, unpruned, tuple(dict.fromkeys([*tracer.unruled, *said])), untried, inexact)
     return Traced(tracer, index, graph.nodes, twin), trace
 
 
@@ -325,7 +327,7 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
     for graph in graphs:
         tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
         streams.read(graph.nodes)
-    settle_products(tracer, attentions.refusals, attentions.parts)
+    settle_products(tracer, attentions)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:
             tracer.sets.fix(slot.ids, IGNORED)

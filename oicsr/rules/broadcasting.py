@@ -90,8 +90,11 @@ def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> 
     return _cross(tracer, node, first, second), False
 
 
-def _meet_numbers(tracer: Tracer, own: Operand, numbers: Operand) -> Tensor:
-    """Combine channels with an operand that has none: where it has full size along them, it cannot follow them."""
+def _meet_numbers(tracer: Tracer, own: Operand, numbers: Operand) -> Tensor | None:
+    """Combine channels with an operand that has none: where it has full size along them, it cannot follow them.
+
+    A parameter that stays for that reason (a table of positions, a mask) leaves no channels in what comes out.
+    """
     assert own.ids is not None
     kept = tracer.whole(own.ids, numbers.covers(own))
     if kept is not None:
@@ -99,7 +102,7 @@ def _meet_numbers(tracer: Tracer, own: Operand, numbers: Operand) -> Tensor:
     tracer.sets.fix(own.ids, numbers.reason)
     if numbers.ids is not None:
         tracer.sets.fix(numbers.ids, numbers.reason)
-    return own.ids
+    return own.ids if own.is_activation or not numbers.is_activation else None
 
 
 def _tie(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tuple[Tensor | None, bool]:

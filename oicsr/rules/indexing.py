@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 from torch import Tensor, fx
 
+from oicsr.changes import whole_numbers
 from oicsr.rules.calls import argument, axis_of, gives_many, module_path, operator_name, shape_of, shapes_of
 from oicsr.rules.ids import varying
+from oicsr.rules.notes import Cut
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
+
+MOST_TIMES = 4  # a piece may be as many times as wide as a number says (queries, keys and values in one)
 
 
 @follows(*aten("split split_with_sizes chunk slice narrow tensor_split unsafe_split unsafe_chunk"))
@@ -15,7 +22,8 @@ def cut(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Cuts an axis into pieces.
 
     Equal pieces of the channel axis are tied to one another, so that a cut in halves stays a cut in halves whatever
-    is removed. Where the module keeps the sizes of the pieces in a list, the list follows. Any other cut of the
+    is removed. Where the module keeps the sizes of the pieces in a list, the list follows. Where numbers on the module
+    give the places of a cut, it is found out later which of them follow (`oicsr.attention`). Any other cut of the
     channel axis, whose position is a number in the code, fixes its channels.
     """
     sizes = [shape[axis_of(node, ids.ndim)] for shape in shapes_of(node) if shape is not None]
@@ -37,10 +45,15 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         pieces = ids.split(sizes, axis)
         for position, piece in enumerate(pieces):
             tracer.count(node, f"{kept}.{position}", piece.flatten())
+        tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces), listed=True))
         return list(pieces)
     if sizes == [1] * len(sizes):
         tracer.opaque(node, "picks single channels")
     elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
+        if len(varying(ids)) > 1 and not tracer.depends_on_input(node.all_input_nodes[0]):
+            return [tracer.tie_axis(ids, axis)] * len(sizes)  # a table of more positions than are needed
+        if step == 1 and _is_given(tracer, node, [start, *(start + end for end in accumulate(sizes))], sizes, width):
+            return _given_pieces(tracer, node, ids.narrow(axis, start, sum(sizes)).split(sizes, axis))
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
         tracer.tie_pieces(ids, axis, sizes[0])
@@ -58,6 +71,24 @@ def _kept_sizes(tracer: Tracer, node: fx.Node, name: str, sizes: list[int]) -> s
         return None
     lists = [key for key, value in vars(module).items() if isinstance(value, list | tuple) and list(value) == sizes]
     return lists[0] if len(lists) == 1 else None
+
+
+def _is_given(tracer: Tracer, node: fx.Node, places: list[int], sizes: list[int], width: int) -> bool:
+    """Return whether the sizes of a cut's pieces, or its places, may come from whole numbers on the module."""
+    module = (tracer.modules or {}).get(module_path(node))
+    numbers = {number for _, number in whole_numbers(module) if number > 1} if module is not None else set()
+    given = {1, *numbers} | {a * b for a in numbers for b in (*range(2, MOST_TIMES + 1), *numbers)}
+    return given.issuperset(sizes) or all({place, width - place} & {0, *given} for place in places)
+
+
+def _given_pieces(tracer: Tracer, node: fx.Node, pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Let pieces go by themselves, each of them but for its last slice."""
+    for piece in pieces:
+        if piece.numel() == 1:
+            tracer.sets.fix(piece, "is a piece of a single channel")
+    tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces)))
+    tracer.cuts_by_number = True
+    return list(pieces)
 
 
 @follows(*aten("select unbind"))

@@ -81,6 +81,21 @@ class Count:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A cut of a channel axis at places that numbers of the module give: into pieces that need not be equal.
+
+    Attributes:
+        node: The call.
+        pieces: The labels of each piece, in one row.
+        listed: Whether the sizes stand in a list of the module, so that it is known already how they follow.
+    """
+
+    node: fx.Node
+    pieces: tuple[Tensor, ...]
+    listed: bool = False
+
+
 def said_of_constant(held: str) -> str:
     """Return why channels stay that are combined with a tensor in the model's code; `held`: the attribute that it is.
 

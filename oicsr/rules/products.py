@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.rules.broadcasting import Operand, combine
-from oicsr.rules.calls import argument, shape_of, source_of
+from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes
 from oicsr.rules.notes import Product
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
-from oicsr.rules.weighted import is_weight, multiply_by_weight, sum_with_weight
+from oicsr.rules.weighted import add_to_bias, is_weight, multiply_by_weight, sum_with_weight
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,24 @@ def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")
 
 
+@register_rule(*aten("addmm baddbmm addbmm"))
+def add_product(tracer: Tracer, node: fx.Node) -> Result:
+    """`beta * bias + alpha * x @ y`: tied to what it is added to, as by an addition. `addbmm` sums over axis 0 too."""
+    bias, first, second = (argument(node, position) for position in range(3))
+    if is_weight(tracer, first) or is_weight(tracer, second):
+        return add_to_bias(tracer, node)
+    batch = "a" if len(shape_of(first)) == 3 else ""
+    out = "xy" if operator_name(node) == "aten::addbmm" else batch + "xy"
+    product = _multiply(tracer, node, (first, batch + "xz"), (second, batch + "zy"), out)
+    if not isinstance(product, Value) or argument(node, "beta") == 0:
+        return product
+    summed = Operand(product.ids, list(shape_of(node)), product.reason)
+    result, joined = combine(tracer, node, [summed, Operand.of(tracer, bias, len(out))])
+    if result.ids is not None and tracer.depends_on_input(bias):
+        tracer.added.append((node, joined, result.ids))
+    return result
+
+
 def _give_up(tracer: Tracer, node: fx.Node, why: str) -> Value:
     followed = [n for n in node.all_input_nodes if tracer.ids(n) is not None]
     return tracer.opaque(node, why) if followed else Value(None, tracer.reason(node.all_input_nodes[0]))
@@ -239,6 +257,8 @@ def attend(tracer: Tracer, node: fx.Node, modify: Callable[[Operand], Operand], 
     first, second = Factor(query, leading + "xz"), Factor(key, leading + "yz")
     scores = contract(tracer, node, first, second, leading + "xy", follow="scores")
     scores = None if scores is None else modify(scores)
+    if scores is not None and scores.ids is not None:  # a table may have been tied to the heads since
+        scores = replace(scores, ids=squeeze_constant_axes(tracer.sets.find(scores.ids)))
     kept = None if scores is None else scores.ids
     if scores is None or (kept is not None and kept.shape[-1] > 1):
         return tracer.opaque(node, "multiplies values whose channels lie on different axes")

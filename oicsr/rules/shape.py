@@ -41,7 +41,7 @@ def _left_open(node: fx.Node) -> int | None:
     return int(sizes.index(-1)) + (axis_of(node, len(shape_of(source_of(node)))) if name == "unflatten" else 0)
 
 
-@follows(*aten("permute transpose t swapaxes movedim moveaxis swapdims mT adjoint"))
+@follows(*aten("permute transpose t swapaxes movedim moveaxis swapdims mT adjoint numpy_T"))
 def permute(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Moves axes, and the channels with them."""
     name, arguments = operator_name(node).removeprefix("aten::"), node.args[1:]
@@ -51,6 +51,8 @@ def permute(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
         return torch.movedim(ids, argument(node, "source"), argument(node, "destination"))
     if name in ("mT", "adjoint"):
         return ids.mT
+    if name == "numpy_T":
+        return ids.permute(*reversed(range(ids.ndim)))
     return ids.t() if name == "t" else ids.transpose(*arguments)  # type: ignore[arg-type]
 
 

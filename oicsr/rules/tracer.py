@@ -16,9 +16,9 @@ from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
-from oicsr.rules.notes import Count, Norm, Product, Slot, said_of_constant
+from oicsr.rules.notes import Count, Cut, Norm, Product, Slot, said_of_constant
 from oicsr.rules.table import Result, Value, find_leaf, find_rule
-from oicsr.rules.weights import Axes, follow_computed, keep_computed, keep_rebuilt, note_layer, start_computed
+from oicsr.rules.weights import Axes, follow_computed, is_wide, keep_computed, keep_rebuilt, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
@@ -56,6 +56,7 @@ class Tracer:
         products: Products of activations, in their order.
         norms: The means of squares over channels.
         counts: Numbers on modules that count slices.
+        cuts: Cuts of a channel axis whose places numbers on modules may give.
         computed: Values that are computed from parameters alone.
         weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
         axes: The labels of the axes of parameters that such weights are computed from.
@@ -81,6 +82,7 @@ class Tracer:
     products: list[Product] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
     computed: set[fx.Node] = field(default_factory=set)
     weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -210,7 +212,7 @@ class Tracer:
 
     def takes_heads(self, node: fx.Node) -> bool:
         """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
-        return self.modes.get(module_path(node), self.granularity) in ("head", "none")  # heads are tried last
+        return self.modes.get(module_path(node), self.granularity) in ("head", "both", "none")  # heads are tried last
 
     def note_product(self, product: Product) -> None:
         """Remember a product of two activations."""
@@ -282,13 +284,7 @@ class Tracer:
         """Return the weights that an operator reads whose channels no rule starts: the user is always told of them."""
         if NO_RULE not in why and node.target not in PRODUCTS:
             return []
-        return [self.parameters[n] for n in node.all_input_nodes if n in self.parameters and self._is_weight(n)]
-
-    def _is_weight(self, node: fx.Node) -> bool:
-        """Return whether a value is a parameter that holds more than one number for each channel."""
-        owner, _, name = self.parameters[node].rpartition(".")
-        module = (self.modules or {}).get(owner)
-        return module is not None and name in module._parameters and len(shape_of(node)) > 1
+        return [self.parameters[n] for n in node.all_input_nodes if n in self.parameters and is_wide(self, n)]
 
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
         """Fix the channels that a layer reads whose weight cannot be followed; its own ones cannot be sliced either."""

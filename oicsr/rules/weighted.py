@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx
 
-from oicsr.rules.calls import argument, shape_of, source_of
+from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
-from oicsr.rules.registry import Result, Value, aten, register_rule
+from oicsr.rules.registry import Result, Value, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import has_weight, note_layer
 
@@ -113,11 +113,10 @@ def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out:
     return Value(on_axis(vector, out.index(kept[0]), len(out)))
 
 
-@register_rule(*aten("addmm baddbmm"))
-def add_product(tracer: Tracer, node: fx.Node) -> Result:
-    """`bias + x @ w`."""
+def add_to_bias(tracer: Tracer, node: fx.Node) -> Result:
+    """`bias + x @ w`, where one of the two is a weight."""
     bias, source, weight = (argument(node, position) for position in range(3))
-    if is_weight(tracer, source) or not is_weight(tracer, weight):
+    if is_weight(tracer, source) or operator_name(node) == "aten::addbmm":
         return tracer.opaque(node, "adds a product in a form without a rule")
     result = multiply_by_weight(tracer, node, source, weight)
     if isinstance(result, Value) and result.ids is not None and varying(result.ids) == [result.ids.ndim - 1]:

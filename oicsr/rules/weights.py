@@ -365,3 +365,10 @@ def is_buffer(tracer: Tracing, name: str) -> bool:
     owner, _, local = name.rpartition(".")
     module = (tracer.modules or {}).get(owner)
     return module is not None and local in module._buffers
+
+
+def is_wide(tracer: Tracing, node: fx.Node) -> bool:
+    """Return whether a value is a parameter that holds more than one number for each channel."""
+    owner, _, name = tracer.parameters[node].rpartition(".")
+    module = (tracer.modules or {}).get(owner)
+    return module is not None and name in module._parameters and len(shape_of(node)) > 1

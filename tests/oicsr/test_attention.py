@@ -44,11 +44,13 @@ def found(model: nn.Module, inputs: object, granularity: str = "channel", scope:
 def emptied(model: nn.Module, couplings: list[Coupling], kept: dict[str, list[int]]) -> nn.Module:
     """Return a copy in which every weight of the channels that go is zero."""
     twin = copy.deepcopy(model)
+    parameters = dict(twin.named_parameters())
     for coupling in couplings:
         gone = set(range(coupling.num_channels)) - set(kept.get(coupling.name, range(coupling.num_channels)))
         for member in coupling.members:
             index = torch.tensor([i for i, c in enumerate(member.channels.tolist()) if c in gone], dtype=torch.int64)
-            twin.get_parameter(member.parameter).index_fill_(member.dim, index, 0)
+            if member.parameter in parameters:  # a table that is a buffer keeps its numbers
+                parameters[member.parameter].index_fill_(member.dim, index, 0)
     return twin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,17 @@ from oicsr import PruningPlan
 from tests.oicsr.attentions import CrossCovariance, Fused, Grouped, Masked, Separate, Tables
 from tests.oicsr.networks import drop_third
 from tests.oicsr.test_attention import emptied, found
+from tests.oicsr.test_attention_kinds import (
+    Alibi,
+    KeyDim,
+    MultiQuery,
+    Parallel,
+    SetBlock,
+    Shared,
+    Tabled,
+    Talking,
+    Weighted,
+)
 
 
 class Block(nn.Module):
@@ -80,7 +92,27 @@ def build(seed: int) -> nn.Module:
     return Transformer([Block(attention(), width, norm, before, gated) for _ in range(2)], width)
 
 
-def check(seed: int) -> int:
+def build_rarer(seed: int) -> nn.Module:
+    """Build a random transformer of two attentions of different rarer forms."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    layer, where = draw.choice(["convolution", "linear"]), draw.choice(["before", "after", "before and after"])
+    forms: list[Callable[[], nn.Module]] = [
+        lambda: Talking(layer, where, draw.random() < 0.5),
+        lambda: Parallel(draw.choice(["list", "numbers", "slices", "pair", "times"])),
+        lambda: MultiQuery(draw.choice(["list", "numbers", "nested"])),
+        lambda: Alibi(draw.choice(["method", "computed", "empty"]), draw.random() < 0.5),
+        lambda: Shared(draw.choice(["qk", "kv", "qv", "twice", "qkv"]), draw.choice(["kernel", "computed", "stored"])),
+        lambda: Tabled(draw.choice(["slopes", "table", "larger", "causal"]), draw.random() < 0.5),
+        KeyDim,
+        SetBlock,
+        Weighted,
+    ]
+    norm, before, gated = draw.choice(["layer", "rms", "none"]), draw.random() < 0.5, draw.random() < 0.5
+    return Transformer([Block(form(), 12, norm, before, gated) for form in draw.sample(forms, 2)], 12)
+
+
+def check(seed: int, build: Callable[[int], nn.Module] = build) -> int:
     """Remove a random third of all channels or heads of one network; return how many couplings attention gave."""
     model, x = build(seed).double().eval(), torch.randn(2, 5, 6, dtype=torch.float64)
     granularity, scope = ("channel", "head")[seed % 2], ("inner", "all")[seed // 2 % 2]
@@ -102,6 +134,16 @@ def test_random_transformers_lose_what_was_emptied(start: int) -> None:
 
 def test_a_few_random_transformers() -> None:
     assert sum(check(seed) for seed in range(6)) > 0
+
+
+@pytest.mark.parametrize("start", range(0, 100, 20))
+@pytest.mark.slow
+def test_random_transformers_of_rarer_forms_lose_what_was_emptied(start: int) -> None:
+    assert sum(check(seed, build_rarer) for seed in range(start, start + 20)) > 20
+
+
+def test_a_few_random_transformers_of_rarer_forms() -> None:
+    assert sum(check(seed, build_rarer) for seed in range(4)) > 4
 
 
 def test_every_mask_and_gate_beside_grouped_queries_is_drawn() -> None:

@@ -1,0 +1,100 @@
+"""Attentions that keep channels for a reason that nobody is warned of elsewhere: a residual stream runs through them.
+
+A network keeps its residual streams in the scope `"inner"`, and what is added to the model's input in any scope. Nobody
+has to be told so of every block's last layer. Of the projections inside an attention it is not to be expected.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from oicsr.collect import STREAM, ChannelIndex, layer_name
+from oicsr.rules import Tracer
+from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
+from oicsr.rules.registry import aten
+from oicsr.rules.tracer import INPUT, OUTPUT
+
+SOFTMAX = frozenset(aten("softmax _softmax"))
+WHOLE = frozenset(aten("scaled_dot_product_attention")) | {"python::flex_attention"}
+VIEWS = frozenset(aten("view reshape unsqueeze squeeze transpose permute expand flatten unflatten mT contiguous clone"))
+TIMES = frozenset(aten("mul multiply"))
+LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
+SAID = {
+    STREAM: STREAM,
+    INPUT: "is joined to what is read from the model's input (added to it, without a layer in between)",
+    OUTPUT: OUTPUT,
+}
+
+
+def said_of_kept(tracer: Tracer, index: ChannelIndex, graph: fx.Graph, unpruned: Mapping[str, str]) -> list[str]:
+    """Return what to warn of: for each attention, which projections inside it keep all their channels, and why.
+
+    Args:
+        tracer: After it ran over the graph.
+        index: The numbers of the channels.
+        graph: The graph.
+        unpruned: Layer to the reason why its channels stay.
+    """
+    products = {product.node for product in tracer.products if product.kind != "weight"}
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for node in graph.nodes:
+        if node in products or (node.op == "call_function" and operator_name(node) in TIMES):
+            path = module_path(node)
+            layers, attends = _behind(tracer, node, path)
+            for layer, parameter in layers if attends else ():
+                reason = unpruned.get(layer, "")
+                slot = tracer.slots.get((parameter, 0))
+                if reason in SAID and slot is not None and not index.names_of(slot.ids):
+                    found[path][layer] = SAID[reason]
+    said = []
+    for path, reasons in found.items():
+        name = type((tracer.modules or {})[path]).__name__
+        whole = ", ".join(f"{layer!r} {reason}" for layer, reason in reasons.items())
+        said.append(f"the attention in {path or '(root)'!r} ({name}) keeps channels: {whole}")
+    return said
+
+
+def _behind(tracer: Tracer, node: fx.Node, path: str) -> tuple[list[tuple[str, str]], bool]:
+    """Return the layers of a module that a product is computed from, and whether it mixes values by a softmax.
+
+    Layers of one output, such as those that give a score, are looked through; each layer is given with its weight.
+    """
+    if operator_name(node) in TIMES and not any(_is_softmax(source) for source in node.all_input_nodes):
+        return [], False
+    attends = operator_name(node) in WHOLE
+    layers: dict[tuple[str, str], None] = {}
+    seen: set[fx.Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        source = waiting.pop()
+        if source in seen or source.op != "call_function" or not _within(source, path):
+            continue
+        seen.add(source)
+        attends |= operator_name(source) in SOFTMAX
+        weights = [tracer.parameters[n] for n in source.all_input_nodes if n in tracer.parameters]
+        if operator_name(source) in LAYERS and weights and shape_of(source.args[1])[0] > 1:  # type: ignore[arg-type]
+            layers[layer_name(weights[0]), weights[0]] = None
+        else:
+            waiting += source.all_input_nodes
+    return sorted(layers), attends
+
+
+def _within(node: fx.Node, path: str) -> bool:
+    own = module_path(node)
+    return not path or own == path or own.startswith(f"{path}.")
+
+
+def _is_softmax(node: fx.Node) -> bool:
+    return any(operator_name(source) in SOFTMAX for source in _views(node))
+
+
+def _views(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield a value, and what it is a view of."""
+    while node.op == "call_function":
+        yield node
+        if operator_name(node) not in VIEWS:
+            return
+        node = source_of(node)
