@@ -32,6 +32,7 @@ class PlainConvolutions(nn.Module):
 
 
 def test_our_groups_are_those_of_depgraph_channel_for_channel() -> None:
+    torch.manual_seed(0)  # with some others, the last ReLU lets nothing through
     model = PlainConvolutions()
     images = torch.zeros(1, 3, 8, 8)
     ours = set()

@@ -128,7 +128,8 @@ def test_any_default_device_will_do(on_meta: bool) -> None:
         if on_meta:
             model, images = Chain().eval(), torch.randn(2, 3, 8, 8)
         trace = oicsr.trace_couplings(model, images)
-        couplings, scores = trace.couplings, [torch.rand(c.num_channels, device="cpu") for c in trace.couplings]
+        couplings = trace.couplings
+        scores = [torch.linspace(0, 1, c.num_channels, device="cpu") for c in couplings]  # of every layer some go
         plan = oicsr.select_channels(scores, couplings, model, images, macs_kept=0.5, tolerance=0.2)
         small = oicsr.remove_channels(model, plan)
         left = oicsr.shrink_couplings(couplings, plan)
