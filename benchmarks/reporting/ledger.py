@@ -54,10 +54,10 @@ FIRST_CLAIMS = ("1", "11", "11f")  # the paper's own, and the strongest rival be
 HEADLINE_ORDER = ("1", "11", "11f", "12f", "1r", "2c", "11r", "3c")
 HEADLINE_CLAIMS = 4
 HEADLINE_KINDS = (
-    ("Lost", REFUTED, True),
-    ("Does not hold", REFUTED, False),
-    ("Holds", SUPPORTED, False),
-    ("Not shown either way", INCONCLUSIVE, False),
+    ("Claimed and lost", REFUTED, True),
+    ("Claimed, does not hold", REFUTED, False),
+    ("Claimed, and holds", SUPPORTED, False),
+    ("Claimed, not shown either way", INCONCLUSIVE, False),
 )
 
 KEY_MEASURES = {PRUNED: "Before fine-tuning", RECALIBRATED: "Recalibrated", FINETUNED: "Fine-tuned"}

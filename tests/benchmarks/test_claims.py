@@ -165,19 +165,22 @@ def test_readme_begins_with_what_holds_on_what_evidence_and_what_does_not() -> N
         "data set, short training. [More](#results)."
     )
     kinds = [line.partition(":**")[0].removeprefix("- **") for line in told]
-    assert kinds == [kind for kind in ("Lost", "Does not hold", "Holds", "Not shown either way") if kind in kinds]
+    every = ("Claimed and lost", "Claimed, does not hold", "Claimed, and holds", "Claimed, not shown either way")
+    assert kinds == [kind for kind in every if kind in kinds]
     judged = [verdict for verdict in verdicts if (own := verdict.at("small")) and own.effect]
     shown = sum(verdict.claim.short in "\n".join(told) for verdict in judged)
     more = sum(int(line.rpartition("; and ")[2].split()[0]) for line in told if "; and " in line)
     assert shown + more == len(judged) > 8  # nothing is passed over
-    assert "- **Holds:** OICSR-GL beats Group Lasso (out), before fine-tuning (+" in "\n".join(told)
+    assert "- **Claimed, and holds:** OICSR-GL beats Group Lasso (out), before fine-tuning (+" in "\n".join(told)
     assert readme_headline(judge([], NOTHING)) == "**Results so far:** none that carries a verdict."
 
 
 def test_readme_names_losses_first_and_tells_the_highest_tier_alone() -> None:
     lost = records_of(experiment(methods=("oicsr-gl", "gl-out"), seeds=(0, 1, 2, 3, 4)), effect={"gl-out": 0.5})
     text = readme_headline(judge([*lost, *toys({"oicsr-gl": 0.9})], NOTHING))
-    assert text.split("\n")[2].startswith("- **Lost:** OICSR-GL beats Group Lasso (out), before fine-tuning (−")
+    assert text.split("\n")[2].startswith(
+        "- **Claimed and lost:** OICSR-GL beats Group Lasso (out), before fine-tuning (−"
+    )
     assert "Toy" not in text and "digits" not in text
 
 
