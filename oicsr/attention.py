@@ -25,6 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 
+from oicsr.changes import whole_numbers
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
@@ -34,12 +35,10 @@ from oicsr.queries import rescaled_rows
 from oicsr.repair import Bench, Number, Repair, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
-from oicsr.rules.registry import aten
+from oicsr.rules.products import ATTENTIONS, SUMS
 
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
-ADDED = frozenset(aten("addmm baddbmm addbmm"))
-WHOLE = {"aten::scaled_dot_product_attention", "python::flex_attention"}
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
@@ -109,8 +108,8 @@ class Site:
         module, sizes = modules[self.path], tuple((c.num_channels, c.kind) for c in self.couplings)
         widths = [
             (name, value)
-            for name, value in vars(module).items()
-            if type(value) is int and any(value >= count and value % count == 0 for count, _ in sizes)
+            for name, value in whole_numbers(module)
+            if any(value >= count and value % count == 0 for count, _ in sizes)
         ]
         return type(module), self.mode, sizes, tuple(sorted(widths))
 
@@ -318,14 +317,14 @@ def _slices(*entries: Iterable[Rescaled]) -> set[tuple[str, int]]:
 
 def _values(node: fx.Node) -> list[fx.Node]:
     """Return what may be the values in a product that mixes them, or in a call that makes a whole attention."""
-    return [argument(node, 2)] if operator_name(node) in WHOLE else _factors(node)
+    return [argument(node, 2)] if operator_name(node) in ATTENTIONS else _factors(node)
 
 
 def _factors(node: fx.Node) -> list[fx.Node]:
     """Return the two factors of the first product that a call makes."""
     if operator_name(node) == "aten::einsum":
         return list(argument(node, 1))
-    if operator_name(node) in ADDED:
+    if operator_name(node) in SUMS:
         return [argument(node, 1), argument(node, 2)]
     return [source_of(node), argument(node, 1)]
 

@@ -14,11 +14,11 @@ from torch import fx
 from oicsr.collect import STREAM, ChannelIndex, layer_name
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
+from oicsr.rules.products import ATTENTIONS
 from oicsr.rules.registry import aten
 from oicsr.rules.tracer import INPUT, OUTPUT
 
 SOFTMAX = frozenset(aten("softmax _softmax"))
-WHOLE = frozenset(aten("scaled_dot_product_attention")) | {"python::flex_attention"}
 VIEWS = frozenset(aten("view reshape unsqueeze squeeze transpose permute expand flatten unflatten mT contiguous clone"))
 TIMES = frozenset(aten("mul multiply"))
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
@@ -64,7 +64,7 @@ def _behind(tracer: Tracer, node: fx.Node, path: str) -> tuple[list[tuple[str, s
     """
     if operator_name(node) in TIMES and not any(_is_softmax(source) for source in node.all_input_nodes):
         return [], False
-    attends = operator_name(node) in WHOLE
+    attends = operator_name(node) in ATTENTIONS
     layers: dict[tuple[str, str], None] = {}
     seen: set[fx.Node] = set()
     waiting = list(node.all_input_nodes)

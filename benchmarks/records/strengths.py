@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,10 +27,7 @@ FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison 
 
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
 
-
-# what precedes the source of a strength that another experiment's tuning gives
-NEAREST = "that of {target}, the nearest target; "
-NEAREST_PATTERN = re.compile(re.escape(NEAREST).replace(re.escape("{target}"), "[^,]+"))
+OF_NEAREST = "that of"  # how the source begins of one that was tuned for the nearest target of another experiment
 
 
 class TuningError(ValueError):
@@ -179,7 +175,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
             break
         source = f"tuned on validation{_for(name, cell.method)} ({path.name})"
         if target != f"{cell.macs_kept:g}":
-            source = NEAREST.format(target=target) + source
+            source = f"{OF_NEAREST} {target}, the nearest target; {source}"
         if chosen[target] is None:
             source = f"no strength works at this target, that of {works[0]:g} is taken; {source}"
         return Strength(float(works[1]), source)
@@ -192,7 +188,7 @@ def is_tuned_source(source: str) -> bool:
 
     The strength of a weaker target, taken where none works, is not.
     """
-    return NEAREST_PATTERN.sub("", source).startswith(("tuned", "none needed"))
+    return source.startswith(("tuned", "none needed", OF_NEAREST))
 
 
 def _tuned(path: Path) -> dict[str, dict[str, float | None]]:

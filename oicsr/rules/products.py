@@ -22,6 +22,9 @@ from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weighted import add_to_bias, is_weight, multiply_by_weight, sum_with_weight
 
+SUMS = aten("addmm baddbmm addbmm")  # of a product and what it is added to
+ATTENTIONS = {"aten::scaled_dot_product_attention", "python::flex_attention"}  # whole ones, in one call
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -156,7 +159,7 @@ def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")
 
 
-@register_rule(*aten("addmm baddbmm addbmm"))
+@register_rule(*SUMS)
 def add_product(tracer: Tracer, node: fx.Node) -> Result:
     """`beta * bias + alpha * x @ y`: tied to what it is added to, as by an addition. `addbmm` sums over axis 0 too."""
     bias, first, second = (argument(node, position) for position in range(3))

@@ -460,8 +460,8 @@ def test_projections_that_are_shared_lose_channels_and_heads(same: str, form: st
 def test_one_projection_for_all_loses_channels_unless_the_scale_follows_their_number(form: str) -> None:
     model = network(lambda: Shared("qkv", form))
     left = ("channel", 4) if form == "stored" else ("head", 3)
-    pruned(model, {"attention.one": left})
-    pruned(model, {"attention.one": ("head", 3)}, "head")
+    assert pruned(model, {"attention.one": left}).attention.num_heads == (3 if form == "stored" else 2)
+    assert pruned(model, {"attention.one": ("head", 3)}, "head").attention.num_heads == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------
