@@ -43,7 +43,6 @@ EXPERIMENT = Experiment(
             finetune=replace(CIFAR_STUDY.finetune, epochs=3),
             methods=(*STUDY_HEADLINE, *NO_TRAINING),
             macs_kept=(1 / 2.1,),
-            strengths_of="cifar10-resnet20",
         ),
         "paper": Profile(
             dense=Phase(epochs=200, learning_rate=0.1, warmup_epochs=1),
