@@ -11,10 +11,10 @@ import pandas as pd
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, Evidence, evidence_of
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
+from benchmarks.analysis.tuned import is_tuned, tuned_for
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import Origins, origins_of
 from benchmarks.records.record import STATES, Record
-from benchmarks.records.strengths import is_tuned_source
 from benchmarks.records.table_names import table_name
 
 # The methods that stand first in every table, in this order: the paper's with its controls, and the strongest rivals.
@@ -92,8 +92,15 @@ class Comparison:
 
     @property
     def untuned(self) -> list[str]:
-        """Titles of the methods whose strength was not tuned."""
-        return list(dict.fromkeys(find_method(r.method).title for r in self.records if not is_tuned(r)))
+        """Titles of the methods whose strength was not tuned at all."""
+        return list(
+            dict.fromkeys(find_method(r.method).title for r in self.records if not is_tuned(r) and not tuned_for(r))
+        )
+
+    @property
+    def tuned_for_others(self) -> list[str]:
+        """Experiments of another network, data or training that strengths were tuned for."""
+        return sorted({owner for r in self.records if (owner := tuned_for(r))})
 
     @property
     def dense(self) -> Summary:
@@ -138,11 +145,6 @@ class Comparison:
         wanted = set(methods)
         table = self.table[self.table["method"].isin(wanted)].reset_index(drop=True)
         return replace(self, table=table, records=tuple(r for r in self.records if r.method in wanted))
-
-
-def is_tuned(record: Record) -> bool:
-    """Return whether the strength of a run was tuned on validation data, or it has none."""
-    return is_tuned_source(record.strength_source)
 
 
 def compare(records: Sequence[Record]) -> list[Comparison]:
@@ -234,7 +236,7 @@ def _row(records: Sequence[Record], level: str) -> dict[str, object]:
         "compute_macs": _mean(records, lambda r: r.compute["total"]),
     }
     seeds = " ".join(str(record.seed) for record in records)
-    return row | {"level": level, "strength_source": first.strength_source, "seeds": seeds}
+    return row | {"level": level, "tuned": all(map(is_tuned, records)), "seeds": seeds}
 
 
 def _beside(name: str, statistic: str) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
-from benchmarks.analysis.comparison import is_tuned
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
 from benchmarks.analysis.statistics import SMALLEST_SD
+from benchmarks.analysis.tuned import is_tuned
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record

@@ -1,8 +1,8 @@
 """CIFAR-10, ResNet-20, the study's first network once more, on another device: do the two agree?
 
 Command: `make cifar10-resnet20-repeat`. Profile `study` is that of `cifar10-resnet20`, with its strengths, on one
-network and for three of its methods. Run it on a device of another kind than `cifar10-resnet20`'s own records name, such
-as a CPU: images, epochs, rates and random numbers are the same, kernels and rounding are not.
+network and for three of its methods. Run it on a device of another kind than `cifar10-resnet20`'s own records name,
+such as a CPU: images, epochs, rates and random numbers are the same, kernels and rounding are not.
 """
 
 from dataclasses import replace

@@ -44,7 +44,12 @@ class Strength:
 
 def tuning_path(folder: Path, experiment: str, profile: str) -> Path:
     """Return the path of an experiment's tuning record."""
-    return inside(folder, f"{experiment}-{profile}.json")
+    return inside(folder, tuning_file(experiment, profile))
+
+
+def tuning_file(experiment: str, profile: str) -> str:
+    """Return the file name of an experiment's tuning record."""
+    return f"{experiment}-{profile}.json"
 
 
 def read_tuning(path: Path) -> dict[str, Any]:

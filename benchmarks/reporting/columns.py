@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison
-from benchmarks.records.strengths import is_tuned_source
 from benchmarks.reporting.numbers import NONE, change, percent, share
 
 Row = dict[Any, Any]
@@ -99,8 +98,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def _strength(row: Row) -> str:
-    tuned = is_tuned_source(str(row["strength_source"]))
-    return NONE if not row["strength"] else f"{row['strength']:.3g}{'' if tuned else ' *'}"
+    return NONE if not row["strength"] else f"{row['strength']:.3g}{'' if row['tuned'] else ' *'}"
 
 
 COST_COLUMNS: tuple[Column, ...] = (

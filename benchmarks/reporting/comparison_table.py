@@ -69,10 +69,13 @@ def missing(comparison: Comparison) -> str:
 
 
 def warning(comparison: Comparison) -> str:
-    """Return the warning above a table: untuned strengths, records of an older protocol."""
+    """Return the warning above a table: strengths not tuned for it, records of an older protocol."""
     parts = []
     if comparison.untuned:
         parts.append(f"Strengths not tuned, no comparison can rest on them: {', '.join(comparison.untuned)}.")
+    if comparison.tuned_for_others:
+        owners = ", ".join(f"`{name}`" for name in comparison.tuned_for_others)
+        parts.append(f"Strengths tuned for another network or training ({owners}): no verdict rests on them.")
     if not comparison.current:
         parts.append(f"Records of protocol {comparison.protocol}, an older one: no verdict rests on them.")
     return " ".join(parts)
@@ -99,7 +102,7 @@ def _evidence(comparison: Comparison) -> str:
 
 def comparison_sheet(comparison: Comparison, title: str, *, with_missing: bool = True) -> Sheet:
     """Return the main table of a comparison."""
-    numbers = comparison.table.drop(columns=["title", "level", "strength_source", "seeds"], errors="ignore")
+    numbers = comparison.table.drop(columns=["title", "level", "tuned", "seeds"], errors="ignore")
     absent = missing(comparison) if with_missing else ""
     text = "\n\n".join(part for part in (notes(comparison), absent) if part)
     rows = display_rows(comparison)
@@ -115,12 +118,12 @@ def headline_sheet(comparison: Comparison, title: str) -> Sheet | None:
 
 
 COST_NOTES = (
-    "Strength: as tuned on the validation split (*: not tuned). Epochs and compute: of one run, including the dense "
-    "network's. MACs as three counters count them: convolutions and linear layers; as fvcore, with BatchNorm (2 per "
-    "element) and pooling; and operations, 2 per MAC. Near zero: out-in-channels with a norm below a thousandth of "
-    "their coupling's largest, after training with the regulariser. Concentration: twice the area between the sorted "
-    "cumulative energy and the diagonal, 0 (all channels equal) to 1. Lost at surgery: top-1 of the regularised less "
-    "that of the pruned network, in percentage points."
+    "Strength: as tuned on the validation split (*: not tuned, or for another network or training). Epochs and "
+    "compute: of one run, including the dense network's. MACs as three counters count them: convolutions and linear "
+    "layers; as fvcore, with BatchNorm (2 per element) and pooling; and operations, 2 per MAC. Near zero: out-in-"
+    "channels with a norm below a thousandth of their coupling's largest, after training with the regulariser. "
+    "Concentration: twice the area between the sorted cumulative energy and the diagonal, 0 (all channels equal) to "
+    "1. Lost at surgery: top-1 of the regularised less that of the pruned network, in percentage points."
 )
 
 COST_NUMBERS = (

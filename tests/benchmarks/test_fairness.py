@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from benchmarks.analysis.comparison import compare
 from benchmarks.analysis.fairness import UnfairComparisonError, budget, check_comparable, level_name, setup_level
+from benchmarks.analysis.strata import carries_verdicts
+from benchmarks.analysis.tuned import is_tuned
+from benchmarks.config import Phase
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.origins import origins_of
 from benchmarks.records.record import Record
 from benchmarks.reporting.comparison_table import comparison_sheet, notes, to_text, warning
@@ -115,3 +120,21 @@ def test_untuned_strengths_are_the_first_line_everywhere() -> None:
     assert sheet_latex(sheet).splitlines()[0] == f"% {first}"
     [tuned] = compare(records_of(experiment(methods=("oicsr-gl", "none"))))
     assert warning(tuned) == "" and to_text(tuned).startswith("Method")
+
+
+def test_a_strength_counts_as_tuned_only_for_the_training_it_was_tuned_for() -> None:
+    records = records_of(experiment("here", methods=("oicsr-gl",)))
+    profile = records[0].profile
+    borrowed = [replace(r, strength_source=f"tuned on validation (owner-{profile}.json)") for r in records]
+    with patch.dict(EXPERIMENTS, {"owner": experiment("owner", macs_kept=(0.2,))}):
+        assert all(map(carries_verdicts, borrowed)) and warning(compare(borrowed)[0]) == ""
+        for name, other in (("model", "resnet20"), ("dataset", "digits"), ("batch_size", 1), ("regularized", {})):
+            moved = [replace(r, config={**r.config, name: other}) for r in borrowed]
+            assert not any(map(carries_verdicts, moved)), name
+            own = [replace(r, strength_source=f"tuned on validation (here-{profile}.json)") for r in moved]
+            assert all(map(is_tuned, own))
+    with patch.dict(EXPERIMENTS, {"owner": experiment("owner", regularized=Phase(20, 0.03))}):
+        [found] = compare(borrowed)
+        first = "Strengths tuned for another network or training (`owner`): no verdict rests on them."
+        assert warning(found) == first and to_text(found).splitlines()[0] == first
+        assert found.untuned == [] and not found.table["tuned"].any()

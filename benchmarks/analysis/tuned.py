@@ -1,0 +1,43 @@
+"""Was the strength of a run tuned for what it is used on?
+
+A penalty acts in proportion to learning rate times steps, and on every network differently: on ResNet-56 the strengths
+of ResNet-20 were two to four times too large, and cost 3.5 points (LOG.md). So a strength counts as tuned only where
+the network, the data and the training up to the removal are those that it was tuned for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.config import canonical
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.records.record import Record
+from benchmarks.records.strengths import is_tuned_source, tuning_file
+
+TRAINING = ("model", "dataset", "weights", "dense", "regularized", "batch_size", "train_images")
+
+_FILE = re.compile(r"\((\S+\.json)\)")  # how the source of a strength names its tuning record
+
+
+def is_tuned(record: Record) -> bool:
+    """Return whether the strength of a run was tuned on validation data for this training, or it has none."""
+    return is_tuned_source(record.strength_source) and not tuned_for(record)
+
+
+def tuned_for(record: Record) -> str:
+    """Return the experiment that the strength was tuned for, if network, data or training differ there; else ""."""
+    named = _FILE.search(record.strength_source)
+    if named is None or named[1] == tuning_file(record.experiment, record.profile):
+        return ""
+    for owner in EXPERIMENTS.values():
+        if record.profile in owner.profiles and named[1] == tuning_file(owner.name, record.profile):
+            profile = owner.profile(record.profile)
+            own = {"model": owner.model, "dataset": owner.dataset, "weights": owner.weights, **profile.shared}
+            return "" if _training(own) == _training(record.config) else owner.name
+    return ""
+
+
+def _training(config: Mapping[str, Any]) -> str:
+    return canonical({name: config.get(name) for name in TRAINING})
