@@ -51,7 +51,8 @@ class Row:
         if not varies:
             return self.place, record.macs_kept, self.network
         equal = {name: value for name, value in record.config.items() if name not in (*varies, METHODS_OWN)}
-        return record.profile, record.macs_kept, self.network, sum(record.epochs.values()), digest(equal)
+        started = self.network, dense_scores(record)
+        return record.profile, record.macs_kept, started, sum(record.epochs.values()), digest(equal)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
         if tier is not None:
             found += [Row(record, tier, _network(record), f"{experiment} ({profile})") for record in group]
     return found
+
+
+def dense_scores(record: Record) -> tuple[float, ...]:
+    """Return what tells dense networks of one seed apart: trained on two devices, they are not the same network."""
+    return tuple(float(record.states["dense"][name]) for name in ("loss", "top1"))
 
 
 def _network(record: Record) -> str:

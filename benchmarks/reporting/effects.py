@@ -14,6 +14,7 @@ import pandas as pd
 from benchmarks.analysis.claims import FIRST_EPOCH, MEASURES
 from benchmarks.analysis.comparison import AFTER_SURGERY, MAIN_METHODS, Comparison, rank
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, paired_effect, summarize
+from benchmarks.analysis.strata import dense_scores
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
@@ -221,11 +222,14 @@ def _paired(
     pair: tuple[Mapping[int, Record], Mapping[int, Record]],
     measures: Mapping[str, Measure],
 ) -> list[Effect]:
-    """Return the differences of each measure, over the seeds that both have."""
+    """Return the differences of each measure, over the dense networks that both start from."""
     ours, theirs = pair
+    shared = [
+        seed for seed in sorted(ours.keys() & theirs.keys()) if dense_scores(ours[seed]) == dense_scores(theirs[seed])
+    ]
     found = []
     for name, measure in measures.items():
-        both = [(measure(ours[seed]), measure(theirs[seed])) for seed in sorted(ours.keys() & theirs.keys())]
+        both = [(measure(ours[seed]), measure(theirs[seed])) for seed in shared]
         values = tuple(a - b for a, b in both if a is not None and b is not None)
         if values:
             found.append(Effect(place, method, target, name, values))

@@ -79,6 +79,9 @@ def test_several_removals_are_compared_with_one_at_equal_epochs() -> None:
     [found] = judge([*one, *equal], NOTHING, [claim("8")])
     assert found.verdict in ("supported", "refuted", "inconclusive") and found.n == 3
     assert found.strata[0].where == "often (cpu); once (cpu)" and len(found.strata[0].runs) == 6
+    dense = {**equal[0].states["dense"], "loss": 9.0}  # of another device: not the same network
+    elsewhere = replace(equal[0], states={**equal[0].states, "dense": dense})
+    assert judge([*one, elsewhere, *equal[1:]], NOTHING, [claim("8")])[0].n == 2
 
 
 def test_recovery_is_read_from_histories(tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_networks_that_stand_in_two_experiments_are_told_once() -> None:
     assert len(sheets([PLAIN, USUAL])["recalibration"].rows) == 1
 
 
+def test_runs_of_one_seed_from_two_dense_networks_are_no_pair() -> None:
+    first, *rest = PLAIN.records
+    dense = {**first.states["dense"], "loss": first.states["dense"]["loss"] + 1e-6}
+    elsewhere = replace(first, states={**first.states, "dense": dense})
+    [row, *_] = sheets([USUAL, compare([elsewhere, *rest])[0]])["rescaling"].numbers.to_dict("records")
+    assert row["n"] == 2
+
+
 def test_rescaling_is_paired_by_seed_between_experiments_that_differ_in_it_alone() -> None:
     sheet = sheets([PLAIN, USUAL])["rescaling"]
     # differences 2.0, 2.1, 2.2 points: mean 2.1; sd 0.1, t(0.975, 2) = 4.3027, over sqrt 3
