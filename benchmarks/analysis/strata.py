@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
 from benchmarks.analysis.statistics import SMALLEST_SD
-from benchmarks.analysis.tuned import is_tuned
+from benchmarks.analysis.tuned import DENSE_DEPENDS_ON, is_tuned
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import FIRST_TUNING_SEED
-
-DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
 
 METHODS_OWN = "regularizer_weight_decay"
 

@@ -16,7 +16,8 @@ from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import is_tuned_source, tuning_file
 
-TRAINING = ("model", "dataset", "weights", "dense", "regularized", "batch_size", "train_images")
+DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
+TRAINING = (*DENSE_DEPENDS_ON, "regularized")
 
 _FILE = re.compile(r"\((\S+\.json)\)")  # how the source of a strength names its tuning record
 

@@ -8,7 +8,7 @@ start from the same dense network.
 from dataclasses import replace
 
 from benchmarks.config import Experiment
-from benchmarks.experiments.shared_profiles import CIFAR_STUDY, times_as_long
+from benchmarks.experiments.cifar10_resnet20_repeat import STUDY
 
 EXPERIMENT = Experiment(
     name="cifar10-resnet20-as-is",
@@ -16,7 +16,7 @@ EXPERIMENT = Experiment(
     claim="Rescaling rows before fine-tuning helps the methods whose penalties shrink rows, and changes no other.",
     model="resnet20",
     dataset="cifar10",
-    profiles={"study": replace(times_as_long(CIFAR_STUDY, 1), methods=("oicsr-gl", "none"), rescale="none")},
+    profiles={"study": replace(STUDY, methods=("oicsr-gl", "none"), rescale="none")},
     strengths_of="cifar10-resnet20",
     priority=19,
 )

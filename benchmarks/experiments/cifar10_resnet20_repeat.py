@@ -10,13 +10,15 @@ from dataclasses import replace
 from benchmarks.config import Experiment
 from benchmarks.experiments.shared_profiles import CIFAR_STUDY, times_as_long
 
+STUDY = replace(times_as_long(CIFAR_STUDY, 1), methods=("oicsr-gl", "none", "depgraph"))
+
 EXPERIMENT = Experiment(
     name="cifar10-resnet20-repeat",
     title="CIFAR-10, ResNet-20, on another device",
     claim="The study's numbers do not depend on the device.",
     model="resnet20",
     dataset="cifar10",
-    profiles={"study": replace(times_as_long(CIFAR_STUDY, 1), methods=("oicsr-gl", "none", "depgraph"))},
+    profiles={"study": STUDY},
     strengths_of="cifar10-resnet20",
     priority=19,
 )
