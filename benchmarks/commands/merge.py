@@ -31,6 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--unchecked", action="store_true", help="accept records without checksum and give them one (default: refuse)"
     )
     parser.add_argument(
+        "--as",
+        dest="into",
+        metavar="EXPERIMENT",
+        help="take the records over into this experiment, if it has their values: the second run of a sweep, beside "
+        "the first (default: the one that each was made as)",
+    )
+    parser.add_argument(
         "--signed-by",
         type=Path,
         metavar="FILE",
@@ -48,6 +55,8 @@ def command(options: argparse.Namespace) -> int:
     need_checker()
     if options.signed_by and options.unchecked:
         raise ValueError("--unchecked changes records, which --signed-by forbids; omit one of them")
+    if options.signed_by and options.into:
+        raise ValueError("--as changes records, which --signed-by forbids; omit one of them")
     signers = Signers.read(options.signed_by) if options.signed_by else None
     bench = Bench(
         torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=options.results / "tuning"
@@ -56,7 +65,7 @@ def command(options: argparse.Namespace) -> int:
     for source in options.source:
         sweeps = bring_in_sweeps(source, options.results, signers)
         experiments = {name: find_any(name, options.results) for name in known_experiments(options.results)}
-        ways = {"replace": options.replace, "unchecked": options.unchecked, "signers": signers}
+        ways = {"replace": options.replace, "unchecked": options.unchecked, "signers": signers, "into": options.into}
         merged = merge(bench, source, experiments, **ways)
         for label, reason in [*sweeps.items(), *merged.refused.items()]:
             named = reason if reason.startswith(label) else f"{label}: {reason}"

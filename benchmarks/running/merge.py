@@ -30,6 +30,7 @@ from benchmarks.records.record import (
     runs_folder,
     set_aside,
     stamped,
+    with_provenance,
 )
 from benchmarks.records.rows import channels_csv, history_csv
 from benchmarks.records.signatures import SignatureError, Signers
@@ -38,6 +39,8 @@ from benchmarks.running.adhoc import check_adds_only, find_any, known_experiment
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.survey import check_same_configuration
+
+MADE_AS = "made_as"  # in the provenance: the experiment that a record was made as, where another one took it over
 
 
 @dataclass
@@ -65,6 +68,7 @@ def merge(
     replace: bool = False,
     unchecked: bool = False,
     signers: Signers | None = None,
+    into: str | None = None,
 ) -> Merged:
     """Copy the records under a results folder into that of `bench`.
 
@@ -75,10 +79,14 @@ def merge(
         replace: Let a complete record replace another complete one of the same run, keeping the old file.
         unchecked: Accept records without a checksum and add one.
         signers: Who must have signed each record; None: nobody.
+        into: An experiment that takes over all records, if it has the values that they were made with; each names in
+            its provenance the experiment that it was made as. So a sweep that was run twice can be published twice.
 
     Raises:
-        ValueError: There are no records under `source`.
+        ValueError: There are no records under `source`, or `into` is unknown.
     """
+    if into is not None and into not in experiments:
+        raise ValueError(f"the experiment {into!r} is unknown; known are {', '.join(sorted(experiments))}")
     paths = sorted(runs_folder(source).glob("*/*/record.json"))
     if not paths:
         raise ValueError(f"there are no records under {runs_folder(source)}")
@@ -93,6 +101,10 @@ def merge(
             _check_method(record, str(path))
             _check_table(record.experiment, record.profile, experiments, str(path))
             _check_configuration(bench, record, experiments, str(path))
+            if into is not None and into != record.experiment:
+                origin = {MADE_AS: record.provenance.get(MADE_AS, record.experiment)}
+                record = with_provenance(dataclasses.replace(record, experiment=into), **origin)
+                _check_configuration(bench, record, experiments, str(path))
             _check_company(bench.results, record, str(path))
             _bring_in(bench.results, path, record, merged, replace=replace, signers=signers)
         except (RecordError, OutsideError, SignatureError) as error:
@@ -235,7 +247,8 @@ def _bring_in(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_name(SIGNATURE).unlink(missing_ok=True)
     # files with valid checksums are copied unchanged, without fsync: the source still exists
-    if CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
+    unchanged = MADE_AS not in record.provenance or path.parent.parent.name == record.experiment
+    if unchanged and CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
         contents = {name: path.with_name(name).read_bytes() for name, key in BESIDE.items() if key in record.provenance}
         contents["record.json"] = path.read_bytes()
         if signers is not None:  # of what is written, whatever was read before
@@ -248,7 +261,7 @@ def _bring_in(
 
 
 def _stamped_files(path: Path, record: Record) -> dict[str, bytes]:
-    """Return the files of a record that had no checksums, by name, with checksums added."""
+    """Return the files of a record that had no checksums, or others, by name, with checksums added."""
     beside = read_beside(path, record, unchecked=True)
     files = {"history.csv": history_csv(beside.history)}
     if beside.channels:

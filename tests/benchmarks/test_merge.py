@@ -182,6 +182,31 @@ def test_a_target_that_looks_like_a_known_one_is_refused(tmp_path: Path, capsys:
         small_experiment(macs_kept=(0.5, near))
 
 
+def test_second_run_of_a_sweep_is_taken_over_into_an_experiment_of_the_same_values(tmp_path: Path) -> None:
+    put(tmp_path / "results", fake_record(CELL))
+    source = put(tmp_path / "elsewhere", fake_record(CELL, 0.9))
+    again = replace(small_experiment(), name="again")
+    known = {**KNOWN, "again": again, "other": replace(small_experiment(finetune=Phase(3, 0.01)), name="other")}
+
+    def take(into: str) -> Merged:
+        return merge(small_bench(tmp_path), tmp_path / "elsewhere", known, into=into)
+
+    label = f"again/{CELL.run_id}"
+    assert take("again").added == [label]
+    taken = read_record(record_path(tmp_path / "results", replace(CELL, experiment=again)))
+    assert taken.provenance["made_as"] == "small" and taken.states == read_record(source).states
+    assert read_record(record_path(tmp_path / "results", CELL)).states != taken.states
+    assert take("again").present == [label]
+    assert "finetune.epochs is 3 now and was 1" in take("other").refused[CELL.label]
+    with pytest.raises(ValueError, match="'unheard' is unknown; known are again, other, small"):
+        take("unheard")
+    # from there on it is a record like any other, copied as it is
+    moved = merge(small_bench(tmp_path / "third"), tmp_path / "results", known)
+    assert label in moved.added
+    path = record_path(tmp_path / "third" / "results", replace(CELL, experiment=again))
+    assert path.read_bytes() == record_path(tmp_path / "results", replace(CELL, experiment=again)).read_bytes()
+
+
 def test_command_exits_with_one_where_a_record_was_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
