@@ -49,8 +49,7 @@ class Row:
         if not varies:
             return self.place, record.macs_kept, self.network
         equal = {name: value for name, value in record.config.items() if name not in (*varies, METHODS_OWN)}
-        started = self.network, dense_scores(record)
-        return record.profile, record.macs_kept, started, sum(record.epochs.values()), digest(equal)
+        return record.profile, record.macs_kept, self.network, sum(record.epochs.values()), digest(equal)
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,17 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
 
 
 def dense_scores(record: Record) -> tuple[float, ...]:
-    """Return what tells dense networks of one seed apart: trained on two devices, they are not the same network."""
+    """Return what tells dense networks of one seed apart.
+
+    Trained on two devices, or twice on a GPU, they are not the same network: they differ as much as those of two seeds
+    do (docs/reproducibility.md).
+    """
     return tuple(float(record.states["dense"][name]) for name in ("loss", "top1"))
 
 
 def _network(record: Record) -> str:
-    return f"{digest({name: record.config.get(name) for name in DENSE_DEPENDS_ON}, 8)}-{record.seed}"
+    depends_on = {name: record.config.get(name) for name in DENSE_DEPENDS_ON}
+    return f"{digest(depends_on, 8)}-{record.seed}-{digest(dense_scores(record), 8)}"
 
 
 def strata_of(claim: Claim, rows: Iterable[Row], details: Details) -> dict[str, tuple[Stratum, ...]]:

@@ -53,6 +53,9 @@ def test_other_dense_networks_and_other_models_count_apart() -> None:
     longer = study("longer", dense=Phase(40, 0.1))
     [stratum] = strata_of(ONE, rows_of([*first, *longer]), NOTHING)["small"]
     assert len(stratum.by_network) == 6
+    again = [replace(r, states={**r.states, "dense": {**r.states["dense"], "loss": 0.25}}) for r in study("again")]
+    [stratum] = strata_of(ONE, rows_of([*first, *again]), NOTHING)["small"]
+    assert len(stratum.by_network) == 6  # the same seeds, trained a second time
     other = [replace(r, config={**r.config, "model": "resnet20"}) for r in study("other")]
     found = strata_of(ONE, rows_of([*first, *other]), NOTHING)["small"]
     assert [(s.model, len(s.by_network)) for s in found] == [("resnet20", 3), ("resnet56", 3)]
