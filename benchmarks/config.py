@@ -37,6 +37,8 @@ PROTOCOL = 2  # version of what is measured and how; raise it with a change afte
 
 Rescale = Literal["dense-norm", "none"]
 
+SearchState = Literal["recalibrated", "finetuned"]
+
 WantedPrecision = Literal["float32", "bfloat16", "auto"]
 
 
@@ -133,6 +135,8 @@ class Profile:
         grids: Grids that replace those of some regularisers; all of the same length.
         strengths_of: Experiment whose tuned strengths all methods use instead of this profile's own; None for those of
             the experiment.
+        search_state: State whose validation loss the search for strengths compares: `"recalibrated"`, before
+            fine-tuning, or `"finetuned"`, for which each try is fine-tuned as a run is.
     """
 
     dense: Phase
@@ -160,12 +164,15 @@ class Profile:
     grid_scale: float = 1.0
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     strengths_of: str | None = None
+    search_state: SearchState = "recalibrated"
 
     def __post_init__(self) -> None:
         """Refuse impossible targets, and grids of unequal length: no method may be tuned harder than another."""
         check_shares(self.macs_kept)
         if self.rescale not in get_args(Rescale):
             raise ValueError(f"rescale is {self.rescale!r}; it must be one of {get_args(Rescale)}")
+        if self.search_state not in get_args(SearchState):
+            raise ValueError(f"search_state is {self.search_state!r}; it must be one of {get_args(SearchState)}")
         if self.granularity not in get_args(Granularity):
             raise ValueError(f"granularity is {self.granularity!r}; it must be one of {get_args(Granularity)}")
         if self.approximate not in get_args(Approximate):
@@ -182,7 +189,7 @@ class Profile:
     def shared(self) -> Mapping[str, Any]:
         """The values that each of its runs depends on, by name; do not modify."""
         # these decide what else is run, not how one run is done
-        others = {"methods", "macs_kept", "seeds", "tries", "grid_scale", "grids", "strengths_of"}
+        others = {"methods", "macs_kept", "seeds", "tries", "grid_scale", "grids", "strengths_of", "search_state"}
         # older records, all of networks without attention, do not name these
         usual = {"granularity": "channel", "approximate": "none"}
         others |= {name for name, value in usual.items() if getattr(self, name) == value}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
 from benchmarks.analysis.statistics import SMALLEST_SD
-from benchmarks.analysis.tuned import DENSE_DEPENDS_ON, is_tuned
+from benchmarks.analysis.tuned import DENSE_DEPENDS_ON, is_tuned, searched_state
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
@@ -79,11 +79,13 @@ def carries_verdicts(record: Record) -> bool:
     """Return whether verdicts may rest on a record of any tier.
 
     It must be complete, of the present protocol, not quick, its strength tuned where it has one, and its network none
-    that strengths or learning rates were chosen on.
+    that strengths or learning rates were chosen on. The claims are about strengths that were chosen before fine-tuning:
+    what was searched for the fine-tuned network is no evidence for them.
     """
     current = record.protocol == CURRENT_PROTOCOL
     apart = record.seed < FIRST_TUNING_SEED
-    return record.complete and current and record.profile != "quick" and apart and is_tuned(record)
+    early = searched_state(record) == "recalibrated"
+    return record.complete and current and record.profile != "quick" and apart and is_tuned(record) and early
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.config import canonical
+from benchmarks.config import Experiment, canonical
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import is_tuned_source, tuning_file
@@ -29,15 +29,27 @@ def is_tuned(record: Record) -> bool:
 
 def tuned_for(record: Record) -> str:
     """Return the experiment that the strength was tuned for, if network, data or training differ there; else ""."""
-    named = _FILE.search(record.strength_source)
-    if named is None or named[1] == tuning_file(record.experiment, record.profile):
+    owner = _owner(record)
+    if owner is None or owner.name == record.experiment:
         return ""
-    for owner in EXPERIMENTS.values():
-        if record.profile in owner.profiles and named[1] == tuning_file(owner.name, record.profile):
-            profile = owner.profile(record.profile)
-            own = {"model": owner.model, "dataset": owner.dataset, "weights": owner.weights, **profile.shared}
-            return "" if _training(own) == _training(record.config) else owner.name
-    return ""
+    own = {"model": owner.model, "dataset": owner.dataset, "weights": owner.weights}
+    same = _training({**own, **owner.profile(record.profile).shared}) == _training(record.config)
+    return "" if same else owner.name
+
+
+def searched_state(record: Record) -> str:
+    """Return the state that the search for a run's strength compared: `"recalibrated"` or `"finetuned"`."""
+    owner = _owner(record)
+    return "recalibrated" if owner is None else owner.profile(record.profile).search_state
+
+
+def _owner(record: Record) -> Experiment | None:
+    """Return the experiment whose tuning record the strength of a run is from; None for none, or an unknown one."""
+    named = _FILE.search(record.strength_source)
+    if named is None:
+        return None
+    known = (each for each in EXPERIMENTS.values() if record.profile in each.profiles)
+    return next((each for each in known if named[1] == tuning_file(each.name, record.profile)), None)
 
 
 def _training(config: Mapping[str, Any]) -> str:

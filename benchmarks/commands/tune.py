@@ -198,4 +198,5 @@ def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
 
 def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:
     result = "diverged" if score is None else f"loss {score.loss:.4f}, top-1 {100 * score.top1:.2f} %"
-    print(f"{cell.label} strength {strength:g}: validation {result} before fine-tuning", flush=True)
+    when = "before" if cell.profile.search_state == "recalibrated" else "after"
+    print(f"{cell.label} strength {strength:g}: validation {result} {when} fine-tuning", flush=True)

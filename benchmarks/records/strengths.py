@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 SCHEMA = "oicsr-tuning-2"
 SCHEMAS = ("oicsr-tuning-1", SCHEMA)  # the first one: accuracies before recalibration, as lists by strength
 
+CRITERIA: Mapping[str, str] = {  # by the state that a search compares: how its record says so
+    "recalibrated": "validation loss of the pruned and recalibrated network, mean over networks",
+    "finetuned": "validation loss of the fine-tuned network, mean over networks",
+}
+
 Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [...]}, one value per network
 
 FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them
@@ -128,6 +133,11 @@ def _is_score(value: Any) -> bool:
 
 def _is_strength(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def search_state(tuning: Mapping[str, Any]) -> str:
+    """Return the state that the search behind a tuning record compared."""
+    return "finetuned" if tuning.get("criterion") == CRITERIA["finetuned"] else "recalibrated"
 
 
 def grid_of(cell: Cell, method: Method) -> tuple[float, ...]:

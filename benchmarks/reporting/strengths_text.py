@@ -10,13 +10,15 @@ from benchmarks.analysis.comparison import Comparison
 from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import SCHEMA, read_tuning, tuned_under, tuning_path
+from benchmarks.records.strengths import SCHEMA, read_tuning, search_state, tuned_under, tuning_path
 from benchmarks.reporting.numbers import share
 
-ONE_CHOICE = (
-    "Chosen by the validation loss of the pruned and recalibrated network; the same strength serves the fine-tuned "
-    "network, for which none was searched separately."
-)
+ONE_CHOICE = {
+    "recalibrated": "Chosen by the validation loss of the pruned and recalibrated network; the same strength serves "
+    "the fine-tuned network, for which none was searched separately.",
+    "finetuned": "Chosen by the validation loss of the fine-tuned network; states before fine-tuning are not what they "
+    "were chosen for.",
+}
 
 NOT_INSIDE = {
     "edge": "The best is still at an edge of the strengths tried",
@@ -42,7 +44,7 @@ def strengths_text(results: Path, comparison: Comparison) -> str:
     seeds, counts = record.get("seeds", []), sorted({len(t) for targets in used.values() for t in targets.values()})
     tries = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     networks = f"{len(seeds)} {'network' if len(seeds) == 1 else 'networks'} that no comparison uses"
-    parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {ONE_CHOICE}"]
+    parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {ONE_CHOICE[search_state(record)]}"]
     if owner != comparison.experiment:
         parts.append(f"They are those of `{owner}`.")
     return " ".join([*parts, *_not_inside(record, methods)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import islice
 
@@ -111,26 +111,28 @@ def lost_worker_record(bench: Bench, cell: Cell, strength: Strength, reason: str
     return outcome_of(bench, cell, method, strength, progress, failure)
 
 
-def validate_recalibrated(bench: Bench, cell: Cell, strength: float) -> Score:
-    """Return the validation score of the pruned and recalibrated network; the test set is not used.
+def validate(bench: Bench, cell: Cell, strength: float) -> Score:
+    """Return the validation score of the pruned network, recalibrated or also fine-tuned as the profile says.
+
+    The test set is not used.
 
     Raises:
         DivergedError: Training diverged.
     """
-    run, model = _pruned(bench, cell, strength, bench.device.type)
-    run.recalibrate(model)
-    return run.trainer.evaluate(model, "validation")
+    run = _trial(bench, cell, strength, bench.device.type)
+    pruned = run.to_pruned()
+    weights = origin_digest(pruned.model)
+    run.recalibrate(pruned.model)
+    if cell.profile.search_state == "recalibrated":
+        return run.trainer.evaluate(pruned.model, "validation")
+    return run.finetune(pruned, weights).validation
 
 
-def _pruned(bench: Bench, cell: Cell, strength: float, trained_on: str) -> tuple[_Run, nn.Module]:
-    """Return a run up to its pruned network; the test set is not used."""
+def _trial(bench: Bench, cell: Cell, strength: float, trained_on: str) -> _Run:
+    """Return a run that does not use the test set."""
     method = find_method(cell.method)
     stages = stages_of(cell, method, strength, trained_on)
-    run = _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
-    model = run.fresh()
-    run.trainer.train(stages[0], model, None, measure=False)
-    model, _ = run.prune(model)
-    return run, model
+    return _Run(bench, cell, method, Strength(strength, "tried"), stages, Progress(), on_test=False)
 
 
 def validate_recalibrations(
@@ -148,7 +150,8 @@ def validate_recalibrations(
     Raises:
         DivergedError: Training diverged.
     """
-    run, model = _pruned(bench, cell, strength, trained_on)
+    run = _trial(bench, cell, strength, trained_on)
+    model = run.to_pruned().model
 
     def top1(images: int | None = None, *, augmented: bool = True) -> float:
         network = copy.deepcopy(model)
@@ -179,6 +182,21 @@ def _couplings(
     return find_couplings(network, images, scope=scope, granularity=granularity, approximate=approximate)
 
 
+@dataclass(frozen=True)
+class _Pruned:
+    """A network right after its last removal.
+
+    Attributes:
+        model: The network, from the dense one's weights or, for a control from scratch, new.
+        plan: All removals together.
+        norms: Of the rows of the dense network.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    norms: dict[str, float]
+
+
 class _Run:
     """One run in progress."""
 
@@ -201,23 +219,34 @@ class _Run:
 
     def go(self) -> None:
         """Run all stages."""
+        pruned = self.to_pruned()
+        self.measure_now("pruned", pruned.model)
+        self.progress.removals[-1]["val_top1_after"] = self.progress.states["pruned"]["val_top1"]
+        weights = origin_digest(pruned.model)
+        self.recalibrate(pruned.model)
+        self.measure_now("recalibrated", pruned.model)
+        finetuned = self.finetune(pruned, weights)
+        self.measure("finetuned", pruned.model, finetuned)
+        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(pruned.model)
+
+    def to_pruned(self) -> _Pruned:
+        """Train, and remove channels."""
         model = self.fresh()
-        dense = self.trainer.train(self.stages[0], model, None, measure=True)
-        self.measure("dense", model, dense)
+        dense = self.trainer.train(self.stages[0], model, None, measure=self.on_test)
+        if self.on_test:
+            self.measure("dense", model, dense)
         norms = row_norms(model)
         model, plan = self.prune(model)
         if self.method.ending != "finetune":  # a control from scratch: only the shape is kept
             model = remove_channels(self.fresh(), plan)
-        self.measure_now("pruned", model)
-        self.progress.removals[-1]["val_top1_after"] = self.progress.states["pruned"]["val_top1"]
-        weights = origin_digest(model)
-        self.recalibrate(model)
-        self.measure_now("recalibrated", model)
+        return _Pruned(model, plan, norms)
+
+    def finetune(self, pruned: _Pruned, weights: str) -> StageResult:
+        """Train the pruned network, which is recalibrated already, to its end; `weights`: its digest before that."""
+        model, plan = pruned.model, pruned.plan.to_json()
         if self.cell.profile.rescale == "dense-norm" and self.method.ending == "finetune":
-            rescale(model, self.inputs, {name: norm for name, norm in norms.items() if norm > 0})
-        finetuned = self.trainer.train(self.stages[-1], model, None, measure=True, plan=plan.to_json(), weights=weights)
-        self.measure("finetuned", model, finetuned)
-        self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(model)
+            rescale(model, self.inputs, {name: norm for name, norm in pruned.norms.items() if norm > 0})
+        return self.trainer.train(self.stages[-1], model, None, measure=self.on_test, plan=plan, weights=weights)
 
     def fresh(self) -> nn.Module:
         """Return the network before any training."""

@@ -1,10 +1,10 @@
 """Strength search: the same number of trials for every method, judged on validation images of several networks.
 
-The search compares the loss of the pruned and recalibrated network at the target MACs: a continuous score that
-distinguishes strengths whose accuracies tie. The networks have seeds that no comparison uses. Each search starts with
-the method's grid. While the best strength is at the edge of those tried, the search continues beyond that edge; once
-the best one is inside, it tries between the best and the better of its neighbours. All trials and the choice go into a
-record (`results/tuning/`) that experiments read their strengths from.
+The search compares the loss of the pruned and recalibrated network at the target MACs, or of the fine-tuned one where
+the profile says so: a continuous score that distinguishes strengths whose accuracies tie. The networks have seeds that
+no comparison uses. Each search starts with the method's grid. While the best strength is at the edge of those tried,
+the search continues beyond that edge; once the best one is inside, it tries between the best and the better of its
+neighbours. All trials and the choice go into a record (`results/tuning/`) that experiments read their strengths from.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from benchmarks.config import Cell
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import FIRST_TUNING_SEED, SCHEMA, Tries, grid_of, read_tuning, tuning_path
+from benchmarks.records.strengths import CRITERIA, FIRST_TUNING_SEED, SCHEMA, Tries, grid_of, read_tuning, tuning_path
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
-from benchmarks.running.run import validate_recalibrated
+from benchmarks.running.run import validate
 from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import DivergedError, Score
 
@@ -164,7 +164,7 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
 
 def _try(bench: Bench, cell: Cell, strength: float, tell: Tell) -> Score | None:
     try:
-        score = validate_recalibrated(bench, cell, strength)
+        score = validate(bench, cell, strength)
     except DivergedError:
         score = None
     tell(cell, strength, score)
@@ -222,7 +222,7 @@ def _empty_record(cell: Cell, seeds: Sequence[int], device_type: str) -> dict[st
         "schema": SCHEMA,
         "experiment": cell.experiment.name,
         "profile": cell.profile_name,
-        "criterion": "validation loss of the pruned and recalibrated network, mean over networks",
+        "criterion": CRITERIA[cell.profile.search_state],
         "seeds": list(seeds),
         "config": json.loads(json.dumps(config)),  # as it is read back
         "scores": {},

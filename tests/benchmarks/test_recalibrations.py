@@ -19,7 +19,7 @@ from benchmarks.records.recalibrations import (
     write_recalibrations,
 )
 from benchmarks.records.record import RecordError
-from benchmarks.running.run import _Run, validate_recalibrated, validate_recalibrations
+from benchmarks.running.run import _Run, validate, validate_recalibrations
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 ROW = Recalibrations("none", 0.5, 0, 0.0, 0.2, 0.8, {64: 0.7, 128: 0.8}, {64: 0.6, 128: 0.7})
@@ -30,7 +30,7 @@ def test_the_protocols_own_images_give_what_a_run_gives(tmp_path: Path) -> None:
     bench, cell = small_bench(tmp_path), small_cell("none", recalibration_images=64)
     row = validate_recalibrations(bench, cell, 0.0, (64, 128, 4096), "cpu")
     assert set(row.augmented) == set(row.clean) == {64, 128}  # an epoch has 128 images
-    assert row.protocol == row.augmented[64] == pytest.approx(validate_recalibrated(bench, cell, 0.0).top1, abs=1e-6)
+    assert row.protocol == row.augmented[64] == pytest.approx(validate(bench, cell, 0.0).top1, abs=1e-6)
     assert 0 <= row.pruned <= 1
 
 

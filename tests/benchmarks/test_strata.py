@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from benchmarks.analysis.claims import CLAIMS, Arm, Claim, recovered_after
 from benchmarks.analysis.statistics import paired_effect
 from benchmarks.analysis.strata import rows_of, strata_of
+from benchmarks.analysis.tuned import searched_state
 from benchmarks.analysis.verdicts import judge
 from benchmarks.config import Phase
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record, read_record, write_record
 from benchmarks.records.rows import EpochRow
@@ -85,6 +88,16 @@ def test_networks_that_strengths_were_chosen_on_stand_in_no_claim() -> None:
     chosen_on = [replace(record, seed=1000) for record in records if record.seed == 0]
     [stratum] = strata_of(ONE, rows_of([*records, *chosen_on]), NOTHING)["small"]
     assert len(stratum.by_network) == 3
+
+
+def test_strengths_that_were_searched_for_the_fine_tuned_network_stand_in_no_claim() -> None:
+    study_of = experiment("study", methods=PAIR, macs_kept=(0.5,), search_state="finetuned")
+    source = "tuned on validation (study-cpu.json)"
+    records = [replace(r, strength_source=source) for r in records_of(study_of)]
+    assert len(rows_of(records)) == 6  # of an experiment that the suite does not know
+    with patch.dict(EXPERIMENTS, {"study": study_of}):
+        assert [searched_state(record) for record in records] == ["finetuned"] * 6
+        assert not rows_of(records)
 
 
 def test_runs_that_leave_rescaling_out_stand_in_no_claim() -> None:

@@ -43,6 +43,13 @@ def test_it_says_how_many_were_tried_on_what_and_where_the_best_is_not_inside(tm
     assert "No strength works, the accuracy of the best is at chance level: Group Lasso (out) (at 50.0 %)." in text
 
 
+def test_it_says_where_the_search_compared_fine_tuned_networks(tmp_path: Path) -> None:
+    write(tmp_path, criterion="validation loss of the fine-tuned network, mean over networks")
+    with patch.dict(EXPERIMENTS, {"study": STUDY}):
+        text = strengths_text(tmp_path, COMPARISON)
+    assert "Chosen by the validation loss of the fine-tuned network" in text and "same strength serves" not in text
+
+
 def test_strengths_of_another_experiment_are_named(tmp_path: Path) -> None:
     write(tmp_path, "owner", reason={})
     with patch.dict(EXPERIMENTS, {"study": replace(STUDY, strengths_of="owner")}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 from benchmarks import cli
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import UNTUNED, choose_strength, is_tuned_source, read_tuning
+from benchmarks.records.strengths import UNTUNED, Strength, choose_strength, is_tuned_source, read_tuning, search_state
 from benchmarks.running.cells import cells_of
-from benchmarks.running.run import run_cell
+from benchmarks.running.run import execute, run_cell
 from benchmarks.running.tuning import choose, next_strength, search, tune
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
@@ -173,3 +174,24 @@ def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> 
     own, borrowed = (run_cell(bench, cell) for cell in (cells[0], combined))
     assert borrowed.strength == own.strength
     assert "tuned on validation for oicsr-gl" in borrowed.strength_source
+
+
+def test_a_search_for_the_fine_tuned_network_compares_what_its_run_ends_with(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    cells = cells_of(small_experiment(search_state="finetuned", tries=3), "quick", methods=["oicsr-gl"])
+    path = tune(bench, cells, [1000], lambda cell, strength, score: None)
+    record = read_tuning(path)
+    assert record["criterion"] == "validation loss of the fine-tuned network, mean over networks"
+    assert search_state(record) == "finetuned" and search_state({"schema": "oicsr-tuning-1"}) == "recalibrated"
+    tried, found = next(iter(record["scores"]["oicsr-gl"]["0.5"].items()))
+    ran = execute(small_bench(tmp_path / "again"), replace(cells[0], seed=1000), Strength(float(tried), "tried"))
+    assert found["top1"] == [pytest.approx(ran.record.states["finetuned"]["val_top1"], abs=1e-6)]
+    other = cells_of(small_experiment(tries=3), "quick", methods=["oicsr-gl"])
+    tune(bench, other, [1000], lambda cell, strength, score: None)  # the criteria are not mixed in one record
+    after = read_tuning(path)
+    assert search_state(after) == "recalibrated" and after["scores"] != record["scores"]
+
+
+def test_an_unknown_state_to_compare_is_refused() -> None:
+    with pytest.raises(ValueError, match="search_state is 'pruned'; it must be one of"):
+        small_experiment(search_state="pruned")
