@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.reporting import build as report
 from tests.benchmarks.golden import build, fixture_results
@@ -13,6 +15,16 @@ from tests.benchmarks.golden import build, fixture_results
 @pytest.fixture(scope="session")
 def fixture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fixture_results(tmp_path_factory.mktemp("fixture"))
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay figures out but leave their files blank: four fifths of a small report's time, where only pages are read."""
+
+    def blank(self: Figure, file: BinaryIO, **options: object) -> None:
+        file.write(b"<svg xmlns='http://www.w3.org/2000/svg'></svg>")
+
+    monkeypatch.setattr(Figure, "savefig", blank)
 
 
 @pytest.fixture(scope="session")

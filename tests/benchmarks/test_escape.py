@@ -138,6 +138,7 @@ ALLOWED = set("h1 h2 p a img em strong code table thead tbody tr th td ul li det
 LINK = re.compile(r"(\.\./){0,2}((figures|perf|experiments|tables)/)?[\w-]+\.(html|png|md(#[\w-]+)?)")
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("kind", TEXTS)
 def test_pages_and_tables_of_hostile_records_hold_text_alone(tmp_path: Path, kind: str) -> None:
     text = TEXTS[kind]
@@ -167,6 +168,13 @@ def test_a_screen_shows_it_in_one_line_and_a_figure_as_it_is(kind: str) -> None:
     above = 4  # header, rule, the dense row and that of all epochs; each target has a line of its own
     assert len(lines) == above + len(comparison.targets) + len(comparison.table)
     assert not any(unicodedata.category(character) in HIDDEN for line in lines for character in line)
+
+
+@pytest.mark.parametrize("kind", ["LaTeX", "script", "direction"])
+def test_every_figure_of_hostile_records_is_drawn(tmp_path: Path, kind: str) -> None:
+    write_records(tmp_path, hostile_records(TEXTS[kind]))
+    drawn = {path: content for path, content in report.build(tmp_path).items() if path.suffix == ".png"}
+    assert len(drawn) > 3 and all(content.startswith(b"\x89PNG") for content in drawn.values())
 
 
 @pytest.mark.parametrize("title", [r"$\frac$ and \input{x}", "50 % of $x_", "a_b^c <b>&amp;</b>"])

@@ -123,6 +123,7 @@ STRANGE: dict[str, tuple[Record, str]] = {
 }
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("kind", STRANGE)
 def test_report_names_and_leaves_out_one_strange_record(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

@@ -121,14 +121,14 @@ def test_records_of_the_first_schema_are_read(tmp_path: Path) -> None:
 
 def test_the_command_tunes_side_by_side_to_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["tune", "demo", "--methods", "oicsr-gl,gl-out", "--macs-kept", "0.5", "--seeds", "1000"]
-    profile = EXPERIMENTS["demo"].profiles["quick"]
-    assert profile.tries == 7
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment(tries=3))
+    command = ["tune", "small", "--methods", "oicsr-gl,gl-out", "--macs-kept", "0.5", "--seeds", "1000"]
     found = []
     for folder, jobs in (("a", "1"), ("b", "2")):
         options = ["--results", folder, "--checkpoints", "c", "--threads", "1", "--jobs", jobs]
         assert cli.main([*command, *options]) == 0
-        found.append(read_tuning(tmp_path / folder / "tuning" / "demo-quick.json"))
+        found.append(read_tuning(tmp_path / folder / "tuning" / "small-quick.json"))
+    assert [len(found[0]["scores"][method]["0.5"]) for method in ("oicsr-gl", "gl-out")] == [3, 3]
     assert found[0]["scores"] == found[1]["scores"] and found[0]["chosen"] == found[1]["chosen"]
 
 

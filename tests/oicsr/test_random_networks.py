@@ -344,9 +344,9 @@ def test_removing_empty_channels_of_any_network_changes_nothing(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @NETWORKS
-def test_removing_empty_channels_of_300_networks_changes_nothing(
+def test_removing_empty_channels_of_150_networks_changes_nothing(
     steps: list[tuple[str, int]], flatten: bool, seed: int, wrapper: str
 ) -> None:
     assert {"hidden"} <= pruned_exactly(steps, flatten, seed, wrapper)
