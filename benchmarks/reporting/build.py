@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.records.recalibrations import all_recalibrations
 from benchmarks.records.record import RecordError
 from benchmarks.reporting.anatomy import with_outcomes
 from benchmarks.reporting.comparison_table import comparison_sheet, fairness_sheet
+from benchmarks.reporting.drawing import Draw, draw_all
 from benchmarks.reporting.experiment_page import experiment_page
 from benchmarks.reporting.figures import accuracy, latency
 from benchmarks.reporting.figures.anatomy import sides_figure
@@ -54,8 +55,6 @@ ANATOMY = "anatomy"  # the figure of the sides that a penalty needs
 
 Artefacts = dict[Path, bytes]
 
-Draw = Callable[[], Files | None]
-
 
 def build(results: Path, root: Path | None = None, gathered: Gathered | None = None) -> Artefacts:
     """Return all generated files of a results folder by path, without writing any.
@@ -77,7 +76,7 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
     artefacts: Artefacts = {}
     for sheet in [*itertools.chain(*tables), *sheets]:
         artefacts |= _sheet_files(sheet, results)
-    drawn = {name: draw() for name, draw in _drawings(study).items()}
+    drawn = draw_all(_drawings(study))
     for name, files in drawn.items():
         artefacts |= _figure_files(results, name, files)
     for comparison in study.comparisons:
