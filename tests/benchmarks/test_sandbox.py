@@ -120,6 +120,7 @@ def test_sweep_files_name_no_place(sandbox: Path, fields: dict[str, str], profil
     assert seen(sandbox, ours.absolute()) == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 @SELDOM
 @given(st.dictionaries(st.sampled_from(FIELDS[4:]), NAMES), NAMES, st.integers(0, 2))
 def test_report_shows_texts_as_texts_and_writes_in_its_results_alone(
@@ -171,6 +172,7 @@ def test_names_of_tuning_records_and_checkpoints_stay_in_their_folders(sandbox: 
 ODD_FOLDERS = ["two words", "ä ö 漢字", "-leading", "new\nline", "quo'te\"s", "$(touch x)", "a;b", "%s{0}", "x" * 200]
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("name", ODD_FOLDERS)
 def test_folders_of_any_name(sandbox: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     theirs, results = Path(name), Path(f"{name}2")
