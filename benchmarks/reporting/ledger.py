@@ -15,6 +15,7 @@ from benchmarks.reporting.numbers import NONE, signed
 EXPLANATION = (
     "Each claim is tested on paired differences, one for each trained dense network, averaged over the targets; "
     "experiments that start from the same networks count once. Every pair of network and data set has the same say. "
+    "Strengths are those with the lowest validation loss before fine-tuning; a weaker one may end higher after it. "
     "Effect: mean, with Student's t interval, which keeps its nominal coverage with 3 to 10 networks; the percentile "
     "bootstrap does not (it is in `claims.json` too). Recovery is counted in whole epochs, so its interval is never "
     "narrower than one epoch allows. A claim of *more* holds where the effect is above zero and at least the margin, "

@@ -210,7 +210,8 @@ def _short_table(comparison: Comparison) -> list[str]:
             lines.append(f"| {title} | {row['n']} | {' | '.join(cells)} |")
     quick = " Profile quick says nothing about the claim." if comparison.profile == "quick" else ""
     about = "Test top-1 in %, last epoch, mean ± standard deviation over n seeds; pruned and recalibrated: before "
-    return [*lines, "", f"{about}fine-tuning.{quick}"]
+    strengths = " Strengths were chosen before fine-tuning; a weaker one may end higher after it."
+    return [*lines, "", f"{about}fine-tuning.{strengths}{quick}"]
 
 
 def with_block(text: str, block: str, page: str = "README.md", marks: tuple[str, str] = (BEGIN, END)) -> str:
