@@ -53,10 +53,9 @@ def command(options: argparse.Namespace) -> int:
         ValueError: Options contradict each other, or signatures cannot be verified here.
     """
     need_checker()
-    if options.signed_by and options.unchecked:
-        raise ValueError("--unchecked changes records, which --signed-by forbids; omit one of them")
-    if options.signed_by and options.into:
-        raise ValueError("--as changes records, which --signed-by forbids; omit one of them")
+    for option, given in (("--unchecked", options.unchecked), ("--as", options.into)):
+        if options.signed_by and given:
+            raise ValueError(f"{option} changes records, which --signed-by forbids; omit one of them")
     signers = Signers.read(options.signed_by) if options.signed_by else None
     bench = Bench(
         torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=options.results / "tuning"

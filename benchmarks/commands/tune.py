@@ -28,7 +28,7 @@ from benchmarks.commands.options import (
 from benchmarks.config import Cell
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
-from benchmarks.records.strengths import Tries, read_tuning, tuned_under
+from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
@@ -198,5 +198,5 @@ def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
 
 def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:
     result = "diverged" if score is None else f"loss {score.loss:.4f}, top-1 {100 * score.top1:.2f} %"
-    when = "before" if cell.profile.search_state == "recalibrated" else "after"
-    print(f"{cell.label} strength {strength:g}: validation {result} {when} fine-tuning", flush=True)
+    when = WHEN[cell.profile.search_state]
+    print(f"{cell.label} strength {strength:g}: validation {result} {when}", flush=True)

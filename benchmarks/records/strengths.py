@@ -26,6 +26,8 @@ CRITERIA: Mapping[str, str] = {  # by the state that a search compares: how its 
     "finetuned": "validation loss of the fine-tuned network, mean over networks",
 }
 
+WHEN: Mapping[str, str] = {"recalibrated": "before fine-tuning", "finetuned": "after fine-tuning"}  # that state is
+
 Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [...]}, one value per network
 
 FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them

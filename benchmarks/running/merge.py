@@ -247,7 +247,7 @@ def _bring_in(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_name(SIGNATURE).unlink(missing_ok=True)
     # files with valid checksums are copied unchanged, without fsync: the source still exists
-    unchanged = MADE_AS not in record.provenance or path.parent.parent.name == record.experiment
+    unchanged = path.parent.parent.name == record.experiment
     if unchanged and CHECKSUM in record.provenance and HISTORY_CHECKSUM in record.provenance:
         contents = {name: path.with_name(name).read_bytes() for name, key in BESIDE.items() if key in record.provenance}
         contents["record.json"] = path.read_bytes()

@@ -121,11 +121,10 @@ def validate(bench: Bench, cell: Cell, strength: float) -> Score:
     """
     run = _trial(bench, cell, strength, bench.device.type)
     pruned = run.to_pruned()
-    weights = origin_digest(pruned.model)
     run.recalibrate(pruned.model)
     if cell.profile.search_state == "recalibrated":
         return run.trainer.evaluate(pruned.model, "validation")
-    return run.finetune(pruned, weights).validation
+    return run.finetune(pruned).validation
 
 
 def _trial(bench: Bench, cell: Cell, strength: float, trained_on: str) -> _Run:
@@ -184,17 +183,19 @@ def _couplings(
 
 @dataclass(frozen=True)
 class _Pruned:
-    """A network right after its last removal.
+    """A network after its last removal.
 
     Attributes:
         model: The network, from the dense one's weights or, for a control from scratch, new.
         plan: All removals together.
         norms: Of the rows of the dense network.
+        digest: Of the network right after the removal; what is done to `model` later does not change it.
     """
 
     model: nn.Module
     plan: PruningPlan
     norms: dict[str, float]
+    digest: str
 
 
 class _Run:
@@ -222,10 +223,9 @@ class _Run:
         pruned = self.to_pruned()
         self.measure_now("pruned", pruned.model)
         self.progress.removals[-1]["val_top1_after"] = self.progress.states["pruned"]["val_top1"]
-        weights = origin_digest(pruned.model)
         self.recalibrate(pruned.model)
         self.measure_now("recalibrated", pruned.model)
-        finetuned = self.finetune(pruned, weights)
+        finetuned = self.finetune(pruned)
         self.measure("finetuned", pruned.model, finetuned)
         self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(pruned.model)
 
@@ -239,14 +239,14 @@ class _Run:
         model, plan = self.prune(model)
         if self.method.ending != "finetune":  # a control from scratch: only the shape is kept
             model = remove_channels(self.fresh(), plan)
-        return _Pruned(model, plan, norms)
+        return _Pruned(model, plan, norms, origin_digest(model))
 
-    def finetune(self, pruned: _Pruned, weights: str) -> StageResult:
-        """Train the pruned network, which is recalibrated already, to its end; `weights`: its digest before that."""
+    def finetune(self, pruned: _Pruned) -> StageResult:
+        """Train the pruned network, which is recalibrated already, to its end."""
         model, plan = pruned.model, pruned.plan.to_json()
         if self.cell.profile.rescale == "dense-norm" and self.method.ending == "finetune":
             rescale(model, self.inputs, {name: norm for name, norm in pruned.norms.items() if norm > 0})
-        return self.trainer.train(self.stages[-1], model, None, measure=self.on_test, plan=plan, weights=weights)
+        return self.trainer.train(self.stages[-1], model, None, measure=self.on_test, plan=plan, weights=pruned.digest)
 
     def fresh(self) -> nn.Module:
         """Return the network before any training."""

@@ -17,7 +17,7 @@ from benchmarks.analysis.statistics import summarize
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
-from benchmarks.records.strengths import Tries, search_state
+from benchmarks.records.strengths import WHEN, Tries, search_state
 from benchmarks.reporting.figures.style import (
     SMALL,
     WIDTH,
@@ -169,8 +169,8 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
         legend_below(figure, panels[0])
         networks = len(tuning["seeds"])
         count = "one network only" if networks == 1 else f"{networks} networks"
-        when = "before" if search_state(tuning) == "recalibrated" else "after"
-        headline(figure, f"{title}: strength search\nvalidation images, {when} fine-tuning, {count}; ring: chosen")
+        when = WHEN[search_state(tuning)]
+        headline(figure, f"{title}: strength search\nvalidation images, {when}, {count}; ring: chosen")
         return render(figure)
 
 
