@@ -5,8 +5,9 @@ strength with the lowest validation loss before fine-tuning, which favours stron
 try. So it is the better comparison of fine-tuned networks, and none of the states before. It carries no verdict: the
 claims are about strengths that were chosen before fine-tuning.
 
-Four strengths per method instead of five, the weaker ones of each grid: for these methods that study's search never found the
-strongest of the five best at 50 % of the MACs, and what a network can win back in a few epochs asks for less, not more.
+Four strengths per method instead of five, the weaker ones of each grid: for these methods that study's search never
+found the strongest of the five best at 50 % of the MACs, and what a network can win back in a few epochs asks for less,
+not more.
 """
 
 from dataclasses import replace
