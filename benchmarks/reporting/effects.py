@@ -1,4 +1,4 @@
-"""What recalibration, rescaling, absorption and rounding do: differences paired by seed, with intervals, a table each.
+"""What single steps do, such as recalibration or rescaling: differences paired by seed, with intervals, a table each.
 
 A row is a method in an experiment, a column a target. Experiments without a tier of evidence have no rows.
 """
@@ -15,6 +15,7 @@ from benchmarks.analysis.claims import FIRST_EPOCH, MEASURES
 from benchmarks.analysis.comparison import AFTER_SURGERY, MAIN_METHODS, Comparison, rank
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, paired_effect, summarize
 from benchmarks.analysis.strata import dense_scores
+from benchmarks.analysis.tuned import searched_state
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
@@ -23,6 +24,7 @@ from benchmarks.reporting.numbers import NONE, NOT_RUN, change, share
 from benchmarks.reporting.table_files import Sheet
 
 RECALIBRATION, RESCALING, ABSORPTION, ROUNDING = "recalibration", "rescaling", "absorption", "rounding"
+SEARCH = "search"
 
 UNIT = (
     "Difference in top-1 that the step makes, paired by seed, in percentage points (± half its 95 % interval, from "
@@ -40,9 +42,14 @@ NOTES = {
     f"{UNIT}",
     ROUNDING: "Runs whose remaining widths are multiples of 8, less runs with any widths, from the same regularised "
     f"networks and below the same target. What such widths gain in speed is among the measurements of speed. {UNIT}",
+    SEARCH: "Runs whose strengths had the lowest validation loss once the network was fine-tuned, less runs whose "
+    "strengths had it before fine-tuning, from the same dense networks. Zero in every state: both searches chose the "
+    f"same strength. {UNIT}",
 }
 
-EFFECTS = {name: f"Effect of {name}" for name in NOTES}
+IN_WORDS = {**{name: name for name in NOTES}, SEARCH: "choosing strengths after fine-tuning"}
+
+EFFECTS = {name: f"Effect of {words}" for name, words in IN_WORDS.items()}
 
 # Values of a profile that switch a step: with and without.
 SWITCHES: Mapping[str, tuple[str, Any, Any]] = {
@@ -92,7 +99,7 @@ def points(values: Sequence[float]) -> str:
 
 
 def effect_sheets(comparisons: Sequence[Comparison], details: Details) -> list[Sheet]:
-    """Return a table for each step: recalibration, rescaling, absorption, rounding."""
+    """Return a table for each step of `NOTES`."""
     used = [comparison for comparison in comparisons if comparison.evidence.tier]
     pairs = [(switch, a, b) for a in used for b in used if (switch := switched(a, b))]
     # rescaling comes after recalibration: the same networks again
@@ -102,7 +109,7 @@ def effect_sheets(comparisons: Sequence[Comparison], details: Details) -> list[S
         if id(comparison) not in repeated:
             found[RECALIBRATION] += _recalibration(comparison)
     for switch, first, second in pairs:
-        found[switch] += _between(first, second, _measures(details, rescaling=switch == RESCALING))
+        found[switch] += _between(switch, first, second, _measures(details, rescaling=switch == RESCALING))
     for comparison in used:
         found[ABSORPTION] += _absorption(comparison, _measures(details, rescaling=False))
     return [_sheet(step, effects) for step, effects in found.items()]
@@ -172,17 +179,26 @@ def _cells(comparison: Comparison) -> list[tuple[str, float]]:
 
 
 def switched(first: Comparison, second: Comparison) -> str | None:
-    """Return the step that the first comparison takes and the second leaves out, where they differ in that alone."""
+    """Return the step that the first comparison takes and the second leaves out, where they differ in that alone.
+
+    The step may be `SEARCH`: strengths chosen after fine-tuning, by the first, and before it, by the second.
+    """
     if first.profile != second.profile or first.protocol != second.protocol:
         return None
     ours, theirs = first.records[0].config, second.records[0].config
     names = (ours.keys() | theirs.keys()) - {OWN}
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
+    if not differing:
+        return SEARCH if _fine_tuned_search(first) and not _fine_tuned_search(second) else None
     if len(differing) != 1 or differing[0] not in SWITCHES:
         return None
     step, with_it, without = SWITCHES[differing[0]]
     values = ours.get(differing[0], with_it), theirs.get(differing[0], with_it)
     return step if values == (with_it, without) else None
+
+
+def _fine_tuned_search(comparison: Comparison) -> bool:
+    return any(searched_state(record) == "finetuned" for record in comparison.records)
 
 
 def _measures(details: Details, *, rescaling: bool) -> dict[str, Measure]:
@@ -196,10 +212,12 @@ def _measures(details: Details, *, rescaling: bool) -> dict[str, Measure]:
     return {state: of_state(state) for state in AFTER_SURGERY}
 
 
-def _between(first: Comparison, second: Comparison, measures: Mapping[str, Measure]) -> list[Effect]:
+def _between(switch: str, first: Comparison, second: Comparison, measures: Mapping[str, Measure]) -> list[Effect]:
     place = f"{_place(first)}, {_place(second)}"
     found = []
     for method, target in _cells(second):
+        if switch == SEARCH and not find_method(method).has_strength:
+            continue
         pair = first.by_seed(method, target), second.by_seed(method, target)
         found += _paired(place, method, target, pair, measures)
     return found

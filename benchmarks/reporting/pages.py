@@ -13,7 +13,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.reporting.anatomy import outcome_lines
 from benchmarks.reporting.checklist import checklist, checklist_markdown
 from benchmarks.reporting.columns import STATE_TITLES
-from benchmarks.reporting.effects import EFFECTS
+from benchmarks.reporting.effects import EFFECTS, IN_WORDS, SEARCH
 from benchmarks.reporting.experiment_page import folded
 from benchmarks.reporting.headline import headline_comparison
 from benchmarks.reporting.ledger import headline, ledger_lines, overview_lines, readme_lines
@@ -65,7 +65,7 @@ def results_page(study: Study, prefix: str) -> str:
 def _effects(prefix: str) -> str:
     """Return links to the tables of what each step does."""
     page = f"{prefix}across-experiments.md"
-    steps = [f"[{name}]({page}#{anchor(title)})" for name, title in EFFECTS.items()]
+    steps = [f"[{IN_WORDS[name]}]({page}#{anchor(title)})" for name, title in EFFECTS.items()]
     return f"the effect of {', '.join(steps)} and the [images for recalibration]({page}#{anchor(RECALIBRATION_IMAGES)})"
 
 
@@ -210,7 +210,8 @@ def _short_table(comparison: Comparison) -> list[str]:
             lines.append(f"| {title} | {row['n']} | {' | '.join(cells)} |")
     quick = " Profile quick says nothing about the claim." if comparison.profile == "quick" else ""
     about = "Test top-1 in %, last epoch, mean ± standard deviation over n seeds; pruned and recalibrated: before "
-    strengths = " Strengths were chosen before fine-tuning; a weaker one may end higher after it."
+    later = f"results/across-experiments.md#{anchor(EFFECTS[SEARCH])}"
+    strengths = f" Strengths were chosen before fine-tuning; a weaker one may end higher after it ([table]({later}))."
     return [*lines, "", f"{about}fine-tuning.{strengths}{quick}"]
 
 

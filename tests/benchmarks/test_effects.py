@@ -103,6 +103,30 @@ def _provenance(path: Path) -> dict[str, object]:
     return dict(read_record(path).provenance)
 
 
+def searched(owner: str, more: float) -> Comparison:
+    """Return a comparison whose strengths are those of an experiment, of OICSR-GL and no regulariser."""
+    records = []
+    for record in records_of(experiment("digits", methods=("oicsr-gl", "none"), macs_kept=(0.5,))):
+        own = {**record.config, "dataset": "digits"}
+        source = f"tuned on validation ({owner}-study.json)" if record.method == "oicsr-gl" else "no strength"
+        changed = replace(record, profile="study", config=own, strength_source=source)
+        records.append(with_states(changed, 0.5 - more, 0.8, 0.9 + more))
+    return compare(records)[0]
+
+
+def test_strengths_chosen_after_fine_tuning_are_compared_with_those_chosen_before() -> None:
+    late, early = searched("cifar10-resnet20-end", 0.02), searched("cifar10-resnet20", 0.0)
+    assert switched(late, early) == "search" and switched(early, late) is None and switched(late, late) is None
+    sheet = sheets([early, late])["search"]
+    assert sheet.title == "Effect of choosing strengths after fine-tuning"
+    # of no regulariser nothing is chosen: no row
+    assert [(row[1], row[2], row[4][:5]) for row in sheet.rows] == [
+        ("OICSR-GL", "Pruned", "−2.00"),
+        ("OICSR-GL", "Recalibrated", "+0.00"),
+        ("OICSR-GL", "Fine-tuned", "+2.00"),
+    ]
+
+
 def test_experiments_that_differ_in_more_are_not_compared() -> None:
     other = study("digits-other", "none", 0.0, max_removed=0.5)
     assert switched(USUAL, other) is None and switched(USUAL, USUAL) is None
