@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy's generators, which data sets may use, take none above."""
+MOST_SEEDS = 10_000
+"""As many in one range are a slip of the keyboard."""
+MOST_THREADS = 1024
 
 
 def names(text: str) -> list[str]:
@@ -41,11 +48,28 @@ def seeds(text: str) -> list[int]:
     """Read a list of seeds such as `0,1` or `0-4`."""
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or not (last.isdigit() or "-" not in part):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds such as 0,1 or 0-4")
-        found += range(int(first), int(last or first) + 1)
+        first, dash, last = part.strip().partition("-")
+        if not _is_whole(first) or (dash and not _is_whole(last)):
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not a list of seeds such as 0,1 or 0-4")
+        if max(len(first.lstrip("0")), len(last.lstrip("0"))) > 10 or int(last or first) > LARGEST_SEED:
+            raise argparse.ArgumentTypeError(f"{_short(part)}: the largest seed is {LARGEST_SEED}")
+        start, end = int(first), int(last or first)
+        if end < start:
+            raise argparse.ArgumentTypeError(f"{part!r} counts down; write {end}-{start}")
+        if end - start >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"{part!r} names more than {MOST_SEEDS} seeds")
+        found += range(start, end + 1)
     return _each(text, found)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is digits only; `str.isdigit` alone takes a superscript 2 too, which `int` does not."""
+    return text.isascii() and text.isdigit()
+
+
+def _short(text: str) -> str:
+    """Quote what was typed, and of a very long text its beginning."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def _each(text: str, found: list[T]) -> list[T]:
@@ -57,9 +81,29 @@ def _each(text: str, found: list[T]) -> list[T]:
 
 def positive(text: str) -> int:
     """Read a positive integer."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 1 or more")
+    if not _is_whole(text) or not text.strip("0"):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not an integer of 1 or more")
+    if len(text.lstrip("0")) > 18:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is too large")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """Read a number of threads; PyTorch takes any, and then the system fails to start them."""
+    if (found := positive(text)) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} threads: at most {MOST_THREADS} threads are possible")
+    return found
+
+
+def gpu_share(text: str) -> float:
+    """Read a number of GPUs: a share of one, or a whole number of them, as Ray has it."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not (0 < found <= 1 or (found > 1 and found.is_integer())):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share of a GPU in (0, 1] nor a whole number of GPUs")
+    return found
 
 
 def positive_or_auto(text: str) -> int | None:
@@ -161,7 +205,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the options of the device."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="total CPU threads (default: PyTorch's); records depend on it"
+        "--threads", type=threads, metavar="N", help="total CPU threads (default: PyTorch's); records depend on it"
     )
 
 
@@ -176,8 +220,8 @@ def choose_device(options: argparse.Namespace) -> torch.device:
     name = options.device
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # the meta device makes tensors, but holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     if options.threads:
         torch.set_num_threads(options.threads)

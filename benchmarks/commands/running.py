@@ -21,6 +21,7 @@ from benchmarks.commands.options import (
     add_jobs,
     choose_device,
     choose_graphs,
+    gpu_share,
     names,
     results_option,
 )
@@ -79,7 +80,11 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add_jobs(parser, "runs")
     parser.add_argument("--address", help="Ray: of a cluster to join, or auto (default: start one on this machine)")
     parser.add_argument(
-        "--gpu-share", type=float, default=1.0, metavar="F", help="Ray: GPUs per run, may be a fraction (default: 1.0)"
+        "--gpu-share",
+        type=gpu_share,
+        default=1.0,
+        metavar="F",
+        help="Ray: GPUs per run, may be a fraction (default: 1.0)",
     )
 
 

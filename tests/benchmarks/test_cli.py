@@ -93,6 +93,7 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "demo", "--profile", "papr"], "no profile 'papr'"),
         (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
         (["run", "demo", "--device", "tpu"], "cannot be used"),
+        (["run", "demo", "--device", "meta"], "cannot be used"),
         (["run", "demo", "--address", "auto"], "--engine ray"),
         (["run", "demo", "--budget-minutes", "-1"], "more than 0"),
         (["sweep", "--models", "resnet21", "--datasets", "cifar10"], "resnet20"),
@@ -113,8 +114,21 @@ def test_wrong_input_gets_an_error_with_a_suggestion(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--seeds", "4-2", "names nothing"),
+        ("--seeds", "4-2", "'4-2' counts down; write 2-4"),
         ("--seeds", "a", "not a list of seeds"),
+        ("--seeds", "3-", "not a list of seeds"),
+        ("--seeds", "²", "not a list of seeds"),
+        ("--seeds", "-1", "not a list of seeds"),
+        ("--seeds", "4294967296", "the largest seed is 4294967295"),
+        ("--seeds", "9" * 5000, "the largest seed is 4294967295"),
+        ("--seeds", "0-10000", "more than 10000 seeds"),
+        ("--threads", "99999999", "at most 1024 threads"),
+        ("--threads", "9" * 5000, "too large"),
+        ("--jobs", "²", "integer of 1 or more"),
+        ("--gpu-share", "nan", "share of a GPU"),
+        ("--gpu-share", "-1", "share of a GPU"),
+        ("--gpu-share", "1.5", "whole number of GPUs"),
+        ("--gpu-share", "half", "share of a GPU"),
         ("--methods", ",", "names nothing"),
         ("--macs-kept", "", "names nothing"),
         ("--macs-kept", "half", "not a comma-separated list"),
@@ -128,6 +142,13 @@ def test_a_list_that_names_nothing_is_not_the_default(
         cli.main(["run", "demo", option, value])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_largest_values_of_options_are_read() -> None:
+    assert options.seeds("4294967295") == [2**32 - 1] and options.seeds("00000000000007, 2") == [7, 2]
+    assert len(options.seeds("0-9999")) == 10_000
+    assert options.threads("1024") == 1024
+    assert options.gpu_share("0.25") == 0.25 and options.gpu_share("2") == 2
 
 
 def test_what_is_named_twice_is_run_once() -> None:
