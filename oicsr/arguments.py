@@ -57,13 +57,20 @@ def check_cost(cost: object) -> None:
         raise TypeError(f"cost is {str(cost)[:80]!r}; it must be a function of the pruned model that returns a number")
 
 
-def check_optimizer_type(optimizer: object) -> None:
-    """Raise TypeError unless `optimizer` is one of PyTorch's optimisers."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; it must be one torch.optim.Optimizer, made of the model's "
-            "parameters"
-        )
+def as_optimizers(optimizer: object) -> tuple[torch.optim.Optimizer, ...]:
+    """Return the optimisers that an argument holds, none for None.
+
+    Raises:
+        TypeError: It is neither one of PyTorch's optimisers nor a sequence of them.
+    """
+    many = tuple(optimizer) if isinstance(optimizer, list | tuple) else () if optimizer is None else (optimizer,)
+    for one in many:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer {'holds' if one is not optimizer else 'is'} a {type(one).__name__}; it must be a "
+                "torch.optim.Optimizer, made of the model's parameters, or a list of them"
+            )
+    return many
 
 
 def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
@@ -79,6 +86,8 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
     for score in scores:
         if not isinstance(score, Tensor):
             raise TypeError(f"scores holds a {type(score).__name__}; {wanted}")
+        if score.is_meta:
+            raise ValueError("scores are on the meta device, which holds no numbers: load the model's weights first")
     shapes, expected = [tuple(s.shape) for s in scores], [(c.num_channels,) for c in couplings]
     if shapes != expected:
         raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")

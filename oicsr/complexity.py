@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oicsr.arguments import check_call, check_model
+from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain
 from oicsr.copying import undisturbed
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.modes import FLEX_ATTENTION, Mode
@@ -36,12 +37,20 @@ SUMMED = {  # those that add a product: where its factors stand
 OVER_BATCH = {torch.addbmm, Tensor.addbmm, Tensor.addbmm_}  # those that sum over axis 0 as well
 PRODUCTS = {
     torch.matmul,
+    torch.linalg.matmul,
     Tensor.matmul,
     Tensor.__matmul__,
     torch.mm,
     Tensor.mm,
     torch.bmm,
     Tensor.bmm,
+    torch.mv,
+    Tensor.mv,
+    torch.inner,
+    Tensor.inner,
+    torch.tensordot,
+    torch.linalg.multi_dot,
+    torch.chain_matmul,
     torch.einsum,
     *SUMMED,
 }
@@ -51,6 +60,20 @@ RECURRENT = {
 }  # linear layers, one step after the other
 MOSTLY = 0.9  # the share of the MACs that a batch must divide; a table of positions may have layers of its own
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
+CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
+DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
+CHAINS = {torch.linalg.multi_dot, torch.chain_matmul}
+UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
+CALLED = {*CONVOLUTIONS, *TRANSPOSED, *PRODUCTS}
+OPERATORS = {  # what code that calls operators by their own names means by them, graphs of `torch.export` among it
+    "linear": functional.linear,
+    "scaled_dot_product_attention": functional.scaled_dot_product_attention,
+    "linalg_matmul": torch.linalg.matmul,
+    "linalg_multi_dot": torch.linalg.multi_dot,
+    "convolution": torch.convolution,
+    "bilinear": functional.bilinear,
+    **{name: function for name, function in vars(torch).items() if callable(function) and function in CALLED},
+}
 
 
 class Positions(Mode):
@@ -60,6 +83,7 @@ class Positions(Mode):
         calls: Weight and number of positions, one entry per call.
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
             whose weight is computed counts as such a product.
+        unfollowed: MACs of products in forms that channels are not followed through.
         batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
         axis: The axis of the first layer's input that they lie on: 1 in a recurrent layer that has steps in front.
     """
@@ -68,6 +92,7 @@ class Positions(Mode):
         super().__init__()
         self.calls: list[tuple[Tensor, int]] = []
         self.products: list[int] = []
+        self.unfollowed: list[int] = []
         self._weights = {id(weight) for weight in weights}
         self._derived: dict[int, tuple[Tensor, bool]] = {}
         self.batch: int | None = None
@@ -85,10 +110,14 @@ class Positions(Mode):
                 return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._note_derived(args, kwargs or {}, result)
-        if getattr(func, "__name__", "") in RECURRENT:
+        func = _meant(func, args)
+        if getattr(func, "__name__", "").partition(".")[0] in RECURRENT:
             self._note_recurrent(args)
         if func in PRODUCTS or func in ATTENTIONS:
             self._note_product(func, args, kwargs or {}, result)
+        if func is functional.bilinear:
+            weight = _argument(args, kwargs or {}, 2, "weight")
+            self._note_weight(weight, result.numel() // weight.shape[0])
         if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
             source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
             values = source if func in TRANSPOSED else result
@@ -102,7 +131,7 @@ class Positions(Mode):
     def divisible(self, batch: int) -> int:
         """Return how many of the MACs belong to layers and products that a batch divides."""
         layers = sum(count * weight.numel() for weight, count in self.calls if count % batch == 0)
-        return layers + sum(macs for macs in self.products if macs % batch == 0)
+        return layers + sum(macs for macs in (*self.products, *self.unfollowed) if macs % batch == 0)
 
     def _note_derived(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Remember what is computed from weights alone, or from nothing: it is made once, whatever the inputs."""
@@ -139,22 +168,42 @@ class Positions(Mode):
             self.products += [pairs * query.shape[-1], pairs * value.shape[-1]]
             return
         factors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        equation = ""
+        if func is torch.linalg.multi_dot:
+            factors = list(args[0])
         if func is torch.einsum:
-            equation, *rest = args
-            factors = list(rest[0]) if isinstance(rest[0], list | tuple) else list(rest)
+            factors = factors_of(args)
         elif func in SUMMED:
             factors = [_argument(args, kwargs, i, name) for i, name in SUMMED[func]]
         derived = [self._is_derived(factor) for factor in factors]
-        if len(factors) != 2 or (None not in derived and any(derived)):
+        if len(factors) < 2 or (None not in derived and any(derived)):
             return
-        macs = _einsum_macs(equation, factors) if equation else result.numel() * factors[0].shape[-1]
+        if func is torch.einsum:
+            macs = einsum_macs(args)
+        elif func is torch.tensordot:  # each number of the result sums over what the result lacks
+            macs = math.isqrt(result.numel() * factors[0].numel() * factors[1].numel())
+        elif func in CHAINS:
+            macs = chain_macs([factor.shape for factor in factors])
+        else:
+            macs = result.numel() * factors[0].shape[-1]
         macs *= len(factors[0]) if func in OVER_BATCH else 1
         weights = [factor for factor in factors if id(factor) in self._weights]
-        if weights and weights[-1].numel():
+        if len(factors) == 2 and weights and weights[-1].numel():
             self._note_weight(weights[-1], macs // weights[-1].numel())
-        else:
+        elif self._is_followed(func, args, factors):
             self.products.append(macs)
+        else:
+            self.unfollowed.append(macs)
+
+    def _is_followed(self, func: Callable[..., Any], args: Sequence[Any], factors: Sequence[Tensor]) -> bool:
+        """Return whether a product is one of those that are numbered where channels are followed.
+
+        Those are `oicsr.rules.products` and, of computed weights, `oicsr.rules.weighted`.
+        """
+        if func in UNNUMBERED or len(factors) != 2:
+            return False
+        if func is torch.einsum:
+            return is_plain(args[0])
+        return min(factor.ndim for factor in factors) > 1 or any(self._is_derived(factor) for factor in factors)
 
     def _note_weight(self, weight: Tensor, count: int) -> None:
         """Note how often a weight is used; one that is computed is none whose name is known, but a product."""
@@ -174,16 +223,14 @@ def _recurrent_batch(args: Sequence[Any]) -> tuple[int, int]:
     return (int(second[0]), 1) if packed else (int(source.shape[0]), 0)
 
 
-def _einsum_macs(equation: str, factors: Sequence[Tensor]) -> int:
-    letters = equation.replace(" ", "").partition("->")[0].split(",")
-    if "." in equation:
-        return 0
-    sizes = {
-        letter: size
-        for part, f in zip(letters, factors, strict=True)
-        for letter, size in zip(part, f.shape, strict=True)
-    }
-    return math.prod(sizes.values())
+def _meant(func: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
+    """Return the function that an operator called by its own name, `torch.ops.aten.conv2d.default`, stands for."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        space, name, *_ = str(func).split(".")
+        func = OPERATORS.get(name, func) if space == "aten" else func
+    if func is torch.convolution:
+        return (DECONVOLVED if args[6] else CONVOLVED)[args[0].ndim - 2]
+    return func
 
 
 @contextmanager
@@ -217,7 +264,8 @@ def _batch_size(inputs: Inputs, counter: Positions) -> int:
     if first == 1:
         return 1
     likely = [size for size in dict.fromkeys([first, seen or 1, *sizes]) if size > 1]
-    whole = sum(count * weight.numel() for weight, count in counter.calls) + sum(counter.products)
+    whole = sum(count * weight.numel() for weight, count in counter.calls)
+    whole += sum(counter.products) + sum(counter.unfollowed)
     shares = {size: counter.divisible(size) / max(1, whole) for size in likely}
     for least in (1.0, MOSTLY):
         found = [size for size, share in shares.items() if share >= least]
@@ -237,7 +285,7 @@ class Work:
 
     Attributes:
         positions: How often each element of each weight is used (for a convolution: output height times width).
-        others: MACs of weights whose names are not known.
+        others: MACs of weights whose names are not known, and of products in forms that no channels go through.
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer whose
             weight is computed from parameters counts as such a product.
     """
@@ -290,6 +338,7 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
             positions[name] = positions.get(name, 0) + _per_input(count, batch)
         else:
             others += _per_input(count, batch) * weight.numel()
+    others += sum(_per_input(macs, batch) for macs in counter.unfollowed)
     return Work(positions, others, tuple(_per_input(macs, batch) for macs in counter.products))
 
 

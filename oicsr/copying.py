@@ -207,13 +207,23 @@ def is_part_of_the_model(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
+def _only_checks(hook: object) -> bool:
+    """Return whether a hook is PyTorch's own and looks at inputs only (of what `torch.export` returned)."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.export.")
+
+
 def hooked_modules(model: nn.Module) -> list[str]:
     """Return the names of the modules with hooks of a user that may change what goes in or comes out."""
     stores = [name for name in HOOKS if "backward" not in name]
     return [
         name
         for name, module in model.named_modules()
-        if any(not is_part_of_the_model(hook) for store in stores for hook in getattr(module, store, {}).values())
+        if any(
+            not (is_part_of_the_model(hook) or _only_checks(hook))
+            for store in stores
+            for hook in getattr(module, store, {}).values()
+            if callable(hook)  # three of the stores hold flags of hooks
+        )
     ]
 
 

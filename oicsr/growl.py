@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
-from oicsr.layout import Layout
+from oicsr.layout import Layout, check_sides
 from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, safe_sqrt
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
@@ -125,7 +125,7 @@ class GrOWL:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(map(repr, SEQUENCES))}")
         self.strength = check_strength(strength)
         self.last_value: Tensor | None = None
-        self.sides = tuple(sides)
+        self.sides = check_sides(sides)
         self._layout = Layout.of(couplings, self.sides)
         self._ordered = _Ordered(self._layout.sizes, weights)
 
@@ -166,7 +166,7 @@ class ProximalGrOWL:
     ) -> None:
         self._penalty = GrOWL(couplings, sides, strength, weights=weights)
         self.strength = self._penalty.strength
-        self.sides = tuple(sides)
+        self.sides = check_sides(sides)
         self._layout = Layout.of(couplings, self.sides)
         self._ordered = _Ordered(self._layout.sizes, weights)
 

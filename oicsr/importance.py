@@ -70,7 +70,7 @@ def out_in_energy(
     Raises:
         ValueError: `normalize` or a side is unknown, or the couplings are not the model's.
     """
-    check_sides(sides)
+    sides = check_sides(sides)
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize is {normalize!r}; it must be one of {', '.join(map(repr, NORMALIZATIONS))}")
     model = unwrap(model)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -66,7 +67,7 @@ class Layout:
         Raises:
             ValueError: A side is unknown, or a slice belongs to two channels.
         """
-        check_sides(sides)
+        sides = check_sides(sides)
         check_couplings(couplings)
         total = sum(coupling.num_channels for coupling in couplings)
         targets: dict[tuple[str, int], Tensor] = {}
@@ -172,7 +173,18 @@ def _gather(module: nn.Module, tree: Mapping[str, Any], found: dict[int, Tensor]
     return True
 
 
-def check_sides(sides: Sequence[str]) -> None:
-    """Raise ValueError unless `sides` is a non-empty selection of the three sides."""
-    if isinstance(sides, str) or not sides or any(side not in SIDES for side in sides):
-        raise ValueError(f"sides is {sides!r}; it must be a non-empty tuple of {', '.join(map(repr, SIDES))}")
+def check_sides(sides: Any) -> tuple[Side, ...]:
+    """Return the sides as a tuple.
+
+    Raises:
+        TypeError: They are no sequence; a number is taken for a strength in the wrong place.
+        ValueError: They are not a non-empty selection of the three sides.
+    """
+    wanted = f"it must be a non-empty tuple of {', '.join(map(repr, SIDES))}"
+    if not isinstance(sides, Iterable) or isinstance(sides, Tensor):
+        hint = f"; the strength is an argument of its own, strength={sides!r}" if isinstance(sides, Real) else ""
+        raise TypeError(f"sides is {sides!r}, a {type(sides).__name__}; {wanted}{hint}")
+    chosen = sides if isinstance(sides, str) else tuple(sides)
+    if isinstance(chosen, str) or not chosen or any(side not in SIDES for side in chosen):
+        raise ValueError(f"sides is {chosen!r}; {wanted}")
+    return chosen

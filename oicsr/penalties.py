@@ -170,7 +170,7 @@ class GroupLasso:
         joint: bool = True,
     ) -> None:
         self.strength = check_strength(strength)
-        self.sides = tuple(sides)
+        self.sides = check_sides(sides)
         self.last_value: Tensor | None = None
         self._layout = group_layout(couplings, self.sides, joint=joint)
 

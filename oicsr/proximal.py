@@ -12,7 +12,7 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import energy_vector
 from oicsr.fast import passes
 from oicsr.fast.eager import eager
-from oicsr.layout import Layout
+from oicsr.layout import Layout, check_sides
 from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, group_layout, norm_sum
 
 
@@ -62,7 +62,7 @@ class ProximalGroupLasso:
         joint: bool = True,
     ) -> None:
         self.strength = check_strength(strength)
-        self.sides = tuple(sides)
+        self.sides = check_sides(sides)
         self._layout = group_layout(couplings, self.sides, joint=joint)
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ FACTORS = frozenset(aten("mul multiply div divide true_divide"))
 SUMS = frozenset(aten("add sub subtract"))
 JOINED = frozenset(aten("cat concat concatenate stack"))
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
-PRODUCTS = frozenset(aten("addmm matmul mm"))  # with a weight `(inputs, outputs)` on the right
+PRODUCTS = frozenset(aten("addmm matmul mm linalg_matmul"))  # with a weight `(inputs, outputs)` on the right
 
 
 class NotLinearError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from oicsr.arguments import check_optimizer_type, check_plan
+from oicsr.arguments import as_optimizers, check_plan
 from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
@@ -35,7 +35,7 @@ def remove_channels(
     model: nn.Module,
     plan: PruningPlan,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     absorb: bool = False,
     example_inputs: ExampleInputs | None = None,
 ) -> nn.Module:
@@ -50,13 +50,14 @@ def remove_channels(
         plan: Which channels stay.
         optimizer: An optimiser over the parameters of `model`: from now on it holds those of the smaller network,
             and state of a parameter's shape (momentum, Adam's moments) is sliced as the parameter was. Parameters of
-            other modules that it holds (a loss with weights, a temperature) stay in it.
+            other modules that it holds (a loss with weights, a temperature) stay in it. Several that share the
+            parameters between them (Muon and AdamW) come as a list.
         absorb: Add what removed channels contribute as constants, their scale taken as zero, to the bias or the
             running mean of the layers that read them (see `plan_absorption`).
         example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
-        TypeError: `model` is no module, `plan` no plan, or `optimizer` no optimiser.
+        TypeError: `model` is no module, `plan` no plan, or `optimizer` neither an optimiser nor a list of them.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
             optimiser holds none of the model's parameters or keeps a state that cannot be sliced (Adafactor, L-BFGS);
             the message says which. Nothing is changed then.
@@ -65,13 +66,12 @@ def remove_channels(
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
     """
     check_plan(model, plan)
-    if optimizer is not None:
-        check_optimizer_type(optimizer)
+    optimizers = as_optimizers(optimizer)
     model = unwrap(model)
     check_plan_fits(model, plan)
     before = dict(model.named_parameters())
-    if optimizer is not None:
-        check_optimizer(optimizer, before, plan)
+    for one in optimizers:  # all of them, before anything is changed
+        check_optimizer(one, before, plan)
     small = copy_model(model)
     for name, parameter in small.named_parameters():  # a deep copy leaves gradients behind
         grad = before[name].grad
@@ -81,8 +81,8 @@ def remove_channels(
 
         absorb_constants(small, plan, example_inputs)
     apply_plan(small, plan)
-    if optimizer is not None:
-        rebind(optimizer, before, dict(small.named_parameters()), plan)
+    for one in optimizers:
+        rebind(one, before, dict(small.named_parameters()), plan)
     return small
 
 

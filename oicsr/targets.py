@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.arguments import check_cost, check_fit, check_number
-from oicsr.complexity import Work, count_work, find_tensor
+from oicsr.complexity import Work, count_macs, count_work, find_tensor
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
@@ -210,12 +211,16 @@ def make_target(
     cost: Callable[[nn.Module], float] | None,
     cost_kept: float | None,
     reference: float | None,
+    measure: bool = False,
 ) -> Target:
     """Return the target that the arguments of `select_channels` ask for; half of the MACs where they name none.
 
+    With `measure`, MACs are counted on pruned networks, not predicted.
+
     Raises:
         TypeError: A share is no number, or `cost` no function.
-        ValueError: More than one share is given, a share is not in (0, 1], or only one of `cost` and `cost_kept` is.
+        ValueError: More than one share is given, a share is not in (0, 1], only one of `cost` and `cost_kept` is, or no
+            MACs are counted.
     """
     shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
     given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
@@ -228,7 +233,9 @@ def make_target(
     if not 0 < check_number(argument, share) <= 1:
         raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
     function: Cost
-    if argument == "macs_kept":
+    if argument == "macs_kept" and measure:
+        function, unit = MeasuredCost(channels, model, partial(count_macs, example_inputs=example_inputs)), "MACs"
+    elif argument == "macs_kept":
         function, unit = WeightCost.of_macs(channels, model, count_work(model, example_inputs)), "MACs"
     elif argument == "params_kept":
         function, unit = WeightCost(channels, model, {name: 1 for name, _ in model.named_parameters()}), "parameters"
@@ -236,5 +243,10 @@ def make_target(
         assert cost is not None
         function, unit = MeasuredCost(channels, model, cost), "units of cost"
     dense = function(channels.all_stay())
+    if argument == "macs_kept" and not dense:
+        raise ValueError(
+            f"no MACs are counted in {type(model).__name__}: it calls no convolution, linear layer or product that "
+            "count_macs knows; aim at params_kept, or at a cost of your own"
+        )
     wanted = share * (dense if reference is None else reference)
-    return Target(function, wanted, dense, share, argument, unit, measured=cost is not None)
+    return Target(function, wanted, dense, share, argument, unit, measured=measure or cost is not None)

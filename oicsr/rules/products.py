@@ -145,7 +145,7 @@ def _join(tracer: Tracer, node: fx.Node, first: Factor, second: Factor, letter: 
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@register_rule(*aten("matmul bmm"))
+@register_rule(*aten("matmul mm bmm mv linalg_matmul"))
 def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     """A product of activations, or of rows that are channels with values that have none (global context)."""
     first, second = source_of(node), argument(node, 1)

@@ -24,7 +24,7 @@ RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rul
 NO_RULE = "has no rule"
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
-PRODUCTS = {torch.ops.aten.matmul.default, torch.ops.aten.bmm.default, torch.ops.aten.einsum.default}
+PRODUCTS = {getattr(torch.ops.aten, name).default for name in "matmul mm bmm mv linalg_matmul einsum".split()}
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 

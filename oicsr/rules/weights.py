@@ -39,7 +39,7 @@ EXTREMES = frozenset(aten("max min"))  # of one tensor, or of two
 EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat"))
 MEANS = frozenset(aten("mean var std var_mean std_mean"))
 NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
-PRODUCTS = frozenset(aten("matmul mm bmm"))
+PRODUCTS = frozenset(aten("matmul mm bmm linalg_matmul"))
 JOINED = frozenset(aten("cat concat concatenate"))
 ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
 

@@ -114,8 +114,8 @@ KINDS: dict[str, tuple[Call, str]] = {
     "no batches": (lambda m, c, p: oicsr.recalibrate(m, None), "batches is a NoneType; it must be a list of batches"),
     "a batch": (lambda m, c, p: oicsr.recalibrate(m, [3]), "a batch is a int of int; it must be a tensor"),
     "a norm": (lambda m, c, p: oicsr.rescale(m, IMAGES, "x"), "the norm for 'conv1' is 'x', a str; it must"),
-    "optimizer": (lambda m, c, p: oicsr.remove_channels(m, p, optimizer="sgd"), "optimizer is a str; it must be one"),
-    "optimizers": (lambda m, c, p: oicsr.remove_channels(m, p, optimizer=[m]), "optimizer is a list"),
+    "optimizer": (lambda m, c, p: oicsr.remove_channels(m, p, optimizer="sgd"), "optimizer is a str; it must be a"),
+    "optimizers": (lambda m, c, p: oicsr.remove_channels(m, p, optimizer=[m]), "optimizer holds a Chain"),
     "parameters": (lambda m, c, p: oicsr.remove_channels(m, p, optimizer=m.parameters()), "optimizer is a generator"),
     "proved": (lambda m, c, p: oicsr.prove(m, c, IMAGES), r"couplings is a Tensor; .*\(are the arguments in the right"),
 }  # fmt: skip

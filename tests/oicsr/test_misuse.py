@@ -73,7 +73,23 @@ WRONG: dict[str, tuple[Call, str]] = {
     ),
     "no optimiser": (
         lambda m, c, p: oicsr.remove_channels(m, p, optimizer=m),  # type: ignore[arg-type]
-        "optimizer is a Sequential; it must be one torch.optim.Optimizer",
+        "optimizer is a Sequential; it must be a torch.optim.Optimizer",
+    ),
+    "a network among the optimisers": (
+        lambda m, c, p: oicsr.remove_channels(m, p, optimizer=[m]),  # type: ignore[list-item]
+        "optimizer holds a Sequential; it must be a torch.optim.Optimizer",
+    ),
+    "a strength in the place of sides": (
+        lambda m, c, p: oicsr.GroupLasso(c, 1e-3),  # type: ignore[arg-type]
+        "sides is 0.001, a float; .* the strength is an argument of its own, strength=0.001",
+    ),
+    "a strength in the place of the sides of a proximal step": (
+        lambda m, c, p: oicsr.ProximalGroupLasso(c, 1e-3),  # type: ignore[arg-type]
+        "strength=0.001",
+    ),
+    "a strength in the place of the sides of GrOWL": (
+        lambda m, c, p: oicsr.GrOWL(c, 1e-3),  # type: ignore[arg-type]
+        "strength=0.001",
     ),
     "a network to save in the place of its file": (
         lambda m, c, p: oicsr.save_pruned("x", p, m),  # type: ignore[arg-type]

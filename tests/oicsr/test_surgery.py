@@ -154,6 +154,38 @@ def test_optimizer_state_follows_its_parameters(kind: str) -> None:
         assert not torch.equal(little, old), name
 
 
+def test_several_optimizers_share_the_parameters() -> None:
+    """Muon takes matrices only, so that users have a second optimiser for the rest; both follow, or none."""
+    torch.manual_seed(0)
+    model, images = Basic(), torch.randn(2, 3, 8, 8)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    first, second = torch.optim.SGD(matrices, lr=0.1, momentum=0.9), torch.optim.AdamW(others, lr=0.1)
+    model(images).square().sum().backward()
+    first.step(), second.step()
+    couplings = oicsr.find_couplings(model, images, scope="all")
+    plan = oicsr.PruningPlan.from_kept(couplings, drop_third(couplings))
+    foreign = torch.optim.SGD([nn.Parameter(torch.zeros(7))], lr=0.1)
+    with pytest.raises(ValueError, match="SGD holds none of the model's parameters"):
+        oicsr.remove_channels(model, plan, optimizer=[first, second, foreign])
+    assert all(held is p for held, p in zip(first.param_groups[0]["params"], matrices, strict=True))
+
+    small = oicsr.remove_channels(model, plan, optimizer=[first, second])
+    held = [p for one in (first, second) for group in one.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in small.parameters()}
+    assert all(state.shape == p.shape for p in held for state in _state(first, second, p) if state.ndim)
+    before = {p: p.detach().clone() for p in held}
+    small(images).square().sum().backward()
+    first.step(), second.step()
+    for one in (first, second):
+        assert any(not torch.equal(p, before[p]) for p in one.param_groups[0]["params"])
+
+
+def _state(first: torch.optim.Optimizer, second: torch.optim.Optimizer, parameter: Tensor) -> list[Tensor]:
+    own = first.state.get(parameter) or second.state[parameter]
+    return [value for value in own.values() if isinstance(value, Tensor)]
+
+
 def test_optimizer_with_a_foreign_parameter_is_refused() -> None:
     model = Chain()
     plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, IMAGES), {"conv1": [0]})

@@ -1,0 +1,86 @@
+"""The letters of an `einsum`, and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+Letters = list[Any]  # one per axis: a letter, a number, or for an axis under an ellipsis its place from the right
+
+
+def is_plain(equation: object) -> bool:
+    """Return whether an equation is one that channels are followed through: an arrow, no ellipsis, no diagonal."""
+    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+        return False
+    parts = equation.replace(" ", "").partition("->")[0].split(",")
+    return all(len(set(part)) == len(part) for part in parts)
+
+
+def factors_of(args: Sequence[Any]) -> list[Tensor]:
+    """Return the factors that `einsum` is called with, in any of its three forms."""
+    if isinstance(args[0], str):
+        rest = args[1:]
+        return list(rest[0]) if len(rest) == 1 and isinstance(rest[0], list | tuple) else list(rest)
+    return [value for value in args if isinstance(value, Tensor)]
+
+
+def einsum_macs(args: Sequence[Any]) -> int:
+    """Return the multiply-accumulates of an `einsum`; of more than two factors, taken from left to right."""
+    factors = factors_of(args)
+    letters, result = _letters(args, factors)
+    sizes: dict[Any, int] = {}
+    for own, factor in zip(letters, factors, strict=True):
+        for letter, size in zip(own, factor.shape, strict=True):
+            sizes[letter] = max(sizes.get(letter, 1), int(size))
+    macs, left = 0, set(letters[0])
+    for number, own in enumerate(letters[1:], start=1):
+        left |= set(own)
+        macs += math.prod(sizes[letter] for letter in left)
+        left &= set(result).union(*letters[number + 1 :])
+    return macs
+
+
+def chain_macs(shapes: Sequence[Sequence[int]]) -> int:
+    """Return the multiply-accumulates of a product of many matrices in the order that takes the fewest."""
+    sizes = [shapes[0][0] if len(shapes[0]) > 1 else 1, *(shape[-1] for shape in shapes)]
+    if len(shapes[-1]) == 1:  # a vector, at either end, is a matrix of one row or column
+        sizes[-1] = 1
+    best = {(i, i): 0 for i in range(len(shapes))}
+    for length in range(1, len(shapes)):
+        for i in range(len(shapes) - length):
+            j = i + length
+            best[i, j] = min(best[i, k] + best[k + 1, j] + sizes[i] * sizes[k + 1] * sizes[j + 1] for k in range(i, j))
+    return best[0, len(shapes) - 1]
+
+
+def _letters(args: Sequence[Any], factors: Sequence[Tensor]) -> tuple[list[Letters], Letters]:
+    """Return the letters of each factor and of the result, an ellipsis written out."""
+    if isinstance(args[0], str):
+        inputs, arrow, out = args[0].replace(" ", "").partition("->")
+        given: list[Letters] = [_split(part) for part in inputs.split(",")]
+        result = _split(out) if arrow else None
+    else:  # factors and lists of numbers by turns, and perhaps a list for the result
+        given = [list(part) for part in args[1 : 2 * len(factors) : 2]]
+        result = list(args[2 * len(factors)]) if len(args) > 2 * len(factors) else None
+    letters = [_spread(own, factor.ndim) for own, factor in zip(given, factors, strict=True)]
+    every = [letter for own in letters for letter in own]
+    if result is None:
+        return letters, [letter for letter in every if every.count(letter) == 1 or isinstance(letter, tuple)]
+    wide = [letter for letter in dict.fromkeys(every) if isinstance(letter, tuple)]
+    return letters, [letter for letter in result if letter is not Ellipsis] + (wide if Ellipsis in result else [])
+
+
+def _split(part: str) -> Letters:
+    first, dots, last = part.partition("...")
+    return [*first, *([Ellipsis] if dots else []), *last]
+
+
+def _spread(own: Letters, rank: int) -> Letters:
+    """Write an ellipsis out: axes under it meet from the right."""
+    if Ellipsis not in own:
+        return own
+    at, count = own.index(Ellipsis), rank - len(own) + 1
+    return [*own[:at], *(("...", count - k) for k in range(count)), *own[at + 1 :]]
