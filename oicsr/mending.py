@@ -16,7 +16,7 @@ from torch import fx, nn
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
-from oicsr.proof import Proof, prove
+from oicsr.proof import Proof, joined, prove
 from oicsr.repair import Bench, changed_power, find_repair
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path
@@ -56,7 +56,7 @@ def mend(
     refuted = {name: reason for name, reason in proof.refuted.items() if name not in mended}
     together = [mended.get(coupling.name, coupling) for coupling in couplings]
     again = prove(model, inputs, [coupling for coupling in together if coupling.name not in refuted])
-    return together, Proof({**refuted, **again.refuted}, tuple(dict.fromkeys([*proof.untried, *again.untried])))
+    return together, joined(replace(proof, refuted=refuted), again)
 
 
 def _remedies(

@@ -35,10 +35,12 @@ class Proof:
     Attributes:
         refuted: Coupling name to the reason why its channels cannot be removed.
         untried: What could not be tried, and why.
+        sharp: Whether all was tried, with numbers in float64, in which the least difference shows.
     """
 
     refuted: Mapping[str, str] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
+    sharp: bool = True
 
 
 @torch.no_grad()
@@ -89,7 +91,13 @@ def prove(
         if not standing or sum(parameter.numel() for parameter in model.parameters()) > SMALL:
             return proof
         again = _prove(model, example_inputs, standing, surgery, seed + 1)
-        return Proof({**proof.refuted, **again.refuted}, tuple(dict.fromkeys([*proof.untried, *again.untried])))
+        return joined(proof, again)
+
+
+def joined(first: Proof, second: Proof) -> Proof:
+    """Return what came of two proofs together."""
+    untried = tuple(dict.fromkeys([*first.untried, *second.untried]))
+    return Proof({**first.refuted, **second.refuted}, untried, first.sharp and second.sharp)
 
 
 def _prove(
@@ -101,7 +109,7 @@ def _prove(
 ) -> Proof:
     failure, refuted = "", dict[str, str]()
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
-        return Proof(untried=(_untried(model, "it is on the meta device, which holds no numbers"),))
+        return Proof(untried=(_untried(model, "it is on the meta device, which holds no numbers"),), sharp=False)
     for dtype, inputs in forms(model, as_inputs(example_inputs)):
         try:
             bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed)
@@ -114,7 +122,7 @@ def _prove(
             if found is None:
                 return _try_all(bench, couplings, refuted)
             failure = failure or found
-    return Proof(refuted, (_untried(model, failure),))
+    return Proof(refuted, (_untried(model, failure),), sharp=False)
 
 
 def _untried(model: nn.Module, why: str) -> str:
@@ -139,7 +147,7 @@ def _try_all(bench: Bench, couplings: Sequence[Coupling], refuted: dict[str, str
         standing = [coupling for coupling in couplings if coupling.name not in refuted]
         if standing:
             refuted |= blame(standing, trial)
-    return Proof(refuted, tuple(dict.fromkeys(bench.untried)))
+    return Proof(refuted, tuple(dict.fromkeys(bench.untried)), bench.is_sharp)
 
 
 def blame(couplings: Sequence[Coupling], trial: Trial) -> dict[str, str]:

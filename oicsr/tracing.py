@@ -17,6 +17,7 @@ from oicsr.attention import Attentions, Granularity, check_granularity, settle_p
 from oicsr.backbone import Part, backbone_call, couplings_of_whole
 from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
 from oicsr.copying import hooked_modules
+from oicsr.counted import miscounted
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
@@ -24,8 +25,9 @@ from oicsr.kept import said_of_kept
 from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
-from oicsr.proof import prove
+from oicsr.proof import Proof, prove
 from oicsr.rules import Tracer
+from oicsr.rules.doubts import Doubts
 from oicsr.shapes import find_moved, find_rigid
 from oicsr.state import indices_on_cpu
 from oicsr.wrapping import unwrap
@@ -196,6 +198,7 @@ class _Choices:
         granularity: What goes of an attention.
         approximate: What may go although outputs change.
         thinned: What another tracer decided on grouped convolutions.
+        distrusted: Calls that are not followed although they might be (see `oicsr.rules.doubts`).
     """
 
     scope: Scope
@@ -204,6 +207,12 @@ class _Choices:
     granularity: Granularity = "channel"
     approximate: Approximate = "none"
     thinned: Mapping[str, bool] = field(default_factory=dict)
+    distrusted: frozenset[str] = frozenset()
+
+    @property
+    def proves(self) -> bool:
+        """Whether a proof judges what a trace leaves open."""
+        return self.verify == "numeric" and self.approximate == "none"
 
 
 def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
@@ -223,8 +232,25 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
         return _verified_shapes(model, inputs, choices, traced.tracer, trace)
     if trace.inexact:
         return _proved_without_means(model, inputs, trace)
-    couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
-    return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
+    while True:
+        couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
+        distrusted = _distrusted(model, inputs, traced, couplings, proof)
+        if not distrusted:
+            return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
+        choices = replace(choices, distrusted=choices.distrusted | distrusted)
+        traced, trace = _trace_once(model, inputs, choices)
+
+
+def _distrusted(
+    model: nn.Module, inputs: Inputs, traced: Traced, couplings: Sequence[Coupling], proof: Proof
+) -> frozenset[str]:
+    """Return the calls that are not to be followed any more: all of them where not everything could be tried."""
+    doubts = traced.tracer.doubts.found
+    wrong = {d.name for d in doubts if not proof.sharp or proof.refuted.keys() & {*traced.index.names_of(d.labels)}}
+    if wrong:
+        return frozenset(wrong)
+    standing = [coupling for coupling in couplings if coupling.name not in proof.refuted]
+    return miscounted(model, inputs, traced.graph, standing, doubts) if standing else frozenset()
 
 
 def _proved_without_means(model: nn.Module, inputs: Inputs, trace: Trace) -> Trace:
@@ -322,11 +348,13 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
         approximate=choices.approximate,
         granularity=choices.granularity,
         modes=dict(attentions.modes),
+        doubts=Doubts(choices.distrusted if choices.proves else None),
     )
     streams = Streams(tracer)
     for graph in graphs:
         tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
         streams.read(graph.nodes)
+        tracer.doubts.close()  # training mode is tried less strictly
     settle_products(tracer, attentions)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:

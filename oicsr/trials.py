@@ -55,6 +55,7 @@ class Bench:
     Attributes:
         untried: What could not be tried, in the order found.
         read_of_original: Names of the original's parameters and buffers that the copy was seen to read, and where.
+        is_sharp: Whether numbers are compared in float64, and are not random or whole ones.
     """
 
     @indices_on_cpu()
@@ -70,6 +71,7 @@ class Bench:
     ) -> None:
         self.untried: list[str] = []
         self.read_of_original: dict[str, str] = {}
+        self.is_sharp = dtype == torch.float64
         self._surgery: Surgery = surgery or apply_plan
         self._couplings = couplings
         self._dtype = dtype
@@ -122,6 +124,7 @@ class Bench:
         ]
         if not numbers:
             self.untried.append(f"the outputs of {type(self._model).__name__} are whole numbers, in which little shows")
+            self.is_sharp = False
         return "its outputs are nearly zero on the example inputs" if numbers and max(numbers) < LEAST else None
 
     def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
@@ -192,6 +195,7 @@ class Bench:
         if _difference(expected, again, self._tolerance()) is None:
             return False
         self.untried.append(f"the outputs of {type(self._model).__name__} in evaluation mode are random: not compared")
+        self.is_sharp = False
         return True
 
     def _tolerance(self) -> float:

@@ -55,6 +55,7 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """A normalisation group goes as a whole, so that the statistics of the others do not change.
 
     How many groups there are must follow: it does in `nn.GroupNorm` with a scale, and where it is kept on the module.
+    Whether the code computes it from the width (`F.group_norm(x, x.shape[1] // 8)`) is for the proof to find out.
     """
     groups, scale, shift = int(argument(node, 1)), argument(node, 2), argument(node, 3)
     vector = tracer.channels(ids, 1, shape_of(source_of(node))[1])
@@ -63,11 +64,12 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     owner = tracer.parameters.get(scale, "").rpartition(".")[0]
     if scale is None or (tracer.modules is not None and not isinstance(tracer.modules.get(owner), nn.GroupNorm)):
         number = _number_of_groups(tracer, node, groups)
-        if number is None:
+        if number is not None:
+            tracer.count(node, number, vector.reshape(groups, -1)[:, 0])
+        elif groups > 1 and not tracer.doubts.allow(node, vector, groups):
             return tracer.opaque(
                 node, f"has a number of groups that is fixed: keep the {groups} in one attribute of the module"
             )
-        tracer.count(node, number, vector.reshape(groups, -1)[:, 0])
         _count_width(tracer, node, vector)
     tracer.tie_axis(vector.reshape(groups, -1), 1)
     _follow_norm(tracer, [scale, shift], vector)

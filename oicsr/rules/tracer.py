@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
+from oicsr.rules.doubts import Doubts
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.notes import Count, Cut, Norm, Product, Slot, said_of_constant
@@ -62,6 +63,7 @@ class Tracer:
         axes: The labels of the axes of parameters that such weights are computed from.
         uniform: Reasons of values that are one number everywhere, of a size that the code gives.
         rebuilt: Axes of weights that read channels, and start them again in a transposed use.
+        doubts: Calls that are followed on trust, for the proof to judge.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -88,6 +90,7 @@ class Tracer:
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     uniform: set[str] = field(default_factory=set)
     rebuilt: set[tuple[str, int]] = field(default_factory=set)
+    doubts: Doubts = field(default_factory=Doubts)
     _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
