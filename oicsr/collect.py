@@ -279,14 +279,21 @@ def _all_slots(tracer: Tracer) -> list[Slot]:
 
 
 def _join_roles(tracer: Tracer, name: str, ids: Tensor) -> None:
-    """Tie the labels of a parameter that is read elementwise to the channels that it has as the weight of a layer."""
+    """Tie the labels of a parameter that is read elementwise to the channels that it has as the weight of a layer.
+
+    Where it is one for two axes, each element belongs to a row and to a column: those along which it is followed
+    elementwise may go (the columns of a table that rows are picked from), the others stay.
+    """
     slots = [slot for slot in tracer.slots.values() if slot.parameter == name]
-    if len(slots) == 1:
-        along = on_axis(slots[0].ids, slots[0].dim, ids.ndim)
-        tracer.sets.join(along.expand_as(ids), ids)
-    elif slots:  # each element belongs to a row and to a column
+    axes = varying(squeeze_constant_axes(tracer.sets.find(ids))) if len(slots) > 1 else []
+    along = slots if len(slots) == 1 else [slot for slot in slots if axes == [slot.dim]]
+    for slot in along:
+        tracer.sets.join(on_axis(slot.ids, slot.dim, ids.ndim).expand_as(ids), ids)
+    followed = {slot.dim for slot in along}
+    others = [slot.ids for slot in slots if slot.dim not in followed]
+    if others:
         reason = tracer.notable(f"{name!r} is the weight of a layer, and is read elementwise too")
-        for labels in (ids, *(slot.ids for slot in slots)):
+        for labels in others if along else (ids, *others):
             tracer.sets.fix(labels, reason)
 
 

@@ -194,16 +194,15 @@ class Positions(Mode):
         else:
             self.unfollowed.append(macs)
 
-    def _is_followed(self, func: Callable[..., Any], args: Sequence[Any], factors: Sequence[Tensor]) -> bool:
+    @staticmethod
+    def _is_followed(func: Callable[..., Any], args: Sequence[Any], factors: Sequence[Tensor]) -> bool:
         """Return whether a product is one of those that are numbered where channels are followed.
 
         Those are `oicsr.rules.products` and, of computed weights, `oicsr.rules.weighted`.
         """
         if func in UNNUMBERED or len(factors) != 2:
             return False
-        if func is torch.einsum:
-            return is_plain(args[0])
-        return min(factor.ndim for factor in factors) > 1 or any(self._is_derived(factor) for factor in factors)
+        return func is not torch.einsum or is_plain(args[0])
 
     def _note_weight(self, weight: Tensor, count: int) -> None:
         """Note how often a weight is used; one that is computed is none whose name is known, but a product."""

@@ -354,7 +354,7 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
     for graph in graphs:
         tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
         streams.read(graph.nodes)
-        tracer.doubts.close()  # training mode is tried less strictly
+        tracer.doubts.closed = True
     settle_products(tracer, attentions)
     for slot in tracer.slots.values():
         if slot.side != "in" and layer_name(slot.parameter) in choices.ignored:

@@ -26,6 +26,7 @@ from oicsr.rules import (
     rms,
     shape,
     spatial,
+    sums,
     weighted,
 )
 from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
@@ -50,6 +51,7 @@ FAMILIES = (
     rms,
     shape,
     spatial,
+    sums,
     weighted,
 )  # registered above
 

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx
+
+from oicsr.labels import ChannelSets
+from oicsr.rules.calls import operator_name
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,13 @@ class Doubt:
 
     Attributes:
         name: The name of its node.
+        operator: Its operator.
         labels: The channels that take part.
         groups: How many groups it makes of them, where that is what is doubted.
     """
 
     name: str
+    operator: str
     labels: Tensor
     groups: int | None = None
 
@@ -35,18 +41,24 @@ class Doubts:
     Attributes:
         distrusted: Names of the calls that the proof spoke against; None where there will be no proof.
         found: The others, in their order.
+        closed: Whether only what was found already is followed, where it comes again: in the graph of training mode,
+            which is tried less strictly.
     """
 
     distrusted: frozenset[str] | None = None
     found: list[Doubt] = field(default_factory=list)
+    closed: bool = False
 
-    def allow(self, node: fx.Node, labels: Tensor, groups: int | None = None) -> bool:
+    def allow(self, sets: ChannelSets, node: fx.Node, labels: Tensor, groups: int | None = None) -> bool:
         """Return whether a call may be followed on trust; remember it then."""
-        if self.distrusted is None or node.name in self.distrusted:
+        if self.distrusted is None:
             return False
-        self.found.append(Doubt(node.name, labels.flatten(), groups))
+        own = labels.flatten()
+        if self.closed:
+            roots = sets.find(own)
+            known = [doubt for doubt in self.found if doubt.operator == operator_name(node)]
+            return any(torch.equal(sets.find(doubt.labels), roots) for doubt in known)
+        if node.name in self.distrusted:
+            return False
+        self.found.append(Doubt(node.name, operator_name(node), own, groups))
         return True
-
-    def close(self) -> None:
-        """Follow nothing on trust from here on."""
-        self.distrusted = None

@@ -66,7 +66,7 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
         number = _number_of_groups(tracer, node, groups)
         if number is not None:
             tracer.count(node, number, vector.reshape(groups, -1)[:, 0])
-        elif groups > 1 and not tracer.doubts.allow(node, vector, groups):
+        elif groups > 1 and not tracer.doubts.allow(tracer.sets, node, vector, groups):
             return tracer.opaque(
                 node, f"has a number of groups that is fixed: keep the {groups} in one attribute of the module"
             )

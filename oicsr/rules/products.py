@@ -152,8 +152,12 @@ def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     if is_weight(tracer, first) or is_weight(tracer, second):
         return multiply_by_weight(tracer, node, first, second)
     count = len(shape_of(node))
-    if min(len(shape_of(first)), len(shape_of(second))) < 2:
-        return _give_up(tracer, node, "multiplies a matrix and a vector")
+    if len(shape_of(second)) == 1:
+        leading = "abcdefgh"[: len(shape_of(first)) - 1]
+        return _multiply(tracer, node, (first, leading + "z"), (second, "z"), leading)
+    if len(shape_of(first)) == 1:
+        leading = "abcdefgh"[: count - 1]
+        return _multiply(tracer, node, (first, "z"), (second, leading + "zy"), leading + "y")
     leading = "abcdefgh"[: count - 2]
     letters = [leading[len(leading) - len(shape_of(f)) + 2 :] for f in (first, second)]
     return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")

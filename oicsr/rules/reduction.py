@@ -8,27 +8,39 @@ from oicsr.rules.calls import argument, axes_of, gives_many, operator_name, shap
 from oicsr.rules.elementwise import broadcast
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.rms import adds_magnitudes, written_out
+from oicsr.rules.sums import SUMMED, sums_up
 from oicsr.rules.tracer import Tracer
+from oicsr.rules.weights import rows_of_sum
 
 NORMALISED = "is a mean of squares over channels, or another size of them"
 
 REDUCTIONS = """
     mean sum nansum nanmean prod amax amin aminmax argmax argmin var std var_mean std_mean norm linalg_vector_norm
-    logsumexp all any count_nonzero median nanmedian mode kthvalue topk sort argsort
+    logsumexp all any count_nonzero median nanmedian mode kthvalue topk sort argsort linalg_norm
 """
 
 
-@follows(*aten(REDUCTIONS))
+@register_rule(*aten(REDUCTIONS))
+def reduction(tracer: Tracer, node: fx.Node) -> Result:
+    """Of a weight: the lengths of its rows, and the like; of any other value: see `reduce`."""
+    rows = rows_of_sum(tracer, node)
+    return reduce(tracer, node) if rows is None else Value(rows)
+
+
+@follows()
 def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Removes axes that hold no channels, or sorts along them; the channels on other axes stay where they are.
 
-    Of a split channel axis, one part may be reduced: slices of the other part then go as a whole.
+    Of a split channel axis, one part may be reduced: slices of the other part then go as a whole. Sums over channels
+    are left to the proof to judge.
     """
     declared = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
     axes = axes_of(node, ids.ndim) if "dim" in declared else set(range(ids.ndim))
     kept = tracer.whole(ids, axes)
     if kept is None and adds_magnitudes(node) and argument(node, "keepdim"):
         return Value(None, NORMALISED)
+    if kept is None and sums_up(node) and tracer.doubts.allow(tracer.sets, node, ids):
+        return [Value(None, SUMMED)] * len(node.meta["val"]) if gives_many(node) else Value(None, SUMMED)
     if kept is None:
         why = written_out(tracer, node, ids) if operator_name(node) == "aten::mean" else None
         return Value(None, NORMALISED) if why == "" else tracer.opaque(node, why or "reduces over the channels")

@@ -309,8 +309,27 @@ def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
     for key, _ in axis.sources:
         if key in tracer.slots and tracer.slots[key].side == "in":
             tracer.rebuilt.add(key)
+        elif key in tracer.slots and tracer.slots[key].side == "norm":  # it was summed up row by row before
+            tracer.put_slot(key, tracer.slots[key].ids, "out", True)
     _own(tracer, axis, "out", True)
     return axis.labels
+
+
+def rows_of_sum(tracer: Tracing, node: fx.Node) -> Tensor | None:
+    """Return the channels of a sum over all axes but one of a weight (squared lengths of its rows).
+
+    None of any other value: element by element, such a weight would be tied along the axes that are summed over.
+    """
+    if not is_computed(tracer, node) or operator_name(node) not in SUMS or gives_many(node):
+        return None
+    axes = weight_axes(tracer, node)
+    labelled = [position for position, axis in enumerate(axes or ()) if axis is not None]
+    if axes is None or len(labelled) != 1 or sum(size > 1 for size in shape_of(node)) > 1:
+        return None
+    axis = axes[labelled[0]]
+    assert axis is not None
+    _own(tracer, axis, "norm", False)
+    return on_axis(axis.labels, labelled[0], len(axes))
 
 
 def keep_rebuilt(tracer: Tracing, output: fx.Node) -> None:

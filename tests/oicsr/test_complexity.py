@@ -255,7 +255,7 @@ def test_macs_of_attention_are_right_behind_any_product(
 ) -> None:
     """Products are found by their order; where one is miscounted, costs are measured instead of predicted."""
     if unseen:
-        monkeypatch.setattr(complexity.Positions, "_is_followed", lambda *of: True)
+        monkeypatch.setattr(complexity.Positions, "_is_followed", staticmethod(lambda *of: True))
     torch.manual_seed(0)
     model, x = _Attends(GATES[kind]), torch.randn(1, 5, 8)
     couplings = oicsr.find_couplings(model, x)

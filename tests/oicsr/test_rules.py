@@ -165,7 +165,7 @@ LEFT: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     "roll": (lambda x: x.roll(1, 1), 16, r"aten\.roll.* runs along the channels"),
     "roll of everything": (lambda x: x.roll(1), 16, r"aten\.roll.* runs along the channels"),
     "max": (lambda x: x * x.max(1, keepdim=True)[0], 16, r"aten\.max.* reduces over the channels"),
-    "max of everything": (lambda x: x / x.abs().max(), 16, r"aten\.max.* reduces over the channels"),
+    "max of everything": (lambda x: x / x.max(), 16, r"aten\.max.* reduces over the channels"),
     "argmax": (lambda x: x * x.argmax(1, keepdim=True), 16, r"aten\.argmax.* reduces over the channels"),
     "sort": (lambda x: x.sort(1)[0], 16, r"aten\.sort.* reduces over the channels"),
     "mean": (lambda x: x - x.mean(1, keepdim=True), 16, r"aten\.mean.* reduces over the channels"),

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, conv, images, weight
+from tests.oicsr.users_networks import CASES, ROWS, Net, built, conv, images, rows, weight
 
 __all__ = ["CASES"]
 
@@ -61,3 +61,165 @@ def groups_by_hand(net: Any, x: Tensor) -> Tensor:
     z = y.view(b, c // 4, 4, h, w)
     z = (z - z.mean((2, 3, 4), keepdim=True)) / (z.var((2, 3, 4), keepdim=True) + 1e-5).sqrt()
     return net.o(net.b(z.view_as(y)))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# sums over channels, lengths, distances and similarities
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def embedded(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x).relu())
+
+
+PAIRS = ROWS.flip(0)
+
+
+@rows("a b", PAIRS)
+def distances_to_others(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(embedded(net, x), embedded(net, y)) ** 2
+
+
+@rows("a b", PAIRS)
+def squares_of_differences(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    return -(embedded(net, x).unsqueeze(1) - embedded(net, y)).square().sum(-1)
+
+
+@rows("a", PAIRS, warns="mean.dim in module '(root)' reduces over the channels")
+def means_of_differences(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    return -(embedded(net, x).unsqueeze(1) - embedded(net, y)).square().mean(-1)
+
+
+@rows("a b", PAIRS)
+def similarities_of_pairs(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    return functional.cosine_similarity(embedded(net, x).unsqueeze(1), embedded(net, y), dim=-1)
+
+
+@rows("a b", w=lambda: weight(5, 8))
+def a_cosine_classifier(net: Any, x: Tensor) -> Tensor:
+    return 10 * functional.cosine_similarity(embedded(net, x)[:, None], net.w[None], dim=-1)
+
+
+@rows("a b", w=lambda: weight(8, 5))
+def an_angular_margin(net: Any, x: Tensor) -> Tensor:
+    cosine = functional.normalize(embedded(net, x)).mm(functional.normalize(net.w, dim=0))
+    return 30 * (cosine.clamp(-0.99, 0.99).acos() + 0.3).cos()
+
+
+@rows("a b", w=lambda: weight(5, 8))
+def centres_of_classes(net: Any, x: Tensor) -> Tensor:
+    return torch.exp(-(embedded(net, x).unsqueeze(1) - net.w).pow(2).sum(-1))
+
+
+@rows("a b", warns="'w' is the weight of a layer, and is read elementwise too", w=lambda: weight(12, 8))
+def a_table_of_distances_and_of_rows(net: Any, x: Tensor) -> Any:
+    z = embedded(net, x)
+    return net.o(z + net.w[torch.arange(len(x)) % 12]), torch.cdist(z, net.w).exp().log().sum(1)
+
+
+@rows("a b c", c=lambda: weight(12, 8), o=lambda: nn.Linear(12, 3))
+def radial_basis_functions(net: Any, x: Tensor) -> Tensor:
+    z = embedded(net, x)
+    return net.o((2 * z @ net.c.t() - z.pow(2).sum(1, keepdim=True) - net.c.pow(2).sum(1)).exp())
+
+
+@rows("a c", c=lambda: weight(12, 16), o=lambda: nn.Linear(12, 3))
+def distances_to_centres_as_a_layer(net: Any, x: Tensor) -> Tensor:
+    return net.o((-torch.cdist(net.a(x).relu(), net.c)).exp())
+
+
+@rows("a b", PAIRS)
+def distances_of_pairs(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    y, x = embedded(net, y), embedded(net, x)
+    norms = [torch.linalg.norm(x - y, dim=1), (x - y).norm(p=1, dim=1), torch.linalg.vecdot(x, y), (x * y).sum(1)]
+    return torch.stack([*norms, functional.pairwise_distance(x, y, eps=0.0)])
+
+
+@rows("a b", PAIRS)
+def sums_of_everything(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    y, x = embedded(net, y), embedded(net, x)
+    return torch.stack([torch.dist(x, y), x.pow(2).sum(), x[0].dot(y[1]), functional.mse_loss(x, y, reduction="sum")])
+
+
+@rows("a b", PAIRS)
+def losses_of_pairs(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    y, x = embedded(net, y), embedded(net, x)
+    smooth = functional.smooth_l1_loss(x, y, reduction="none").sum(1).mean()
+    alike = functional.cosine_embedding_loss(x, y, torch.ones(len(x)).to(x))
+    return torch.stack(
+        [smooth, alike, functional.triplet_margin_loss(x, y, x.roll(1, 0), eps=0.0), torch.pdist(x).sum()]
+    )
+
+
+@rows("a", PAIRS, warns="averages over the channels")
+def a_mean_square_error(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    return functional.mse_loss(embedded(net, x), embedded(net, y))
+
+
+@rows("a b")
+def vectors_and_matrices(net: Any, x: Tensor) -> Tensor:
+    z = embedded(net, x)
+    return z[0] @ z.t() + z @ z[1]
+
+
+@images("a.0 b.0", s=lambda: nn.Conv2d(1, 1, 3, padding=1))
+def spatial_attention_by_a_sum(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y * net.s(y.sum(1, keepdim=True) / 10).sigmoid()))
+
+
+@images("a.0 b.0", s=lambda: nn.Conv2d(1, 1, 3, padding=1))
+def spatial_attention_by_the_largest(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y * net.s(y.max(1, keepdim=True)[0]).sigmoid()))
+
+
+@images("b.0", a=lambda: nn.Conv2d(3, 16, 3), warns="amax.default in module '(root)' reduces over the channels")
+def the_largest_below_zero(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y - y.amax(1, keepdim=True)))
+
+
+@rows("b", warns="sum.dim_IntList in module '(root)' reduces over the channels")
+def a_sum_of_exponentials(net: Any, x: Tensor) -> Tensor:
+    z = net.a(x)
+    return net.o(net.b(z / (z.exp().sum(1, keepdim=True) + 1)).relu())
+
+
+@images("a.0 b.0")
+def a_distance_of_features(net: Any, x: Tensor) -> Tensor:
+    y, z = (functional.normalize(net.b(net.a(v)), dim=1) for v in (x, x.flip(0)))
+    return net.o(y) + (y - z).pow(2).sum(1).mean((1, 2))[:, None]
+
+
+@images("a.0 b", b=lambda: nn.Conv2d(16, 8, 1), e=lambda: nn.Embedding(12, 8), warns="argmin.default")
+def a_vector_quantiser(net: Any, x: Tensor) -> Tensor:
+    z = net.b(net.a(x)).permute(0, 2, 3, 1)
+    flat, codes = z.reshape(-1, z.shape[-1]), net.e.weight
+    d = flat.pow(2).sum(1, keepdim=True) + codes.pow(2).sum(1) - 2 * flat @ codes.t()
+    return net.o((z + (net.e(d.argmin(1)).view_as(z) - z).detach()).permute(0, 3, 1, 2))
+
+
+@images("a.0 b", b=lambda: nn.Conv2d(16, 8, 1), e=lambda: torch.randn(8, 12), warns="max.dim")
+def a_vector_quantiser_of_columns(net: Any, x: Tensor) -> Tensor:
+    z = net.b(net.a(x)).permute(0, 2, 3, 1)
+    flat = z.reshape(-1, z.shape[-1])
+    d = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ net.e + net.e.pow(2).sum(0, keepdim=True)
+    codes = functional.embedding((-d).max(1)[1].view(z.shape[:-1]), net.e.t())
+    return net.o(codes.permute(0, 3, 1, 2))
+
+
+@built("e l", torch.randint(0, 20, (4, 5)))
+def a_factorisation_machine() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        v = net.e(x)
+        pairs = (v.sum(1).pow(2) - v.pow(2).sum(1)).sum(1, keepdim=True) / 2
+        return pairs + net.o(net.l(v.flatten(1)).relu())
+
+    return Net(run, {"e": nn.Embedding(20, 8), "l": nn.Linear(40, 8), "o": nn.Linear(8, 1)})
+
+
+@built("u", torch.randint(0, 20, (6, 2)))
+def factors_of_a_matrix() -> nn.Module:
+    parts = {"u": nn.Embedding(20, 8), "v": nn.Embedding(20, 8)}
+    return Net(lambda net, x: (net.u(x[:, 0]) * net.v(x[:, 1])).sum(1), parts)
