@@ -31,6 +31,9 @@ def add(tracer: Tracer, node: fx.Node) -> Result:
 @register_rule(*COMBINING)
 def broadcast(tracer: Tracer, node: fx.Node) -> Result:
     """Ties the channels of the operands, as broadcasting aligns them (squeeze-and-excitation, layer scale)."""
+    if gives_many(node):  # `torch.where(condition)`: places, one list for each axis
+        followed = tracer.ids(source_of(node)) is not None
+        return tracer.opaque(node, "gives places") if followed else Value(None, tracer.reason(source_of(node)))
     return _combine(tracer, node)[0]
 
 

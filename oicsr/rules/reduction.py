@@ -8,7 +8,7 @@ from oicsr.rules.calls import argument, axes_of, gives_many, operator_name, shap
 from oicsr.rules.elementwise import broadcast
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.rms import adds_magnitudes, written_out
-from oicsr.rules.sums import SUMMED, sums_up
+from oicsr.rules.sums import added_up, sums_up
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import rows_of_sum
 
@@ -39,8 +39,8 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     kept = tracer.whole(ids, axes)
     if kept is None and adds_magnitudes(node) and argument(node, "keepdim"):
         return Value(None, NORMALISED)
-    if kept is None and sums_up(node) and tracer.doubts.allow(tracer.sets, node, ids):
-        return [Value(None, SUMMED)] * len(node.meta["val"]) if gives_many(node) else Value(None, SUMMED)
+    if kept is None and sums_up(node) and (summed := added_up(tracer, node, ids)) is not None:
+        return [summed] * len(node.meta["val"]) if gives_many(node) else summed
     if kept is None:
         why = written_out(tracer, node, ids) if operator_name(node) == "aten::mean" else None
         return Value(None, NORMALISED) if why == "" else tracer.opaque(node, why or "reduces over the channels")

@@ -19,17 +19,18 @@ from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import has_weight
 
-SUMMED = "is a sum over channels"
 OVER = "reduces over the channels"
 SUMS = frozenset(aten("sum nansum norm linalg_vector_norm linalg_norm"))
 MAXIMA = frozenset(aten("amax max"))
 POSITIVE = frozenset(aten("relu relu6 abs absolute square norm linalg_vector_norm"))  # of zero, zero; never below it
+ABOVE = frozenset(aten("sigmoid hardsigmoid softmax exp softplus"))  # never below zero
+PRODUCTS = frozenset(aten("mul multiply"))
 SO_THEN = frozenset(  # what leaves such values so
     aten(
         "view reshape flatten unflatten permute transpose unsqueeze squeeze expand contiguous clone to _to_copy detach "
         "dropout feature_dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
         "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d sqrt "
-        "cat add mul multiply sum mean select slice chunk split"
+        "cat add sum mean select slice chunk split"
     )
 )
 
@@ -43,25 +44,41 @@ def sums_up(node: fx.Node) -> bool:
     return name in MAXIMA and not picks and _is_positive(source_of(node))
 
 
-def _is_positive(node: fx.Node, most: int = 32) -> bool:
-    """Return whether a value is zero where channels are zero, and below zero nowhere."""
+def _is_positive(node: fx.Node, most: int = 32, *, zero: bool = True) -> bool:
+    """Return whether a value is below zero nowhere, and (`zero`) is zero where channels are zero."""
     if node.op != "call_function" or not most:
         return False
     name = operator_name(node).rstrip("_")
-    if name in POSITIVE or (name == "aten::pow" and argument(node, 1) == 2):
+    if name in POSITIVE or (name in ABOVE and not zero) or (name == "aten::pow" and argument(node, 1) == 2):
         return True
+    if name in PRODUCTS:
+        factors = node.all_input_nodes
+        above = len(factors) == len(node.args) and all(_is_positive(f, most - 1, zero=False) for f in factors)
+        return above and (not zero or any(_is_positive(factor, most - 1) for factor in factors))
     if name in ("aten::hardtanh", "aten::clamp", "aten::clamp_min"):
         return bool(argument(node, 1) == 0)
-    return name in SO_THEN and all(_is_positive(source, most - 1) for source in node.all_input_nodes)
+    if name == "aten::add" and len(node.all_input_nodes) < 2:  # of a number, which may be below zero
+        return False
+    return name in SO_THEN and all(_is_positive(source, most - 1, zero=zero) for source in node.all_input_nodes)
 
 
-def add_up(tracer: Tracer, node: fx.Node, ids: Tensor, axes: Set[int], why: str = OVER) -> Value:
+def added_up(tracer: Tracer, node: fx.Node, ids: Tensor) -> Value | None:
+    """Return what a sum over channels gives, which holds none, where the proof may judge it.
+
+    Channels that it is combined with, such as rows of a weight whose columns are summed up, stay; the user is told.
+    """
+    if not tracer.doubts.allow(tracer.sets, node, ids):
+        return None
+    return Value(None, tracer.notable(f"{tracer.where(node)} {OVER}"))
+
+
+def add_up(tracer: Tracer, node: fx.Node, ids: Tensor, axes: Set[int]) -> Value:
     """Sum channels up along axes; return what lies on the others, which has its place there still."""
     ids = squeeze_constant_axes(tracer.sets.find(ids))
     kept = tracer.whole(ids, axes)
     if kept is not None:
         return Value(kept)
-    return Value(None, SUMMED) if tracer.doubts.allow(tracer.sets, node, ids) else tracer.opaque(node, why)
+    return added_up(tracer, node, ids) or tracer.opaque(node, OVER)
 
 
 def _of_all(tracer: Tracer, node: fx.Node, operands: Sequence[Operand], axes: Set[int], *, keep: bool = False) -> Value:

@@ -180,6 +180,27 @@ def the_largest_below_zero(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(y - y.amax(1, keepdim=True)))
 
 
+@images("a.0 b.0", g=lambda: nn.Linear(16, 16))
+def the_largest_behind_a_gate(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = y * net.g(y.amax((2, 3))).sigmoid()[:, :, None, None]
+    return net.o(net.b(y / (1 + y.amax(1, keepdim=True))))
+
+
+@images("b.0", warns="amax.default in module '(root)' reduces over the channels")
+def the_largest_of_what_is_moved(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x) - 1
+    return net.o(net.b(y * (y.add(-0.1) * y.sigmoid()).amax(1, keepdim=True)))
+
+
+@images("f", w=lambda: weight(8, 16, 3, 3), f=lambda: nn.Linear(3, 16), warns="sum.dim_IntList")
+def a_demodulated_weight(net: Any, x: Tensor) -> Tensor:
+    scale = 1 + net.f(x.mean((2, 3)))
+    lengths = (net.w * scale[:, None, :, None, None]).square().sum((2, 3, 4))
+    y = functional.conv2d(net.a(x) * scale[:, :, None, None], net.w)
+    return net.o((y * (lengths + 1e-8).rsqrt()[:, :, None, None]).relu())
+
+
 @rows("b", warns="sum.dim_IntList in module '(root)' reduces over the channels")
 def a_sum_of_exponentials(net: Any, x: Tensor) -> Tensor:
     z = net.a(x)
@@ -223,3 +244,18 @@ def a_factorisation_machine() -> nn.Module:
 def factors_of_a_matrix() -> nn.Module:
     parts = {"u": nn.Embedding(20, 8), "v": nn.Embedding(20, 8)}
     return Net(lambda net, x: (net.u(x[:, 0]) * net.v(x[:, 1])).sum(1), parts)
+
+
+@rows(
+    "a e.0.0 e.1.0",
+    warns="argmax.default",
+    r=lambda: nn.Linear(16, 2),
+    e=lambda: nn.ModuleList(nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(2)),
+)
+def rows_sent_to_experts(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    chosen, mixed = net.r(x).argmax(1), x.new_zeros(len(x), 8)
+    for number, expert in enumerate(net.e):
+        (places,) = torch.where(chosen == number)
+        mixed = mixed.index_add(0, places, expert(x[places]))
+    return net.o(mixed.relu())
