@@ -1,15 +1,18 @@
 """Couplings that failed the numeric proof, mended: a width that is a number in the code may have a number to follow.
 
-A size that is kept on a module (`x.view(-1, self.width, 4, 4)`, `nn.Unflatten`) changes with the channels. A factor
-that the code computes from the width (`x / math.sqrt(self.in_features)`) is made up for in the weights that read the
-channels, or in those that produce them. Every remedy has to pass the proof, by itself and together with all others.
+A size that is kept on a module (`x.view(-1, self.width, 4, 4)`, `nn.Unflatten`, `torch.zeros(1, len(x), self.width)`)
+changes with the channels. A factor that the code computes from the width (`x / math.sqrt(self.in_features)`) is made up
+for in the weights that read the channels, or in those that produce them. Couplings whose width is one and the same
+number (an encoder's and a decoder's) are tied. Every remedy has to pass the proof, by itself and with all others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 
 from torch import fx, nn
 
@@ -18,11 +21,13 @@ from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import Proof, joined, prove
 from oicsr.repair import Bench, changed_power, find_repair
-from oicsr.rules import Tracer
+from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import module_path
+from oicsr.ties import tie_couplings
 
 MOST = 8  # couplings that are looked at; a network with more of them has another fault
 MOST_READERS = 4  # that are tried one by one
+MOST_TIES = 12  # of couplings of one width
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,79 @@ def mend(
     bench = Bench(traced.twin, inputs)
     if bench.whole.failure:
         return list(couplings), proof
-    places = ((node, [module_path(reader) for reader in (node, *node.users)]) for node in traced.graph.nodes)
-    paths = traced.index.paths(traced.tracer, places)  # through which channels go, and the network itself
+    tracer, nodes = traced.tracer, traced.graph.nodes
+    places = ((node, [module_path(n) for n in (node, *node.users, *_made(tracer, node))]) for node in nodes)
+    paths = traced.index.paths(tracer, places)  # through which channels go
+    failing = [coupling for coupling in couplings if coupling.name in proof.refuted]
     mended: dict[str, Coupling] = {}
-    for coupling in couplings:
-        if coupling.name in proof.refuted:
-            found = next(_remedies(model, inputs, bench, coupling, paths[coupling.name]), None)
-            mended |= {} if found is None else {coupling.name: found}
+    for coupling in failing:
+        found = _mended(model, inputs, bench, coupling, paths[coupling.name])
+        mended |= {} if found is None else {coupling.name: found}
+    tied = _tied(model, inputs, bench, [coupling for coupling in failing if coupling.name not in mended], paths)
+    mended |= {names[0]: coupling for names, coupling in tied.items()}
     if not mended:
         return list(couplings), proof
-    refuted = {name: reason for name, reason in proof.refuted.items() if name not in mended}
-    together = [mended.get(coupling.name, coupling) for coupling in couplings]
+    gone = {name for names in tied for name in names[1:]}
+    refuted = {name: reason for name, reason in proof.refuted.items() if name not in mended and name not in gone}
+    together = [mended.get(coupling.name, coupling) for coupling in couplings if coupling.name not in gone]
     again = prove(model, inputs, [coupling for coupling in together if coupling.name not in refuted])
     return together, joined(replace(proof, refuted=refuted), again)
+
+
+def _made(tracer: Tracer, node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the calls that make numbers of some size (first states) for a value, in modules of any place."""
+    for source in node.all_input_nodes:
+        value = tracer.values.get(source)
+        if isinstance(value, Value) and value.ids is None and value.reason in tracer.uniform:
+            yield source
+            yield from _made(tracer, source)
+
+
+def _enclosing(paths: Iterable[str]) -> list[str]:
+    """Return some modules and those that they are part of, down to the network itself."""
+    found = dict.fromkeys(paths)
+    for path in list(found):
+        parts = path.split(".")
+        found |= dict.fromkeys(".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1))
+    return list(found)
+
+
+def _mended(
+    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str]
+) -> Coupling | None:
+    """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
+    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)))):
+        found = next(_remedies(model, inputs, bench, coupling, places), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _tied(
+    model: nn.Module,
+    inputs: Inputs,
+    bench: Bench,
+    couplings: Sequence[Coupling],
+    paths: Mapping[str, Sequence[str]],
+) -> dict[tuple[str, ...], Coupling]:
+    """Return couplings made of several, by the names of these: their width is one number, which can follow all of them.
+
+    Of each width, as many are tied as can be.
+    """
+    by_width: dict[tuple[int, str], list[Coupling]] = defaultdict(list)
+    for coupling in couplings:
+        by_width[coupling.num_channels, coupling.kind].append(coupling)
+    found: dict[tuple[str, ...], Coupling] = {}
+    for group in by_width.values():
+        sets = (some for count in range(len(group), 1, -1) for some in combinations(group, count))
+        for some in islice(sets, MOST_TIES):
+            names = tuple(coupling.name for coupling in some)
+            if any(set(names) & set(earlier) for earlier in found):
+                continue
+            tied = tie_couplings(some, [names])[0]
+            mended = _mended(model, inputs, bench, tied, [path for name in names for path in paths[name]])
+            found |= {} if mended is None else {names: mended}
+    return found
 
 
 def _remedies(

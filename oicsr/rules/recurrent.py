@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, gives_many, shape_of, shapes_of, source_of
 from oicsr.rules.ids import on_axis
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
-
-ZEROS = {torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default}
 
 
 @register_rule(*aten("lstm gru rnn_tanh rnn_relu"))
@@ -74,11 +71,14 @@ def _add_cell(tracer: Tracer, cell: Sequence[fx.Node], hidden: Tensor) -> None:
 
 
 def _join_states(tracer: Tracer, states: Any, hidden: Tensor) -> None:
-    """Tie the first states to the hidden channels; zeros that the layer makes have whatever width it has."""
+    """Tie the first states to the hidden channels; one number everywhere, made by the code, has whatever width it has.
+
+    Zeros are made by the layer itself, or by the network, of a width that it keeps (`oicsr.mending` lets that follow).
+    """
     for state in states if isinstance(states, list | tuple) else [states]:
-        if state.target in ZEROS:
-            continue
         ids = tracer.ids(state)
+        if ids is None and tracer.reason(state) in tracer.uniform:
+            continue
         vector = None if ids is None else tracer.channels(ids, -1, len(hidden))
         if vector is None:
             tracer.sets.fix(hidden, tracer.reason(state))

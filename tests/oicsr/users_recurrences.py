@@ -1,0 +1,110 @@
+"""More networks that users bring: recurrences whose first states the network makes itself, of widths that it keeps.
+
+They are in the table of `tests.oicsr.users_networks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.oicsr.users_networks import CASES, SERIES, built
+
+__all__ = ["CASES"]
+
+STEPS = SERIES.transpose(1, 2)  # (batch, steps, features)
+FILMS = torch.randn(2, 3, 2, 6, 6)  # (batch, steps, channels, height, width)
+
+
+class Recurrence(nn.Module):
+    """A recurrent layer and the width of its first states."""
+
+    def __init__(self, cls: type[nn.RNNBase], ways: int = 1) -> None:
+        super().__init__()
+        self.width, self.ways = 10, ways
+        self.layer = cls(4, 10, batch_first=True, bidirectional=ways == 2)
+        self.head = nn.Linear(10 * ways, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(self.ways, len(x), self.width).to(x)
+        state = (zeros, torch.zeros_like(zeros)) if isinstance(self.layer, nn.LSTM) else zeros
+        return self.head(self.layer(x, state)[0][:, -1])
+
+
+@built("layer", STEPS)
+def first_states_of_a_kept_width() -> nn.Module:
+    return Recurrence(nn.LSTM)
+
+
+@built("layer", STEPS)
+def first_states_of_both_ways() -> nn.Module:
+    return Recurrence(nn.GRU, 2)
+
+
+class FirstState(nn.Module):
+    """A module of its own for first states."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(1, len(x), self.width)
+
+
+class Chain(nn.Module):
+    """Recurrent layers one behind the other, the width of each in a number of the whole network."""
+
+    def __init__(self, widths: Sequence[int], *, apart: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = widths[0], widths[-1]
+        self.encoder, self.decoder = (nn.GRU(*sizes, batch_first=True) for sizes in ((4, widths[0]), widths))
+        self.start = FirstState(widths[0]) if apart else None
+        self.head = nn.Linear(widths[-1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = x.new_zeros(1, len(x), self.first) if self.start is None else self.start(x)
+        two = x.new_zeros(1, len(x), self.second)
+        return self.head(self.decoder(self.encoder(x, one)[0], two)[0][:, -1])
+
+
+@built("encoder decoder", STEPS)
+def an_encoder_and_a_decoder_of_two_widths() -> nn.Module:
+    return Chain((10, 12))
+
+
+@built("encoder decoder", STEPS)
+def first_states_of_another_module() -> nn.Module:
+    return Chain((10, 12), apart=True)
+
+
+class Cells(nn.Module):
+    """Cells above one another, all as wide as one number says."""
+
+    def __init__(self, cls: type[nn.RNNCellBase], count: int) -> None:
+        super().__init__()
+        self.width = 10
+        self.cells = nn.ModuleList([cls(10 if number else 4, 10) for number in range(count)])
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: list[Any] = [torch.zeros(len(x), self.width).to(x) for _ in self.cells]
+        below = x
+        for step in x.unbind(1):
+            below = step
+            for number, cell in enumerate(self.cells):
+                states[number] = below = cell(below, states[number])
+        return self.head(below)
+
+
+@built("cells.0", STEPS)
+def cells_of_one_width() -> nn.Module:
+    return Cells(nn.GRUCell, 3)
+
+
+@built("cells.0", STEPS)
+def a_cell_of_a_kept_width() -> nn.Module:
+    return Cells(nn.RNNCell, 1)
