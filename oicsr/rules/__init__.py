@@ -28,6 +28,7 @@ from oicsr.rules import (
     spatial,
     sums,
     weighted,
+    writing,
 )
 from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, varying
@@ -53,6 +54,7 @@ FAMILIES = (
     spatial,
     sums,
     weighted,
+    writing,
 )  # registered above
 
 __all__ = [

@@ -364,7 +364,8 @@ class Tracer:
         """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
-            self.keep_axis(weight, dim, self.reason(source))
+            if self.reason(source) not in self.uniform:  # a first state of a kept width can follow
+                self.keep_axis(weight, dim, self.reason(source))
             return
         vector = self.channels(ids, axis, size * groups)
         if vector is None:

@@ -1,4 +1,5 @@
-"""More networks that users bring: recurrences whose first states the network makes itself, of widths that it keeps.
+"""More networks that users bring: recurrences whose first states the network makes itself, and values that are written
+into ones that it makes.
 
 They are in the table of `tests.oicsr.users_networks`.
 """
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.oicsr.users_networks import CASES, SERIES, built
+from tests.oicsr.users_networks import CASES, SERIES, built, rows, weight
 
 __all__ = ["CASES"]
 
@@ -108,3 +109,90 @@ def cells_of_one_width() -> nn.Module:
 @built("cells.0", STEPS)
 def a_cell_of_a_kept_width() -> nn.Module:
     return Cells(nn.RNNCell, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# recurrences that are written out
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class WrittenOut(nn.Module):
+    """An LSTM of raw weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.w, self.u, self.b = weight(4, 4 * width), weight(width, 4 * width), weight(4 * width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = self.width
+        h = c = torch.zeros(len(x), width, dtype=x.dtype)
+        for step in x.unbind(1):
+            gates = step @ self.w + h @ self.u + self.b
+            i, f, o = (gates[:, k * width : (k + 1) * width].sigmoid() for k in range(3))
+            c = f * c + i * gates[:, 3 * width :].tanh()
+            h = o * c.tanh()
+        return self.head(h)
+
+
+@built("w", STEPS)
+def an_lstm_written_out() -> nn.Module:
+    return WrittenOut(10)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# values that are written into others
+# ----------------------------------------------------------------------------------------------------------------
+
+EDGES, FEW, SOME = torch.randint(0, 5, (2, 11)), torch.tensor([3, 1]), torch.tensor([True, False, True, True, False])
+
+
+class Collected(nn.Module):
+    """A cell whose outputs are written into a tensor, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.cell, self.head = 10, nn.GRUCell(4, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, found = x.new_zeros(len(x), self.width), x.new_zeros(*x.shape[:2], self.width)
+        for number, step in enumerate(x.unbind(1)):
+            found[:, number] = hidden = self.cell(step, hidden)
+        return self.head(found)
+
+
+@built("cell", STEPS)
+def outputs_written_into_a_tensor() -> nn.Module:
+    return Collected()
+
+
+@rows("a", b=lambda: nn.Linear(6, 16), o=lambda: nn.Linear(32, 3))
+def two_halves_written_into_a_tensor(net: Any, x: Tensor) -> Tensor:
+    found = x.new_zeros(len(x), 2 * net.a.out_features)
+    found[:, : net.a.out_features], found[:, net.a.out_features :] = net.a(x), net.b(x)
+    return net.o(found.relu())
+
+
+@rows("a b", EDGES)
+def messages_in_a_graph(net: Any, x: Tensor, edges: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    x = net.b(x + torch.zeros_like(x).index_add_(0, edges[1], x[edges[0]])).relu()
+    sent = x[edges[0]]
+    return net.o(x.new_zeros(x.shape).scatter_add(0, edges[1][:, None].expand_as(sent), sent))
+
+
+@rows("a b", FEW, SOME)
+def rows_by_index_and_by_mask(net: Any, x: Tensor, few: Tensor, some: Tensor) -> Tensor:
+    first = net.a(x).relu().clone()
+    first[some] = 0
+    found = x.new_zeros(len(x), net.b.out_features)
+    found[few] = net.b(first[few])
+    return net.o(found.relu())
+
+
+@rows("b", warns="cannot lose channels")
+def half_of_the_channels_written_over(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x).relu().clone()
+    y[:, :8] = y[:, 8:] * 2
+    return net.o(net.b(y[:, :12].repeat(1, 2)[:, :16]).relu())
