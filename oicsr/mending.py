@@ -25,8 +25,9 @@ from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import module_path
 from oicsr.ties import tie_couplings
 
-MOST = 8  # couplings that are looked at; a network with more of them has another fault
+MOST = 8  # couplings that are looked at; a network none of which can be mended has another fault
 MOST_READERS = 4  # that are tried one by one
+MOST_ALIKE = 8  # modules of one class
 MOST_TIES = 12  # of couplings of one width
 
 
@@ -44,7 +45,7 @@ def mend(
     model: nn.Module, inputs: Inputs, traced: Traced, couplings: Sequence[Coupling], proof: Proof
 ) -> tuple[list[Coupling], Proof]:
     """Return the couplings, those that could be mended with what they need, and what is refuted still."""
-    if not 0 < len(proof.refuted) <= MOST:
+    if not proof.refuted:
         return list(couplings), proof
     bench = Bench(traced.twin, inputs)
     if bench.whole.failure:
@@ -54,9 +55,10 @@ def mend(
     paths = traced.index.paths(tracer, places)  # through which channels go
     failing = [coupling for coupling in couplings if coupling.name in proof.refuted]
     mended: dict[str, Coupling] = {}
-    for coupling in failing:
-        found = _mended(model, inputs, bench, coupling, paths[coupling.name])
-        mended |= {} if found is None else {coupling.name: found}
+    for number, coupling in enumerate(failing):
+        if number < MOST or mended:
+            found = _mended(model, inputs, bench, coupling, paths[coupling.name])
+            mended |= {} if found is None else {coupling.name: found}
     tied = _tied(model, inputs, bench, [coupling for coupling in failing if coupling.name not in mended], paths)
     mended |= {names[0]: coupling for names, coupling in tied.items()}
     if not mended:
@@ -90,11 +92,21 @@ def _mended(
     model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str]
 ) -> Coupling | None:
     """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
-    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)))):
+    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(bench, paths))):
         found = next(_remedies(model, inputs, bench, coupling, places), None)
         if found is not None:
             return found
     return None
+
+
+def _with_one_alike(bench: Bench, paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield some modules with one only of several of one class: those of one width that follow one another differ."""
+    by_class: dict[type[nn.Module], list[str]] = defaultdict(list)
+    for path in paths:
+        by_class[type(bench.modules[path])].append(path)
+    for alike in by_class.values():
+        for path in alike[:MOST_ALIKE] if len(alike) > 1 else ():
+            yield tuple(other for other in paths if other == path or other not in alike)
 
 
 def _tied(
@@ -106,7 +118,7 @@ def _tied(
 ) -> dict[tuple[str, ...], Coupling]:
     """Return couplings made of several, by the names of these: their width is one number, which can follow all of them.
 
-    Of each width, as many are tied as can be.
+    Of each width, as many are tied as can be; of more than a few, all or none.
     """
     by_width: dict[tuple[int, str], list[Coupling]] = defaultdict(list)
     for coupling in couplings:
@@ -114,7 +126,7 @@ def _tied(
     found: dict[tuple[str, ...], Coupling] = {}
     for group in by_width.values():
         sets = (some for count in range(len(group), 1, -1) for some in combinations(group, count))
-        for some in islice(sets, MOST_TIES):
+        for some in islice(sets, MOST_TIES if len(group) <= MOST else 1):
             names = tuple(coupling.name for coupling in some)
             if any(set(names) & set(earlier) for earlier in found):
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.oicsr.users_networks import CASES, SERIES, built, rows, weight
+from tests.oicsr.users_networks import CASES, ROWS, SERIES, Net, built, rows, weight
 
 __all__ = ["CASES"]
 
@@ -196,3 +196,57 @@ def half_of_the_channels_written_over(net: Any, x: Tensor) -> Tensor:
     y = net.a(x).relu().clone()
     y[:, :8] = y[:, 8:] * 2
     return net.o(net.b(y[:, :12].repeat(1, 2)[:, :16]).relu())
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# widths that several modules of one class keep
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class ConvolutionalCell(nn.Module):
+    """A cell of a convolutional LSTM, and its width."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.width, self.gates = width, nn.Conv2d(before + width, 4 * width, 3, padding=1)
+
+    def forward(self, x: Tensor, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        i, f, o, g = self.gates(torch.cat([x, states[0]], 1)).split(self.width, 1)
+        memory = f.sigmoid() * states[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * memory.tanh(), memory
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        zeros = torch.zeros(len(x), self.width, *x.shape[-2:], dtype=x.dtype)
+        return zeros, zeros.clone()
+
+
+@built("cells.0.gates cells.1.gates", FILMS)
+def a_convolutional_lstm_of_one_width() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        for cell in net.cells:
+            states, found = cell.start(x[:, 0]), []
+            for step in x.unbind(1):
+                states = cell(step, states)
+                found.append(states[0])
+            x = torch.stack(found, 1)
+        return net.o(x[:, -1])
+
+    return Net(
+        run, {"cells": nn.ModuleList([ConvolutionalCell(2, 8), ConvolutionalCell(8, 8)]), "o": nn.Conv2d(8, 1, 1)}
+    )
+
+
+class Viewed(nn.Module):
+    """A residual block with a view of a kept width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.a, self.b = width, nn.Linear(6, 4 * width), nn.Conv1d(width, 6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(self.a(x).relu().view(-1, self.width, 4)).squeeze(-1)
+
+
+@built(" ".join(f"{number}.a" for number in range(10)), ROWS)
+def many_blocks_with_kept_widths() -> nn.Module:
+    return nn.Sequential(*[Viewed(6 + number % 2) for number in range(10)], nn.Linear(6, 3))
