@@ -106,7 +106,7 @@ def follows(*operators: str, replace: bool = False) -> Callable[[Following], Rul
             return Value(result) if isinstance(result, Tensor) else result
 
         rule.__name__, rule.__doc__ = following.__name__, following.__doc__
-        vars(rule)["following"] = following  # weights are followed axis by axis (`oicsr.rules.weights`)
+        vars(rule)["following"] = following  # weights are followed axis by axis (`oicsr.rules.axes`)
         return register_rule(*operators, replace=replace)(rule)
 
     return register

@@ -56,6 +56,12 @@ def permute(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     return ids.t() if name == "t" else ids.transpose(*arguments)  # type: ignore[arg-type]
 
 
+@follows("aten::rot90")
+def rotate(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
+    """Turns a plane of two axes by right angles, and the channels with them."""
+    return ids.rot90(argument(node, 1), argument(node, 2))
+
+
 @follows(*aten("expand broadcast_to expand_as"))
 def expand(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Repeats axes of size 1, which hold no channels."""

@@ -13,13 +13,14 @@ from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
+from oicsr.rules.axes import Axes, is_vector
 from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
 from oicsr.rules.doubts import Doubts
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.notes import Count, Cut, Norm, Product, Slot, said_of_constant
 from oicsr.rules.table import Result, Value, find_leaf, find_rule
-from oicsr.rules.weights import Axes, follow_computed, is_wide, keep_computed, keep_rebuilt, note_layer, start_computed
+from oicsr.rules.weights import follow_computed, is_wide, keep_computed, keep_rebuilt, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
 NO_RULE = "has no rule"
@@ -391,7 +392,7 @@ class Tracer:
         """Let a vector with one entry per channel follow the channels, be it a parameter or computed; None is none."""
         if not isinstance(vector, fx.Node):
             return
-        if vector in self.parameters:
+        if vector in self.parameters or is_vector(self, vector):
             self.add_slot(vector, 0, ids, side, counts)
             return
         computed = self.ids(vector)

@@ -10,7 +10,7 @@ from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, register_rule
 from oicsr.rules.tracer import Tracer
-from oicsr.rules.weights import has_weight, note_layer
+from oicsr.rules.weights import can_follow, has_weight, note_layer
 
 Labelled = tuple[fx.Node, str]  # a factor, and a letter for each of its axes
 
@@ -66,7 +66,7 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     """An einsum of an activation and a weight.
 
     The weight reads channels along the letters that are summed over, follows those along letters that stay, and starts
-    new ones along the first letter that it adds.
+    new ones along the first letter that it adds and that can follow them.
     """
     (source, own), (weight, others) = first, second
     if not has_weight(tracer, weight):
@@ -93,6 +93,7 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     if not wide:
         note_layer(tracer, node, weight, read=read)
         return Value(None, "is a sum over channels")
+    wide.sort(key=lambda letter: not can_follow(tracer, weight, others.index(letter)))  # stacked layers last
     rows = tracer.start_channels(weight, dim=others.index(wide[0]))
     note_layer(tracer, node, weight, rows=others.index(wide[0]), read=read)
     return Value(on_axis(rows, out.index(wide[0]), len(out)))

@@ -116,6 +116,67 @@ def a_bilinear_form(net: Any, x: Tensor) -> Tensor:
     return net.o(net.a(x).relu(), net.b(x))
 
 
+@rows("a w", w=lambda: weight(16, 8))
+def a_weight_turned_by_its_attribute(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.w.T).relu())
+
+
+@images("w", a=lambda: nn.Identity(), w=lambda: weight(8, 3, 3, 3))
+def a_kernel_in_four_rotations(net: Any, x: Tensor) -> Tensor:
+    return net.o(sum(functional.conv2d(x, torch.rot90(net.w, k, (2, 3)), padding=1) for k in range(4)).relu())  # type: ignore[union-attr]
+
+
+@images("a.0 w", w=lambda: weight(8, 16, 3, 3), o=lambda: tail(32))
+def rotations_as_channels(net: Any, x: Tensor) -> Tensor:
+    turned = torch.stack([torch.rot90(net.w, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
+    return net.o(functional.conv2d(net.a(x), turned, padding=1).relu())
+
+
+@images("a.0 bank", bank=lambda: weight(4, 8, 16, 3, 3), shares=lambda: weight(4))
+def a_mixture_of_kernels(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.conv2d(net.a(x), torch.einsum("k,koihw->oihw", net.shares.softmax(0), net.bank)).relu())
+
+
+@images("a.0 v", w=lambda: weight(8, 16, 3, 3), v=lambda: weight(8, 16, 3, 3), shares=lambda: weight(2))
+def a_stack_of_kernels(net: Any, x: Tensor) -> Tensor:
+    shares = net.shares.softmax(0).view(2, 1, 1, 1, 1)
+    return net.o(functional.conv2d(net.a(x), (torch.stack([net.w, net.v]) * shares).sum(0)).relu())
+
+
+@rows("a ways.0", ways=lambda: nn.ModuleList([nn.Linear(16, 8) for _ in range(3)]))
+def layers_in_one_product(net: Any, x: Tensor) -> Tensor:
+    weights = torch.stack([layer.weight for layer in net.ways])
+    return net.o(torch.einsum("bi,koi->kbo", net.a(x).relu(), weights).relu().mean(0))
+
+
+@images("a.0 u", u=lambda: weight(8, 4), v=lambda: weight(4, 16), core=lambda: weight(4, 4, 3, 3))
+def a_kernel_of_low_rank(net: Any, x: Tensor) -> Tensor:
+    kernel = torch.einsum("or,rshw,si->oihw", net.u, net.core, net.v)
+    return net.o(functional.conv2d(net.a(x), kernel).relu())
+
+
+@images("a.0 bank", bank=lambda: weight(4, 8, 16, 3, 3), shares=lambda: weight(4))
+def a_contraction_of_kernels(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.conv2d(net.a(x), torch.tensordot(net.shares, net.bank, 1)).relu())
+
+
+@images("a.0 v w", w=lambda: weight(4, 16, 3, 3), v=lambda: weight(4, 16, 3, 3))
+def kernels_behind_one_another(net: Any, x: Tensor) -> Tensor:
+    shifts = torch.cat([kernel.sum((1, 2, 3)) for kernel in (net.w, net.v)])
+    return net.o(functional.conv2d(net.a(x), torch.cat([net.w, net.v]), shifts).relu())
+
+
+@images("a.0 w", w=lambda: weight(8, 16, 3, 3))
+def a_kernel_that_is_enlarged(net: Any, x: Tensor) -> Tensor:
+    kernel = functional.interpolate(net.w, size=5, mode="bilinear")
+    return net.o(functional.conv2d(net.a(x), kernel, padding=2).relu())
+
+
+@rows("w", w=lambda: weight(8, 16), warns="normalises a weight")
+def rows_that_sum_to_one(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.linear(net.a(x).relu(), net.w.softmax(1)).relu())
+
+
 @rows("a b", g=lambda: torch.rand(5, 5))
 def a_graph_of_rows(net: Any, x: Tensor) -> Tensor:
     return net.o((net.g @ net.b((net.g @ net.a(x)).relu())).relu())

@@ -1,0 +1,339 @@
+"""Axes of weights that are computed from parameters: views, products, sums and other functions of them, axis by axis.
+
+`w.t()`, `w * scale`, `w + b @ a`, `torch.stack([w, v]).sum(0)`: what a layer reads here is no parameter, yet each of
+its axes belongs to axes of parameters, and slices of those can go. An axis that a computation does not keep apart from
+others stays as it is. Whether zeros stay zeros on the way (not in `exp(w)`) is for the numeric proof to find out.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from oicsr.coupling import Side
+from oicsr.labels import ChannelSets
+from oicsr.rules.calls import argument, axes_of, axis_of, gives_many, operator_name, shape_of, shapes_of, source_of
+from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.names import ADDING, COMBINING, UNARY
+from oicsr.rules.notes import Product, Slot
+from oicsr.rules.table import Value, aten, find_rule
+
+Key = tuple[str, int]  # a parameter's name and one of its axes
+MOVED = frozenset(
+    aten(
+        "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint numpy_T flatten view view_as reshape "
+        "reshape_as unflatten _unsafe_view squeeze unsqueeze expand broadcast_to expand_as repeat tile "
+        "repeat_interleave flip rot90 split split_with_sizes chunk slice narrow select unbind index_select tril triu "
+        "pad constant_pad_nd roll view_as_complex view_as_real upsample_nearest1d upsample_nearest2d "
+        "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d"
+    )
+)
+SUMS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
+EXTREMES = frozenset(aten("max min"))  # of one tensor, or of two
+EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat"))
+MEANS = frozenset(aten("mean var std var_mean std_mean"))
+NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
+SOFTMAXES = frozenset(aten("softmax log_softmax softmin"))
+PRODUCTS = frozenset(aten("matmul mm bmm mv dot linalg_matmul einsum tensordot"))
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+JOINED = frozenset(aten("cat concat concatenate"))
+ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a weight.
+
+    Attributes:
+        labels: The label of each of its slices.
+        sources: The axes of parameters that it is made of, each with the parameter's shape.
+    """
+
+    labels: Tensor
+    sources: frozenset[tuple[Key, tuple[int, ...]]]
+
+
+Axes = tuple[Axis | None, ...]  # None: of size 1, or of numbers that belong to no parameter
+
+
+class Tracing(Protocol):
+    """What is needed here of `oicsr.rules.tracer.Tracer`, which needs this module itself."""
+
+    sets: ChannelSets
+    parameters: dict[fx.Node, str]
+    modules: Mapping[str, nn.Module] | None
+    slots: dict[tuple[str, int], Slot]
+    computed: set[fx.Node]
+    weights: dict[fx.Node, Axes | list[Axes] | None]
+    axes: dict[tuple[str, int], Tensor]
+    rebuilt: set[tuple[str, int]]
+
+    def ids(self, node: fx.Node) -> Tensor | None:
+        """Return the channels of a value's elements."""
+
+    def depends_on_input(self, node: fx.Node) -> bool:
+        """Return whether a value depends on the model's input."""
+
+    def where(self, node: fx.Node) -> str:
+        """Return an operator and its place in the code."""
+
+    def notable(self, reason: str) -> str:
+        """Mark a reason as one to warn of."""
+
+    def note_product(self, product: Product) -> None:
+        """Keep a product of weights."""
+
+    def axis_labels(self, key: tuple[str, int], size: int) -> Tensor:
+        """Return the labels of an axis of a parameter."""
+
+    def put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
+        """Let an axis of a parameter follow channels."""
+
+
+def is_computed(tracer: Tracing, node: Any) -> bool:
+    """Return whether a value is computed from parameters alone, none of which it is itself."""
+    return isinstance(node, fx.Node) and node in tracer.computed
+
+
+def is_vector(tracer: Tracing, node: fx.Node) -> bool:
+    """Return whether a value is a vector that is computed from parameters, and follows an axis of some."""
+    axes = weight_axes(tracer, node) if node in tracer.computed else None
+    return axes is not None and len(axes) == 1 and axes[0] is not None
+
+
+def weight_axes(tracer: Tracing, node: fx.Node) -> Axes | None:
+    """Return the axes of a parameter, or of a weight that is computed from some; None where they cannot be told."""
+    if node not in tracer.weights:
+        tracer.weights[node] = _find(tracer, node)
+    found = tracer.weights[node]
+    return found if found is None or isinstance(found, tuple) else None
+
+
+def _find(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
+    if node in tracer.parameters:
+        shape = shape_of(node)
+        return tuple(_of_parameter(tracer, node, dim) if size > 1 else None for dim, size in enumerate(shape))
+    if tracer.depends_on_input(node) or not isinstance(node.meta.get("val"), Tensor | list | tuple):
+        return None
+    if not is_computed(tracer, node):
+        return tuple(None for _ in shape_of(node))  # numbers
+    if node.target is operator.getitem:
+        weight_axes(tracer, node.args[0])  # type: ignore[arg-type]
+        parts = tracer.weights[node.args[0]]  # type: ignore[index]
+        return parts[node.args[1]] if isinstance(parts, list) else None  # type: ignore[index]
+    return _of_call(tracer, node)
+
+
+def _of_parameter(tracer: Tracing, node: fx.Node, dim: int) -> Axis:
+    key, shape = (tracer.parameters[node], dim), shape_of(node)
+    return Axis(tracer.axis_labels(key, shape[dim]), frozenset([(key, shape)]))
+
+
+def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
+    name = operator_name(node).rstrip("_")
+    if name in MOVED:
+        return _moved(tracer, node)
+    if name in PRODUCTS:
+        return _product(tracer, node)
+    sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    if name in SUMS | MEANS | EXTREMES and len(sources) == 1 and not gives_many(node):
+        return _reduced(tracer, node, exact=name not in MEANS)
+    if name in SOFTMAXES:
+        return _softmax(tracer, node)
+    if name in NORMS:
+        return _normalized(tracer, node, name)
+    if name in JOINED:
+        return _joined(tracer, node)
+    if name == "aten::stack":
+        return _stacked(tracer, node)
+    if name in ELEMENTWISE | EXTREMES and not gives_many(node):
+        return _together(tracer, node, sources)
+    return None
+
+
+def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
+    """Carry the labels of one axis after the other through the rule of an operator that moves elements."""
+    axes, rule = weight_axes(tracer, source_of(node)), find_rule(node)
+    following = getattr(rule, "following", None)
+    if axes is None or following is None:
+        return None
+    found: list[list[Axis | None]] = [[None] * len(shape or ()) for shape in shapes_of(node)]
+    if operator_name(node) == "aten::view_as_complex":
+        axes = (*axes[:-1], None)  # the parts of numbers
+    for position, axis in enumerate(axes):
+        if axis is None:
+            continue
+        result = following(tracer, node, on_axis(axis.labels, position, len(axes)))
+        for values, part in zip(result if isinstance(result, list) else [result], found, strict=True):
+            ids = values.ids if isinstance(values, Value) else values
+            if ids is None or len(varying(ids)) > 1:
+                tracer.sets.fix(axis.labels, tracer.notable(f"is split in {tracer.where(node)}"))
+                continue
+            for new in varying(ids):  # one at most
+                if part[new] is None:
+                    part[new] = Axis(ids.flatten(), axis.sources)
+                else:  # merged with another one, whose slices are blocks of this one's
+                    tracer.sets.fix(axis.labels, f"is merged with another axis in {tracer.where(node)}")
+    if operator_name(node) in EXPANDED:
+        _widen(tracer, node, axes, found[0])
+    whole = [tuple(part) for part in found]
+    return whole if gives_many(node) else whole[0]
+
+
+def _widen(tracer: Tracing, node: fx.Node, axes: Axes, found: list[Axis | None]) -> None:
+    """Give labels to axes along which one slice was repeated (one kernel of a blur for all channels): any may go."""
+    before, after = shape_of(source_of(node)), shape_of(node)
+    for back in range(1, len(after) + 1):
+        single = back > len(before) or (before[-back] == 1 and axes[-back] is None)
+        if single and after[-back] > 1 and found[-back] is None:
+            found[-back] = Axis(tracer.sets.new(after[-back]), frozenset())
+
+
+def _together(tracer: Tracing, node: fx.Node, sources: Sequence[fx.Node]) -> Axes | None:
+    """Join the axes of the operands of an elementwise operator, as broadcasting aligns them."""
+    shape = shape_of(node)
+    operands = [(weight_axes(tracer, source), shape_of(source)) for source in sources]
+    if any(axes is None for axes, _ in operands):
+        return None
+    found: list[Axis | None] = []
+    for back in range(len(shape), 0, -1):
+        own = [
+            axes[-back]
+            for axes, size in operands
+            if axes is not None and len(size) >= back and size[-back] == shape[-back] > 1
+        ]
+        found.append(_tied(tracer, node, own))
+    return tuple(found)
+
+
+def _tied(tracer: Tracing, node: fx.Node, axes: Sequence[Axis | None]) -> Axis | None:
+    """Tie axes that can only lose the same slices; all stay where one of them holds numbers."""
+    labelled = [axis for axis in axes if axis is not None]
+    for axis in labelled:
+        tracer.sets.join(axis.labels, labelled[0].labels)
+        if len(labelled) < len(axes):
+            tracer.sets.fix(axis.labels, tracer.notable(f"{tracer.where(node)} combines it with numbers"))
+    sources = frozenset(source for axis in labelled for source in axis.sources)
+    return Axis(labelled[0].labels, sources) if labelled else None
+
+
+def _product(tracer: Tracing, node: fx.Node) -> Axes | None:
+    """A product of weights (a low-rank update, a mixture of kernels): axes that several have are tied."""
+    form = _letters(node)
+    if form is None:
+        return None
+    sources, letters, out = form
+    whole = [weight_axes(tracer, source) for source in sources]
+    found: dict[str, Axis | None] = {}
+    for letter in dict.fromkeys("".join(letters)):
+        own: list[Axis | None] = []
+        for source, axes, part in zip(sources, whole, letters, strict=True):
+            if axes is None:
+                return None
+            own += [axes[part.index(letter)]] if letter in part and shape_of(source)[part.index(letter)] > 1 else []
+        found[letter] = _tied(tracer, node, own)
+    return tuple(found[letter] for letter in out)
+
+
+def _letters(node: fx.Node) -> tuple[list[fx.Node], list[str], str] | None:
+    """Return the factors of a product, a letter for each axis of each, and those of the result; None for odd forms."""
+    name = operator_name(node)
+    if name == "aten::einsum":
+        sources, equation = list(argument(node, 1)), str(argument(node, 0)).replace(" ", "")
+        inputs, arrow, out = equation.partition("->")
+        letters = inputs.split(",")
+        plain = bool(arrow) and "." not in equation and all(len(set(part)) == len(part) for part in letters)
+        return (sources, letters, out) if plain else None
+    sources = [argument(node, 0), argument(node, 1)]
+    first, second = (len(shape_of(source)) for source in sources)
+    if name == "aten::tensordot":
+        summed = [[int(dim) % rank for dim in argument(node, i)] for i, rank in ((2, first), (3, second))]
+        letters = [LETTERS[:first], LETTERS[first : first + second]]
+        for one, other in zip(*summed, strict=True):
+            letters[1] = letters[1].replace(letters[1][other], letters[0][one])
+        return sources, letters, "".join(c for c in letters[0] + letters[1] if (c in letters[0]) != (c in letters[1]))
+    lead = LETTERS[: max(first, second, 2) - 2]
+    letters = [lead[len(lead) - max(rank - 2, 0) :] + end for rank, end in ((first, "xz"), (second, "zy"))]
+    letters = [part[-rank:] if rank > 1 else "z" for part, rank in zip(letters, (first, second), strict=True)]
+    return sources, letters, lead + "x" * (first > 1) + "y" * (second > 1)
+
+
+def _softmax(tracer: Tracing, node: fx.Node) -> Axes | None:
+    """Weights that sum to one along an axis: that axis stays as it is."""
+    axes = weight_axes(tracer, source_of(node))
+    axis = None if not axes else axes[axis_of(node, len(axes))]
+    if axis is not None:
+        tracer.sets.fix(axis.labels, tracer.notable(f"{tracer.where(node)} normalises a weight over it"))
+    return axes
+
+
+def _stacked(tracer: Tracing, node: fx.Node) -> Axes | None:
+    """Put weights behind one another on a new axis, which stays as it is; the others are tied."""
+    parts = [weight_axes(tracer, source) for source in argument(node, 0)]
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts):
+        return None
+    shape = shape_of(argument(node, 0)[0])
+    found = [_tied(tracer, node, [part[dim] for part in whole]) if size > 1 else None for dim, size in enumerate(shape)]
+    found.insert(axis_of(node, len(shape) + 1), None)
+    return tuple(found)
+
+
+def _reduced(tracer: Tracing, node: fx.Node, *, exact: bool) -> Axes | None:
+    """Drop axes; those over which a mean is taken stay whole."""
+    axes = weight_axes(tracer, source_of(node))
+    if axes is None:
+        return None
+    declared = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
+    gone = axes_of(node, len(axes)) if "dim" in declared else set(range(len(axes)))
+    for position in gone:
+        axis = axes[position]
+        if axis is not None and not exact:
+            tracer.sets.fix(axis.labels, tracer.notable(f"{tracer.where(node)} {STANDARDISED}"))
+    if len(shape_of(node)) == len(axes):
+        return tuple(None if position in gone else axis for position, axis in enumerate(axes))
+    return tuple(axis for position, axis in enumerate(axes) if position not in gone)
+
+
+STANDARDISED = "standardises a weight over the channels that it reads"
+
+
+def _normalized(tracer: Tracing, node: fx.Node, name: str) -> Axes | None:
+    """Standardise rows over all that they read: rows may go, and what they read stays."""
+    axes = weight_axes(tracer, source_of(node))
+    if axes is None:
+        return None
+    kept = set(range(len(axes) - len(argument(node, 1)))) if name == "aten::layer_norm" else {1}
+    if name == "aten::instance_norm":
+        kept |= {0}
+    for position, axis in enumerate(axes):
+        if position not in kept and axis is not None:
+            tracer.sets.fix(axis.labels, tracer.notable(f"{tracer.where(node)} {STANDARDISED}"))
+    found = list(axes)
+    if name != "aten::layer_norm":
+        vectors = [vector for i in range(1, 5) if isinstance(vector := argument(node, i), fx.Node)]
+        others = [weight_axes(tracer, vector) for vector in vectors]
+        if any(other is None for other in others):
+            return None
+        found[1] = _tied(tracer, node, [axes[1], *(other[0] for other in others if other is not None)])
+    return tuple(found)
+
+
+def _joined(tracer: Tracing, node: fx.Node) -> Axes | None:
+    """Put weights behind one another on one axis; the others are tied."""
+    parts = [weight_axes(tracer, source) for source in argument(node, 0)]
+    rank = len(shape_of(node))
+    along = axis_of(node, rank)
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts) or any(part[along] is None for part in whole):
+        return None
+    found = [_tied(tracer, node, [part[dim] for part in whole]) if dim != along else None for dim in range(rank)]
+    behind = [axis for part in whole if (axis := part[along]) is not None]
+    sources = frozenset(source for axis in behind for source in axis.sources)
+    found[along] = Axis(torch.cat([axis.labels for axis in behind]), sources)
+    return tuple(found)
