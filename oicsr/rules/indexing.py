@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 
 from torch import Tensor, fx
 
 from oicsr.changes import whole_numbers
-from oicsr.rules.broadcasting import Operand, combine
-from oicsr.rules.calls import argument, axis_of, gives_many, module_path, operator_name, shape_of, shapes_of, source_of
+from oicsr.rules.calls import argument, axis_of, gives_many, module_path, operator_name, shape_of, shapes_of
 from oicsr.rules.ids import varying
 from oicsr.rules.notes import Cut
-from oicsr.rules.registry import Result, Value, aten, follows, register_rule
+from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
 MOST_TIMES = 4  # a piece may be as many times as wide as a number says (queries, keys and values in one)
@@ -125,18 +123,6 @@ def index(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     place = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     rest = [size for axis, size in enumerate(kept.shape) if axis not in used]
     return kept.reshape([*rest[:place], *[1] * rank, *rest[place:]])
-
-
-@register_rule(*aten("index_add index_copy"))
-def put_slices(tracer: Tracer, node: fx.Node) -> Result:
-    """Puts slices (rows for an expert) back to their places on an axis that holds no channels; the others are tied."""
-    rank = len(shape_of(node))
-    axis, sources = axis_of(node, rank), [source_of(node), argument(node, 3)]
-    operands = [Operand.of(tracer, source, rank) for source in sources]
-    if any(axis in operand.axes for operand in operands):
-        return tracer.opaque(node, "puts single channels")
-    flat = [replace(o, shape=[1 if k == axis else size for k, size in enumerate(o.shape)]) for o in operands]
-    return combine(tracer, node, flat)[0]
 
 
 def _is_integer(entry: fx.Node) -> bool:

@@ -51,8 +51,7 @@ class Tracer:
         cuts_by_number: Whether a channel axis is cut at positions that may be numbers in the code.
         thinned: Grouped weights, and whether their groups all stay, but thinner.
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
-        approximate: What may go although outputs change: `"layer_norm"` is channels that a LayerNorm runs over, its
-            weight and epsilon changed as an RMSNorm's.
+        approximate: What may go although outputs change: `"layer_norm"`, channels under one, turned into an RMSNorm.
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
