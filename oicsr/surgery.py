@@ -172,6 +172,8 @@ def _fix_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
     widths = {name: module.get_parameter(f"weight_{which}{end}").shape[1] for name, which in WIDTHS.items()}
     vars(module).update(widths)
     if isinstance(module, nn.RNNBase):
+        if module.proj_size:
+            module.proj_size, module.hidden_size = module.get_parameter("weight_hr_l0").shape
         vars(module)["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
 
 

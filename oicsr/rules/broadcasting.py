@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from oicsr.rules.calls import operator_name, shape_of, source_of
+from oicsr.rules.calls import gives_many, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import pad_left, varying
-from oicsr.rules.registry import Value
+from oicsr.rules.names import ADDING, COMBINING, UNARY
+from oicsr.rules.registry import Value, aten
 from oicsr.rules.tracer import Tracer
+
+ELEMENTWISE = frozenset([*UNARY, *ADDING, *COMBINING])
+SPREADING = frozenset(aten("expand broadcast_to expand_as repeat tile repeat_interleave"))
+JOINING = frozenset(aten("cat concat concatenate"))
+MOST_CALLS = 16  # between the operator that spreads a value and the one that combines it
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,9 @@ class Operand:
         """Return the value at `source` as an operand."""
         ids = tracer.ids(source)
         padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
-        narrow = source
-        while ids is None and operator_name(narrow) == "aten::expand_as":  # as wide as what it is combined with
-            narrow = source_of(narrow)
-        shape, reason = pad_left(shape_of(narrow), rank), tracer.reason(source)
+        shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
+        if ids is None or not varying(ids):
+            shape = pad_left(_narrow(source), rank)
         if reason in tracer.uniform:
             shape = [1] * rank  # it stands in no channel's way
         return Operand(padded, shape, reason, tracer.depends_on_input(source))
@@ -51,6 +56,26 @@ class Operand:
     def covers(self, other: Operand) -> list[int]:
         """Return those of the other's channel axes on which this one has full size too."""
         return [axis for axis in other.axes if self.shape[axis] == other.shape[axis]]
+
+
+def _narrow(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
+    """Return the shape of a value with 1 for axes along which the code spread it (a gate, a mask).
+
+    There it is as wide as what it is combined with, if the code takes the width from that; the proof finds out.
+    """
+    shape = list(shape_of(value))
+    if value.op != "call_function" or gives_many(value) or not most:
+        return shape
+    name, sources = operator_name(value).rstrip("_"), tensor_inputs(value)
+    if name in ELEMENTWISE:
+        inner = [pad_left(_narrow(source, most - 1), len(shape)) for source in sources]
+    elif name in SPREADING or (name in JOINING and len(set(sources)) == 1):
+        inner = [pad_left(_narrow(sources[0], most - 1), len(shape))]
+    else:
+        return shape
+    if not inner:
+        return shape
+    return [1 if all(own[axis] == 1 for own in inner) else size for axis, size in enumerate(shape)]
 
 
 def combine(tracer: Tracer, node: fx.Node, operands: Sequence[Operand]) -> tuple[Value, bool]:

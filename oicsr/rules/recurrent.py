@@ -17,25 +17,36 @@ from oicsr.rules.tracer import Tracer
 def recur(tracer: Tracer, node: fx.Node) -> Result:
     """`num_layers` layers one behind the other, each in one direction or two, with one hidden width.
 
-    Weights `(gates * hidden, in)` and `(gates * hidden, hidden)`: channel `i` has row `i` of every gate.
+    Weights `(gates * hidden, in)` and `(gates * hidden, hidden)`: channel `i` has row `i` of every gate. An LSTM that
+    projects its hidden states has `(gates * hidden, projected)` and `(projected, hidden)`: the projected ones go, the
+    others stay, because PyTorch takes states of one width for states that are not projected.
     """
     tensors: list[fx.Node] = list(argument(node, "params"))
     layers, ways = int(argument(node, "num_layers")), 1 + bool(argument(node, "bidirectional"))
     per = len(tensors) // (layers * ways)
-    if per != (4 if argument(node, "has_biases") else 2) or not all(t in tracer.parameters for t in tensors):
-        return tracer.opaque(node, "projects its hidden states, or has weights that are computed")
+    if not all(tensor in tracer.parameters for tensor in tensors):
+        return tracer.opaque(node, "has weights that are computed")
     source = source_of(node)
     hidden = _hidden(tracer, tensors[1])
+    cells = hidden
+    if per != (4 if argument(node, "has_biases") else 2):
+        cells = _hidden(tracer, tensors[per - 1])
+        tracer.sets.fix(cells, tracer.notable(f"{tracer.where(node)} needs hidden states wider than projected ones"))
     for number in range(layers * ways):
         cell = tensors[per * number : per * (number + 1)]
-        _add_cell(tracer, cell, hidden)
+        if cells is not hidden:
+            projection = cell.pop()
+            tracer.add_slot(projection, 0, hidden, "out", counts=True)
+            tracer.add_slot(projection, 1, cells, "in", counts=True)
+        _add_cell(tracer, cell, hidden, cells)
         if number < ways:
             tracer.read_channels(node, source, cell[0], axis=len(shape_of(source)) - 1, dim=1)
         else:
             tracer.add_slot(cell[0], 1, hidden.repeat(ways), "in", counts=True)
-    _join_states(tracer, argument(node, "hx"), hidden)
+    widths = (hidden, cells)
+    _join_states(tracer, argument(node, "hx"), widths)
     ranks = [len(shape or ()) for shape in shapes_of(node)]
-    states = [Value(on_axis(hidden, rank - 1, rank)) for rank in ranks[1:]]
+    states = [Value(on_axis(width, rank - 1, rank)) for rank, width in zip(ranks[1:], widths, strict=False)]
     return [Value(on_axis(hidden.repeat(ways), ranks[0] - 1, ranks[0])), *states]
 
 
@@ -47,9 +58,9 @@ def step(tracer: Tracer, node: fx.Node) -> Result:
     if not all(tensor in tracer.parameters for tensor in cell):
         return tracer.opaque(node, "has weights that are computed")
     hidden = _hidden(tracer, cell[1])
-    _add_cell(tracer, cell, hidden)
+    _add_cell(tracer, cell, hidden, hidden)
     tracer.read_channels(node, source, cell[0], axis=len(shape_of(source)) - 1, dim=1)
-    _join_states(tracer, states, hidden)
+    _join_states(tracer, states, (hidden, hidden))
     values = [Value(on_axis(hidden, len(shape or ()) - 1, len(shape or ()))) for shape in shapes_of(node)]
     return values if gives_many(node) else values[0]
 
@@ -60,9 +71,9 @@ def _hidden(tracer: Tracer, weight: fx.Node) -> Tensor:
     return tracer.sets.new(shape_of(weight)[1]) if slot is None else slot.ids
 
 
-def _add_cell(tracer: Tracer, cell: Sequence[fx.Node], hidden: Tensor) -> None:
-    """Let the rows of both weights, the biases and the columns that read hidden states follow the hidden channels."""
-    rows = hidden.repeat(shape_of(cell[1])[0] // len(hidden))
+def _add_cell(tracer: Tracer, cell: Sequence[fx.Node], hidden: Tensor, cells: Tensor) -> None:
+    """Let the columns that read hidden states follow their channels, rows of both weights and biases those of cells."""
+    rows = cells.repeat(shape_of(cell[1])[0] // len(cells))
     for weight in cell[:2]:
         tracer.add_slot(weight, 0, rows, "out", counts=True)
     tracer.add_slot(cell[1], 1, hidden, "in", counts=True)
@@ -70,12 +81,13 @@ def _add_cell(tracer: Tracer, cell: Sequence[fx.Node], hidden: Tensor) -> None:
         tracer.add_bias(bias, rows)
 
 
-def _join_states(tracer: Tracer, states: Any, hidden: Tensor) -> None:
-    """Tie the first states to the hidden channels; one number everywhere, made by the code, has whatever width it has.
+def _join_states(tracer: Tracer, states: Any, widths: Sequence[Tensor]) -> None:
+    """Tie the first states, hidden ones and those of cells, to their channels.
 
-    Zeros are made by the layer itself, or by the network, of a width that it keeps (`oicsr.mending` lets that follow).
+    One number everywhere has whatever width it has: zeros are made by the layer itself, or by the network, of a width
+    that it keeps (`oicsr.mending` lets that follow).
     """
-    for state in states if isinstance(states, list | tuple) else [states]:
+    for state, hidden in zip(states if isinstance(states, list | tuple) else [states], widths, strict=False):
         ids = tracer.ids(state)
         if ids is None and tracer.reason(state) in tracer.uniform:
             continue

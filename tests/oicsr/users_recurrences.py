@@ -250,3 +250,20 @@ class Viewed(nn.Module):
 @built(" ".join(f"{number}.a" for number in range(10)), ROWS)
 def many_blocks_with_kept_widths() -> nn.Module:
     return nn.Sequential(*[Viewed(6 + number % 2) for number in range(10)], nn.Linear(6, 3))
+
+
+@built("lstm", STEPS, warns="needs hidden states wider than projected ones")
+def states_that_an_lstm_projects() -> nn.Module:
+    """Two layers in two directions; the states of the cells, which are wider, are read as well."""
+
+    class Projects(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 12, 2, proj_size=5, bidirectional=True, batch_first=True)
+            self.out = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found, (_, cells) = self.lstm(x)
+            return self.out(found) + cells.mean()
+
+    return Projects()
