@@ -191,7 +191,7 @@ def rows_by_index_and_by_mask(net: Any, x: Tensor, few: Tensor, some: Tensor) ->
     return net.o(found.relu())
 
 
-@rows("b", warns="cannot lose channels")
+@rows("b", warns="into unequal pieces")
 def half_of_the_channels_written_over(net: Any, x: Tensor) -> Tensor:
     y = net.a(x).relu().clone()
     y[:, :8] = y[:, 8:] * 2
