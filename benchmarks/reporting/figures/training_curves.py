@@ -203,9 +203,10 @@ def _strength_panel(
     axes.set_xscale("log")
     tried = [float(strength) for found in tries.values() for strength, each in found.items() if _known(each, metric)]
     tried = tried or [1.0]
-    middle = float(f"{math.sqrt(min(tried) * max(tried)):.1g}")
+    centre = math.sqrt(min(tried) * max(tried))
+    middle = min(tried, key=lambda strength: abs(math.log(strength / centre)))
     axes.xaxis.set_major_locator(FixedLocator(sorted({min(tried), middle, max(tried)})))  # decades leave one label
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:.2g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:.3g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=SMALL - 2)
     for position, target in enumerate(targets):
