@@ -35,6 +35,7 @@ SUMMED = {  # those that add a product: where its factors stand
     **dict.fromkeys((torch.addbmm, Tensor.addbmm, Tensor.addbmm_), ((1, "batch1"), (2, "batch2"))),
 }
 OVER_BATCH = {torch.addbmm, Tensor.addbmm, Tensor.addbmm_}  # those that sum over axis 0 as well
+CHAINS = {torch.linalg.multi_dot, torch.chain_matmul}  # of many matrices
 PRODUCTS = {
     torch.matmul,
     torch.linalg.matmul,
@@ -49,9 +50,8 @@ PRODUCTS = {
     torch.inner,
     Tensor.inner,
     torch.tensordot,
-    torch.linalg.multi_dot,
-    torch.chain_matmul,
     torch.einsum,
+    *CHAINS,
     *SUMMED,
 }
 ATTENTIONS = {functional.scaled_dot_product_attention, FLEX_ATTENTION}
@@ -62,7 +62,6 @@ MOSTLY = 0.9  # the share of the MACs that a batch must divide; a table of posit
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
 DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
-CHAINS = {torch.linalg.multi_dot, torch.chain_matmul}
 UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
 CALLED = {*CONVOLUTIONS, *TRANSPOSED, *PRODUCTS}
 OPERATORS = {  # what code that calls operators by their own names means by them, graphs of `torch.export` among it

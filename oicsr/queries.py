@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from oicsr.coupling import Rescaled
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
+from oicsr.rules.names import JOINED as IN_A_ROW
 from oicsr.rules.registry import aten
 from oicsr.state import indices_on_cpu
 
@@ -23,7 +24,7 @@ VIEWS = frozenset(
 SAME = frozenset(aten("contiguous clone detach alias to _to_copy type_as dropout neg float half lift_fresh_copy"))
 FACTORS = frozenset(aten("mul multiply div divide true_divide"))
 SUMS = frozenset(aten("add sub subtract"))
-JOINED = frozenset(aten("cat concat concatenate stack"))
+JOINED = frozenset([*IN_A_ROW, *aten("stack")])
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
 PRODUCTS = frozenset(aten("addmm matmul mm linalg_matmul"))  # with a weight `(inputs, outputs)` on the right
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.arguments import check_call, check_couplings, check_fit, check_number, check_scores
-from oicsr.complexity import count_macs
 from oicsr.copying import MODEL_ERRORS
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
@@ -117,8 +116,8 @@ def select_channels(
         reference=dense_macs if params_kept is None and cost is None else dense_cost,
     )
     target, limits = make(channels), Limits.of(tied, max_removed, round_to, original_widths or {})
-    smallest = limits.with_automatic(DEFAULT_CAP).least(scores)
-    if target.argument == "macs_kept" and not _is_predicted(target, smallest, channels, model, example_inputs):
+    measured = MeasuredCost.of_macs(channels, model, example_inputs)
+    if target.argument == "macs_kept" and not _is_predicted(target, measured, channels, limits, scores):
         make = partial(make, measure=True)
         target = make(channels)
     limits = widened(limits, scores, target, tolerance)
@@ -134,18 +133,18 @@ def select_channels(
 
 
 def _is_predicted(
-    target: Target, stays: Tensor, channels: Channels, model: nn.Module, example_inputs: ExampleInputs
+    target: Target, measured: MeasuredCost, channels: Channels, limits: Limits, scores: Sequence[Tensor]
 ) -> bool:
-    """Return whether the MACs of a pruned network are as predicted.
+    """Return whether the MACs of the smallest network within the limits are as predicted.
 
     Of layers they are, as weights go by their names. What a product of activations costs is found by its place in the
     order of the calls, and code may call some that the tracer does not see.
     """
     if not any(coupling.products or coupling.parts for coupling in channels.couplings):
         return True
+    stays = limits.with_automatic(DEFAULT_CAP).least(scores)
     try:
-        measure = MeasuredCost(channels, model, partial(count_macs, example_inputs=example_inputs))
-        return measure(stays) == target.cost(stays)
+        return measured(stays) == target.cost(stays)
     except MODEL_ERRORS:
         return True  # that the network does not run when it is so small is not for here to say
 

@@ -165,6 +165,11 @@ class MeasuredCost:
             self._known[key] = value
         return self._known[key]
 
+    @staticmethod
+    def of_macs(channels: Channels, model: nn.Module, example_inputs: ExampleInputs) -> MeasuredCost:
+        """Return the cost in MACs, counted on the pruned network."""
+        return MeasuredCost(channels, model, partial(count_macs, example_inputs=example_inputs))
+
 
 class Cost(Protocol):
     """A function from the channels that stay to a number."""
@@ -234,7 +239,7 @@ def make_target(
         raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
     function: Cost
     if argument == "macs_kept" and measure:
-        function, unit = MeasuredCost(channels, model, partial(count_macs, example_inputs=example_inputs)), "MACs"
+        function, unit = MeasuredCost.of_macs(channels, model, example_inputs), "MACs"
     elif argument == "macs_kept":
         function, unit = WeightCost.of_macs(channels, model, count_work(model, example_inputs)), "MACs"
     elif argument == "params_kept":

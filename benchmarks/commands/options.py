@@ -51,9 +51,10 @@ def seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not _is_whole(first) or (dash and not _is_whole(last)):
             raise argparse.ArgumentTypeError(f"{_short(text)} is not a list of seeds such as 0,1 or 0-4")
-        if max(len(first.lstrip("0")), len(last.lstrip("0"))) > 10 or int(last or first) > LARGEST_SEED:
+        is_long = max(len(first.lstrip("0")), len(last.lstrip("0"))) > len(str(LARGEST_SEED))  # too long for `int`
+        start, end = (0, LARGEST_SEED + 1) if is_long else (int(first), int(last or first))
+        if end > LARGEST_SEED:
             raise argparse.ArgumentTypeError(f"{_short(part)}: the largest seed is {LARGEST_SEED}")
-        start, end = int(first), int(last or first)
         if end < start:
             raise argparse.ArgumentTypeError(f"{part!r} counts down; write {end}-{start}")
         if end - start >= MOST_SEEDS:

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from oicsr.contractions import is_plain
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.calls import argument, axes_of, axis_of, gives_many, operator_name, shape_of, shapes_of, source_of
 from oicsr.rules.ids import on_axis, varying
-from oicsr.rules.names import ADDING, COMBINING, UNARY
+from oicsr.rules.names import ELEMENTWISE, JOINED
 from oicsr.rules.notes import Product, Slot
 from oicsr.rules.table import Value, aten, find_rule
 
@@ -41,8 +42,6 @@ NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
 SOFTMAXES = frozenset(aten("softmax log_softmax softmin"))
 PRODUCTS = frozenset(aten("matmul mm bmm mv dot linalg_matmul einsum tensordot"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-JOINED = frozenset(aten("cat concat concatenate"))
-ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
 
 
 @dataclass(frozen=True)
@@ -245,10 +244,8 @@ def _letters(node: fx.Node) -> tuple[list[fx.Node], list[str], str] | None:
     name = operator_name(node)
     if name == "aten::einsum":
         sources, equation = list(argument(node, 1)), str(argument(node, 0)).replace(" ", "")
-        inputs, arrow, out = equation.partition("->")
-        letters = inputs.split(",")
-        plain = bool(arrow) and "." not in equation and all(len(set(part)) == len(part) for part in letters)
-        return (sources, letters, out) if plain else None
+        inputs, _, out = equation.partition("->")
+        return (sources, inputs.split(","), out) if is_plain(equation) else None
     sources = [argument(node, 0), argument(node, 1)]
     first, second = (len(shape_of(source)) for source in sources)
     if name == "aten::tensordot":

@@ -10,13 +10,11 @@ from torch import Tensor, fx
 
 from oicsr.rules.calls import gives_many, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import pad_left, varying
-from oicsr.rules.names import ADDING, COMBINING, UNARY
+from oicsr.rules.names import ELEMENTWISE, JOINED
 from oicsr.rules.registry import Value, aten
 from oicsr.rules.tracer import Tracer
 
-ELEMENTWISE = frozenset([*UNARY, *ADDING, *COMBINING])
 SPREADING = frozenset(aten("expand broadcast_to expand_as repeat tile repeat_interleave"))
-JOINING = frozenset(aten("cat concat concatenate"))
 MOST_CALLS = 16  # between the operator that spreads a value and the one that combines it
 
 
@@ -69,7 +67,7 @@ def _narrow(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
     name, sources = operator_name(value).rstrip("_"), tensor_inputs(value)
     if name in ELEMENTWISE:
         inner = [pad_left(_narrow(source, most - 1), len(shape)) for source in sources]
-    elif name in SPREADING or (name in JOINING and len(set(sources)) == 1):
+    elif name in SPREADING or (name in JOINED and len(set(sources)) == 1):
         inner = [pad_left(_narrow(sources[0], most - 1), len(shape))]
     else:
         return shape

@@ -1,4 +1,4 @@
-"""Operators that work element by element, by what they do to channels: their rules and those of weights need them."""
+"""Operators by what they do to channels, where several families of rules, those of weights among them, need them."""
 
 from oicsr.rules.table import aten
 
@@ -23,3 +23,5 @@ COMBINING = aten(
     logaddexp2 complex polar heaviside isclose copy __and__ __or__ __xor__
 """
 )
+ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
+JOINED = aten("cat concat concatenate")

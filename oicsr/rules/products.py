@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from oicsr.contractions import is_plain
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes
@@ -209,9 +210,9 @@ def _multiply(
 def einsum(tracer: Tracer, node: fx.Node) -> Result:
     """A product of two activations, or a permutation of one; in any other form, its channels stay."""
     equation, sources = str(argument(node, 0)).replace(" ", ""), list(argument(node, 1))
-    inputs, arrow, out = equation.partition("->")
+    inputs, _, out = equation.partition("->")
     letters = inputs.split(",")
-    plain = bool(arrow) and "." not in equation and all(len(set(part)) == len(part) for part in letters)
+    plain = is_plain(equation)
     if plain and len(sources) == 1 and set(letters[0]) == set(out):
         ids = tracer.ids(sources[0])
         moved = [letters[0].index(letter) for letter in out]

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, pad_left, reshape_ids, varying
+from oicsr.rules.names import JOINED
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
@@ -92,7 +93,7 @@ def flip(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     return ids.flip(argument(node, "dims"))
 
 
-@register_rule(*aten("cat concat concatenate"))
+@register_rule(*JOINED)
 def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     """Along the channel axis the channels stand behind one another; along any other axis they are tied."""
     nodes: list[fx.Node] = [n for n in argument(node, 0) if shape_of(n) != (0,)] or list(argument(node, 0))
