@@ -72,12 +72,13 @@ class Heartbeat:
 
 @dataclass
 class _Position:
-    """Position of a run: its stages, the current one, its last epoch, and when that epoch ended."""
+    """Position of a run: its stages, the current one, its last epoch, when that epoch ended, and whether it waits."""
 
     stages: Sequence[Stage]
     index: int = 0
     epoch: int = 0
     since: float = field(default_factory=lambda: time.monotonic())
+    waits: bool = False
 
 
 class ConsoleObserver:
@@ -154,7 +155,7 @@ class ConsoleObserver:
         position = self._positions.setdefault(cell.label, _Position([stage]))
         keys = [known.key for known in position.stages]
         position.index = keys.index(stage.key) if stage.key in keys else position.index
-        position.epoch, position.since = epoch, time.monotonic()
+        position.epoch, position.since, position.waits = epoch, time.monotonic(), False
         if epoch >= stage.phase.epochs and position.index + 1 < len(position.stages):
             position.index, position.epoch = position.index + 1, 0
 
@@ -163,7 +164,8 @@ class ConsoleObserver:
         now = time.monotonic()
         if not self._positions:
             return
-        label, position = next(iter(self._positions.items()))
+        # a run that waits for another's stage has no epochs of its own to tell of
+        label, position = min(self._positions.items(), key=lambda active: active[1].waits)
         stage = position.stages[position.index]
         inside = min((now - position.since) / max(self._estimate.epochs.get(stage.key, 0.0), 1e-9), 0.99)
         if self._console.is_terminal:
@@ -178,6 +180,8 @@ class ConsoleObserver:
     def waiting(self, cell: Cell, reason: str) -> None:
         """Print whom a run waits for."""
         self._spoken = time.monotonic()
+        if cell.label in self._positions:
+            self._positions[cell.label].waits = True
         line = f"  {cell.label} waits: {for_terminal(reason)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

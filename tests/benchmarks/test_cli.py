@@ -376,6 +376,24 @@ def test_silence_off_a_terminal_is_broken_by_a_line(monkeypatch: pytest.MonkeyPa
     assert "dense: epoch 1 of 1 for 30 s" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_the_line_is_about_a_run_that_trains_not_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.running.console.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=200)
+    observer = ConsoleObserver(console, 2, Estimate(), parallel=True)
+    waiting, training = small_cell("none"), small_cell("oicsr-gl")
+    for cell in (waiting, training):
+        observer.run_started(cell, stages_of(cell, find_method(cell.method), 0.0, "cpu"))
+    observer.waiting(waiting, "stage dense is trained by process 7")
+    now[0] = 30.0
+    observer.beat()
+    assert f"  {training.label} dense: epoch 1 of 1 for 30 s" in console.file.getvalue()  # type: ignore[attr-defined]
+    observer._positions.pop(training.label)
+    now[0] = 60.0
+    observer.beat()
+    assert f"  {waiting.label} dense: epoch 1 of 1 for 60 s" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_missing_data_set_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
