@@ -36,8 +36,10 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
     if any(other > axis for other in varying(ids)):
         ids = tracer.tie_axis(ids, axis)  # the first part of a split axis: how many there are is a number
     width = ids.shape[axis]
-    if width == 1 or sizes[0] == width:
+    if width == 1:
         return [ids] * len(sizes)
+    if set(sizes) <= {0, width}:
+        return [ids.narrow(axis, 0, size) for size in sizes]
     start = int(argument(node, "start", 0)) % width if name in ("slice", "narrow") else 0
     step = int(argument(node, "step")) if name == "slice" else 1
     kept = _kept_sizes(tracer, node, name, sizes)

@@ -96,7 +96,7 @@ def flip(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
 @register_rule(*JOINED)
 def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     """Along the channel axis the channels stand behind one another; along any other axis they are tied."""
-    nodes: list[fx.Node] = [n for n in argument(node, 0) if shape_of(n) != (0,)] or list(argument(node, 0))
+    nodes: list[fx.Node] = [n for n in argument(node, 0) if 0 not in shape_of(n)] or list(argument(node, 0))
     rank = len(shape_of(node))
     axis = axis_of(node, rank)
     parts = [Operand.of(tracer, source, rank) for source in nodes]

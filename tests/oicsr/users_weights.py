@@ -354,3 +354,11 @@ def steps_of_a_cell() -> nn.Module:
 def a_deformed_convolution(net: Any, x: Tensor) -> Tensor:
     x = net.a(x)
     return net.o(net.d(x, net.f(x), net.m(x).sigmoid()).relu())
+
+
+@rows("a b")
+def a_rest_that_is_empty(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    x = torch.cat((x[..., :16].cos() - 1, x[..., 16:]), -1)  # rotary embeddings of whole heads leave such a rest
+    x, rest = net.b(x).split([net.b.out_features, 0], -1)
+    return net.o(torch.cat((x, rest), -1).relu())
