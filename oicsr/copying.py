@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import pickle
 import sys
+import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +51,8 @@ GLOBAL_HOOKS = (
     "_global_backward_hooks",
     "_global_backward_pre_hooks",
 )
+TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
+OTHERS = (TORCH, str(Path(__file__).parent / "_").removesuffix("_"), contextlib.__file__)
 CONTAINERS = (list, dict, set, deque)  # a tuple is quicker to ask than a union
 Convert = Callable[[Tensor], Tensor]
 
@@ -55,6 +60,13 @@ Convert = Callable[[Tensor], Tensor]
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def line_of(error: BaseException) -> str | None:
+    """Return the innermost line of the network's own code that an error passed through; None where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.line and not frame.filename.startswith(OTHERS)]
+    return f"line {own[-1].lineno} of {Path(own[-1].filename).name}, `{own[-1].line}`" if own else None
 
 
 @contextmanager

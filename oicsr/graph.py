@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._export.verifier import SpecViolationError
 from torch.export.graph_signature import InputKind
+from torch.nn.utils import rnn
 
-from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, mode
+from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.rules import inline_blocks, leaf_modules
 
@@ -93,11 +95,22 @@ def _free_empty_buffers(twin: nn.Module) -> None:
             object.__setattr__(module, name, None)
 
 
-def _remedy(model: nn.Module) -> str:
+def _remedy(model: nn.Module, error: BaseException) -> str:
+    """Return where in the network's code the exporter failed, and what can be done about it."""
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         return f"{scripted[0] or '(root)'!r} is scripted: put the module that it was made of in its place"
-    return "check that the model runs on example_inputs and does not branch on the values of tensors"
+    line = line_of(error)
+    where = "" if line is None else f"{line}: "
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(isinstance(value, rnn.PackedSequence) for frame in frames for value in frame.f_locals.values()) or any(
+        frame.f_code.co_filename == rnn.__file__ for frame in frames
+    ):
+        return (
+            f"{where}sequences are packed by lengths, which are values of a tensor. Let forward leave the sequences "
+            "padded where lengths are None, and pass None among example_inputs; the pruned network packs as before"
+        )
+    return f"{where}check that the model runs on example_inputs and does not branch on the values of tensors"
 
 
 @torch.no_grad()
@@ -115,12 +128,12 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
 
         twin.forward = flat
         try:
-            with redirect_stderr(io.StringIO()):  # where it fails, the exporter prints the whole graph
+            with redirect_stderr(io.StringIO()):  # where it fails, it prints the whole graph
                 return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(
                 f"{type(twin).__name__} cannot be traced by torch.export: {type(error).__name__}: "
-                f"{first_line(error)} ({_remedy(twin)})"
+                f"{first_line(error)} ({_remedy(twin, error)})"
             ) from error
         finally:
             if own is None:

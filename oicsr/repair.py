@@ -7,12 +7,10 @@ the shapes fit. The numeric proof has the last word.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from oicsr.changes import whole_numbers
-from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode, shared
+from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, line_of, mode, shared
 from oicsr.coupling import Attribute, Coupling
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.modes import FLEX_ATTENTION, Mode
@@ -32,7 +30,6 @@ from oicsr.surgery import apply_plan
 
 MOST_CHANGED = 4  # numbers on the modules of one class that are changed together
 MOST_CANDIDATES = 8
-TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 ADDED = {"addmm", "baddbmm", "addbmm"}
 OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
@@ -145,7 +142,7 @@ class Bench:
             try:
                 outputs = self._inputs.call(twin)
             except MODEL_ERRORS as error:
-                return Run(f"{_line_of(error)} ({first_line(error)})", calls=factors.calls)
+                return Run(f"{line_of(error) or 'a line of the code'} ({first_line(error)})", calls=factors.calls)
         shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
         return Run("", shapes, tuple(factors.found), factors.calls)
 
@@ -327,12 +324,3 @@ def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
     finally:
         for module, cls in changed:
             module.__class__ = cls
-
-
-def _line_of(error: BaseException) -> str:
-    """Return the innermost line of the network's own code that an error passed through."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename and not f.filename.startswith(TORCH)]
-    own = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
-    if not own:
-        return "a line of the code"
-    return f"line {own[-1].lineno} of {Path(own[-1].filename).name}, `{own[-1].line}`"

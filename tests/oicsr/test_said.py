@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import oicsr
 from tests.oicsr.networks import Chain
@@ -82,6 +84,36 @@ def test_a_scripted_part_is_named() -> None:
         nn.Linear(6, 16), torch.jit.script(nn.Sequential(nn.Linear(16, 8), nn.ReLU())), nn.Linear(8, 3)
     )
     with pytest.raises(ValueError, match=r"'1' is scripted: put the module that it was made of in its place"):
+        oicsr.find_couplings(model, ROWS)
+
+
+class Packed(nn.Module):
+    """Sequences that are packed where lengths are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        packed: Any = x if lengths is None else pack_padded_sequence(x, lengths, batch_first=True)
+        last: Tensor = self.out(self.layer(packed)[1][0][-1])
+        return last
+
+
+def test_packed_sequences_are_named_and_what_to_do_about_them_works() -> None:
+    model, x, lengths = Packed().eval(), torch.randn(3, 5, 6), torch.tensor([5, 3, 2])
+    with pytest.raises(
+        ValueError, match=r"line \d+ of test_said\.py, `last: .*: sequences are packed.* pass None among"
+    ):
+        oicsr.find_couplings(model, (x, lengths))
+    couplings = oicsr.find_couplings(model, (x, None))
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, {"layer": [0, 2, 5]}))
+    assert small(x, lengths).shape == (3, 3) and not torch.equal(small(x, lengths), small(x, None))
+
+
+def test_a_branch_on_values_is_quoted() -> None:
+    model = Net(lambda net, x: net.o(x if x.sum() > 0 else -x), {"o": nn.Linear(6, 3)})
+    with pytest.raises(ValueError, match=r"\(line \d+ of test_said\.py, `model = .*`: check that the model runs"):
         oicsr.find_couplings(model, ROWS)
 
 
