@@ -5,21 +5,24 @@ from __future__ import annotations
 import io
 import traceback
 import warnings
-from collections.abc import Mapping
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._export.verifier import SpecViolationError
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
+from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.rules import inline_blocks, leaf_modules
 
+DETECT = "_detect_is_causal_mask"
 LIFTED = "lifted_tensor_"  # how the exporter calls a tensor that is written into the code
 
 
@@ -113,6 +116,24 @@ def _remedy(model: nn.Module, error: BaseException) -> str:
     return f"{where}check that the model runs on example_inputs and does not branch on the values of tensors"
 
 
+@contextmanager
+def _values_unseen() -> Iterator[None]:
+    """Keep PyTorch's own modules from branching on values, where that changes no result.
+
+    Transformers ask whether a mask is causal, for a quicker kernel; distributions check their parameters.
+    """
+    detect, validates = getattr(transformer, DETECT, None), Distribution._validate_args
+    if detect is not None:
+        setattr(transformer, DETECT, lambda mask, is_causal=None, size=None: is_causal is True)
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(validates)
+        if detect is not None:
+            setattr(transformer, DETECT, detect)
+
+
 @torch.no_grad()
 def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.ExportedProgram:
     """Export a network as a function from the tensors in its inputs to those in its outputs, whatever holds them."""
@@ -128,7 +149,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
 
         twin.forward = flat
         try:
-            with redirect_stderr(io.StringIO()):  # where it fails, it prints the whole graph
+            with _values_unseen(), redirect_stderr(io.StringIO()):  # where it fails, it prints the whole graph
                 return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(
