@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oicsr.arguments import check_call, check_model
-from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain
+from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain, plain_steps
 from oicsr.copying import undisturbed
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.modes import FLEX_ATTENTION, Mode
@@ -107,6 +107,13 @@ class Positions(Mode):
         if func is functional.multi_head_attention_forward:  # its own layers and products are looked into
             with self, plain_attention():
                 return func(*args, **(kwargs or {}))
+        steps = plain_steps(args) if _meant(func, args) is torch.einsum else []
+        if steps:
+            result, *others = factors_of(args)
+            for number, step in enumerate(steps):
+                factors = (result, *others[number : number + 1])
+                result = self.__torch_function__(torch.einsum, types, (step, *factors))
+            return result
         result = func(*args, **(kwargs or {}))
         self._note_derived(args, kwargs or {}, result)
         func = _meant(func, args)

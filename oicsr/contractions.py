@@ -1,9 +1,10 @@
-"""The letters of an `einsum`, and what it costs."""
+"""The letters of an `einsum`, what it costs, and plainer ones in its place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from string import ascii_letters
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +44,34 @@ def einsum_macs(args: Sequence[Any]) -> int:
     return macs
 
 
+def plain_steps(args: Sequence[Any]) -> list[str]:
+    """Return plain equations that together give what `einsum` gives, from left to right.
+
+    The first is of the first two factors, each other one of what came before and the next factor. An ellipsis is
+    written out. Empty where the equation is plain already and of two factors at most, and where no such equations are
+    known (diagonals, axes of one that are repeated).
+    """
+    factors = factors_of(args)
+    letters, result = _letters(args, factors)
+    shapes = [factor.shape for factor in factors]
+    sizes = {pair for own, shape in zip(letters, shapes, strict=True) for pair in zip(own, shape, strict=True)}
+    every = list(dict.fromkeys(letter for own in letters for letter in own))
+    if len(sizes) > len(every) or len(every) > len(ascii_letters) or any(len(set(own)) < len(own) for own in letters):
+        return []
+    if len(factors) < 3 and is_plain(args[0]):
+        return []
+    names = dict(zip(every, ascii_letters, strict=False))
+    parts, out = ["".join(names[letter] for letter in own) for own in letters], "".join(names[n] for n in result)
+    steps, left = [], parts[0]
+    for number, part in enumerate(parts[1:], start=1):
+        needed = set(out).union(*parts[number + 1 :])
+        after = "".join(name for name in dict.fromkeys(left + part) if name in needed)
+        after = out if number == len(parts) - 1 else after
+        steps.append(f"{left},{part}->{after}")
+        left = after
+    return steps or [f"{left}->{out}"]
+
+
 def chain_macs(shapes: Sequence[Sequence[int]]) -> int:
     """Return the multiply-accumulates of a product of many matrices in the order that takes the fewest."""
     sizes = [shapes[0][0] if len(shapes[0]) > 1 else 1, *(shape[-1] for shape in shapes)]
@@ -67,10 +96,10 @@ def _letters(args: Sequence[Any], factors: Sequence[Tensor]) -> tuple[list[Lette
         result = list(args[2 * len(factors)]) if len(args) > 2 * len(factors) else None
     letters = [_spread(own, factor.ndim) for own, factor in zip(given, factors, strict=True)]
     every = [letter for own in letters for letter in own]
+    wide = sorted((letter for letter in dict.fromkeys(every) if isinstance(letter, tuple)), reverse=True)
     if result is None:
-        return letters, [letter for letter in every if every.count(letter) == 1 or isinstance(letter, tuple)]
-    wide = [letter for letter in dict.fromkeys(every) if isinstance(letter, tuple)]
-    return letters, [letter for letter in result if letter is not Ellipsis] + (wide if Ellipsis in result else [])
+        return letters, wide + sorted(n for n in every if not isinstance(n, tuple) and every.count(n) == 1)
+    return letters, [n for letter in result for n in (wide if letter is Ellipsis else [letter])]
 
 
 def _split(part: str) -> Letters:

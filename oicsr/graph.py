@@ -20,7 +20,7 @@ from torch.nn.utils import rnn
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
-from oicsr.rules import inline_blocks, leaf_modules
+from oicsr.rules import inline_blocks, leaf_modules, split_einsums
 
 DETECT = "_detect_is_causal_mask"
 LIFTED = "lifted_tensor_"  # how the exporter calls a tensor that is written into the code
@@ -71,6 +71,7 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     first = _first_names(twin)  # the exporter may call a tied parameter by any of its names
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     names = {name: first[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
+    split_einsums(graph, names)
     unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
     unused = tuple(names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER)
     constants = {

@@ -31,6 +31,7 @@ from oicsr.rules import (
     writing,
 )
 from oicsr.rules.calls import argument, axes_of, axis_of, shape_of, source_of, tensor_inputs
+from oicsr.rules.einsums import split_einsums
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.inline import inline_blocks
 from oicsr.rules.modules import ModuleCall, leaf_modules
@@ -76,6 +77,7 @@ __all__ = [
     "register_rule",
     "shape_of",
     "source_of",
+    "split_einsums",
     "tensor_inputs",
     "varying",
 ]

@@ -15,6 +15,7 @@ from oicsr.rules.registry import Value, aten
 from oicsr.rules.tracer import Tracer
 
 SPREADING = frozenset(aten("expand broadcast_to expand_as repeat tile repeat_interleave"))
+CROSSED = "is combined with channels on another axis"
 MOST_CALLS = 16  # between the operator that spreads a value and the one that combines it
 
 
@@ -98,7 +99,7 @@ def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> 
     | no axis of either                | they have one channel at most, which is never removed                  |
     | axes of one only                 | they pass, but for axes on which the other has numbers: `_meet_numbers`|
     | common axes                      | they are tied, one for one: `_tie`                                     |
-    | different axes                   | every channel meets every other: `_cross`                              |
+    | different axes                   | every channel meets every other, and one operand's stay: `_cross`      |
     """
     if not first.axes and not second.axes:
         if first.ids is None or second.ids is None or first.shape != second.shape:
@@ -150,11 +151,24 @@ def _tie(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tupl
 
 
 def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Tensor | None:
-    """Combine channels on different axes. Those of a parameter stay (a table of positions); of two activations, all."""
+    """Combine channels on different axes. Those of a parameter stay (a table of positions), or the fewer."""
     for own, other in ((first, second), (second, first)):
         if own.is_activation and not other.is_activation and not other.covers(own):
             assert other.ids is not None
-            tracer.sets.fix(other.ids, "is combined with channels on another axis")
+            tracer.sets.fix(other.ids, CROSSED)
             return _meet_numbers(tracer, own, replace(other, ids=None))
-    tracer.opaque(node, "combines values whose channels lie on different axes")
-    return None
+    if first.covers(second) or second.covers(first):
+        tracer.opaque(node, "combines values whose channels lie on different axes")
+        return None
+    left = [operand for operand in narrower(tracer, first, second) if operand.ids is not None]
+    return left[0].ids
+
+
+def narrower(tracer: Tracer, first: Operand, second: Operand) -> tuple[Operand, Operand]:
+    """Let the channels of one of two operands stay, those of which there are fewer; return both."""
+    assert first.ids is not None and second.ids is not None
+    if first.ids.numel() < second.ids.numel():
+        tracer.sets.fix(first.ids, CROSSED)
+        return replace(first, ids=None, reason=CROSSED), second
+    tracer.sets.fix(second.ids, CROSSED)
+    return first, replace(second, ids=None, reason=CROSSED)

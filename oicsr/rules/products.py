@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.contractions import is_plain
-from oicsr.rules.broadcasting import Operand, combine
+from oicsr.rules.broadcasting import Operand, combine, narrower
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes
 from oicsr.rules.notes import Product
@@ -81,6 +81,8 @@ def contract(
     if axes & set(batch) and axes - set(batch):
         tied = "".join(axes - set(batch)) if tracer.takes_heads(node) else batch
         first, second = first.tied(tracer, tied), second.tied(tracer, tied)
+    if not summed:
+        first, second = _apart(tracer, first, second)
     for letter in summed:
         _join(tracer, node, first, second, letter)
     for letter in batch:
@@ -101,6 +103,14 @@ def contract(
     return Operand(None, shape, reason)
 
 
+def _apart(tracer: Tracer, first: Factor, second: Factor) -> tuple[Factor, Factor]:
+    """Return the factors of an outer product: where both have channels, on different axes, the fewer of them stay."""
+    if not first.axes() or not second.axes() or set(first.axes()) & set(second.axes()):
+        return first, second
+    kept = narrower(tracer, first.operand, second.operand)
+    return Factor(kept[0], first.letters), Factor(kept[1], second.letters)
+
+
 def _product(
     node: fx.Node,
     before: tuple[Factor, Factor],
@@ -113,6 +123,7 @@ def _product(
 ) -> Product:
     """Return the note of a product: what its factors held, and the channels that it sums over or passes on."""
     labels = [f.operand.ids.flatten() for f in before if f.operand.ids is not None]
+    batch = batch if summed else ""  # where nothing is summed up, no axis is one of heads
     vectors = [f.along(letter) for f in (first, second) for letter in f.axes() if letter not in batch]
     owned = [v for v in vectors if v is not None]
     heads = [f.along(letter) for f in (first, second) for letter in f.axes() if letter in batch]

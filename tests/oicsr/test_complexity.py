@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oicsr
 from oicsr import complexity
-from oicsr.contractions import chain_macs
+from oicsr.contractions import chain_macs, is_plain, plain_steps
 from tests.oicsr.networks import Chain
 
 
@@ -265,3 +265,36 @@ def test_macs_of_attention_are_right_behind_any_product(
         plan = oicsr.select_channels(scores, couplings, model, x, macs_kept=share, tolerance=0.03)
         small = oicsr.remove_channels(model, plan)
         assert oicsr.count_macs(small, x) == pytest.approx(share * oicsr.count_macs(model, x), rel=0.03)
+
+
+EQUATIONS: dict[str, list[tuple[int, ...]]] = {
+    "bld,bln,bld->bldn": [(2, 3, 4), (2, 3, 5), (2, 3, 4)],
+    "...d,...n->...dn": [(2, 3, 4), (2, 3, 5)],
+    "...ij->...ji": [(2, 3, 4)],
+    "zBa,zBc": [(2, 3, 4), (2, 3, 5)],
+    "i...j,ij->j...i": [(2, 6, 3), (2, 3)],
+    "ab...,ca->...c": [(3, 4, 5), (2, 3)],
+    "ad,bd,cd->abc": [(2, 3), (4, 3), (5, 3)],
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_equations_are_written_as_plain_ones_of_two_factors(equation: str) -> None:
+    torch.manual_seed(0)
+    factors = [torch.randn(shape, dtype=torch.float64) for shape in EQUATIONS[equation]]
+    steps = plain_steps((equation, factors))
+    assert steps and all(is_plain(step) and step.count(",") < 2 for step in steps)
+    value = torch.einsum(steps[0], *factors[:2])
+    for step, factor in zip(steps[1:], factors[2:], strict=True):
+        value = torch.einsum(step, value, factor)
+    torch.testing.assert_close(value, torch.einsum(equation, *factors))
+
+
+def test_equations_that_are_plain_or_repeat_letters_or_axes_stay() -> None:
+    square, row, single = torch.randn(3, 3), torch.randn(3), torch.randn(1, 3)
+    for equation, factors in {
+        "bi,bi->b": [square, square],
+        "ii,i,i->i": [square, row, row],
+        "bi,bi,bi->i": [single, square, square],
+    }.items():
+        assert plain_steps((equation, factors)) == []

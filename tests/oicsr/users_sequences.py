@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, WORDS, built, rows
+from tests.oicsr.users_networks import CASES, WORDS, built, rows, weight
 
 __all__ = ["CASES"]
 
+SEQUENCES = torch.randn(2, 5, 6)
 MASK = nn.Transformer.generate_square_subsequent_mask
 
 
@@ -44,3 +45,70 @@ def a_policy_with_a_distribution(net: Any, x: Tensor) -> Any:
     hidden = net.b(net.a(x).relu()).relu()
     policy = torch.distributions.Normal(net.o(hidden), functional.softplus(net.s(hidden)) + 0.1)
     return policy.mean, policy.log_prob(x[:, :3]), policy.entropy()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# equations in other forms, and products of values whose channels lie on different axes
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class Scan(nn.Module):
+    """A selective state space (Mamba) without its convolution, its scan written out."""
+
+    def __init__(self, *, by_equations: bool) -> None:
+        super().__init__()
+        self.by_equations, self.width, self.rank, self.states = by_equations, 16, 2, 4
+        self.first, self.steps = nn.Linear(6, 32), nn.Linear(2, 16)
+        self.parts, self.out = nn.Linear(16, 2 + 2 * 4, bias=False), nn.Linear(16, 3)
+        self.decay = nn.Parameter(torch.rand(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, gate = self.first(x).chunk(2, -1)
+        steps, into, back = self.parts(values).split([self.rank, self.states, self.states], -1)
+        steps = functional.softplus(self.steps(steps))
+        if self.by_equations:
+            kept = torch.einsum("bld,dn->bldn", steps, -self.decay.exp()).exp()
+            new = torch.einsum("bld,bln,bld->bldn", steps, into, values)
+        else:
+            kept = (steps.unsqueeze(-1) * -self.decay.exp()).exp()
+            new = steps.unsqueeze(-1) * into.unsqueeze(2) * values.unsqueeze(-1)
+        state, found = torch.zeros(len(x), self.width, self.states).to(x), []
+        for t in range(x.shape[1]):
+            state = kept[:, t] * state + new[:, t]
+            found.append(torch.einsum("...dn,...n->...d", state, back[:, t]))
+        last: Tensor = self.out(torch.stack(found, 1) * functional.silu(gate))
+        return last
+
+
+@built("first parts", SEQUENCES, warns="gives values that cannot follow")
+def a_selective_scan_by_equations() -> nn.Module:
+    return Scan(by_equations=True)
+
+
+@built("first parts", SEQUENCES, warns="gives values that cannot follow")
+def a_selective_scan_by_broadcasting() -> nn.Module:
+    return Scan(by_equations=False)
+
+
+@rows("a q v", q=lambda: nn.Linear(16, 6), k=lambda: nn.Linear(16, 6), v=lambda: nn.Linear(16, 8))
+def an_attention_by_equations_with_dots(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    scores = torch.einsum("...id,...jd->...ij", net.q(x), net.k(x)).softmax(-1)
+    return net.o(torch.einsum("...ij,...jd->...id", scores, net.v(x)))
+
+
+@rows("a u core v", u=lambda: weight(16, 5), core=lambda: weight(5, 4), v=lambda: weight(4, 8))
+def a_factorised_layer_in_one_equation(net: Any, x: Tensor) -> Tensor:
+    return net.o(torch.einsum("...i,ir,rs,so->...o", net.a(x).relu(), net.u, net.core, net.v).relu())
+
+
+@rows(
+    "a q o",
+    p=lambda: nn.Linear(16, 3),
+    q=lambda: nn.Linear(16, 6),
+    o=lambda: nn.Linear(18, 7),
+    last=lambda: nn.Linear(7, 3),
+)
+def an_outer_product(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    return net.last(net.o(torch.einsum("bi,bj->bij", net.p(x), net.q(x)).flatten(1)).relu())
