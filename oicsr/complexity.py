@@ -181,6 +181,8 @@ class Positions(Mode):
         elif func in SUMMED:
             factors = [_argument(args, kwargs, i, name) for i, name in SUMMED[func]]
         derived = [self._is_derived(factor) for factor in factors]
+        if not any(derived) and any(factor.layout != torch.strided for factor in factors):
+            return  # a sum along the edges of a graph
         if len(factors) < 2 or (None not in derived and any(derived)):
             return
         if func is torch.einsum:

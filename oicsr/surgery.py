@@ -228,8 +228,8 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
     Raises:
         TypeError: `model` is no module, or `plan` no plan.
         FileNotFoundError: There is no folder for the file.
-        ValueError: The plan does not lead to the shapes of `model`, or a module keeps an extra state
-            (`get_extra_state`) that JSON cannot hold; the message names it.
+        ValueError: The plan does not lead to the shapes of `model`, a tensor is sparse, or a module keeps an extra
+            state (`get_extra_state`) that JSON cannot hold; the message names it.
     """
     check_plan(model, plan)
     if not Path(path).parent.is_dir():
@@ -253,6 +253,12 @@ def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of a state, and the rest (extra states of modules) as JSON, empty where there is none."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     extra = {name: value for name, value in state.items() if name not in tensors}
+    sparse = [name for name, tensor in tensors.items() if tensor.layout != torch.strided]
+    if sparse:
+        raise ValueError(
+            f"{sparse[0]!r} is a sparse tensor, which safetensors does not hold: register it with persistent=False, or "
+            "keep its indices and values as buffers"
+        )
     for name, value in extra.items():
         try:
             survives = json.loads(json.dumps(value)) == value

@@ -44,7 +44,7 @@ def forms(model: nn.Module, inputs: Inputs) -> Iterator[tuple[torch.dtype | None
     for dtype in (torch.float64, None) if fits and knows else (None,):
         tensors = inputs.tensors()
         sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
-        if len(sizes) == 1 and next(iter(sizes)) > examples:
+        if len(sizes) == 1 and next(iter(sizes)) > examples and not any(_is_sparse(tensor) for tensor in tensors):
             yield dtype, inputs.map(lambda tensor: tensor[:examples])
         yield dtype, inputs
 
@@ -296,7 +296,7 @@ def _with_thinned(inputs: Inputs) -> Iterator[Inputs]:
 @indices_on_cpu()
 def _nudged(tensor: Tensor, nudge: float) -> Tensor:
     """Return an input, each value moved by a random share of it: one factor for all would be lost in a BatchNorm."""
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or _is_sparse(tensor):
         return tensor
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
@@ -338,12 +338,17 @@ def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> di
 
 def _example(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return an input, or noise in the place of one that would show nothing: constant, or not finite."""
-    if not tensor.is_floating_point() or tensor.numel() < 2:
+    if not tensor.is_floating_point() or tensor.numel() < 2 or _is_sparse(tensor):
         return tensor
     if bool(tensor.isfinite().all()) and not _is_constant(tensor):
         return tensor
     noise = torch.randn(tensor.shape, generator=generator).to(tensor)
     return noise if not bool(tensor.isfinite().all()) else tensor + noise
+
+
+def _is_sparse(tensor: Tensor) -> bool:
+    """Return whether a tensor (the edges of a graph) holds the places of its values: it is taken as it is."""
+    return tensor.layout != torch.strided
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -157,10 +157,12 @@ def _join(tracer: Tracer, node: fx.Node, first: Factor, second: Factor, letter: 
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@register_rule(*aten("matmul mm bmm mv linalg_matmul"))
+@register_rule(*aten("matmul mm bmm mv linalg_matmul _sparse_mm"))
 def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     """A product of activations, or of rows that are channels with values that have none (global context)."""
     first, second = source_of(node), argument(node, 1)
+    if first.meta["val"].layout != torch.strided and not is_weight(tracer, second):
+        return _along_edges(tracer, node, second)
     if is_weight(tracer, first) or is_weight(tracer, second):
         return multiply_by_weight(tracer, node, first, second)
     count = len(shape_of(node))
@@ -173,6 +175,14 @@ def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     leading = "abcdefgh"[: count - 2]
     letters = [leading[len(leading) - len(shape_of(f)) + 2 :] for f in (first, second)]
     return _multiply(tracer, node, (first, letters[0] + "xz"), (second, letters[1] + "zy"), leading + "xy")
+
+
+def _along_edges(tracer: Tracer, node: fx.Node, source: fx.Node) -> Result:
+    """Sums of rows by a sparse matrix (the edges of a graph): channels on the last axis pass, MACs do not count."""
+    ids = tracer.ids(source)
+    if ids is None or (ids.ndim == 2 and ids.shape[0] == 1):
+        return Value(ids, tracer.reason(source))
+    return tracer.opaque(node, "sums up channels")
 
 
 @register_rule(*SUMS)

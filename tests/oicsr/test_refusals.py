@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,3 +158,27 @@ def test_a_buffer_that_the_forward_fills_can_be_traced_before_and_after() -> Non
         assert [coupling.name for coupling in oicsr.find_couplings(model, IMAGES)] == ["one"]
         model(IMAGES)
     assert model.cached is not None and model.calls == 2
+
+
+def test_a_sparse_buffer_is_no_part_of_a_file(tmp_path: Path) -> None:
+    class Graph(nn.Module):
+        def __init__(self, *, persistent: bool) -> None:
+            super().__init__()
+            self.register_buffer("edges", torch.eye(4).to_sparse(), persistent=persistent)
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            last: Tensor = self.last(torch.sparse.mm(self.edges, self.first(x)).relu())
+            return last
+
+    path, x = tmp_path / "small.safetensors", torch.randn(4, 3)
+    for persistent in (True, False):
+        model = Graph(persistent=persistent).eval()
+        plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, x), {"first": [1, 5]})
+        small = oicsr.remove_channels(model, plan)
+        if persistent:
+            with pytest.raises(ValueError, match=r"'edges' is a sparse tensor.*persistent=False"):
+                oicsr.save_pruned(path, small, plan)
+        else:
+            oicsr.save_pruned(path, small, plan)
+            assert torch.equal(oicsr.load_pruned(path, lambda: Graph(persistent=False))(x), small(x))

@@ -112,3 +112,26 @@ def a_factorised_layer_in_one_equation(net: Any, x: Tensor) -> Tensor:
 def an_outer_product(net: Any, x: Tensor) -> Tensor:
     x = net.a(x).relu()
     return net.last(net.o(torch.einsum("bi,bj->bij", net.p(x), net.q(x)).flatten(1)).relu())
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# graphs whose edges are a sparse matrix
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _edges() -> Tensor:
+    dense = torch.eye(5) + torch.eye(5).roll(1, 0)
+    dense[2, 4] = 0.5
+    return dense.to_sparse()
+
+
+@rows("a w", _edges(), w=lambda: weight(16, 8))
+def a_graph_of_sparse_edges(net: Any, x: Tensor, edges: Tensor) -> Tensor:
+    x = torch.sparse.mm(edges, net.a(x)).relu()
+    return net.o(torch.spmm(edges, x @ net.w).relu())
+
+
+@rows("a b", torch.tensor([[0, 1, 2, 3, 4, 4], [1, 2, 3, 4, 0, 2]]))
+def a_graph_of_edges_that_are_made_sparse(net: Any, x: Tensor, places: Tensor) -> Tensor:
+    edges = torch.sparse_coo_tensor(places, torch.ones_like(places[0], dtype=x.dtype), (5, 5))
+    return net.o((edges @ net.b((edges @ net.a(x)).relu())).relu())
