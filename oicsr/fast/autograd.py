@@ -1,4 +1,7 @@
-"""Energies that autograd differentiates, and the same as an operator that `torch.compile` does not look into."""
+"""Energies that autograd differentiates, and the same as an operator that `torch.compile` does not look into.
+
+Where a gradient is to be differentiated itself (`create_graph=True`), it is computed by the formulas.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from oicsr import reference
 from oicsr.fast import passes
 from oicsr.fast.table import Table
 from oicsr.layout import numbered
@@ -29,9 +32,10 @@ class Energy(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Map the gradient of the energies, `(channels,)`, to one of each weight's shape."""
+        if torch.is_grad_enabled():
+            return None, *reference.products(ctx.saved_tensors, ctx.table.terms, 2 * grad)
         return (None, *passes.products(ctx.saved_tensors, ctx.needs_input_grad[1:], ctx.table, 2 * grad))
 
 
@@ -52,10 +56,14 @@ class NormSum(torch.autograd.Function):
         return norms.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Map the gradient of the sum to one of each weight's shape: `w / norm` per slice."""
         *weights, norms = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            energies = reference.energies(weights, ctx.table.terms, ctx.table.channels)
+            positive = energies > 0
+            factors = torch.where(positive, grad * torch.where(positive, energies, 1.0).rsqrt(), 0.0)
+            return None, *reference.products(weights, ctx.table.terms, factors)
         factors = torch.where(norms > 0, grad / norms, 0.0)
         return (None, *passes.products(weights, ctx.needs_input_grad[1:], ctx.table, factors))
 

@@ -58,6 +58,7 @@ class Table:
         dtype: Type of the energies: float32, or float64 where a weight is.
         serial: Whether one thread is quicker than many.
         tiles: The buckets as the Triton kernels want them, where they can be used.
+        terms: All axes that carry energy, as they were given.
     """
 
     buckets: tuple[Bucket, ...]
@@ -67,6 +68,7 @@ class Table:
     dtype: torch.dtype
     serial: bool = False
     tiles: Tiles | None = None
+    terms: tuple[Term, ...] = ()
 
 
 def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) -> Table:
@@ -105,7 +107,7 @@ def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) 
     device = weights[0].device
     tiles = make_tiles(_describe(buckets), together, channels, device) if dtype is torch.float32 else None
     serial = device.type == "cpu" and sum(weights[i].numel() for i in axes) < SERIAL_ELEMENTS
-    return Table(tuple(buckets), tuple(others), together.to(device), channels, dtype, serial, tiles)
+    return Table(tuple(buckets), tuple(others), together.to(device), channels, dtype, serial, tiles, tuple(terms))
 
 
 def is_usual(weight: Tensor) -> bool:

@@ -331,3 +331,35 @@ def test_half_precision_weights_are_summed_in_float32(dtype: torch.dtype) -> Non
     model.zero_grad()
     penalty(model).backward()
     assert model[0].weight.grad[0, 0].item() == pytest.approx(2 / 20000**0.5, rel=2**-7)
+
+
+@pytest.mark.parametrize("sides", [("out", "in"), ("norm",)])
+@pytest.mark.parametrize("of_energies", [True, False])
+def test_gradients_can_be_differentiated(sides: tuple[Any, ...], of_energies: bool) -> None:
+    """Meta-learning and second-order optimisers ask for a gradient with `create_graph=True`."""
+    torch.manual_seed(0)
+    model = Chain().double()
+    couplings = oicsr.find_couplings(model, IMAGES.double())
+    with torch.no_grad():
+        model.conv1.weight[1] = 0
+        model.conv2.weight[:, 1] = 0  # a dead channel: no part of the gradient, nor of what follows from it
+    penalty = oicsr.GroupLasso(couplings, sides, strength=0.1)
+    layout = Layout.of(couplings, sides)
+    weights = layout.weights(model)
+
+    def by_library() -> Tensor:
+        energies = oicsr.channel_energy(model, couplings, sides)
+        return 0.1 * oicsr.group_lasso(energies) if of_energies else penalty(model)
+
+    def by_formula() -> Tensor:
+        energies = reference.energies(weights, layout.terms, layout.channels)
+        return 0.1 * oicsr.group_lasso([energies])
+
+    found = []
+    for value in (by_library(), by_formula()):
+        first = torch.autograd.grad(value, weights, create_graph=True)
+        directions = [torch.randn(w.shape, generator=torch.Generator().manual_seed(1)).to(w) for w in weights]
+        along = torch.stack([(one * other).sum() for one, other in zip(first, directions, strict=True)]).sum()
+        found.append([*first, *torch.autograd.grad(along, weights)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
