@@ -41,9 +41,9 @@ def remove_channels(
 ) -> nn.Module:
     """Return a smaller network of the same class; `model` is left as it is.
 
-    `requires_grad`, gradients and the training mode stay. The same plan prunes a moving average of the weights. Of a
-    wrapped network (`DistributedDataParallel`, `AveragedModel`, `torch.compile`), the network inside is returned,
-    without the wrapper.
+    `requires_grad`, gradients, the training mode and marks on parameters (`weight._no_weight_decay = True`) stay. The
+    same plan prunes a moving average of the weights. Of a wrapped network (`DistributedDataParallel`,
+    `AveragedModel`, `torch.compile`), the network inside is returned, without the wrapper.
 
     Args:
         model: The network that the plan was made for.
@@ -73,9 +73,10 @@ def remove_channels(
     for one in optimizers:  # all of them, before anything is changed
         check_optimizer(one, before, plan)
     small = copy_model(model)
-    for name, parameter in small.named_parameters():  # a deep copy leaves gradients behind
+    for name, parameter in small.named_parameters():  # a deep copy leaves gradients and marks behind
         grad = before[name].grad
         parameter.grad = None if grad is None else grad.clone()
+        vars(parameter).update(_marks(before[name]))
     if absorb:
         from oicsr.absorption import absorb_constants  # it needs the tracer, which imports this module
 
@@ -134,7 +135,13 @@ def _sliced(tensor: Tensor, slices: list[Slice]) -> Tensor:
         return data
     parameter = nn.Parameter(data, requires_grad=tensor.requires_grad)
     parameter.grad = grad
+    vars(parameter).update(_marks(tensor))
     return parameter
+
+
+def _marks(parameter: Tensor) -> dict[str, Any]:
+    """Return what users noted on a parameter for their optimisers, such as `_no_weight_decay = True`."""
+    return {name: value for name, value in vars(parameter).items() if isinstance(value, bool | int | float | str)}
 
 
 def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:

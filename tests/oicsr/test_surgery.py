@@ -96,6 +96,25 @@ def test_original_is_untouched_and_attributes_follow() -> None:
     assert "6, 6" in repr(small.depthwise)
 
 
+def test_marks_on_parameters_stay(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model = Chain()
+        for name in ("conv1.weight", "bn1.bias", "fc.weight", "fc.bias"):
+            model.get_parameter(name)._no_weight_decay = True  # type: ignore[attr-defined]
+        return model
+
+    def marked(model: nn.Module) -> set[str]:
+        return {name for name, parameter in model.named_parameters() if getattr(parameter, "_no_weight_decay", False)}
+
+    model = build()
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, torch.zeros(2, 3, 8, 8)), {"conv1": [0, 2]})
+    small = oicsr.remove_channels(model, plan)
+    oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
+    back = oicsr.load_pruned(tmp_path / "small.safetensors", build)
+    assert marked(model) == marked(small) == marked(back) and len(marked(model)) == 4
+
+
 def test_requires_grad_gradient_mode_and_layout_stay() -> None:
     model = Chain().to(memory_format=torch.channels_last).train()
     model.conv1.weight.requires_grad_(False)
