@@ -318,8 +318,9 @@ def _last_channels(slots: Sequence[Slot], index: ChannelIndex) -> dict[Root, str
 
 
 def layer_name(parameter: str) -> str:
-    """Return the name of the layer that a parameter belongs to."""
-    return parameter.rpartition(".")[0] or parameter
+    """Return the name of the layer that a parameter belongs to, also through a parametrization."""
+    layer, parametrized, _ = parameter.partition(".parametrizations.")
+    return layer if parametrized else parameter.rpartition(".")[0] or parameter
 
 
 def _explain(tracer: Tracer, roots: Tensor, reasons: Reasons, streams: Set[Root]) -> dict[str, str]:

@@ -41,13 +41,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Computed:
-    """A weight that is computed: its sources, and the module and name under which a layer reads it."""
+    """A weight that is computed: its sources, and the module and name under which a layer reads it.
+
+    `whole`: whether the part of every parameter is known; where it is not (factors of a low-rank update), the channels
+    are followed through the code that computes the weight.
+    """
 
     owner: nn.Module
     attribute: str
     shape: tuple[int, ...]
     sources: tuple[Source, ...]
     value: Callable[[], Tensor]
+    whole: bool = True
 
     @property
     def carrier(self) -> str:
@@ -89,7 +94,9 @@ def _by_parametrization(module: nn.Module, path: str) -> list[tuple[str, Compute
         tensors = {**dict(chain.named_parameters()), **dict(chain.named_buffers())}
         sources = [_source(prefix + name, tensor, shape, chain, name) for name, tensor in tensors.items()]
         kept = tuple(source for source in sources if source is not None)
-        found.append((attribute, Computed(module, attribute, shape, kept, read)))
+        learned = {prefix + name for name, tensor in chain.named_parameters() if tensor.numel() > 1}
+        whole = learned <= {source.name for source in kept}
+        found.append((attribute, Computed(module, attribute, shape, kept, read, whole)))
     return found
 
 
@@ -190,7 +197,7 @@ def make_plain(twin: nn.Module) -> dict[str, Computed]:
 
     The copy may share its parameters with the original: none is changed.
     """
-    computed = computed_weights(twin)
+    computed = {name: entry for name, entry in computed_weights(twin).items() if entry.whole}
     values = {name: entry.value().detach().clone() for name, entry in computed.items()}
     for name, entry in computed.items():
         module, attribute = entry.owner, entry.attribute

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torchvision.ops import DeformConv2d
 
 from tests.oicsr.users_networks import CASES, IMAGES, ROWS, SERIES, Net, built, conv, images, rows, tail, weight
@@ -362,3 +363,23 @@ def a_rest_that_is_empty(net: Any, x: Tensor) -> Tensor:
     x = torch.cat((x[..., :16].cos() - 1, x[..., 16:]), -1)  # rotary embeddings of whole heads leave such a rest
     x, rest = net.b(x).split([net.b.out_features, 0], -1)
     return net.o(torch.cat((x, rest), -1).relu())
+
+
+class LowRank(nn.Module):
+    """A parametrization with parameters of its own: a low-rank update of a weight."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.upper, self.lower = weight(rows, 4), weight(4, columns)
+
+    def forward(self, full: Tensor) -> Tensor:
+        return full + 0.5 * (self.upper @ self.lower).view(full.shape)
+
+
+@built("0 2", ROWS)
+def a_low_rank_parametrization() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    for layer in (layers[2], layers[4]):
+        rows, columns = layer.weight.shape
+        parametrize.register_parametrization(layer, "weight", LowRank(rows, columns))
+    return layers
