@@ -213,7 +213,8 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
         if entry.dim >= tensor.ndim or tensor.shape[entry.dim] != entry.size:
             raise ValueError(
                 f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "
-                f"whose shape is {tuple(tensor.shape)}"
+                f"whose shape is {tuple(tensor.shape)}: it was made for another network, or has been applied already "
+                "(remove_channels takes the network that the plan was made for)"
             )
     check_attributes(model, plan.attributes)
 

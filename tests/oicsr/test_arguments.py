@@ -149,6 +149,8 @@ def test_what_was_found_before_surgery_is_refused_after_it(tmp_path: Path) -> No
         MacsModel(couplings, small, IMAGES)
     with pytest.raises(ValueError, match=r"the plan expects 6 slices on axis 0 of 'conv1.weight'"):
         oicsr.plan_absorption(small, plan, IMAGES)
+    with pytest.raises(ValueError, match=r"whose shape is \(2, .* has been applied already"):
+        oicsr.remove_channels(small, plan)
     assert not oicsr.prove(small, IMAGES, oicsr.shrink_couplings(couplings, plan)).refuted
     with pytest.raises(FileNotFoundError, match="no such folder"):
         oicsr.save_pruned(tmp_path / "none" / "small.safetensors", small, plan)
