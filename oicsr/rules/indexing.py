@@ -22,9 +22,10 @@ def cut(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Cuts an axis into pieces.
 
     Equal pieces of the channel axis are tied to one another, so that a cut in halves stays a cut in halves whatever
-    is removed. Where the module keeps the sizes of the pieces in a list, the list follows. Where numbers on the module
-    give the places of a cut, it is found out later which of them follow (`oicsr.attention`). Any other cut of the
-    channel axis, whose position is a number in the code, fixes its channels.
+    is removed; of slices with a step (`x[:, ::2]`), neighbours go together. Where the module keeps the sizes of the
+    pieces in a list, the list follows. Where numbers on the module give the places of a cut, it is found out later
+    which of them follow (`oicsr.attention`). Any other cut of the channel axis, whose position is a number in the code,
+    fixes its channels.
     """
     sizes = [shape[axis_of(node, ids.ndim)] for shape in shapes_of(node) if shape is not None]
     values = [Value(piece) for piece in _pieces(tracer, node, ids, sizes)]
@@ -51,6 +52,8 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return list(pieces)
     if sizes == [1] * len(sizes):
         tracer.opaque(node, "picks single channels")
+    elif step > 1 and start < step and width == step * sizes[0]:
+        return [_every(tracer, ids, axis, step).narrow(axis, 0, sizes[0])]
     elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
         if len(varying(ids)) > 1 and not tracer.depends_on_input(node.all_input_nodes[0]):
             return [tracer.tie_axis(ids, axis)] * len(sizes)  # a table of more positions than are needed
@@ -64,6 +67,15 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+def _every(tracer: Tracer, ids: Tensor, axis: int, step: int) -> Tensor:
+    """Tie the channels of each block of `step` neighbours; return one for each block, wherever in it."""
+    shape = list(ids.shape)
+    blocks = ids.reshape([*shape[:axis], -1, step, *shape[axis + 1 :]])
+    tracer.sets.join(blocks.narrow(axis + 1, 0, 1).expand_as(blocks), blocks)
+    tracer.cuts_by_number = True
+    return blocks.select(axis + 1, 0)
 
 
 def _kept_sizes(tracer: Tracer, node: fx.Node, name: str, sizes: list[int]) -> str | None:

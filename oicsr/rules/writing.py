@@ -114,9 +114,9 @@ def _around(tracer: Tracer, view: fx.Node, ids: Tensor, axis: int, size: int) ->
     """Return the channels of a whole of which a piece along an axis has the channels `ids`."""
     if ids.shape[axis] in (1, size):
         return ids
-    start = int(argument(view, "start", 0)) % size
-    if varying(ids) != [axis] or argument(view, "step", 1) != 1:
+    start, step = int(argument(view, "start", 0)) % size, int(argument(view, "step", 1))
+    if varying(ids) != [axis]:
         return None
     labels = tracer.sets.new(size)
-    tracer.sets.join(labels[start : start + ids.shape[axis]], ids.flatten())
+    tracer.sets.join(labels[start::step][: ids.shape[axis]], ids.flatten())
     return on_axis(labels, axis, ids.ndim)
