@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -14,6 +15,7 @@ from oicsr.rules.notes import Cut
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
+LIKE = frozenset(aten("zeros_like ones_like full_like empty_like rand_like randn_like randint_like"))
 MOST_TIMES = 4  # a piece may be as many times as wide as a number says (queries, keys and values in one)
 
 
@@ -51,6 +53,8 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces), listed=True))
         return list(pieces)
     if sizes == [1] * len(sizes):
+        if gives_shape_only(node):
+            return [tracer.sets.new_fixed(1, "gives a shape").reshape([1] * ids.ndim)] * len(sizes)
         tracer.opaque(node, "picks single channels")
     elif step > 1 and start < step and width == step * sizes[0]:
         return [_every(tracer, ids, axis, step).narrow(axis, 0, sizes[0])]
@@ -67,6 +71,12 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+def gives_shape_only(node: fx.Node) -> bool:
+    """Return whether a value is read for its shape alone, as by `torch.ones_like(x[:, :1])`."""
+    readers = {reader for user in node.users for reader in (user.users if user.target is operator.getitem else [user])}
+    return bool(readers) and all(operator_name(reader) in LIKE for reader in readers)
 
 
 def _every(tracer: Tracer, ids: Tensor, axis: int, step: int) -> Tensor:
@@ -110,7 +120,9 @@ def pick(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Picks slices of an axis that holds no channels, or of one part of a split channel axis, and drops the axis."""
     axis = axis_of(node, ids.ndim)
     kept = tracer.whole(ids, [axis])
-    if kept is None:
+    if kept is None and gives_shape_only(node):
+        kept = tracer.sets.new_fixed(1, "gives a shape").reshape([1] * ids.ndim)
+    elif kept is None:
         tracer.opaque(node, "picks single channels")
         kept = ids.narrow(axis, 0, 1)  # fixed as they are
     return [Value(kept.squeeze(axis))] * len(node.meta["val"]) if gives_many(node) else kept.squeeze(axis)

@@ -1,11 +1,11 @@
-"""More networks that users bring: slices with a step."""
+"""More networks that users bring: slices with a step, single channels, and values of which only the shape is read."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.oicsr.users_networks import CASES, conv, images, rows, tail
 
@@ -39,3 +39,30 @@ def interleaved_in_zeros(net: Any, x: Tensor) -> Tensor:
     y = torch.zeros(len(x), 2 * a.shape[1], *a.shape[2:]).to(x)
     y[:, ::2], y[:, 1::2] = a, b
     return net.o(net.c(y))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# single channels
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("a.0 f", b=lambda: conv(16, 16), f=lambda: nn.Conv2d(17, 16, 3, padding=1), o=lambda: tail(16))
+def a_plane_of_time(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    for step in (0.5, 1.0):
+        y = y + net.b(net.f(torch.cat([step * torch.ones_like(y[:, :1]), y], 1)))
+    return net.o(y)
+
+
+@images("a.0 b.0")
+def a_mask_of_the_shape_of_a_channel(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    mask = torch.ones_like(y[:, 0])
+    mask[:, :2] = 0
+    return net.o(net.b(y * mask.unsqueeze(1)))
+
+
+@images("b.0", warns="picks single channels")
+def a_mask_that_reads_a_channel(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y * (torch.ones_like(y[:, :1]) + y[:, :1])))
