@@ -351,9 +351,8 @@ class Tracer:
         for ids, free in self._splits:
             roots = squeeze_constant_axes(self.sets.find(ids))
             axes = varying(roots)
-            for axis in axes:
-                if axis != (free if free in axes else axes[-1]):
-                    roots = self.tie_axis(roots, axis)
+            for axis in set(axes) - {free if free in axes else max(axes, default=0)}:
+                roots = self.tie_axis(roots, axis)
         self._splits.clear()
 
     # what layers do with their weights
@@ -369,7 +368,8 @@ class Tracer:
             return
         vector = self.channels(ids, axis, size * groups)
         if vector is None:
-            self.fix(source, self.notable(f"{self.where(node)} reads channels that lie on another axis"))
+            why = f"{self.where(node)} reads channels that lie on another axis"
+            self.fix(source, self.notable(why) if varying(ids) else why)  # nobody misses single channels
             return
         self.tie_pieces(vector, 0, size)
         self.add_slot(weight, dim, vector[:size], "in", counts=True)

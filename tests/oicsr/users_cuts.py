@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.oicsr.users_networks import CASES, conv, images, rows, tail
 
@@ -66,3 +67,10 @@ def a_mask_of_the_shape_of_a_channel(net: Any, x: Tensor) -> Tensor:
 def a_mask_that_reads_a_channel(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     return net.o(net.b(y * (torch.ones_like(y[:, :1]) + y[:, :1])))
+
+
+@images("a.0 b.0", s=lambda: nn.Conv2d(16, 1, 1), t=lambda: nn.Conv2d(8, 1, 1), o=lambda: nn.Conv2d(2, 1, 1))
+def maps_of_one_channel_together(net: Any, x: Tensor) -> Any:
+    y = net.a(x)
+    maps = net.s(y), functional.interpolate(net.t(net.b(y)), size=y.shape[2:], mode="bilinear")
+    return net.o(torch.cat(maps, 1)), *maps
