@@ -49,7 +49,7 @@ def assertion(tracer: Tracer, node: fx.Node) -> Result:
 
 
 CONSTANTS = """
-    arange eye linspace logspace rand randn randint randperm tril_indices triu_indices hann_window
+    arange eye linspace logspace randint randperm tril_indices triu_indices hann_window
 """
 
 
@@ -60,6 +60,12 @@ def uniform(tracer: Tracer, node: fx.Node) -> Result:
     reason = tracer.notable(f"{tracer.where(node)} gives numbers, whose size cannot follow the channels")
     tracer.uniform.add(reason)
     return Value(None, reason)
+
+
+@register_rule(*aten("rand randn"))
+def noise(tracer: Tracer, node: fx.Node) -> Result:
+    """Draws each number like any other, whichever channel it is for; a generator of the code's own gives the same."""
+    return constant(tracer, node) if argument(node, "generator") is not None else uniform(tracer, node)
 
 
 @register_rule(*aten(CONSTANTS))

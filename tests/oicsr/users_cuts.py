@@ -1,4 +1,4 @@
-"""More networks that users bring: slices with a step, single channels, and values of which only the shape is read."""
+"""More networks that users bring: slices with a step, single channels, values read for their shape alone, and noise."""
 
 from __future__ import annotations
 
@@ -74,3 +74,26 @@ def maps_of_one_channel_together(net: Any, x: Tensor) -> Any:
     y = net.a(x)
     maps = net.s(y), functional.interpolate(net.t(net.b(y)), size=y.shape[2:], mode="bilinear")
     return net.o(torch.cat(maps, 1)), *maps
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# noise of a size that the code gives
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("a.0 b.0")
+def noise_of_the_size_of_channels(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y + 0 * torch.randn(y.size(), device=y.device, dtype=y.dtype)))
+
+
+@images("b.0", warns="its width is a number in the model's code")
+def noise_of_a_literal_size(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x) + 0 * torch.randn(16, 1, 1).to(x)))
+
+
+@images("b.0", warns="gives numbers, whose size cannot follow the channels")
+def the_same_noise_each_time(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    generator = torch.Generator().manual_seed(0)
+    return net.o(net.b(y * torch.rand(y.shape[1], 1, 1, generator=generator).to(y)))
