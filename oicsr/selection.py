@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.arguments import check_call, check_couplings, check_fit, check_number, check_scores
-from oicsr.copying import MODEL_ERRORS
+from oicsr.complexity import count_macs
+from oicsr.copying import MODEL_ERRORS, copy_model, shared
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.limits import DEFAULT_CAP, Limits
 from oicsr.plan import PruningPlan
 from oicsr.reach import reaches, refuse_distance, refuse_reach, widened
 from oicsr.search import find_cut
-from oicsr.targets import Channels, MacsModel, MeasuredCost, Target, make_target
+from oicsr.surgery import apply_plan
+from oicsr.targets import Channels, MacsModel, Target, make_target
 from oicsr.ties import Tie, tie_couplings, tie_groups
 from oicsr.wrapping import unwrap
 
@@ -116,8 +118,7 @@ def select_channels(
         reference=dense_macs if params_kept is None and cost is None else dense_cost,
     )
     target, limits = make(channels), Limits.of(tied, max_removed, round_to, original_widths or {})
-    measured = MeasuredCost.of_macs(channels, model, example_inputs)
-    if target.argument == "macs_kept" and not _is_predicted(target, measured, channels, limits, scores):
+    if target.argument == "macs_kept" and not _is_predicted(target, model, example_inputs, channels, limits, scores):
         make = partial(make, measure=True)
         target = make(channels)
     limits = widened(limits, scores, target, tolerance)
@@ -133,18 +134,24 @@ def select_channels(
 
 
 def _is_predicted(
-    target: Target, measured: MeasuredCost, channels: Channels, limits: Limits, scores: Sequence[Tensor]
+    target: Target,
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    channels: Channels,
+    limits: Limits,
+    scores: Sequence[Tensor],
 ) -> bool:
     """Return whether the MACs of the smallest network within the limits are as predicted.
 
-    Of layers they are, as weights go by their names. What a product of activations costs is found by its place in the
-    order of the calls, and code may call some that the tracer does not see.
+    Mostly they are, as weights go by their names. But a layer may run over each channel by itself (a linear layer over
+    tokens), as often as there are channels. What a product of activations costs is found by its place in the order of
+    the calls, and code may call some that the tracer does not see.
     """
-    if not any(coupling.products or coupling.parts for coupling in channels.couplings):
-        return True
     stays = limits.with_automatic(DEFAULT_CAP).least(scores)
+    trial = copy_model(model, shared)
+    apply_plan(trial, PruningPlan.from_kept(channels.couplings, channels.split(stays)))
     try:
-        return measured(stays) == target.cost(stays)
+        return count_macs(trial, example_inputs) == target.cost(stays)
     except MODEL_ERRORS:
         return True  # that the network does not run when it is so small is not for here to say
 

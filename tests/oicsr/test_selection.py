@@ -91,6 +91,26 @@ COUPLED = torchvision.models.resnet18(weights=None, num_classes=10)
 COUPLINGS = oicsr.find_couplings(COUPLED, CIFAR)
 
 
+class _Tokens(nn.Module):
+    """Two linear layers over tokens run once for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(10, 16), nn.Linear(16, 3)
+        self.mix = nn.Sequential(nn.Linear(7, 20), nn.ReLU(), nn.Linear(20, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mix(self.into(x).transpose(1, 2)).transpose(1, 2))
+
+
+def test_layers_that_run_over_each_channel_count_as_often_as_there_are_channels() -> None:
+    model, x = _Tokens(), torch.randn(3, 7, 10)
+    couplings = oicsr.find_couplings(model, x)
+    plan = oicsr.select_channels(oicsr.out_in_energy(model, couplings), couplings, model, x, macs_kept=0.25)
+    assert len(plan.kept["into"]) == 4
+    assert oicsr.count_macs(oicsr.remove_channels(model, plan), x) == oicsr.count_macs(model, x) / 4
+
+
 def test_fewer_macs_keep_a_subset() -> None:
     scores = scores_for(COUPLINGS)
     plans = [
