@@ -5,17 +5,21 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
-from oicsr.rules.ids import on_axis
+from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import has_weight, note_layer
 
+MIXES = "mixes neighbouring channels, as its kernel runs along the axis on which they lie"
 FEW_GROUPS = 4  # a convolution of so many wide groups keeps them all, and loses channels of each
 
 
 @register_rule(*aten("conv1d conv2d conv3d convolution"))
 def convolve(tracer: Tracer, node: fx.Node) -> Result:
-    """Weight `(out, in / groups, *kernel)`: dim 0 starts new channels, dim 1 reads the input's."""
+    """Weight `(out, in / groups, *kernel)`: dim 0 starts new channels, dim 1 reads the input's.
+
+    Channels that lie on another axis pass through, where the kernel looks at each of them by itself.
+    """
     if operator_name(node) == "aten::convolution" and argument(node, "transposed"):
         return convolve_transposed(tracer, node)
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
@@ -23,6 +27,12 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
         return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1  # 1, or 0 without a batch
+    ids = tracer.ids(source)
+    if ids is not None and varying(ids) and ids.shape[axis] == 1:
+        if all(_is_pointwise(node, other, axis) for other in varying(ids)):
+            note_layer(tracer, node, weight)
+            return Value(ids)
+        tracer.fix(source, tracer.notable(f"{tracer.where(node)} {MIXES}"))
     if groups == 1:
         tracer.read_channels(node, source, weight, axis=axis, dim=1)
         out = tracer.start_channels(weight, dim=0)
@@ -40,6 +50,15 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     note_layer(tracer, node, weight, rows=0, read=1)
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, len(shape_of(node))))
+
+
+def _is_pointwise(node: fx.Node, axis: int, channels: int) -> bool:
+    """Return whether a convolution, whose channels lie on the axis `channels`, keeps slices of another axis apart."""
+    if axis < channels:
+        return True  # the batch
+    position, strides = axis - channels - 1, list(argument(node, "stride"))
+    same = shape_of(node)[axis] == shape_of(source_of(node))[axis] and strides[position % len(strides)] == 1
+    return same and shape_of(argument(node, 1))[2 + position] == 1
 
 
 @register_rule(*aten("conv_transpose1d conv_transpose2d conv_transpose3d"))

@@ -1,4 +1,4 @@
-"""Gates and masks of one channel that code spreads over all channels before it multiplies by them."""
+"""Gates and masks of one channel that code spreads over all channels, and convolutions along other axes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, images
+from tests.oicsr.users_networks import CASES, conv, images
 
 __all__ = ["CASES"]
 
@@ -55,3 +56,39 @@ def a_mask_that_is_compared_when_it_is_wide(net: Any, x: Tensor, mask: Tensor) -
     x = net.a(x)
     x = x.masked_fill(mask[:, None].expand_as(x) > 0.5, 0.0)
     return net.o(net.b(torch.where((mask > 0.2).unsqueeze(1).repeat(1, x.shape[1], 1, 1), x, 0.0)))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# channels that lie on another axis than that of a convolution's own
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("b.0", g=lambda: nn.Conv1d(1, 1, 3, padding=1), warns="mixes neighbouring channels, as its kernel runs along")
+def a_gate_of_neighbours(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    gate = net.g(x.mean((2, 3)).unsqueeze(1)).sigmoid()
+    return net.o(net.b(x * gate.transpose(1, 2).unsqueeze(-1)))
+
+
+@images("a.0", a=lambda: conv(3, 32), s=lambda: nn.Conv1d(144, 144, 1), o=lambda: nn.Linear(16, 4))
+def a_gate_over_places(net: Any, x: Tensor) -> Tensor:
+    u, v = net.a(x).flatten(2).transpose(1, 2).chunk(2, 2)
+    return net.o((u * net.s(v)).mean(1))
+
+
+@images("a.0 b.0", k=lambda: torch.rand(1, 1, 3, 3))
+def each_channel_blurred_by_itself(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return net.o(net.b(functional.conv2d(x.reshape(-1, 1, *x.shape[2:]), net.k, padding=1).view_as(x)))
+
+
+@images("a.0 b.0", w=lambda: nn.Conv2d(1, 4, 2, 2), b=lambda: conv(64, 8))
+def four_maps_of_each_channel(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    count, width, high, wide = x.shape
+    return net.o(net.b(net.w(x.flatten(0, 1).unsqueeze(1)).view(count, 4 * width, high // 2, wide // 2)))
+
+
+@images("b.0", w=lambda: nn.Conv3d(1, 1, (1, 3, 3), (2, 1, 1), (0, 1, 1)), b=lambda: conv(8, 8), warns="neighbouring")
+def every_other_channel(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.w(net.a(x).unsqueeze(1)).squeeze(1)))
