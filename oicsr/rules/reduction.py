@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from oicsr.rules.calls import argument, axes_of, gives_many, operator_name, shapes_of, tensor_inputs
+from oicsr.rules.calls import (
+    argument,
+    axes_of,
+    gives_many,
+    operator_name,
+    shape_of,
+    shapes_of,
+    source_of,
+    tensor_inputs,
+)
 from oicsr.rules.elementwise import broadcast
+from oicsr.rules.ids import varying
+from oicsr.rules.names import ELEMENTWISE
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.rms import adds_magnitudes, written_out
+from oicsr.rules.shape import left_open
 from oicsr.rules.sums import added_up, sums_up
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import rows_of_sum
@@ -32,10 +44,17 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Removes axes that hold no channels, or sorts along them; the channels on other axes stay where they are.
 
     Of a split channel axis, one part may be reduced: slices of the other part then go as a whole. Sums over channels
-    are left to the proof to judge.
+    are left to the proof to judge, and so are those over the part whose size the code leaves open
+    (`x.view(batch, 4, -1).sum(2)`): channel `i` of all groups goes then.
     """
     declared = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
     axes = axes_of(node, ids.ndim) if "dim" in declared else set(range(ids.ndim))
+    others = set(varying(ids)) - axes
+    is_open = bool(others) and sums_up(node) and not tracer.takes_heads(node) and _is_open(source_of(node), axes)
+    if is_open and (summed := added_up(tracer, node, ids)) is not None:
+        for axis in others:
+            ids = tracer.tie_axis(ids, axis)
+        return [summed] * len(node.meta["val"]) if gives_many(node) else summed
     kept = tracer.whole(ids, axes)
     if kept is None and adds_magnitudes(node) and argument(node, "keepdim"):
         return Value(None, NORMALISED)
@@ -48,6 +67,16 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     if shapes[0] is not None and len(shapes[0]) != ids.ndim:
         kept = kept.reshape([size for axis, size in enumerate(kept.shape) if axis not in axes])
     return [Value(kept)] * len(shapes) if gives_many(node) else kept
+
+
+def _is_open(value: fx.Node, axes: set[int]) -> bool:
+    """Return whether the code leaves the size of one of some axes open where it makes a value's shape."""
+    while value.op == "call_function" and operator_name(value).rstrip("_") in ELEMENTWISE:
+        alike = [source for source in tensor_inputs(value) if shape_of(source) == shape_of(value)]
+        if not alike:
+            return False
+        value = alike[0]
+    return value.op == "call_function" and left_open(value) in axes
 
 
 @register_rule(*aten("max min"))

@@ -29,11 +29,11 @@ def reshape(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """
     result = reshape_ids(ids, shape_of(source_of(node)), shape_of(node))
     if len(varying(result)) > len(varying(ids)):
-        tracer.add_split(result, _left_open(node))
+        tracer.add_split(result, left_open(node))
     return result
 
 
-def _left_open(node: fx.Node) -> int | None:
+def left_open(node: fx.Node) -> int | None:
     """Return the axis whose size the code leaves open (-1) in a reshape, if it does."""
     name = operator_name(node).removeprefix("aten::")
     sizes = argument(node, 2 if name == "unflatten" else 1)

@@ -151,6 +151,27 @@ def losses_of_pairs(net: Any, x: Tensor, y: Tensor) -> Tensor:
     )
 
 
+@rows("a b", b=lambda: nn.Linear(4, 8))
+def sums_of_four_groups(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).view(len(x), 4, -1).relu().sum(-1)).relu())
+
+
+@rows("a b", b=lambda: nn.Linear(4, 8))
+def sums_of_groups_of_four(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).unflatten(1, (-1, 4)).sum(1)).relu())
+
+
+@rows("a b")
+def groups_of_length_one(net: Any, x: Tensor) -> Tensor:
+    y = functional.normalize(net.a(x).view(len(x), 4, -1), dim=2)
+    return net.o(net.b(y.flatten(1)).relu())
+
+
+@rows("b", warns="cannot lose channels", b=lambda: nn.Linear(4, 8))
+def sums_of_exponentials_in_groups(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).exp().view(len(x), 4, -1).sum(-1)).relu())
+
+
 @rows("a", PAIRS, warns="averages over the channels")
 def a_mean_square_error(net: Any, x: Tensor, y: Tensor) -> Tensor:
     return functional.mse_loss(embedded(net, x), embedded(net, y))
