@@ -18,20 +18,22 @@ def follow_norms(
     """Return the couplings with what RMSNorms over their channels need, and the modules whose channels must stay.
 
     The mean of squares follows the width only where all channels that it runs over are of one coupling, each as often.
+    Other means are followed on trust: the proof speaks against them where they do not.
     """
     found, wrong = dict(couplings), []
     for norm in tracer.norms:
         owner = owner_of(index, norm.channels)
         if owner is None or owner not in found:
-            if bool((index.owner[index.roots[norm.channels]] >= 0).any()):
+            if norm.slices is None and bool((index.owner[index.roots[norm.channels]] >= 0).any()):
                 wrong.append(norm.module)
             continue
         coupling = found[owner]
         counts = index.number[index.roots[norm.channels]].bincount(minlength=coupling.num_channels)
         if bool((counts != counts[0]).any()):
-            wrong.append(norm.module)
+            wrong += [norm.module] if norm.slices is None else []
             continue
-        rescaled = Rescaled(norm.weight, norm.dim, tuple(range(len(norm.channels))), norm.power)
+        entries = tuple(range(len(norm.channels))) if norm.slices is None else norm.slices
+        rescaled = Rescaled(norm.weight, norm.dim, entries, norm.power)
         attributes = [*coupling.attributes]
         if norm.eps:
             eps = float(vars((tracer.modules or {})[norm.module])[norm.eps])

@@ -45,16 +45,17 @@ class Product:
 
 @dataclass(frozen=True)
 class Norm:
-    """A mean of magnitudes over channels: of squares, mostly.
+    """A mean over channels: of squares, mostly.
 
     Attributes:
         module: Where it is taken.
         weight: Name of the parameter that the result is multiplied with.
-        channels: The channel of each entry of the weight.
+        channels: The channel of each entry of the weight, or of each value that the mean is taken of.
         eps: Which attribute of the module is added to the mean; empty where none is.
         dim: The axis of the weight along which the channels lie.
         exact: Whether nothing else changes: the mean of a LayerNorm does.
         power: The power of the mean that the values are multiplied with: -0.5 under an RMSNorm.
+        slices: The entries that are multiplied, where these are not one for each channel.
     """
 
     module: str
@@ -64,6 +65,7 @@ class Norm:
     dim: int = 0
     exact: bool = True
     power: float = -0.5
+    slices: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from oicsr.rules.averages import average
 from oicsr.rules.calls import (
     argument,
     axes_of,
@@ -61,7 +62,10 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     if kept is None and sums_up(node) and (summed := added_up(tracer, node, ids)) is not None:
         return [summed] * len(node.meta["val"]) if gives_many(node) else summed
     if kept is None:
-        why = written_out(tracer, node, ids) if operator_name(node) == "aten::mean" else None
+        is_mean = operator_name(node) == "aten::mean"
+        why = written_out(tracer, node, ids) if is_mean else None
+        if is_mean and why is None and (averaged := average(tracer, node, ids)) is not None:
+            return averaged
         return Value(None, NORMALISED) if why == "" else tracer.opaque(node, why or "reduces over the channels")
     shapes = shapes_of(node)
     if shapes[0] is not None and len(shapes[0]) != ids.ndim:

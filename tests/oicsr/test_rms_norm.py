@@ -166,7 +166,7 @@ class Squares(nn.Module):
 
 
 def test_a_mean_of_squares_that_divides_nothing_keeps_its_channels() -> None:
-    model, x = nn.Sequential(nn.Linear(3, 8), Squares(), nn.Linear(1, 2)), torch.randn(5, 3)
+    model, x = nn.Sequential(nn.Linear(3, 8), Squares(), nn.Sigmoid(), nn.Linear(1, 2)), torch.randn(5, 3)
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="reduces over the channels"):
         assert oicsr.find_couplings(model, x) == []
 

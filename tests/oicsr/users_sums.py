@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, ROWS, Net, built, conv, images, rows, weight
+from tests.oicsr.users_networks import CASES, ROWS, Net, built, conv, images, rows, tail, weight
 
 __all__ = ["CASES"]
 
@@ -280,3 +280,55 @@ def rows_sent_to_experts(net: Any, x: Tensor) -> Tensor:
         (places,) = torch.where(chosen == number)
         mixed = mixed.index_add(0, places, expert(x[places]))
     return net.o(mixed.relu())
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# means over channels that layers read
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("a.0 b.0", s=lambda: nn.Conv2d(3, 1, 3, padding=1))
+def spatial_attention_by_means(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    coarse = functional.interpolate(functional.avg_pool2d(y.mean(1).unsqueeze(1), 2), scale_factor=2, mode="bilinear")
+    maps = [y.mean(1, keepdim=True), y.amax(1, keepdim=True), functional.leaky_relu(coarse / 2)]
+    return net.o(net.b(y * net.s(torch.cat(maps, 1)).sigmoid()))
+
+
+@images("a.0", b=lambda: conv(16, 16), s=lambda: nn.Conv2d(1, 1, 3), t=lambda: nn.Conv2d(1, 1, 1), o=lambda: tail(16))
+def two_means_of_one_stream(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = (y + net.b(y) * functional.pad(net.s(y.mean(1, keepdim=True)).sigmoid(), (1, 1, 1, 1))).relu()
+    return net.o(y * net.t(y.mean(1, keepdim=True)).sigmoid())
+
+
+@images("a.0 b.0", b=lambda: conv(16 + 9, 8))
+def a_cost_volume(net: Any, x: Tensor) -> Tensor:
+    y, z = net.a(x), functional.pad(net.a(x.flip(0)), (1, 1, 1, 1))
+    moved = [z[..., i : i + y.shape[2], j : j + y.shape[3]] for i in range(3) for j in range(3)]
+    return net.o(net.b(torch.cat([torch.cat([(y * m).mean(1, keepdim=True) for m in moved], 1).relu(), y], 1)))
+
+
+@images("a.0 b.0", o=lambda: nn.Linear(2, 4))
+def means_of_everything(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(torch.stack([y.mean((1, 2, 3)), net.b(y).mean(dim=(1, 2, 3))], -1))
+
+
+@images("b.0", warns="mean.dim in module '(root)' reduces over the channels", s=lambda: nn.Conv2d(1, 1, 3, padding=1))
+def a_root_of_a_mean(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y * net.s(y.mean(1, keepdim=True).sqrt()).sigmoid()))
+
+
+@images("b.0", warns="mean.dim in module '(root)' reduces over the channels", s=lambda: nn.Conv2d(1, 1, 3, padding=1))
+def a_mean_and_a_sum_into_one_layer(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y * (net.s(y.mean(1, keepdim=True)) + net.s(y.sum(1, keepdim=True))).sigmoid()))
+
+
+@images("c.0", warns="reduces over the channels", s=lambda: nn.Conv2d(1, 1, 3, padding=1), c=lambda: conv(24, 8))
+def a_mean_over_two_widths(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = torch.cat([y, net.b(y)], 1)
+    return net.o(net.c(y * net.s(y.mean(1, keepdim=True)).sigmoid()))
