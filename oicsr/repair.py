@@ -137,7 +137,7 @@ class Bench:
         return self._run(twin)
 
     def _run(self, twin: nn.Module) -> Run:
-        factors = _Factors()
+        factors = _Factors(shapes_only=self._copy is meta_copy)
         with mode(twin, training=False), hooks_off(twin), torch.no_grad(), factors:
             try:
                 outputs = self._inputs.call(twin)
@@ -262,11 +262,13 @@ class _Factors(Mode):
         found: The numbers, in their order.
         calls: How many functions ran.
         filled: Tensors that hold one number each, which may be multiplied with as well, and the number.
+        shapes_only: Whether what depends on inputs and parameters has no numbers, so that others come from the code.
     """
 
     found: list[float] = field(default_factory=list)
     calls: int = 0
     filled: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
+    shapes_only: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -298,6 +300,8 @@ class _Factors(Mode):
     def _number(self, value: object) -> float | None:
         """Return the number that a factor is, be it one or a tensor of one."""
         if isinstance(value, Tensor):
+            if self.shapes_only and not (value.ndim or value.is_meta or value.is_complex()):
+                return float(value)
             return self.filled[id(value)][1] if id(value) in self.filled else None
         return float(value) if isinstance(value, int | float) else None
 

@@ -309,6 +309,13 @@ def a_cost_volume(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(torch.cat([torch.cat([(y * m).mean(1, keepdim=True) for m in moved], 1).relu(), y], 1)))
 
 
+@images("a b.0", a=lambda: nn.Conv2d(3, 16, 3, 2), b=lambda: conv(25, 8))
+def a_correlation_over_the_root_of_a_tensor(net: Any, x: Tensor) -> Tensor:
+    y, z = net.a(x), net.a(x.flip(0)).flatten(2)
+    volume = y.flatten(2).transpose(1, 2) @ z / torch.sqrt(torch.tensor(float(y.shape[1]), dtype=y.dtype))
+    return net.o(net.b(volume.transpose(1, 2).unflatten(2, y.shape[2:])))
+
+
 @images("a.0 b.0", o=lambda: nn.Linear(2, 4))
 def means_of_everything(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
