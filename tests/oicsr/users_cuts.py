@@ -97,3 +97,23 @@ def the_same_noise_each_time(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     generator = torch.Generator().manual_seed(0)
     return net.o(net.b(y * torch.rand(y.shape[1], 1, 1, generator=generator).to(y)))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# numbers that differ between the first half of the channels and the others, however many there are
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("b.0", warns="cannot lose channels")
+def twice_the_first_half(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    factors = torch.ones(y.shape[1], 1, 1).to(y)
+    factors[: y.shape[1] // 2] = 2
+    return net.o(net.b(y * factors))
+
+
+@images("b.0", warns="cannot lose channels")
+def ones_and_twos(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    first = y.shape[1] // 2
+    return net.o(net.b(y * torch.cat([torch.ones(first, 1, 1), torch.full((y.shape[1] - first, 1, 1), 2.0)]).to(y)))
