@@ -21,6 +21,7 @@ from torch.nn.utils import rnn
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.rules import inline_blocks, leaf_modules, split_einsums
+from oicsr.rules.evaluated import CONSTANT
 
 DETECT = "_detect_is_causal_mask"
 LIFTED = "lifted_tensor_"  # how the exporter calls a tensor that is written into the code
@@ -74,6 +75,9 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     split_einsums(graph, names)
     unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
     unused = tuple(names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER)
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in kinds:
+            node.meta[CONSTANT] = exported.constants.get(str(kinds[node.name].target))
     constants = {
         name: "" if str(spec.target).startswith(LIFTED) else str(spec.target)
         for name, spec in kinds.items()

@@ -43,8 +43,9 @@ class Operand:
         shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
         if ids is None or not varying(ids):
             shape = pad_left(_narrow(source), rank)
-        if reason in tracer.uniform:
-            shape = [1] * rank  # it stands in no channel's way
+            if reason in tracer.uniform:  # it stands in no channel's way where it is one number along the channels
+                differing = {axis + rank - len(shape_of(source)) for axis in tracer.evaluated.differing(source)}
+                shape = [size if axis in differing else 1 for axis, size in enumerate(shape)]
         return Operand(padded, shape, reason, tracer.depends_on_input(source))
 
     @property
@@ -106,15 +107,15 @@ def _combine(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> 
             return None, False
         return first.ids, tracer.sets.join(*torch.broadcast_tensors(first.ids, second.ids))
     if not first.axes:
-        return _meet_numbers(tracer, second, first), False
+        return _meet_numbers(tracer, node, second, first), False
     if not second.axes:
-        return _meet_numbers(tracer, first, second), False
+        return _meet_numbers(tracer, node, first, second), False
     if set(first.axes) & set(second.axes):
         return _tie(tracer, node, first, second)
     return _cross(tracer, node, first, second), False
 
 
-def _meet_numbers(tracer: Tracer, own: Operand, numbers: Operand) -> Tensor | None:
+def _meet_numbers(tracer: Tracer, node: fx.Node, own: Operand, numbers: Operand) -> Tensor | None:
     """Combine channels with an operand that has none: where it has full size along them, it cannot follow them.
 
     A parameter that stays for that reason (a table of positions, a mask) leaves no channels in what comes out.
@@ -123,9 +124,12 @@ def _meet_numbers(tracer: Tracer, own: Operand, numbers: Operand) -> Tensor | No
     kept = tracer.whole(own.ids, numbers.covers(own))
     if kept is not None:
         return kept
-    tracer.sets.fix(own.ids, numbers.reason)
+    reason = numbers.reason
+    if reason in tracer.uniform:
+        reason = tracer.notable(f"{tracer.where(node)} combines it with numbers that differ from channel to channel")
+    tracer.sets.fix(own.ids, reason)
     if numbers.ids is not None:
-        tracer.sets.fix(numbers.ids, numbers.reason)
+        tracer.sets.fix(numbers.ids, reason)
     return own.ids if own.is_activation or not numbers.is_activation else None
 
 
@@ -156,7 +160,7 @@ def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Te
         if own.is_activation and not other.is_activation and not other.covers(own):
             assert other.ids is not None
             tracer.sets.fix(other.ids, CROSSED)
-            return _meet_numbers(tracer, own, replace(other, ids=None))
+            return _meet_numbers(tracer, node, own, replace(other, ids=None))
     if first.covers(second) or second.covers(first):
         tracer.opaque(node, "combines values whose channels lie on different axes")
         return None

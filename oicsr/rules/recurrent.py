@@ -89,7 +89,7 @@ def _join_states(tracer: Tracer, states: Any, widths: Sequence[Tensor]) -> None:
     """
     for state, hidden in zip(states if isinstance(states, list | tuple) else [states], widths, strict=False):
         ids = tracer.ids(state)
-        if ids is None and tracer.reason(state) in tracer.uniform:
+        if ids is None and tracer.is_uniform(state, -1):
             continue
         vector = None if ids is None else tracer.channels(ids, -1, len(hidden))
         if vector is None:

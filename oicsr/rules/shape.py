@@ -101,7 +101,8 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     axis = axis_of(node, rank)
     parts = [Operand.of(tracer, source, rank) for source in nodes]
     if all(part.ids is None for part in parts):
-        states = rank != 3 and axis == 1 and any(part.reason in tracer.uniform for part in parts)
+        states = rank != 3 and axis == 1 and any(tracer.is_uniform(source, axis) for source in nodes)
+        states &= axis not in tracer.evaluated.differing(node)
         if not states:  # of a recurrent cell, which is joined to its hidden channels later
             reasons = [part.reason for part in parts]
             return Value(None, next((reason for reason in reasons if reason not in tracer.uniform), reasons[0]))
@@ -132,7 +133,7 @@ def _aligned(
     filled = []
     for part, source in zip(parts, sources, strict=True):
         ids, size = part.ids, shape_of(source)[axis]
-        if ids is None and part.reason in tracer.uniform:
+        if ids is None and tracer.is_uniform(source, axis):
             ids = on_axis(tracer.sets.new(size), axis, len(part.shape))
         if ids is None or ids.shape[axis] != size:
             if ids is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from oicsr.rules.calls import operator_name
+from oicsr.rules.calls import gives_many, operator_name, shapes_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,24 @@ def find_rule(node: fx.Node) -> Entry | None:
 def find_leaf(module: nn.Module) -> LeafClass | None:
     """Return the rule of a module's class, or of the nearest class that it is derived from."""
     return next((LEAF_CLASSES[cls] for cls in type(module).__mro__ if cls in LEAF_CLASSES), None)
+
+
+def check_ids(node: fx.Node, result: Result, where: str) -> None:
+    """Raise ValueError where ids do not fit what an operator gives; `where` names the rule that gave them."""
+    values, shapes = result if isinstance(result, list) else [result], shapes_of(node)
+    if isinstance(result, Value) and result.ids is None:
+        return  # nothing is followed, however many outputs there are
+    if gives_many(node) != isinstance(result, list) or len(values) != len(shapes):
+        raise ValueError(f"{where} gave {len(values)} value(s); the operator gives {len(shapes)}")
+    for value, shape in zip(values, shapes, strict=True):
+        if value.ids is None:
+            continue
+        given = tuple(value.ids.shape)
+        if shape is None or len(given) != len(shape) or any(a not in (1, b) for a, b in zip(given, shape)):  # noqa: B905
+            raise ValueError(
+                f"{where} gave ids of shape {given} for a value of shape {shape}; "
+                "they need the same rank, and on each axis the same size or 1"
+            )
 
 
 def aten(names: str) -> list[str]:

@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.axes import Axes, is_vector
-from oicsr.rules.calls import gives_many, module_path, shape_of, shapes_of
+from oicsr.rules.calls import module_path, shape_of
 from oicsr.rules.doubts import Doubts
+from oicsr.rules.evaluated import Evaluated
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.notes import Count, Cut, Norm, Product, Slot, said_of_constant
-from oicsr.rules.table import Result, Value, find_leaf, find_rule
+from oicsr.rules.table import Result, Value, check_ids, find_leaf, find_rule
 from oicsr.rules.weights import follow_computed, is_wide, keep_computed, keep_rebuilt, note_layer, start_computed
 
 RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rule that meets an unforeseen form
@@ -62,6 +63,7 @@ class Tracer:
         weights: The axes of parameters and of weights that are computed from some, as far as they were asked for.
         axes: The labels of the axes of parameters that such weights are computed from.
         uniform: Reasons of values that are one number everywhere, of a size that the code gives.
+        evaluated: The numbers that the code makes, to see where they differ.
         rebuilt: Axes of weights that read channels, and start them again in a transposed use.
         doubts: Calls that are followed on trust, for the proof to judge.
     """
@@ -89,6 +91,7 @@ class Tracer:
     weights: dict[fx.Node, Axes | list[Axes] | None] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     uniform: set[str] = field(default_factory=set)
+    evaluated: Evaluated = field(default_factory=Evaluated)
     rebuilt: set[tuple[str, int]] = field(default_factory=set)
     doubts: Doubts = field(default_factory=Doubts)
     _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
@@ -113,6 +116,7 @@ class Tracer:
         """
         self.modules = modules
         for node in graph.nodes:
+            self.evaluated.follow(node)
             if node.op == "placeholder":
                 self._read_placeholder(node, parameters, constants or {})
             elif node.op == "call_function" and self._is_computed(node):
@@ -174,31 +178,13 @@ class Tracer:
             except RULE_ERRORS as error:  # a form of the operator that its rule did not reckon with
                 why = f"{NO_RULE} for this form ({rule.__name__!r} raises {type(error).__name__}: {error})"
                 result = self.opaque(node, why)
-        self._check(node, rule, result)
+        check_ids(node, result, f"the rule {rule.__name__!r} of {self.where(node)}")
         depends = any(self.depends_on_input(n) for n in node.all_input_nodes)
         if isinstance(result, Value):
             if node.target in PRODUCTS and result.reason == INPUT:  # its axes need not be the input's
                 result = Value(None, self.notable(f"{self.where(node)} gives values that cannot follow the channels"))
             return replace(result, depends_on_input=depends)
         return [replace(value, depends_on_input=depends) for value in result]
-
-    def _check(self, node: fx.Node, rule: Callable[..., Result], result: Result) -> None:
-        """Raise ValueError where a rule's ids do not fit what the operator gives."""
-        values, shapes = result if isinstance(result, list) else [result], shapes_of(node)
-        if isinstance(result, Value) and result.ids is None:
-            return  # nothing is followed, however many outputs there are
-        where = f"the rule {rule.__name__!r} of {self.where(node)}"
-        if gives_many(node) != isinstance(result, list) or len(values) != len(shapes):
-            raise ValueError(f"{where} gave {len(values)} value(s); the operator gives {len(shapes)}")
-        for value, shape in zip(values, shapes, strict=True):
-            if value.ids is None:
-                continue
-            given = tuple(value.ids.shape)
-            if shape is None or len(given) != len(shape) or any(a not in (1, b) for a, b in zip(given, shape)):  # noqa: B905
-                raise ValueError(
-                    f"{where} gave ids of shape {given} for a value of shape {shape}; "
-                    "they need the same rank, and on each axis the same size or 1"
-                )
 
     # what a rule asks
 
@@ -242,6 +228,11 @@ class Tracer:
         if name not in self.elementwise:
             self.elementwise[name] = self.sets.new(math.prod(shape)).reshape(shape)
         return self.elementwise[name]
+
+    def is_uniform(self, node: fx.Node, axis: int) -> bool:
+        """Return whether a value is one number all along an axis, of a size that the code gives."""
+        rank = len(shape_of(node))
+        return self.reason(node) in self.uniform and axis % max(1, rank) not in self.evaluated.differing(node)
 
     def reason(self, node: fx.Node) -> str:
         """Return why the channels of a value are not followed."""
@@ -363,7 +354,7 @@ class Tracer:
         """Let axis `dim` of a weight follow the channels on `axis` of the layer's input; ties those of all groups."""
         ids, size = self.ids(source), shape_of(weight)[dim]
         if ids is None:
-            if self.reason(source) not in self.uniform:  # a first state of a kept width can follow
+            if not self.is_uniform(source, axis):  # a first state of a kept width can follow
                 self.keep_axis(weight, dim, self.reason(source))
             return
         vector = self.channels(ids, axis, size * groups)

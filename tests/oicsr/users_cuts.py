@@ -104,7 +104,7 @@ def the_same_noise_each_time(net: Any, x: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@images("b.0", warns="cannot lose channels")
+@images("b.0", warns="differ from channel to channel")
 def twice_the_first_half(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     factors = torch.ones(y.shape[1], 1, 1).to(y)
@@ -112,8 +112,34 @@ def twice_the_first_half(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(y * factors))
 
 
-@images("b.0", warns="cannot lose channels")
+@images("b.0", warns="differ from channel to channel")
 def ones_and_twos(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     first = y.shape[1] // 2
     return net.o(net.b(y * torch.cat([torch.ones(first, 1, 1), torch.full((y.shape[1] - first, 1, 1), 2.0)]).to(y)))
+
+
+@images("b.0", warns="differ from channel to channel", s=lambda: nn.Parameter(torch.tensor(0.7)))
+def a_scale_of_the_first_quarter(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    factors = torch.ones(*y.shape)
+    factors[:, : y.shape[1] // 4] *= net.s
+    return net.o(net.b(y * factors.to(y)))
+
+
+@images("a.0 b.0", s=lambda: nn.Parameter(torch.tensor(0.7)))
+def a_scale_of_the_first_rows(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    factors = torch.ones(*y.shape)
+    factors[:, :, :2] *= net.s
+    factors[:, :, ::2, 3:] = 0.5
+    return net.o(net.b(y * factors.to(y)))
+
+
+@images("a.0 b.0")
+def a_canvas_with_a_margin(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    canvas = y.new_zeros(len(y), y.shape[1], 16, 16)
+    canvas[:, :, 0] = 1
+    canvas[:, :, 2:14, 2:14] = y
+    return net.o(net.b(canvas))
