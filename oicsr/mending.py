@@ -17,7 +17,7 @@ from itertools import combinations, islice
 from torch import fx, nn
 
 from oicsr.collect import ChannelIndex
-from oicsr.coupling import Coupling, Rescaled
+from oicsr.coupling import Coupling, Member, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import Proof, joined, prove
 from oicsr.repair import Bench, changed_power, find_repair
@@ -155,12 +155,18 @@ def _remedies(
     elif power == 0.0 or math.isnan(power):
         trials = []
     else:
-        trials = [replace(numbered, rescaled=rescaled) for rescaled in _rescalings(bench, coupling, -power)]
+        trials = [  # beside what makes up for a mean already
+            replace(numbered, rescaled=(*numbered.rescaled, *rescaled))
+            for rescaled in _rescalings(bench, coupling, -power)
+        ]
     yield from (trial for trial in trials if proven([trial]))
 
 
 def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tuple[Rescaled, ...]]:
-    """Yield what may make up for a factor: the layers that read the channels, their biases too, or their producers."""
+    """Yield what may make up for a factor.
+
+    The layers that read the channels, their biases too; their producers; or the columns of the channels alone.
+    """
     names = {member.parameter for member in coupling.members}
     tensors = dict(bench.modules[""].named_parameters())
     readers = [m for m in coupling.members if m.side == "in" and m.parameter in tensors]
@@ -179,5 +185,12 @@ def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tupl
     if biases:
         yield (*whole.values(), *biases.values())
     yield rows
+    if any(bool((m.channels < 0).any()) for m in readers):
+        yield tuple(replace(whole[m.parameter], slices=_own(m)) for m in readers)
     if 1 < len(whole) <= MOST_READERS:
         yield from ((entry,) for entry in whole.values())
+
+
+def _own(member: Member) -> tuple[int, ...]:
+    """Return the positions of the slices that belong to channels of the coupling."""
+    return tuple((member.channels >= 0).nonzero().flatten().tolist())

@@ -5,6 +5,7 @@ They are in the table of `tests.oicsr.users_networks`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -314,6 +315,18 @@ def a_correlation_over_the_root_of_a_tensor(net: Any, x: Tensor) -> Tensor:
     y, z = net.a(x), net.a(x.flip(0)).flatten(2)
     volume = y.flatten(2).transpose(1, 2) @ z / torch.sqrt(torch.tensor(float(y.shape[1]), dtype=y.dtype))
     return net.o(net.b(volume.transpose(1, 2).unflatten(2, y.shape[2:])))
+
+
+@rows("a b", m=lambda: nn.Linear(1, 8))
+def a_mean_beside_a_factor(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x).relu()
+    return net.o((net.b(y / math.sqrt(y.shape[1])) + net.m(y.mean(1, keepdim=True))).tanh())
+
+
+@rows("a b", b=lambda: nn.Linear(17, 8))
+def a_mean_behind_a_factor(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x).relu()
+    return net.o(net.b(torch.cat([y / math.sqrt(y.shape[1]), y.mean(1, keepdim=True)], 1)).tanh())
 
 
 @images("a.0 b.0", o=lambda: nn.Linear(2, 4))
