@@ -20,7 +20,7 @@ from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Member, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import Proof, joined, prove
-from oicsr.repair import Bench, changed_power, find_repair
+from oicsr.repair import Bench, changed_powers, find_repair
 from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import module_path
 from oicsr.ties import tie_couplings
@@ -149,16 +149,14 @@ def _remedies(
     if repair.failure:
         return
     numbered = bench.with_numbers(coupling, paths, repair.numbers)
-    power = changed_power(bench.whole, bench.without_one([(coupling, paths)], repair.numbers), coupling)
-    if power == 0.0 and repair.numbers:
-        trials = [numbered]
-    elif power == 0.0 or math.isnan(power):
-        trials = []
-    else:
-        trials = [  # beside what makes up for a mean already
-            replace(numbered, rescaled=(*numbered.rescaled, *rescaled))
-            for rescaled in _rescalings(bench, coupling, -power)
-        ]
+    powers = changed_powers(bench.whole, bench.without_one([(coupling, paths)], repair.numbers), coupling)
+    trials = [numbered] if repair.numbers and not powers else []
+    trials += [  # beside what makes up for a mean already
+        replace(numbered, rescaled=(*numbered.rescaled, *rescaled))
+        for power in powers
+        if not math.isnan(power)
+        for rescaled in _rescalings(bench, coupling, -power)
+    ]
     yield from (trial for trial in trials if proven([trial]))
 
 

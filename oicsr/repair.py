@@ -234,19 +234,21 @@ def _power(whole: Run, run: Run, sites: Sites) -> float:
     return round(power * 4) / 4 if abs(power * 4 - round(power * 4)) < 1e-3 else math.nan
 
 
-def changed_power(whole: Run, run: Run, coupling: Coupling) -> float:
-    """Return by which power of the share that stays the one factor that changes does, to a quarter; 0 where none does.
+def changed_powers(whole: Run, run: Run, coupling: Coupling) -> tuple[float, ...]:
+    """Return by which powers of the share that stays a value may be another one, because factors are, to a quarter.
 
-    Not a number where several change, or in another way.
+    That of each factor that changes, where all change by one power; that of all factors together. Empty where none
+    does; not a number where they change in another way.
     """
     if run.failure or len(whole.factors) != len(run.factors):
-        return math.nan
-    changes = [math.log(b / a) for a, b in zip(whole.factors, run.factors, strict=True) if a != b and a * b > 0]
-    if not changes:
-        return 0.0
-    powers = {round(change / math.log((coupling.num_channels - 1) / coupling.num_channels), 3) for change in changes}
-    power = powers.pop()
-    return power if not powers and abs(power * 4 - round(power * 4)) < 1e-2 else math.nan
+        return (math.nan,)
+    share = math.log((coupling.num_channels - 1) / coupling.num_channels)
+    pairs = zip(whole.factors, run.factors, strict=True)
+    changes = [round(math.log(b / a) / share, 3) for a, b in pairs if a != b and a * b > 0]
+    if any(abs(power * 4 - round(power * 4)) >= 1e-2 for power in changes):
+        return (math.nan,)
+    found = (*changes[:1], sum(changes)) if len(set(changes)) == 1 else (sum(changes),)
+    return tuple(dict.fromkeys(power for power in found if power))
 
 
 # ----------------------------------------------------------------------------------------------------------------

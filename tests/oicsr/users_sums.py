@@ -323,6 +323,18 @@ def a_mean_beside_a_factor(net: Any, x: Tensor) -> Tensor:
     return net.o((net.b(y / math.sqrt(y.shape[1])) + net.m(y.mean(1, keepdim=True))).tanh())
 
 
+@rows("a b")
+def two_factors_that_differ(net: Any, x: Tensor) -> Tensor:
+    width = net.b.weight.shape[1]
+    return net.o(net.b(net.a(x).relu() / width * math.sqrt(width)).tanh())
+
+
+@rows("a b", b=lambda: nn.Linear(16, 8, bias=False))
+def a_factor_in_front_and_behind(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x).relu() / math.sqrt(net.a.out_features)
+    return net.o((net.b(y) / math.sqrt(net.b.in_features)).tanh())
+
+
 @rows("a b", b=lambda: nn.Linear(17, 8))
 def a_mean_behind_a_factor(net: Any, x: Tensor) -> Tensor:
     y = net.a(x).relu()
