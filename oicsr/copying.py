@@ -10,7 +10,7 @@ import sys
 import traceback
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -219,19 +219,66 @@ def is_part_of_the_model(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
+def _is_of_a_library(hook: object) -> bool:
+    """Return whether a hook is PyTorch's own, or one by which transformers (Hugging Face) keeps hidden states."""
+    return is_part_of_the_model(hook) or getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
+
+
 def _only_checks(hook: object) -> bool:
     """Return whether a hook is PyTorch's own and looks at inputs only (of what `torch.export` returned)."""
     return str(getattr(hook, "__module__", "")).startswith("torch.export.")
 
 
+def _is_kept(hook: object, owners: Container[int]) -> bool:
+    """Return whether a hook is the network's own code, whose results forward reads.
+
+    It is where it is a method of a module around the hooked one, or of an object that such a module holds, or encloses
+    one of these.
+
+    Args:
+        hook: The hook.
+        owners: Identities of the modules around the hooked one, and of what they hold.
+    """
+    if _is_of_a_library(hook) or id(hook) in owners:
+        return True
+    if isinstance(hook, types.MethodType):
+        return id(hook.__self__) in owners
+    if isinstance(hook, functools.partial):
+        return any(_is_kept(part, owners) for part in (hook.func, *hook.args, *hook.keywords.values()))
+    if isinstance(hook, types.FunctionType):
+        enclosed = [*map(_cell_content, hook.__closure__ or ()), *(hook.__defaults__ or ())]
+        return any(id(value) in owners for value in enclosed)
+    return False
+
+
+def _owners(model: nn.Module) -> dict[str, set[int]]:
+    """Return, for each module that has hooks, the identities of the modules around it and of what these hold."""
+    modules = dict(model.named_modules())
+    held = {
+        name: {id(module), *(id(value) for value in vars(module).values() if _is_held(value))}
+        for name, module in modules.items()
+    }
+    around = {
+        name: ["", *(name[:end] for end, letter in enumerate(name) if letter == "."), name][: -1 if name else None]
+        for name, module in modules.items()
+        if any(getattr(module, store, None) for store in HOOKS)
+    }
+    return {name: set().union(*(held.get(above, ()) for above in above_it)) for name, above_it in around.items()}
+
+
+def _is_held(value: object) -> bool:
+    """Return whether an attribute is an object that only the module and its own code have: no number, no shared one."""
+    return isinstance(value, CONTAINERS) or (hasattr(value, "__dict__") and not isinstance(value, type | nn.Module))
+
+
 def hooked_modules(model: nn.Module) -> list[str]:
     """Return the names of the modules with hooks of a user that may change what goes in or comes out."""
-    stores = [name for name in HOOKS if "backward" not in name]
+    stores, owners = [name for name in HOOKS if "backward" not in name], _owners(model)
     return [
         name
         for name, module in model.named_modules()
         if any(
-            not (is_part_of_the_model(hook) or _only_checks(hook))
+            not (_is_kept(hook, owners[name]) or _only_checks(hook))
             for store in stores
             for hook in getattr(module, store, {}).values()
             if callable(hook)  # three of the stores hold flags of hooks
@@ -241,17 +288,25 @@ def hooked_modules(model: nn.Module) -> list[str]:
 
 @contextmanager
 def hooks_off(model: nn.Module) -> Iterator[None]:
-    """Take off the users' hooks, of every module and the global ones; they are back on leaving."""
-    stores = [getattr(module, name, None) for module in model.modules() for name in HOOKS]
-    stores += [getattr(module_state, name, None) for name in GLOBAL_HOOKS]
-    saved = [(store, dict(store)) for store in stores if store]
+    """Take off the users' hooks, of every module and the global ones; they are back on leaving.
+
+    Hooks that are the network's own code stay.
+    """
+    owners = _owners(model)
+    stores = [
+        (getattr(module, store, None), owners.get(name, set()))
+        for name, module in model.named_modules()
+        for store in HOOKS
+    ]
+    stores += [(getattr(module_state, name, None), set()) for name in GLOBAL_HOOKS]
+    saved = [(store, dict(store), own) for store, own in stores if store]
     try:
-        for store, hooks in saved:
+        for store, hooks, own in saved:
             store.clear()
-            store.update({key: hook for key, hook in hooks.items() if is_part_of_the_model(hook)})
+            store.update({key: hook for key, hook in hooks.items() if _is_kept(hook, own)})
         yield
     finally:
-        for store, hooks in saved:
+        for store, hooks, _ in saved:
             store.clear()
             store.update(hooks)
 
