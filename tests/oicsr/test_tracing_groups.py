@@ -49,18 +49,12 @@ def test_the_axis_of_tied_groups_may_be_reduced(kind: str) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["sum of pairs", "softmax over pairs"])
-def test_pairs_of_channels_that_are_reduced_go_as_pairs(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "size"), [("sum of pairs", 2), ("softmax over pairs", 2), ("sum of fours", 4)])
+def test_channels_that_are_reduced_together_go_together(kind: str, size: int) -> None:
     torch.manual_seed(0)
-    assert check_every_channel(Halves(kind), torch.randn(2, 3, 4, 4)) == {"one": 4, "two": 5}
+    assert check_every_channel(Halves(kind), torch.randn(2, 3, 4, 4)) == {"one": 8 // size, "two": 5}
     (one, _) = oicsr.find_couplings(Halves(kind), IMAGES)
-    assert members_of(one)["one.weight", 0] == ("out", [0, 0, 1, 1, 2, 2, 3, 3])
-
-
-def test_a_split_into_a_number_of_channels_is_left() -> None:
-    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'one' .*number in the model's code"):
-        couplings = oicsr.find_couplings(Halves("sum of fours"), IMAGES)
-    assert [c.name for c in couplings] == ["two"]
+    assert members_of(one)["one.weight", 0] == ("out", [i // size for i in range(8)])
 
 
 class SplitAttention(nn.Module):
