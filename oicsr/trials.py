@@ -32,7 +32,6 @@ ROUNDINGS = 8  # the smallest change of inputs, in units of their rounding (eps)
 EXAMPLES = 2  # examples of a batch that are tried first; one for a large network
 LARGE = 1 << 22  # parameters and buffers, in elements, from which a network counts as large
 THINNED = 128, 4  # in training mode, of images with at least 128 pixels a side every 4th pixel is used
-DRAWS = 32  # of channels that stay, of which the most telling one is taken
 FEWEST = 5  # channels that a trial leaves at least, so that mixing neighbours is not missed by chance
 
 
@@ -319,8 +318,7 @@ def _doubled(tensor: Tensor) -> Tensor:
 def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
     """Choose the channels of each coupling that stay: an eighth to a quarter of them, five at least where it has more.
 
-    Couplings of one width keep different numbers of channels as long as there are any left to choose from. Quarters and
-    halves lose different shares, so that numbers for the first half of whatever channels there are show themselves.
+    Couplings of one width keep different numbers of channels as long as there are any left to choose from.
     """
     kept: dict[str, tuple[int, ...]] = {}
     taken: dict[int, set[int]] = defaultdict(set)
@@ -333,20 +331,9 @@ def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> di
         free = free or list(range(low, high + 1))
         count = free[int(torch.randint(len(free), (1,), generator=generator))]
         taken[width].add(count)
-        draws = [torch.randperm(width, generator=generator)[:count] for _ in range(DRAWS)]
-        order = min(draws, key=lambda some: _alike(some, width))
+        order = torch.randperm(width, generator=generator)[:count]
         kept[coupling.name] = tuple(sorted(order.tolist()))
     return kept
-
-
-def _alike(order: Tensor, width: int) -> tuple[bool, int]:
-    """Return whether halves lose equal shares, and how many cuts at quarters have as many channels in front as before.
-
-    For each cut, those in front that stay are compared with what the code finds there among all that stay.
-    """
-    cuts = [quarters for quarters in (1, 2, 3) if width * quarters // 4]
-    alike = [int((order < width * quarters // 4).sum()) == len(order) * quarters // 4 for quarters in cuts]
-    return any(same for same, quarters in zip(alike, cuts, strict=True) if quarters == 2), sum(alike)
 
 
 def _example(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -76,13 +76,6 @@ def test_what_is_kept_differs_between_couplings_of_one_width() -> None:
     assert len(choose_kept([Coupling("a", 2, ())], torch.Generator())["a"]) == 1
 
 
-@pytest.mark.parametrize("width", [8, 12, 16, 24, 64, 100])
-def test_what_is_kept_tells_numbers_for_the_first_half(width: int) -> None:
-    for seed in range(20):
-        (ids,) = choose_kept([Coupling("a", width, ())], torch.Generator().manual_seed(seed)).values()
-        assert sum(number < width // 2 for number in ids) != len(ids) // 2
-
-
 def test_trials_leave_no_trace() -> None:
     model = Basic().train()
     model.an1.eval()
