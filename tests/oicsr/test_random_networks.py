@@ -335,6 +335,9 @@ NETWORKS = given(
     wrapper="plain",
 )
 @example(steps=[("functional_group_norm", 1), ("tied_transpose", 1)], flatten=False, seed=0, wrapper="plain")
+@example(
+    steps=[("autocast", 1), ("projected", 1), ("joined_in_training", 1)], flatten=False, seed=0, wrapper="AveragedModel"
+)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @NETWORKS
 def test_removing_empty_channels_of_any_network_changes_nothing(
