@@ -254,14 +254,14 @@ def _is_kept(hook: object, owners: Container[int]) -> bool:
 def _owners(model: nn.Module) -> dict[str, set[int]]:
     """Return, for each module that has hooks, the identities of the modules around it and of what these hold."""
     modules = dict(model.named_modules())
-    held = {
-        name: {id(module), *(id(value) for value in vars(module).values() if _is_held(value))}
-        for name, module in modules.items()
-    }
     around = {
         name: ["", *(name[:end] for end, letter in enumerate(name) if letter == "."), name][: -1 if name else None]
         for name, module in modules.items()
         if any(getattr(module, store, None) for store in HOOKS)
+    }
+    held = {
+        name: {id(modules[name]), *(id(value) for value in vars(modules[name]).values() if _is_held(value))}
+        for name in set().union(*around.values()) & modules.keys()
     }
     return {name: set().union(*(held.get(above, ()) for above in above_it)) for name, above_it in around.items()}
 
