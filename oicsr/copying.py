@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import operator
 import pickle
 import sys
 import traceback
@@ -326,17 +327,28 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(value, value.copy()) for value in vars(module).values() if isinstance(value, CONTAINERS)]
+    return [(value, _content(value)) for value in vars(module).values() if isinstance(value, CONTAINERS)]
+
+
+def _content(container: Any) -> Any:
+    """Return a copy of what a container holds, in a type of Python's own: a copy of its own may cost or do more."""
+    return dict(container) if isinstance(container, dict) else list(container)
 
 
 def _refill(container: Any, content: Any) -> None:
-    if not container and not content:  # nearly all are stores of hooks
+    """Put the content of a container back, unless it is still what it was: some refuse every change (diffusers')."""
+    now = _content(container)
+    if len(now) == len(content) and all(map(operator.is_, _parts(now), _parts(content))):
         return
     container.clear()
     if isinstance(container, list | deque):
         container.extend(content)
     else:
         container.update(content)
+
+
+def _parts(content: Any) -> Iterator[Any]:
+    return chain(content, content.values()) if isinstance(content, dict) else iter(content)
 
 
 @contextmanager

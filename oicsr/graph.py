@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     names = {name: first[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
     split_einsums(graph, names)
+    _name_modules(graph, twin)
     unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
     unused = tuple(names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER)
     for node in graph.nodes:
@@ -95,12 +97,58 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def _free_empty_buffers(twin: nn.Module) -> None:
-    """Make buffers that are None plain attributes: the exporter fails on one that the forward fills (a cache)."""
+def _name_modules(graph: fx.Graph, model: nn.Module) -> None:
+    """Let calls name the modules that they are made in by their first names, from the network down.
+
+    Where a module has two names, the exporter calls modules by the attributes through which they were reached: from the
+    network, or from the module whose forward ran at the time.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {module: name for name, module in model.named_modules()}
+    if len(first) == len(modules):
+        return
+    for node in graph.nodes:
+        path, stack = "", {}
+        for key, (name, *more) in (node.meta.get("nn_module_stack") or {}).items():
+            path = _name_within(path, str(name), modules)
+            stack[key] = (first[modules[path]], *more)
+        node.meta["nn_module_stack"] = stack
+
+
+def _name_within(path: str, name: str, modules: Container[str]) -> str:
+    """Return what `name` stands for in the forward of the module `path`: that module itself where it names none."""
+    whole, within = name.startswith(f"{path}."), f"{path}.{name}".strip(".")
+    return next((n for n in ((name, within) if whole else (within, name)) if n in modules), path)
+
+
+@contextmanager
+def _empty_buffers_freed(twin: nn.Module) -> Iterator[None]:
+    """Make buffers that are None plain attributes: the exporter fails on one that the forward fills (a cache).
+
+    The forward may fill it by an assignment or by `register_buffer`, which goes back to what it was on leaving.
+    """
+    changed = []
     for module in twin.modules():
-        for name in [name for name, buffer in module._buffers.items() if buffer is None]:
+        empty = frozenset(name for name, buffer in module._buffers.items() if buffer is None)
+        for name in empty:
             del module._buffers[name]
             object.__setattr__(module, name, None)
+        if empty and "register_buffer" not in vars(module):
+            object.__setattr__(module, "register_buffer", partial(_register, module, empty))
+            changed.append(module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del vars(module)["register_buffer"]
+
+
+def _register(module: nn.Module, plain: Set[str], name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+    """Register a buffer, or set what has one of the names `plain` as an attribute."""
+    if name in plain:
+        object.__setattr__(module, name, tensor)
+    else:
+        type(module).register_buffer(module, name, tensor, persistent)
 
 
 def _remedy(model: nn.Module, error: BaseException) -> str:
@@ -142,8 +190,13 @@ def _values_unseen() -> Iterator[None]:
 @torch.no_grad()
 def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.ExportedProgram:
     """Export a network as a function from the tensors in its inputs to those in its outputs, whatever holds them."""
-    _free_empty_buffers(twin)
-    with hooks_off(twin), mode(twin, training=training), leaf_modules(twin), warnings.catch_warnings():
+    with (
+        _empty_buffers_freed(twin),
+        hooks_off(twin),
+        mode(twin, training=training),
+        leaf_modules(twin),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
         own, forward = vars(twin).get("forward"), twin.forward
 

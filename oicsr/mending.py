@@ -145,7 +145,7 @@ def _remedies(
         """Ask the numeric proof."""
         return not prove(model, inputs, trial).refuted
 
-    repair = find_repair(bench, [(coupling, paths)], proven)
+    repair = find_repair(bench, [(coupling, paths)], proven, unread=False)
     if repair.failure:
         return
     numbered = bench.with_numbers(coupling, paths, repair.numbers)

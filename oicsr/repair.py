@@ -147,7 +147,9 @@ class Bench:
         return Run("", shapes, tuple(factors.found), factors.calls)
 
 
-def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool]) -> Repair:
+def find_repair(
+    bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool], *, unread: bool = True
+) -> Repair:
     """Find the attributes that must change for a coupling of each of several attentions of one class.
 
     Args:
@@ -155,6 +157,8 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
         sites: The couplings, and for each the modules whose attributes may stand for its width.
         prove: Whether couplings with their attributes pass the numeric proof, where the code's own factors change by
             some power of the share that stays; asked where shapes alone do not tell.
+        unread: Whether numbers that the code does not read change too, where their names say that they are the width of
+            an attention or its number of heads.
     """
     candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
     furthest, unproven = Run(), list[Repair]()
@@ -167,7 +171,7 @@ def find_repair(bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling],
             elif run.calls >= furthest.calls:
                 furthest = run
         for numbers, run in fitting:
-            completed, run = _completed(bench, sites, numbers, run, candidates)
+            completed, run = _completed(bench, sites, numbers, run, candidates) if unread else (numbers, run)
             repair = Repair("", completed, _power(bench.whole, run, sites))
             sure = len(fitting) == 1 and not _is_doubtful(repair, sites, candidates)
             couplings = [bench.with_numbers(c, paths, completed) for c, paths in sites]

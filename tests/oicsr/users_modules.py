@@ -1,0 +1,110 @@
+"""More networks of the kinds that users bring: modules with more than layers in them, and modules of two names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.oicsr.users_networks import CASES as CASES
+from tests.oicsr.users_networks import IMAGES, built, conv, tail
+
+
+class _Frozen(dict[str, Any]):
+    """A configuration that refuses changes, as that of diffusers does."""
+
+    def clear(self) -> None:
+        """Refuse."""
+        raise TypeError("frozen")
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse."""
+        raise TypeError("frozen")
+
+
+@built("layers.0.0 layers.1.0", IMAGES)
+def a_configuration_that_refuses_changes() -> nn.Module:
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = _Frozen(width=12, depth=2)
+            self.layers = nn.Sequential(conv(3, self.config["width"]), conv(12, 8), tail(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    return Configured()
+
+
+class _Heads(nn.Module):
+    """Splits channels into heads, whose number it holds."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(batch, heads, tokens, width)` of `(batch, tokens, channels)`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _Attention(nn.Module):
+    """Attention over the pixels of images with as many channels as its heads have together, and a skip around it.
+
+    Args:
+        width: The number of channels.
+        heads: The number of heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inner_dim = width  # nothing reads it
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.split = _Heads(heads)
+        self.split_values = self.split  # under a second name
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k = self.split(self.q(tokens)), self.split(self.k(tokens))
+        mixed = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ self.split_values(self.v(tokens))
+        return x + self.o(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+
+
+class _Checked(nn.Module):
+    """A convolution that checks the number of its channels first, as layers of diffusers do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(x)
+
+
+@built("0.0 1.q", IMAGES[..., :6, :6])
+def an_attention_as_wide_as_its_images() -> nn.Module:
+    return nn.Sequential(conv(3, 16), _Attention(16, 2), _Checked(16))
+
+
+class _Cached(nn.Module):
+    """A table of positions, which the first call registers as a buffer."""
+
+    offsets: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offsets", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.offsets is None or self.offsets.shape != x.shape[-1:]:
+            self.register_buffer("offsets", torch.arange(x.shape[-1], device=x.device).cos(), persistent=False)
+        return x + self.offsets
+
+
+@built("0.0 2.0", IMAGES)
+def a_buffer_that_the_first_call_registers() -> nn.Module:
+    return nn.Sequential(conv(3, 12), _Cached(), conv(12, 8), tail(8))
