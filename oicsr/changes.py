@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oicsr.coupling import Attribute, Axis, Coupling, Rescaled
 
-NAME = re.compile(r"[^\W\d]\w*(\.\d+)?")  # of an attribute, or of an entry of a list
+NAME = re.compile(r"[^\W\d]\w*(\.\w+)?")  # of an attribute, or of an entry of a list or dictionary
 Kept = Mapping[str, Sequence[int]]  # coupling name to the channels that stay
 
 
@@ -166,12 +166,14 @@ def set_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None
 
 
 def _read_number(module: nn.Module, name: str) -> Any:
-    """Return an attribute, or the entry of a list (`sizes.1`); None where there is none."""
-    name, _, position = name.partition(".")
+    """Return an attribute, or the entry of a list (`sizes.1`) or dictionary (`sizes.h`); None where there is none."""
+    name, _, entry = name.partition(".")
     value = vars(module).get(name)
-    if not position:
+    if not entry:
         return value
-    return value[int(position)] if is_sequence(value) and int(position) < len(value) else None
+    if type(value) is dict:
+        return value.get(entry)
+    return value[int(entry)] if is_sequence(value) and entry.isdigit() and int(entry) < len(value) else None
 
 
 def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
@@ -180,23 +182,39 @@ def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 
 
 def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers on a module by name; those in a list as `name.position`."""
+    """Yield the whole numbers on a module by name; those in a list or dictionary as `name.entry`."""
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
         elif is_sequence(value):
             yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
+        elif type(value) is dict:
+            yield from (
+                (f"{name}.{key}", entry)
+                for key, entry in value.items()
+                if type(entry) is int and type(key) is str and key.isidentifier()
+            )
 
 
 def _write_number(module: nn.Module, name: str, number: float) -> None:
-    """Set an attribute, or an entry of a list; the list is replaced, as another module may hold it too."""
-    name, _, position = name.partition(".")
-    value: Any = number
-    if position:
-        old = vars(module)[name]
-        entries = [*old[: int(position)], number, *old[int(position) + 1 :]]
-        value = type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
-    vars(module)[name] = value
+    """Set an attribute, or an entry of a list or dictionary; these are replaced, as another module may hold them too.
+
+    Layers of einops keep the sizes of axes as a dictionary, and beside it as a tuple, from which they read them.
+    """
+    attributes = vars(module)
+    name, _, entry = name.partition(".")
+    if not entry:
+        attributes[name] = number
+        return
+    old: Any = attributes[name]
+    if isinstance(old, dict):
+        new = {**old, entry: number}
+        if attributes.get(f"_{name}") == tuple(old.items()):
+            attributes[f"_{name}"] = tuple(new.items())
+        attributes[name] = new
+    else:
+        entries = [*old[: int(entry)], number, *old[int(entry) + 1 :]]
+        attributes[name] = type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
 
 
 def drop_caches(model: nn.Module) -> None:

@@ -105,8 +105,12 @@ class Bench:
             for path in paths
             if not isinstance(self.modules[path], SET_BY_SURGERY)
             for name, value in whole_numbers(self.modules[path])
-            if value and value % channels == 0 and ((path, name.partition(".")[0]) in self._read) == read
+            if value and value % channels == 0 and self._is_read(path, name) == read
         }
+
+    def _is_read(self, path: str, name: str) -> bool:
+        name, _, entry = name.partition(".")
+        return (path, name) in self._read or (bool(entry) and (path, f"_{name}") in self._read)  # layers of einops
 
     def attributes(self, paths: Iterable[str], numbers: Iterable[Number]) -> tuple[Attribute, ...]:
         """Return the attributes of some modules that `numbers` names."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tests.oicsr.users_networks import CASES as CASES
 from tests.oicsr.users_networks import IMAGES, built, conv, tail
 
+TOKENS = torch.randn(2, 5, 6)
+
 
 class _Frozen(dict[str, Any]):
     """A configuration that refuses changes, as that of diffusers does."""
@@ -108,3 +110,63 @@ class _Cached(nn.Module):
 @built("0.0 2.0", IMAGES)
 def a_buffer_that_the_first_call_registers() -> nn.Module:
     return nn.Sequential(conv(3, 12), _Cached(), conv(12, 8), tail(8))
+
+
+class _Rearranged(nn.Module):
+    """Splits channels into heads, by a dictionary of sizes and what is made of it at first, as layers of einops do."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self._sizes = tuple(sizes.items())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(batch, heads, tokens, width)` of `(batch, tokens, channels)`."""
+        return x.unflatten(-1, (dict(self._sizes)["h"], -1)).transpose(1, 2)
+
+
+class _Configured(nn.Module):
+    """Attention whose widths are in a dictionary, which other modules may share."""
+
+    def __init__(self, width: int, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        inner = sizes["heads"] * sizes["head_dim"]
+        self.q, self.k, self.v = (nn.Linear(width, inner) for _ in range(3))
+        self.o = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.sizes["heads"], self.sizes["head_dim"])).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = (q @ k.transpose(-1, -2) * self.sizes["head_dim"] ** -0.5).softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+class _Split(nn.Module):
+    """Attention whose heads another module makes."""
+
+    def __init__(self, width: int, heads: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, 16) for _ in range(3))
+        self.o = nn.Linear(16, width)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.heads(layer(x)) for layer in (self.q, self.k, self.v))
+        mixed = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+        return x + self.o(mixed.transpose(1, 2).flatten(2))
+
+
+@built("0 2 3.q 3.v", TOKENS)
+def heads_in_a_dictionary() -> nn.Module:
+    heads = _Rearranged(h=4)
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10), _Split(10, heads), nn.Linear(10, 3))
+
+
+@built("0 2.q 2.o 4.q 4.o", TOKENS)
+def widths_in_a_shared_dictionary() -> nn.Module:
+    sizes = {"heads": 2, "head_dim": 8}
+    parts = nn.Linear(6, 12), nn.ReLU(), _Configured(12, sizes), nn.Identity(), _Configured(12, sizes), nn.Linear(12, 3)
+    return nn.Sequential(*parts)
