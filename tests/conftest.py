@@ -6,6 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# A busy machine must not fail a test: no example has a time limit, and examples are the same in every run.
+# `pytest --hypothesis-profile=search` looks for others.
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=SUPPRESSED)
+settings.register_profile("search", settings.get_profile("suite"), derandomize=False)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -17,7 +17,7 @@ from typing import Any
 
 import html5lib
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import cli
@@ -32,7 +32,7 @@ from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.hostile import TEXTS
 from tests.benchmarks.small import small_cell, small_experiment
 
-OFTEN = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OFTEN = settings(max_examples=60)
 SELDOM = settings(OFTEN, max_examples=8)
 
 PLACES = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
@@ -136,7 +136,7 @@ def test_a_folder_or_nothing_is_no_file(tmp_path: Path) -> None:
             oicsr.load_pruned(odd, small_net)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60)
 @given(st.booleans(), st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=20))
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, archive: bool, damage: list[tuple[int, int]]) -> None:
     content = bytearray(saved(GOOD, archive=archive))

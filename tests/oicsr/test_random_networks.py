@@ -338,7 +338,7 @@ NETWORKS = given(
 @example(
     steps=[("autocast", 1), ("projected", 1), ("joined_in_training", 1)], flatten=False, seed=0, wrapper="AveragedModel"
 )
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @NETWORKS
 def test_removing_empty_channels_of_any_network_changes_nothing(
     steps: list[tuple[str, int]], flatten: bool, seed: int, wrapper: str
@@ -347,7 +347,7 @@ def test_removing_empty_channels_of_any_network_changes_nothing(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @NETWORKS
 def test_removing_empty_channels_of_150_networks_changes_nothing(
     steps: list[tuple[str, int]], flatten: bool, seed: int, wrapper: str

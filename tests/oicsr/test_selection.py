@@ -38,7 +38,7 @@ def test_least_important_channels_of_the_whole_network_go() -> None:
     assert oicsr.count_macs(small, IMAGES) == 64 * 27 * 5 + 64 * 9 * 5 * 7 + 20 * 7
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(share=st.floats(0.35, 1.0), seed=st.integers(0, 10_000))
 def test_target_is_met_within_one_percent(share: float, seed: int) -> None:
     cost = MacsModel(COUPLINGS, COUPLED, CIFAR)
