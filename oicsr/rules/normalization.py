@@ -13,6 +13,7 @@ from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Result, Value, aten, follows
 from oicsr.rules.tracer import Tracer
 
+OVER = "normalises over the channels"
 WIDTHS = {"num_channels", "channels", "num_features", "features"}  # names of attributes
 
 
@@ -71,6 +72,8 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
                 node, f"has a number of groups that is fixed: keep the {groups} in one attribute of the module"
             )
         _count_width(tracer, node, vector)
+    if groups == 1:
+        tracer.sets.fix(vector, tracer.notable(f"{tracer.where(node)} {OVER}"))
     tracer.tie_axis(vector.reshape(groups, -1), 1)
     _follow_norm(tracer, [scale, shift], vector)
     return ids
@@ -106,7 +109,7 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
         return kept
     approximate = tracer.approximate == "layer_norm"
     if len(axes) > 1 or not (tracer.follow_layer_norm or approximate):
-        return tracer.opaque(node, "normalises over the channels")
+        return tracer.opaque(node, OVER)
     if approximate:
         path, weight = module_path(node), argument(node, 2)
         if not isinstance((tracer.modules or {}).get(path), nn.LayerNorm) or weight not in tracer.parameters:

@@ -50,7 +50,7 @@ def groups_that_are_right_for_most_widths(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(functional.group_norm(y, 32 if y.shape[1] % 32 == 0 else y.shape[1] // 4)))
 
 
-@images("b.0", warns="could only go all at once")
+@images("b.0", warns="normalises over the channels")
 def one_group(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(functional.group_norm(net.a(x), 1)))
 
