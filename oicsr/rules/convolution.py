@@ -8,7 +8,7 @@ from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
-from oicsr.rules.weights import has_weight, note_layer
+from oicsr.rules.weights import has_weight, note_layer, pass_by
 
 MIXES = "mixes neighbouring channels, as its kernel runs along the axis on which they lie"
 FEW_GROUPS = 4  # a convolution of so many wide groups keeps them all, and loses channels of each
@@ -30,7 +30,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[axis] == 1:
         if all(_is_pointwise(node, other, axis) for other in varying(ids)):
-            note_layer(tracer, node, weight)
+            pass_by(tracer, node, weight)
             return Value(ids)
         tracer.fix(source, tracer.notable(f"{tracer.where(node)} {MIXES}"))
     if groups == 1:

@@ -8,7 +8,7 @@ from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, register_rule
 from oicsr.rules.tracer import Tracer
-from oicsr.rules.weights import has_weight, note_layer
+from oicsr.rules.weights import has_weight, note_layer, pass_by
 
 
 @register_rule("aten::linear")
@@ -19,7 +19,7 @@ def linear(tracer: Tracer, node: fx.Node) -> Result:
         return tracer.computed_weight(node, weight)
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[-1] == 1:
-        note_layer(tracer, node, weight)
+        pass_by(tracer, node, weight)
         return Value(ids)
     axis = len(shape_of(node)) - 1
     tracer.read_channels(node, source, weight, axis=axis, dim=1)

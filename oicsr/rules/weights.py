@@ -44,6 +44,16 @@ def note_layer(
     tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1]))
 
 
+def pass_by(tracer: Tracing, node: fx.Node, weight: fx.Node) -> None:
+    """Remember a layer that runs over channels one by one, along another axis: its own channels stay."""
+    note_layer(tracer, node, weight)
+    if weight in tracer.parameters:
+        key = tracer.parameters[weight], 0
+        if key not in tracer.slots:
+            tracer.put_slot(key, tracer.sets.new(shape_of(weight)[0]), "out", True)
+        tracer.sets.fix(tracer.slots[key].ids, "runs along another axis than that of its input's channels")
+
+
 def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
     """Return the channels that a layer produces by an axis of a computed weight."""
     axis = _axis(tracer, weight, dim)

@@ -252,3 +252,15 @@ def test_compiled_parts_are_not_compiled_in_trials() -> None:
     assert not compiled
     inner(torch.randn(5, 16))
     assert compiled
+
+
+def test_layers_that_mix_tokens_stay_for_a_reason() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.o(net.b(x + net.second(net.first(x.transpose(1, 2)).relu()).transpose(1, 2)))
+
+    parts = {**layers(), "first": nn.Linear(5, 12), "second": nn.Linear(12, 5)}
+    trace = oicsr.trace_couplings(Net(run, parts), torch.randn(2, 5, 6), scope="all")
+    assert [coupling.name for coupling in trace.couplings] == ["a", "b"]
+    why = "runs along another axis than that of its input's channels"
+    assert trace.unpruned["first"] == trace.unpruned["second"] == why
