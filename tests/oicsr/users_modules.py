@@ -170,3 +170,9 @@ def widths_in_a_shared_dictionary() -> nn.Module:
     sizes = {"heads": 2, "head_dim": 8}
     parts = nn.Linear(6, 12), nn.ReLU(), _Configured(12, sizes), nn.Identity(), _Configured(12, sizes), nn.Linear(12, 3)
     return nn.Sequential(*parts)
+
+
+@built("0 1.q 1.v 2.q 2.v", TOKENS)
+def two_attentions_with_one_module_for_their_heads() -> nn.Module:
+    heads = _Rearranged(h=4)
+    return nn.Sequential(nn.Linear(6, 12), _Split(12, heads), _Split(12, heads), nn.Linear(12, 3))
