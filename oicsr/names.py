@@ -28,11 +28,16 @@ def matches(name: str, pattern: str) -> bool:
 def named_layers(model: nn.Module, names: Names) -> set[str]:
     """Return the layers of a model that are meant by names, patterns or modules; with a module go all layers in it.
 
+    Modules and parameters of several names are meant by any of them, and returned by the first.
+
     Raises:
         ValueError: A name or pattern matches nothing, or a module is not part of the model.
         TypeError: An entry is neither a string nor a module.
     """
-    known = {name for name, _ in model.named_modules()} | {layer_name(name) for name, _ in model.named_parameters()}
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    holders = {name: layer_name(first[p]) for name, p in model.named_parameters(remove_duplicate=False)}
+    known = modules | {layer_name(name) for name in holders}
     found: set[str] = set()
     if not isinstance(names, str | nn.Module | Iterable) or isinstance(names, type):
         raise TypeError(f"{names!r} is neither the name of a layer, a pattern, nor a module, nor several of them")
@@ -48,7 +53,7 @@ def named_layers(model: nn.Module, names: Names) -> set[str]:
             what = repr(entry) if isinstance(entry, str) else f"the {type(entry).__name__} that was given"
             raise ValueError(f"{what} is no layer of this {type(model).__name__}{_nearest(entry, known)}")
         found |= hits
-    return found
+    return found | {holder for name, holder in holders.items() if layer_name(name) in found}
 
 
 def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], default: T, argument: str) -> list[T]:

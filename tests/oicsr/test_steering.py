@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import oicsr
 from oicsr.selection import MacsModel
 from tests.oicsr.attentions import Separate
 from tests.oicsr.networks import Basic, Chain, Mixed
+from tests.oicsr.users_networks import Net
 
 IMAGES = torch.zeros(1, 3, 8, 8)
 
@@ -365,3 +367,19 @@ def test_ties_of_different_widths_are_refused() -> None:
     couplings = oicsr.find_couplings(Chain(), IMAGES)
     with pytest.raises(ValueError, match=r"different widths cannot be tied: \{'conv1': 6, 'conv2': 8\}"):
         oicsr.tie_couplings(couplings, [couplings])
+
+
+@pytest.mark.parametrize("share", ["module", "weight"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_layer_of_two_names_is_ignored_by_either(share: str, name: str) -> None:
+    first, second = (nn.Linear(12, 12, bias=False) for _ in range(2))
+    if share == "module":
+        second = first
+    second.weight = first.weight
+    layers = {"i": nn.Linear(6, 12), "a": first, "b": second, "o": nn.Linear(12, 3)}
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.o(net.b(net.a(net.i(x).relu()).relu()).relu())
+
+    trace = oicsr.trace_couplings(Net(run, layers), torch.randn(2, 6), scope="all", ignore=name)
+    assert not trace.couplings and "is ignored" in trace.unpruned["a"]
