@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from argparse import Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any, TypeGuard
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from oicsr.coupling import Attribute, Axis, Coupling, Rescaled
 
-NAME = re.compile(r"[^\W\d]\w*(\.\w+)?")  # of an attribute, or of an entry of a list or dictionary
+NAME = re.compile(r"[^\W\d]\w*(\.\w+)?")  # of an attribute, or of an entry of what it holds
 Kept = Mapping[str, Sequence[int]]  # coupling name to the channels that stay
 
 
@@ -166,13 +169,13 @@ def set_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None
 
 
 def _read_number(module: nn.Module, name: str) -> Any:
-    """Return an attribute, or the entry of a list (`sizes.1`) or dictionary (`sizes.h`); None where there is none."""
+    """Return an attribute, or an entry of what it holds (`sizes.1`, `config.heads`); None where there is none."""
     name, _, entry = name.partition(".")
     value = vars(module).get(name)
     if not entry:
         return value
-    if type(value) is dict:
-        return value.get(entry)
+    if type(value) is dict or is_settings(value):
+        return (value if isinstance(value, dict) else vars(value)).get(entry)
     return value[int(entry)] if is_sequence(value) and entry.isdigit() and int(entry) < len(value) else None
 
 
@@ -181,23 +184,31 @@ def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return type(value) in (list, tuple, torch.Size) or (isinstance(value, tuple) and hasattr(value, "_fields"))
 
 
+def is_settings(value: object) -> bool:
+    """Return whether a value is an object that holds the settings of a network: its numbers are attributes."""
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return False
+    plain = isinstance(value, SimpleNamespace | Namespace) or is_dataclass(value)
+    return plain or type(value).__name__.endswith("Config")
+
+
 def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers on a module by name; those in a list or dictionary as `name.entry`."""
+    """Yield the whole numbers on a module by name; those in lists, dictionaries and settings as `name.entry`."""
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
         elif is_sequence(value):
             yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
-        elif type(value) is dict:
+        elif type(value) is dict or is_settings(value):
             yield from (
                 (f"{name}.{key}", entry)
-                for key, entry in value.items()
+                for key, entry in (value if isinstance(value, dict) else vars(value)).items()
                 if type(entry) is int and type(key) is str and key.isidentifier()
             )
 
 
 def _write_number(module: nn.Module, name: str, number: float) -> None:
-    """Set an attribute, or an entry of a list or dictionary; these are replaced, as another module may hold them too.
+    """Set an attribute, or an entry of what it holds, which is replaced, as another module may hold it too.
 
     Layers of einops keep the sizes of axes as a dictionary, and beside it as a tuple, from which they read them.
     """
@@ -212,6 +223,9 @@ def _write_number(module: nn.Module, name: str, number: float) -> None:
         if attributes.get(f"_{name}") == tuple(old.items()):
             attributes[f"_{name}"] = tuple(new.items())
         attributes[name] = new
+    elif is_settings(old):
+        attributes[name] = copy.copy(old)
+        vars(attributes[name])[entry] = number  # some are frozen
     else:
         entries = [*old[: int(entry)], number, *old[int(entry) + 1 :]]
         attributes[name] = type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)

@@ -53,8 +53,8 @@ class Attribute:
 
     Attributes:
         module: Qualified name of the module; empty for the network itself.
-        name: The attribute, such as `num_heads`; with an entry behind it, such as `sizes.1` or `sizes.heads`, one of a
-            list or dictionary.
+        name: The attribute, such as `num_heads`; with an entry behind it, such as `sizes.1` or `config.heads`, one of a
+            list, of a dictionary or of an object that holds settings.
         value: What it is with all channels.
         power: With a share s of the channels left, it is `value * s ** power`: 1 for a width, -1 for the epsilon of a
             mean of squares.

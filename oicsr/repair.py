@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from oicsr.changes import whole_numbers
+from oicsr.changes import is_settings, whole_numbers
 from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, line_of, mode, shared
 from oicsr.coupling import Attribute, Coupling
 from oicsr.inputs import Inputs, tensors_in
@@ -108,9 +109,12 @@ class Bench:
             if value and value % channels == 0 and self._is_read(path, name) == read
         }
 
-    def _is_read(self, path: str, name: str) -> bool:
-        name, _, entry = name.partition(".")
-        return (path, name) in self._read or (bool(entry) and (path, f"_{name}") in self._read)  # layers of einops
+    def _is_read(self, path: str, name: str) -> bool | None:
+        """Return whether the forward reads a number; None of one in settings that it does not, where many are."""
+        holder, _, entry = name.partition(".")
+        if entry and is_settings(vars(self.modules[path])[holder]):
+            return (path, name) in self._read or None
+        return (path, holder) in self._read or (bool(entry) and (path, f"_{holder}") in self._read)  # layers of einops
 
     def attributes(self, paths: Iterable[str], numbers: Iterable[Number]) -> tuple[Attribute, ...]:
         """Return the attributes of some modules that `numbers` names."""
@@ -200,7 +204,7 @@ def _is_doubtful(repair: Repair, sites: Sites, candidates: Sequence[Number]) -> 
 def _common(bench: Bench, sites: Sites, *, read: bool) -> list[Number]:
     """Return the numbers that may stand for the width at every site."""
     found = [bench.numbers(paths, coupling.num_channels, read=read) for coupling, paths in sites]
-    return sorted(set.intersection(*found))
+    return sorted(set.intersection(*found), key=lambda number: ("." in number[1], number))
 
 
 def _completed(
@@ -226,6 +230,7 @@ def _completed(
 
 
 def _says_width(name: str, *, heads: bool) -> bool:
+    name = name.rpartition(".")[2]
     per_head = name in {"head_dim", "dim_head", "d_head", "head_size", "head_width", "attention_head_size"}
     number = "heads" in name or name in {"n_head", "num_head"}
     both = name in {"attn_dim", "inner_dim", "all_head_size", "inner_size"}
@@ -318,23 +323,41 @@ class _Factors(Mode):
 
 @contextmanager
 def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
-    """Note which attributes of which modules are read, as long as the context lasts."""
-    changed = []
+    """Note which attributes of which modules, and of the settings that these hold, are read."""
+    changed: list[tuple[object, type]] = []
+    settings: dict[int, tuple[object, list[tuple[str, str]]]] = {}
     for path, module in twin.named_modules():
-        cls = type(module)
-
-        def note(self: Any, name: str, path: str = path, cls: type = cls) -> Any:
-            """Note the name."""
-            read.add((path, name))
-            return cls.__getattribute__(self, name)  # type: ignore[call-arg]
-
-        try:
-            module.__class__ = type(cls.__name__, (cls,), {"__getattribute__": note, "__module__": cls.__module__})
-        except TypeError:  # a class that fixes its layout
-            continue
-        changed.append((module, cls))
+        for name, value in vars(module).items():
+            if is_settings(value):
+                settings.setdefault(id(value), (value, []))[1].append((path, name))
+        _note_reads(module, partial(_add_name, read, [(path, "")]), changed)
+    for value, places in settings.values():
+        if not _note_reads(value, partial(_add_name, read, places), changed):
+            read |= {(path, f"{name}.{entry}") for path, name in places for entry in vars(value)}
     try:
         yield
     finally:
-        for module, cls in changed:
-            module.__class__ = cls
+        for owner, cls in changed:
+            object.__setattr__(owner, "__class__", cls)
+
+
+def _add_name(read: set[tuple[str, str]], places: Sequence[tuple[str, str]], name: str) -> None:
+    read.update((path, f"{holder}.{name}" if holder else name) for path, holder in places)
+
+
+def _note_reads(owner: object, note: Callable[[str], None], changed: list[tuple[object, type]]) -> bool:
+    """Call `note` with the name of each attribute of an object that is read; return False where its class is fixed."""
+    cls = type(owner)
+
+    def noted(self: Any, name: str) -> Any:
+        """Note the name."""
+        note(name)
+        return cls.__getattribute__(self, name)
+
+    try:
+        noting = type(cls.__name__, (cls,), {"__getattribute__": noted, "__module__": cls.__module__})
+        object.__setattr__(owner, "__class__", noting)
+    except TypeError:
+        return False
+    changed.append((owner, cls))
+    return True

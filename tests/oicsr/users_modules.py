@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -176,3 +178,61 @@ def widths_in_a_shared_dictionary() -> nn.Module:
 def two_attentions_with_one_module_for_their_heads() -> nn.Module:
     heads = _Rearranged(h=4)
     return nn.Sequential(nn.Linear(6, 12), _Split(12, heads), _Split(12, heads), nn.Linear(12, 3))
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Settings of a network, as most are written down."""
+
+    width: int = 16
+    heads: int = 4
+    layers: int = 2
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+class _Set(nn.Module):
+    """Attention that reads its widths from settings, which all layers share.
+
+    Args:
+        width: The number of channels that are read and given.
+        settings: The settings.
+    """
+
+    def __init__(self, width: int, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.q, self.k, self.v = (nn.Linear(width, settings.width) for _ in range(3))
+        self.o = nn.Linear(settings.width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = (self.settings.heads, -1)
+        q, k, v = (layer(x).unflatten(-1, sizes).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = (q @ k.transpose(-1, -2) * self.settings.head_width**-0.5).softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).flatten(2)).relu()
+
+
+@built("0 1.q 1.v 1.o 2.q 2.v 2.o", TOKENS)
+def attentions_that_share_settings() -> nn.Module:
+    settings = _Settings()
+    return nn.Sequential(nn.Linear(6, 10), _Set(10, settings), _Set(10, settings), nn.Linear(10, 3))
+
+
+class _Squares(nn.Module):
+    """Makes images of tokens, of a number of channels that settings hold."""
+
+    def __init__(self, settings: SimpleNamespace) -> None:
+        super().__init__()
+        self.settings = settings
+        self.a = nn.Linear(6, settings.width * 16)
+        self.b = nn.Conv2d(settings.width, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(len(x), self.settings.width, 4, 4).relu())
+
+
+@built("a", torch.randn(3, 6))
+def a_view_by_settings() -> nn.Module:
+    return _Squares(SimpleNamespace(width=8, depth=8))
