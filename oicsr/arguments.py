@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling
+from oicsr.names import named_tensors
 from oicsr.plan import check_is_plan
 from oicsr.wrapping import unwrap
 
@@ -119,10 +120,7 @@ def check_fit(model: nn.Module, couplings: Sequence[Coupling]) -> None:
     """
     check_couplings(couplings)
     model = unwrap(model)
-    tensors: dict[str, Tensor] = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    tensors = named_tensors(model)
     for coupling in couplings:
         for member in coupling.members:
             tensor = tensors.get(member.parameter)

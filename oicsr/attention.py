@@ -29,6 +29,7 @@ from oicsr.changes import whole_numbers
 from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
+from oicsr.names import first_names
 from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
@@ -130,7 +131,7 @@ class Attentions:
         self.parts: dict[str, str] = {}
         self.uncut: dict[str, str] = {}
         self._model = model
-        self._first_names = {module: name for name, module in model.named_modules()}
+        self._first_names = first_names(model.named_modules(remove_duplicate=False))
         self._inputs = inputs
         self._granularity = granularity
         self._bench: Bench | None = None
@@ -262,8 +263,8 @@ class Attentions:
     def _places(self, site: Site, position: int, paths: Mapping[str, Sequence[str]]) -> list[str]:
         """Return the modules whose numbers may follow a coupling: those on its way, and those within the attention."""
         module = self._model.get_submodule(site.path)
-        own = [m for n, m in module.named_modules() if n and not type(m).__module__.startswith("torch.nn.")]
-        within = [self._first_names[m] for m in own] if site.path else []
+        own = [n for n, m in module.named_modules() if n and not type(m).__module__.startswith("torch.nn.")]
+        within = [self._first_names[f"{site.path}.{name}"] for name in own] if site.path else []
         return [*paths[site.couplings[position].name], *within, site.path]
 
     def _completed(

@@ -174,8 +174,9 @@ def _read_number(module: nn.Module, name: str) -> Any:
     value = vars(module).get(name)
     if not entry:
         return value
-    if type(value) is dict or is_settings(value):
-        return (value if isinstance(value, dict) else vars(value)).get(entry)
+    named = _named_entries(value)
+    if named is not None:
+        return named.get(entry)
     return value[int(entry)] if is_sequence(value) and entry.isdigit() and int(entry) < len(value) else None
 
 
@@ -192,6 +193,13 @@ def is_settings(value: object) -> bool:
     return plain or type(value).__name__.endswith("Config")
 
 
+def _named_entries(value: object) -> dict[str, Any] | None:
+    """Return what a dictionary or an object of settings holds by name; None of anything else."""
+    if type(value) is dict:
+        return value
+    return vars(value) if is_settings(value) else None
+
+
 def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     """Yield the whole numbers on a module by name; those in lists, dictionaries and settings as `name.entry`."""
     for name, value in vars(module).items():
@@ -199,10 +207,10 @@ def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
             yield name, value
         elif is_sequence(value):
             yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
-        elif type(value) is dict or is_settings(value):
+        else:
             yield from (
                 (f"{name}.{key}", entry)
-                for key, entry in (value if isinstance(value, dict) else vars(value)).items()
+                for key, entry in (_named_entries(value) or {}).items()
                 if type(entry) is int and type(key) is str and key.isidentifier()
             )
 

@@ -337,8 +337,7 @@ def _content(container: Any) -> Any:
 
 def _refill(container: Any, content: Any) -> None:
     """Put the content of a container back, unless it is still what it was: some refuse every change (diffusers')."""
-    now = _content(container)
-    if len(now) == len(content) and all(map(operator.is_, _parts(now), _parts(content))):
+    if len(container) == len(content) and all(map(operator.is_, _parts(container), _parts(content))):
         return
     container.clear()
     if isinstance(container, list | deque):
@@ -347,8 +346,8 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _parts(content: Any) -> Iterator[Any]:
-    return chain(content, content.values()) if isinstance(content, dict) else iter(content)
+def _parts(container: Any) -> Iterator[Any]:
+    return chain(container, container.values()) if isinstance(container, dict) else iter(container)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch.nn.utils import rnn
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
+from oicsr.names import first_names, named_tensors
 from oicsr.rules import inline_blocks, leaf_modules, split_einsums
 from oicsr.rules.evaluated import CONSTANT
 
@@ -70,7 +71,7 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
             "Let forward return tensors, in tuples, lists, dictionaries or dataclasses"
         )
     kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    first = _first_names(twin)  # the exporter may call a tied parameter by any of its names
+    first = first_names(named_tensors(twin).items())  # the exporter may call a tied parameter by any of its names
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     names = {name: first[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
     split_einsums(graph, names)
@@ -88,30 +89,20 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     return Graph(graph, names, unused, constants, dict(twin.named_modules()))
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Return for each name of a parameter or buffer the first name of the same tensor."""
-    first: dict[int, str] = {}
-    names = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
-
-
 def _name_modules(graph: fx.Graph, model: nn.Module) -> None:
     """Let calls name the modules that they are made in by their first names, from the network down.
 
     Where a module has two names, the exporter calls modules by the attributes through which they were reached: from the
     network, or from the module whose forward ran at the time.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    first = {module: name for name, module in model.named_modules()}
-    if len(first) == len(modules):
+    first = first_names(model.named_modules(remove_duplicate=False))
+    if all(name == other for name, other in first.items()):
         return
     for node in graph.nodes:
         path, stack = "", {}
         for key, (name, *more) in (node.meta.get("nn_module_stack") or {}).items():
-            path = _name_within(path, str(name), modules)
-            stack[key] = (first[modules[path]], *more)
+            path = _name_within(path, str(name), first)
+            stack[key] = (first[path], *more)
         node.meta["nn_module_stack"] = stack
 
 

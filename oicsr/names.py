@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from oicsr.collect import layer_name
 from oicsr.coupling import Coupling
@@ -25,6 +25,18 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by each of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Return for each name of a module or tensor the first name of the same one; `named`: all names, in order."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(entry), name) for name, entry in named}
+
+
 def named_layers(model: nn.Module, names: Names) -> set[str]:
     """Return the layers of a model that are meant by names, patterns or modules; with a module go all layers in it.
 
@@ -35,9 +47,8 @@ def named_layers(model: nn.Module, names: Names) -> set[str]:
         TypeError: An entry is neither a string nor a module.
     """
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    first = {parameter: name for name, parameter in model.named_parameters()}
-    holders = {name: layer_name(first[p]) for name, p in model.named_parameters(remove_duplicate=False)}
-    known = modules | {layer_name(name) for name in holders}
+    parameters = first_names(model.named_parameters(remove_duplicate=False))
+    known = modules | {layer_name(name) for name in parameters}
     found: set[str] = set()
     if not isinstance(names, str | nn.Module | Iterable) or isinstance(names, type):
         raise TypeError(f"{names!r} is neither the name of a layer, a pattern, nor a module, nor several of them")
@@ -53,7 +64,7 @@ def named_layers(model: nn.Module, names: Names) -> set[str]:
             what = repr(entry) if isinstance(entry, str) else f"the {type(entry).__name__} that was given"
             raise ValueError(f"{what} is no layer of this {type(model).__name__}{_nearest(entry, known)}")
         found |= hits
-    return found | {holder for name, holder in holders.items() if layer_name(name) in found}
+    return found | {layer_name(first) for name, first in parameters.items() if layer_name(name) in found}
 
 
 def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], default: T, argument: str) -> list[T]:

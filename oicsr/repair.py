@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -106,15 +105,16 @@ class Bench:
             for path in paths
             if not isinstance(self.modules[path], SET_BY_SURGERY)
             for name, value in whole_numbers(self.modules[path])
-            if value and value % channels == 0 and self._is_read(path, name) == read
+            if value and value % channels == 0 and self._counts(path, name, read=read)
         }
 
-    def _is_read(self, path: str, name: str) -> bool | None:
-        """Return whether the forward reads a number; None of one in settings that it does not, where many are."""
+    def _counts(self, path: str, name: str, *, read: bool) -> bool:
+        """Return whether a number is read, or is not (`read`); of those in settings, only what is read counts."""
         holder, _, entry = name.partition(".")
         if entry and is_settings(vars(self.modules[path])[holder]):
-            return (path, name) in self._read or None
-        return (path, holder) in self._read or (bool(entry) and (path, f"_{holder}") in self._read)  # layers of einops
+            return read and (path, name) in self._read
+        places = {(path, holder), (path, f"_{holder}")} if entry else {(path, holder)}  # layers of einops read `_sizes`
+        return read != places.isdisjoint(self._read)
 
     def attributes(self, paths: Iterable[str], numbers: Iterable[Number]) -> tuple[Attribute, ...]:
         """Return the attributes of some modules that `numbers` names."""
@@ -324,16 +324,21 @@ class _Factors(Mode):
 @contextmanager
 def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
     """Note which attributes of which modules, and of the settings that these hold, are read."""
-    changed: list[tuple[object, type]] = []
-    settings: dict[int, tuple[object, list[tuple[str, str]]]] = {}
+    owners: dict[int, tuple[object, list[tuple[str, str]]]] = {}  # and where each is: in a module, behind a name
     for path, module in twin.named_modules():
+        owners[id(module)] = module, [(path, "")]
         for name, value in vars(module).items():
             if is_settings(value):
-                settings.setdefault(id(value), (value, []))[1].append((path, name))
-        _note_reads(module, partial(_add_name, read, [(path, "")]), changed)
-    for value, places in settings.values():
-        if not _note_reads(value, partial(_add_name, read, places), changed):
-            read |= {(path, f"{name}.{entry}") for path, name in places for entry in vars(value)}
+                owners.setdefault(id(value), (value, []))[1].append((path, f"{name}."))
+    changed: list[tuple[object, type]] = []
+    for owner, places in owners.values():
+        try:
+            cls = type(owner)
+            object.__setattr__(owner, "__class__", _noting(cls, places, read))
+        except TypeError:  # a class that fixes its layout
+            read |= {(path, prefix + entry) for path, prefix in places if prefix for entry in vars(owner)}
+            continue
+        changed.append((owner, cls))
     try:
         yield
     finally:
@@ -341,23 +346,12 @@ def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
             object.__setattr__(owner, "__class__", cls)
 
 
-def _add_name(read: set[tuple[str, str]], places: Sequence[tuple[str, str]], name: str) -> None:
-    read.update((path, f"{holder}.{name}" if holder else name) for path, holder in places)
-
-
-def _note_reads(owner: object, note: Callable[[str], None], changed: list[tuple[object, type]]) -> bool:
-    """Call `note` with the name of each attribute of an object that is read; return False where its class is fixed."""
-    cls = type(owner)
+def _noting(cls: type, places: Sequence[tuple[str, str]], read: set[tuple[str, str]]) -> type:
+    """Return a class like another one that notes, for each of some places, the names of attributes that are read."""
 
     def noted(self: Any, name: str) -> Any:
         """Note the name."""
-        note(name)
-        return cls.__getattribute__(self, name)
+        read.update((path, prefix + name) for path, prefix in places)
+        return cls.__getattribute__(self, name)  # type: ignore[call-arg]
 
-    try:
-        noting = type(cls.__name__, (cls,), {"__getattribute__": noted, "__module__": cls.__module__})
-        object.__setattr__(owner, "__class__", noting)
-    except TypeError:
-        return False
-    changed.append((owner, cls))
-    return True
+    return type(cls.__name__, (cls,), {"__getattribute__": noted, "__module__": cls.__module__})

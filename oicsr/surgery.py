@@ -21,6 +21,7 @@ from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attri
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
+from oicsr.names import named_tensors
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
@@ -202,10 +203,7 @@ def _groups_left(rows: Slice, groups: int) -> int:
 
 def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
     """Raise ValueError where a plan is another network's: a name is not there, or a width or number is another."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    tensors = named_tensors(model)
     for entry in plan.slices:
         tensor = tensors.get(entry.parameter)
         if tensor is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from oicsr.wrapping import unwrap
 Scope = Literal["inner", "all"]
 Verify = Literal["numeric", "shapes", "off"]
 IGNORED = "is ignored, or joined to a layer that is"
+NAME = re.compile(r"'([^'\s]+)'")  # of a layer or module, in a message
 
 
 class UnprunedChannelsWarning(UserWarning):
@@ -126,7 +128,7 @@ def find_couplings(
         approximate=approximate,
     )
     if trace.unruled:
-        message = "some channels are left unpruned: " + "; ".join(trace.unruled)
+        message = "some channels are left unpruned: " + "; ".join(_gathered(trace.unruled))
         warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
     if trace.untried:
         warnings.warn("; ".join(trace.untried), UntriedWarning, stacklevel=2)
@@ -172,7 +174,20 @@ def trace_couplings(
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name or "(root)") for name in names[:3]) + (" and others" if len(names) > 3 else "")
+    others = len(names) - 3
+    more = f" and {others} other{'s' if others > 1 else ''}" if others > 0 else ""
+    return ", ".join(repr(name or "(root)") for name in names[:3]) + more
+
+
+def _gathered(reasons: Sequence[str]) -> list[str]:
+    """Return the reasons, where several differ in the first name alone as one: a deep network repeats the same."""
+    alike: dict[str, list[str]] = {}
+    for reason in dict.fromkeys(reasons):
+        alike.setdefault(NAME.sub("\0", reason, count=1), []).append(reason)
+    return [
+        first + (f" (likewise {_some([NAME.findall(reason)[0] for reason in others])})" if others else "")
+        for first, *others in alike.values()
+    ]
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared, uncompiled
 from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
+from oicsr.names import named_tensors
 from oicsr.parametrized import lengths
 from oicsr.plan import PruningPlan
 from oicsr.state import buffers_kept, devices_of, generators_kept, indices_on_cpu
 from oicsr.surgery import apply_plan
-from oicsr.watching import WIDER, Watch, default_dtype, named_tensors, storages
+from oicsr.watching import WIDER, Watch, default_dtype, storages
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output

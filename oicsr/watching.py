@@ -13,6 +13,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from oicsr.modes import Mode
+from oicsr.names import named_tensors
 
 WIDER = {
     torch.float16: torch.float64,
@@ -32,12 +33,6 @@ DROPOUTS = {
 NOISES = {torch.rand: 0.4, torch.rand_like: 0.4, torch.randn: 0.7, torch.randn_like: 0.7}  # and the number in its place
 DEFORMED = "torchvision::deform_conv2d"  # whose kernel reads wherever offsets lead: for NaN out of all memory
 DRAWS = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by each of their names."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def storages(model: nn.Module) -> dict[int, str]:

@@ -90,6 +90,9 @@ class Tracing(Protocol):
     def axis_labels(self, key: tuple[str, int], size: int) -> Tensor:
         """Return the labels of an axis of a parameter."""
 
+    def start_channels(self, weight: fx.Node, *, dim: int) -> Tensor:
+        """Return the channels that a layer produces."""
+
     def put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
         """Let an axis of a parameter follow channels."""
 

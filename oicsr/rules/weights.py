@@ -48,10 +48,8 @@ def pass_by(tracer: Tracing, node: fx.Node, weight: fx.Node) -> None:
     """Remember a layer that runs over channels one by one, along another axis: its own channels stay."""
     note_layer(tracer, node, weight)
     if weight in tracer.parameters:
-        key = tracer.parameters[weight], 0
-        if key not in tracer.slots:
-            tracer.put_slot(key, tracer.sets.new(shape_of(weight)[0]), "out", True)
-        tracer.sets.fix(tracer.slots[key].ids, "runs along another axis than that of its input's channels")
+        own = tracer.start_channels(weight, dim=0)
+        tracer.sets.fix(own, "runs along another axis than that of its input's channels")
 
 
 def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:

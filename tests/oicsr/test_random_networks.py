@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from hypothesis import HealthCheck, example, given, settings
+from hypothesis import seed as random_seed
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -346,13 +347,16 @@ def test_removing_empty_channels_of_any_network_changes_nothing(
     assert {"hidden"} <= pruned_exactly(steps, flatten, seed, wrapper)
 
 
+@pytest.mark.parametrize("start", range(0, 150, 25))  # parts, for several cores
 @pytest.mark.slow
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
-@NETWORKS
-def test_removing_empty_channels_of_150_networks_changes_nothing(
-    steps: list[tuple[str, int]], flatten: bool, seed: int, wrapper: str
-) -> None:
-    assert {"hidden"} <= pruned_exactly(steps, flatten, seed, wrapper)
+def test_removing_empty_channels_of_150_networks_changes_nothing(start: int) -> None:
+    @random_seed(start)
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
+    @NETWORKS
+    def check(steps: list[tuple[str, int]], flatten: bool, seed: int, wrapper: str) -> None:
+        assert {"hidden"} <= pruned_exactly(steps, flatten, seed, wrapper)
+
+    check()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -49,6 +49,16 @@ def test_hooks_that_change_no_values_are_not_named() -> None:
     assert not oicsr.trace_couplings(nn.Sequential(model, nn.Linear(8, 3)), ROWS).untried
 
 
+def test_a_reason_that_a_deep_network_repeats_is_said_once() -> None:
+    blocks = (nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU()) for _ in range(6))
+    model = nn.Sequential(*blocks, nn.LayerNorm(6), nn.Linear(6, 3))
+    with pytest.warns(oicsr.UnprunedChannelsWarning) as said:
+        assert not oicsr.find_couplings(model, ROWS, scope="all")
+    reason = "operator aten.layer_norm.default in module '1.0' normalises over the channels"
+    assert f"{reason} (likewise '2.0', '3.0', '4.0' and 2 others)" in str(said[0].message)
+    assert len(oicsr.trace_couplings(model, ROWS, scope="all").unruled) == 6
+
+
 @pytest.mark.parametrize(
     ("run", "parts", "reason"),
     [
