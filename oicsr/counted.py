@@ -14,6 +14,7 @@ from oicsr.coupling import Coupling
 from oicsr.inputs import Inputs
 from oicsr.modes import Mode
 from oicsr.plan import PruningPlan
+from oicsr.recurrences import OneStep
 from oicsr.rules.calls import operator_name
 from oicsr.rules.doubts import Doubt
 from oicsr.shapes import meta_copy
@@ -99,7 +100,7 @@ def _widths(most: int) -> Sequence[int]:
 def _sizes(network: nn.Module, inputs: Inputs) -> Sizes | None:
     """Return how many channels a group has in each call; None where the network does not run."""
     groups = _Groups()
-    with mode(network, training=False), hooks_off(network), torch.no_grad(), groups:
+    with mode(network, training=False), hooks_off(network), torch.no_grad(), groups, OneStep():
         try:
             inputs.call(network)
         except MODEL_ERRORS:

@@ -22,6 +22,7 @@ from torch.nn.utils import rnn
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.names import first_names, named_tensors
+from oicsr.recurrences import one_step_exported
 from oicsr.rules import inline_blocks, leaf_modules, split_einsums
 from oicsr.rules.evaluated import CONSTANT
 
@@ -198,7 +199,11 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
 
         twin.forward = flat
         try:
-            with _values_unseen(), redirect_stderr(io.StringIO()):  # where it fails, it prints the whole graph
+            with (
+                _values_unseen(),
+                one_step_exported(),
+                redirect_stderr(io.StringIO()),
+            ):  # where it fails, it prints the whole graph
                 return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(

@@ -25,6 +25,7 @@ from oicsr.coupling import Attribute, Coupling
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.modes import FLEX_ATTENTION, Mode
 from oicsr.plan import PruningPlan
+from oicsr.recurrences import OneStep
 from oicsr.shapes import meta_copy
 from oicsr.surgery import apply_plan
 
@@ -146,7 +147,7 @@ class Bench:
 
     def _run(self, twin: nn.Module) -> Run:
         factors = _Factors(shapes_only=self._copy is meta_copy)
-        with mode(twin, training=False), hooks_off(twin), torch.no_grad(), factors:
+        with mode(twin, training=False), hooks_off(twin), torch.no_grad(), factors, OneStep():
             try:
                 outputs = self._inputs.call(twin)
             except MODEL_ERRORS as error:

@@ -15,6 +15,7 @@ from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode
 from oicsr.coupling import Axis, Coupling
 from oicsr.inputs import Inputs
 from oicsr.plan import PruningPlan, shrink_couplings
+from oicsr.recurrences import OneStep
 from oicsr.surgery import apply_plan
 
 Trace = Callable[[nn.Module], tuple[list[Coupling], set[str]]]
@@ -75,7 +76,7 @@ def _trial(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -> s
     kept = {c.name: range(c.num_channels - 1) for c in couplings}
     trial = meta_copy(model)
     apply_plan(trial, PruningPlan.from_kept(couplings, kept))
-    with mode(trial, training=False), hooks_off(trial), torch.no_grad(), _ShapesOfNorms():
+    with mode(trial, training=False), hooks_off(trial), torch.no_grad(), _ShapesOfNorms(), OneStep():
         try:
             inputs.call(trial)
         except MODEL_ERRORS as error:
