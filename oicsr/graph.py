@@ -199,11 +199,8 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
 
         twin.forward = flat
         try:
-            with (
-                _values_unseen(),
-                one_step_exported(),
-                redirect_stderr(io.StringIO()),
-            ):  # where it fails, it prints the whole graph
+            # standard error: where it fails, it prints the whole graph
+            with _values_unseen(), one_step_exported(), redirect_stderr(io.StringIO()):
                 return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(

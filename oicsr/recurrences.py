@@ -50,13 +50,12 @@ def _set_kernels(operator: Any, kernels: Mapping[Any, Callable[..., Any]]) -> No
         operator._dispatch_cache.clear()
 
 
-def _of_one_step(layer: Callable[..., Any], x: Tensor, *options: Any, **named: Any) -> Any:
+def _of_one_step(layer: Callable[..., Any], x: Tensor, *options: Any) -> Any:
     """Return what a layer gives for a sequence: outputs without values `(steps, batch, width)`, and the states."""
     axis = 1 if options[-1] else 0  # batch_first
     steps = x.shape[axis]
-    if x.ndim != 3 or named or steps < 2:
-        return layer(x, *options, **named)
+    if x.ndim != 3 or steps < 2:
+        return layer(x, *options)
     outputs, *states = layer(x.narrow(axis, 0, 1), *options)
-    rest = [size for position, size in enumerate(outputs.shape) if position != axis]
-    whole = outputs.new_empty((steps, *rest))  # steps first in memory, as in the outputs of the layer
+    whole = outputs.new_empty((steps, *outputs.transpose(0, axis).shape[1:]))  # steps first in memory, as in a layer
     return whole.transpose(0, axis), *states

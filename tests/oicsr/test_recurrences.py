@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import oicsr
+from oicsr.inputs import tensors_in
 from oicsr.recurrences import LAYERS, OPERATORS, OneStep, one_step_exported
 
 KINDS = [
@@ -37,17 +37,13 @@ class Tagger(nn.Module):
         return self.head(self.behind(x).relu())
 
 
-def flat(value: Any) -> Iterator[Tensor]:
-    yield from [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in flat(part)]
-
-
 @pytest.mark.parametrize(("cls", "options"), KINDS)
 @pytest.mark.parametrize("shape", [(7, 2, 6), (1, 2, 6), (7, 6)])
 def test_one_step_gives_the_shapes_and_the_layout_of_all(cls: Any, options: Any, shape: tuple[int, ...]) -> None:
     layer, x = cls(6, 5, **options).to("meta"), torch.empty(shape, device="meta")
-    every = list(flat(layer(x)))
+    every = list(tensors_in(layer(x)))
     with OneStep():
-        one = list(flat(layer(x)))
+        one = list(tensors_in(layer(x)))
     assert [tensor.shape for tensor in one] == [tensor.shape for tensor in every]
     assert [tensor.stride() for tensor in one] == [tensor.stride() for tensor in every]
     assert all(tensor.is_meta for tensor in one)
@@ -70,7 +66,7 @@ def test_the_graph_is_that_of_the_whole_sequence(cls: Any, options: Any) -> None
         graph = torch.export.export(model, (x,), strict=False).graph
     assert [node.name for node in graph.nodes] == [node.name for node in plain.nodes]
     for node, other in zip(graph.nodes, plain.nodes, strict=True):
-        shapes = [[tensor.shape for tensor in flat(n.meta.get("val", []))] for n in (node, other)]
+        shapes = [[tensor.shape for tensor in tensors_in(n.meta.get("val", []))] for n in (node, other)]
         assert shapes[0] == shapes[1]
 
 
