@@ -50,3 +50,13 @@ def indices_on_cpu() -> Iterator[None]:
         return
     with torch.device("cpu"):
         yield
+
+
+@contextmanager
+def trainable() -> Iterator[None]:
+    """Let tensors be made that can be trained, also where the caller is in inference mode. Also a decorator."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False):
+        yield

@@ -25,6 +25,7 @@ from oicsr.names import named_tensors
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
+from oicsr.state import trainable
 from oicsr.wrapping import unwrap
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -32,6 +33,7 @@ WIDTHS = {"input_size": "ih", "hidden_size": "hh"}  # of recurrent layers: the w
 FILE_FORMAT = "oicsr-pruned-1"
 
 
+@trainable()
 def remove_channels(
     model: nn.Module,
     plan: PruningPlan,
@@ -288,6 +290,7 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return total.hexdigest()
 
 
+@trainable()
 def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     """Rebuild a network that `save_pruned` wrote, on the CPU, in evaluation mode. Nothing in the file is executed.
 

@@ -340,13 +340,17 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         except ValueError as error:
             unused = _some(graph.unused)
             untried = (f"{error}, in training mode: what only runs there is not followed (it may read {unused})",)
-    attentions = Attentions(twin, inputs, choices.granularity)
+    attentions, passed_over = Attentions(twin, inputs, choices.granularity), frozenset[tuple[str, int]]()
     while True:
-        tracer, streams = _followed(graphs, attentions, choices)
+        tracer, streams = _followed(graphs, attentions, choices, passed_over)
         couplings, unpruned, index = collect(tracer, streams.roots() if choices.scope == "inner" else set[Root]())
         completed = attentions.complete(tracer, index, couplings, graph.nodes)
-        if completed is not None:
+        if completed is None:
+            continue
+        stuck = {axis for axis, labels in tracer.chosen.items() if not index.names_of(labels)} - passed_over
+        if not stuck:
             break
+        attentions, passed_over = Attentions(twin, inputs, choices.granularity), passed_over | stuck
     couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
     inexact = index.owners([norm.channels for norm in tracer.norms if not norm.exact])
     said = said_of_kept(tracer, index, graph.nodes, unpruned)
@@ -355,8 +359,10 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
 
 
 @indices_on_cpu()
-def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices) -> tuple[Tracer, Streams]:
-    """Follow the channels through the graphs of a network, with what is known of its attentions."""
+def _followed(
+    graphs: Sequence[Graph], attentions: Attentions, choices: _Choices, passed_over: frozenset[tuple[str, int]]
+) -> tuple[Tracer, Streams]:
+    """Follow the channels through the graphs of a network, with what is known of its attentions and stacked weights."""
     tracer = Tracer(
         thinned=dict(choices.thinned),
         follow_layer_norm=choices.verify != "numeric",
@@ -364,6 +370,7 @@ def _followed(graphs: Sequence[Graph], attentions: Attentions, choices: _Choices
         granularity=choices.granularity,
         modes=dict(attentions.modes),
         doubts=Doubts(choices.distrusted if choices.proves else None),
+        passed_over=passed_over,
     )
     streams = Streams(tracer)
     for graph in graphs:

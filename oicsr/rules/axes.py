@@ -18,7 +18,17 @@ from torch import Tensor, fx, nn
 from oicsr.contractions import is_plain
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
-from oicsr.rules.calls import argument, axes_of, axis_of, gives_many, operator_name, shape_of, shapes_of, source_of
+from oicsr.rules.calls import (
+    argument,
+    axes_of,
+    axis_of,
+    gives_many,
+    is_integer,
+    operator_name,
+    shape_of,
+    shapes_of,
+    source_of,
+)
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.names import ELEMENTWISE, JOINED
 from oicsr.rules.notes import Product, Slot
@@ -102,6 +112,17 @@ def is_computed(tracer: Tracing, node: Any) -> bool:
     return isinstance(node, fx.Node) and node in tracer.computed
 
 
+def is_pick(node: fx.Node) -> bool:
+    """Return whether a call picks matrices, or weights of more axes, from a stack by whole numbers along axis 0."""
+    name = operator_name(node)
+    if name not in ("aten::index", "aten::index_select", "aten::select") or len(shape_of(source_of(node))) < 3:
+        return False
+    if name != "aten::index":
+        return bool(argument(node, 1) == 0) and isinstance(argument(node, 2), fx.Node)
+    first, *others = argument(node, 1)
+    return first is not None and not any(others) and is_integer(first)
+
+
 def is_vector(tracer: Tracing, node: fx.Node) -> bool:
     """Return whether a value is a vector that is computed from parameters, and follows an axis of some."""
     axes = weight_axes(tracer, node) if node in tracer.computed else None
@@ -120,9 +141,11 @@ def _find(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     if node in tracer.parameters:
         shape = shape_of(node)
         return tuple(_of_parameter(tracer, node, dim) if size > 1 else None for dim, size in enumerate(shape))
-    if tracer.depends_on_input(node) or not isinstance(node.meta.get("val"), Tensor | list | tuple):
+    if not isinstance(node.meta.get("val"), Tensor | list | tuple):
         return None
     if not is_computed(tracer, node):
+        if tracer.depends_on_input(node):
+            return None
         return tuple(None for _ in shape_of(node))  # numbers
     if node.target is operator.getitem:
         weight_axes(tracer, node.args[0])  # type: ignore[arg-type]
@@ -138,6 +161,8 @@ def _of_parameter(tracer: Tracing, node: fx.Node, dim: int) -> Axis:
 
 def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     name = operator_name(node).rstrip("_")
+    if is_pick(node):
+        return _picked(tracer, node)
     if name in MOVED:
         return _moved(tracer, node)
     if name in PRODUCTS:
@@ -185,6 +210,16 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
         _widen(tracer, node, axes, found[0])
     whole = [tuple(part) for part in found]
     return whole if gives_many(node) else whole[0]
+
+
+def _picked(tracer: Tracing, node: fx.Node) -> Axes | None:
+    """Pick from a stack of weights: how many there are stays, the other axes are theirs."""
+    axes = weight_axes(tracer, source_of(node))
+    if axes is None:
+        return None
+    if axes[0] is not None:
+        tracer.sets.fix(axes[0].labels, f"{tracer.where(node)} picks from it")
+    return (*[None] * (len(shape_of(node)) - len(axes) + 1), *axes[1:])
 
 
 def _widen(tracer: Tracing, node: fx.Node, axes: Axes, found: list[Axis | None]) -> None:

@@ -84,3 +84,8 @@ def axes_of(node: fx.Node, ndim: int, name: str = "dim") -> set[int]:
     if dims is None or dims == []:
         return set(range(ndim))
     return {int(dim) % ndim for dim in (dims if isinstance(dims, list | tuple) else [dims])}
+
+
+def is_integer(node: fx.Node) -> bool:
+    """Return whether a value holds whole numbers, and no truth values."""
+    return not node.meta["val"].dtype.is_floating_point and str(node.meta["val"].dtype) != "torch.bool"

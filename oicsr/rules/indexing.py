@@ -9,7 +9,7 @@ from itertools import accumulate
 from torch import Tensor, fx
 
 from oicsr.changes import whole_numbers
-from oicsr.rules.calls import argument, axis_of, gives_many, module_path, operator_name, shape_of, shapes_of
+from oicsr.rules.calls import argument, axis_of, gives_many, is_integer, module_path, operator_name, shape_of, shapes_of
 from oicsr.rules.ids import varying
 from oicsr.rules.notes import Cut
 from oicsr.rules.registry import Result, Value, aten, follows
@@ -140,7 +140,7 @@ def index(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Indexes axes that hold no channels by tensors of integers; what they give stands where these axes were."""
     indices = list(argument(node, 1))
     used = [axis for axis, entry in enumerate(indices) if entry is not None]
-    if any(entry is not None and not _is_integer(entry) for entry in indices):
+    if any(entry is not None and not is_integer(entry) for entry in indices):
         return tracer.opaque(node, "picks by a mask")
     kept = tracer.whole(ids, used)
     if kept is None:
@@ -149,10 +149,6 @@ def index(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     place = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     rest = [size for axis, size in enumerate(kept.shape) if axis not in used]
     return kept.reshape([*rest[:place], *[1] * rank, *rest[place:]])
-
-
-def _is_integer(entry: fx.Node) -> bool:
-    return not entry.meta["val"].dtype.is_floating_point and str(entry.meta["val"].dtype) != "torch.bool"
 
 
 @follows("aten::unfold")

@@ -189,15 +189,21 @@ def _along_edges(tracer: Tracer, node: fx.Node, source: fx.Node) -> Result:
 def add_product(tracer: Tracer, node: fx.Node) -> Result:
     """`beta * bias + alpha * x @ y`: tied to what it is added to, as by an addition. `addbmm` sums over axis 0 too."""
     bias, first, second = (argument(node, position) for position in range(3))
-    if is_weight(tracer, first) or is_weight(tracer, second):
-        return add_to_bias(tracer, node)
     batch = "a" if len(shape_of(first)) == 3 else ""
-    out = "xy" if operator_name(node) == "aten::addbmm" else batch + "xy"
-    product = _multiply(tracer, node, (first, batch + "xz"), (second, batch + "zy"), out)
+    sums_up = operator_name(node) == "aten::addbmm"
+    if is_weight(tracer, first) or is_weight(tracer, second):
+        if sums_up:
+            return tracer.opaque(node, "adds products of weights in a form without a rule")
+        product = multiply_by_weight(tracer, node, first, second)
+        if add_to_bias(tracer, bias, product):
+            return product
+    else:
+        out = "xy" if sums_up else batch + "xy"
+        product = _multiply(tracer, node, (first, batch + "xz"), (second, batch + "zy"), out)
     if not isinstance(product, Value) or argument(node, "beta") == 0:
         return product
     summed = Operand(product.ids, list(shape_of(node)), product.reason)
-    result, joined = combine(tracer, node, [summed, Operand.of(tracer, bias, len(out))])
+    result, joined = combine(tracer, node, [summed, Operand.of(tracer, bias, len(shape_of(node)))])
     if result.ids is not None and tracer.depends_on_input(bias):
         tracer.added.append((node, joined, result.ids))
     return result

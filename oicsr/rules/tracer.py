@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
-from oicsr.rules.axes import Axes, is_vector
+from oicsr.rules.axes import Axes, is_pick, is_vector
 from oicsr.rules.calls import module_path, shape_of
 from oicsr.rules.doubts import Doubts
 from oicsr.rules.evaluated import Evaluated
@@ -66,6 +66,8 @@ class Tracer:
         evaluated: The numbers that the code makes, to see where they differ.
         rebuilt: Axes of weights that read channels, and start them again in a transposed use.
         doubts: Calls that are followed on trust, for the proof to judge.
+        chosen: Where a weight adds several axes to a product: the one that channels start on, and their labels.
+        passed_over: Such axes that are to be chosen last, as channels on them were found to stay.
     """
 
     sets: ChannelSets = field(default_factory=ChannelSets)
@@ -94,6 +96,8 @@ class Tracer:
     evaluated: Evaluated = field(default_factory=Evaluated)
     rebuilt: set[tuple[str, int]] = field(default_factory=set)
     doubts: Doubts = field(default_factory=Doubts)
+    chosen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    passed_over: frozenset[tuple[str, int]] = frozenset()
     _waiting: set[fx.Node] = field(default_factory=set)  # those whose rules have not been asked yet
     _notable: set[str] = field(default_factory=set)  # reasons to warn of, where they keep channels
     _splits: list[tuple[Tensor, int | None]] = field(default_factory=list)  # channel axes that were split
@@ -120,7 +124,7 @@ class Tracer:
             if node.op == "placeholder":
                 self._read_placeholder(node, parameters, constants or {})
             elif node.op == "call_function" and self._is_computed(node):
-                self.values[node] = Value(None, depends_on_input=False)
+                self.values[node] = Value(None, depends_on_input=any(map(self.depends_on_input, node.all_input_nodes)))
                 self.computed.add(node)
                 self._waiting.add(node)
             elif node.op == "call_function":
@@ -147,10 +151,15 @@ class Tracer:
             self.values[node] = Value(None, INPUT)
 
     def _is_computed(self, node: fx.Node) -> bool:
-        """Return whether a value is computed from parameters alone: its rule is asked when something reads it."""
+        """Return whether a value is computed from parameters alone: its rule is asked when something reads it.
+
+        Matrices that the input picks from a stack of them (those of an expert) are as good as that.
+        """
         sources = node.all_input_nodes
         known = any(source in self.parameters or source in self.computed for source in sources)
-        return known and not is_module_call(node) and not any(map(self.depends_on_input, sources))
+        if not known or is_module_call(node):
+            return False
+        return is_pick(node) or all(n in self.computed or not self.depends_on_input(n) for n in sources)
 
     def value(self, node: fx.Node) -> Result:
         """Return what is known of a value."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from oicsr.rules.calls import argument, operator_name, shape_of, source_of
+from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, register_rule
 from oicsr.rules.tracer import Tracer
@@ -32,13 +32,13 @@ def multiply_by_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx
     rank, size = len(shape_of(source)), len(shape_of(weight))
     if not has_weight(tracer, weight):
         return tracer.computed_weight(node, weight)
-    if min(rank, size) < 2 or size > max(rank, 2):
+    if min(rank, size) < 2:
         return _with_vector(tracer, node, source, weight, behind=behind)
-    leading = "abcdefgh"[: rank - 2]
-    own = leading[len(leading) - size + 2 :] if size > 2 else ""
+    leading = "abcdefgh"[: max(rank, size) - 2]  # a stack of matrices, where the weight has more of them
+    own, others = leading[len(leading) - rank + 2 :], leading[len(leading) - size + 2 :]
     if behind:
-        return sum_with_weight(tracer, node, (source, leading + "xz"), (weight, own + "zy"), leading + "xy")
-    return sum_with_weight(tracer, node, (source, leading + "zy"), (weight, own + "xz"), leading + "xy")
+        return sum_with_weight(tracer, node, (source, own + "xz"), (weight, others + "zy"), leading + "xy")
+    return sum_with_weight(tracer, node, (source, own + "zy"), (weight, others + "xz"), leading + "xy")
 
 
 def _with_vector(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, behind: bool) -> Result:
@@ -66,7 +66,8 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     """An einsum of an activation and a weight.
 
     The weight reads channels along the letters that are summed over, follows those along letters that stay, and starts
-    new ones along the first letter that it adds and that can follow them.
+    new ones along a letter that it adds and that can follow them: along the first of them, or another one where those
+    on the first were found to stay (the number of experts whose weights are stacked).
     """
     (source, own), (weight, others) = first, second
     if not has_weight(tracer, weight):
@@ -93,10 +94,17 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     if not wide:
         note_layer(tracer, node, weight, read=read)
         return Value(None, "is a sum over channels")
-    wide.sort(key=lambda letter: not can_follow(tracer, weight, others.index(letter)))  # stacked layers last
-    rows = tracer.start_channels(weight, dim=others.index(wide[0]))
-    note_layer(tracer, node, weight, rows=others.index(wide[0]), read=read)
-    return Value(on_axis(rows, out.index(wide[0]), len(out)))
+    dim = min((others.index(letter) for letter in wide), key=lambda dim: _is_late(tracer, weight, dim))
+    rows = tracer.start_channels(weight, dim=dim)
+    if len(wide) > 1:
+        tracer.chosen[weight.name, dim] = rows
+    note_layer(tracer, node, weight, rows=dim, read=read)
+    return Value(on_axis(rows, out.index(others[dim]), len(out)))
+
+
+def _is_late(tracer: Tracer, weight: fx.Node, dim: int) -> tuple[bool, bool]:
+    """Return the order in which axes of a weight are taken: those on which channels stay come last."""
+    return not can_follow(tracer, weight, dim), (weight.name, dim) in tracer.passed_over
 
 
 def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out: str, kept: list[str]) -> Result:
@@ -114,20 +122,14 @@ def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out:
     return Value(on_axis(vector, out.index(kept[0]), len(out)))
 
 
-def add_to_bias(tracer: Tracer, node: fx.Node) -> Result:
-    """`bias + x @ w`, where one of the two is a weight."""
-    bias, source, weight = (argument(node, position) for position in range(3))
-    if is_weight(tracer, source) or operator_name(node) == "aten::addbmm":
-        return tracer.opaque(node, "adds a product in a form without a rule")
-    result = multiply_by_weight(tracer, node, source, weight)
-    if isinstance(result, Value) and result.ids is not None and varying(result.ids) == [result.ids.ndim - 1]:
-        vector = result.ids.flatten()
-        if len(shape_of(bias)) == 1 and is_weight(tracer, bias):
-            tracer.add_bias(bias, vector)
-            return result
-        tracer.sets.fix(vector, tracer.notable(f"{tracer.where(node)} adds it to something else than a bias"))
-        return result
-    return tracer.opaque(node, "adds a product in a form without a rule")
+def add_to_bias(tracer: Tracer, bias: Any, product: Result) -> bool:
+    """Let a vector follow the channels that a product has on its last axis, as in `bias + x @ w`; return whether so."""
+    if not (isinstance(product, Value) and product.ids is not None and is_weight(tracer, bias)):
+        return False
+    if len(shape_of(bias)) != 1 or varying(product.ids) != [product.ids.ndim - 1]:
+        return False
+    tracer.add_bias(bias, product.ids.flatten())
+    return True
 
 
 @register_rule("aten::bilinear")

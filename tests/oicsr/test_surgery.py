@@ -213,6 +213,19 @@ def test_optimizer_with_a_foreign_parameter_is_refused() -> None:
         oicsr.remove_channels(model, plan, optimizer=optimizer)
 
 
+def test_what_inference_mode_makes_can_be_trained(tmp_path: Path) -> None:
+    model = Chain().eval()
+    with torch.inference_mode():
+        couplings = oicsr.find_couplings(model, IMAGES)
+        plan = oicsr.PruningPlan.from_kept(couplings, {c.name: range(c.num_channels // 2) for c in couplings})
+        small = oicsr.remove_channels(model, plan)
+        oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
+        back = oicsr.load_pruned(tmp_path / "small.safetensors", Chain)
+    for network in (small, back):
+        network(IMAGES).square().sum().backward()
+        assert all(p.grad is not None and not p.is_inference() for p in network.parameters())
+
+
 def test_same_plan_prunes_a_moving_average() -> None:
     model = Chain()
     average = torch.optim.swa_utils.AveragedModel(model).module

@@ -18,6 +18,7 @@ import oicsr
 from oicsr.inputs import tensors_in
 from tests.oicsr import (
     users_cuts,
+    users_experts,
     users_gates,
     users_modules,
     users_recurrences,
@@ -27,7 +28,17 @@ from tests.oicsr import (
 )
 from tests.oicsr.users_networks import CASES, Case
 
-for more in (users_cuts, users_gates, users_modules, users_recurrences, users_sequences, users_sums, users_weights):
+ADDED = (
+    users_cuts,
+    users_experts,
+    users_gates,
+    users_modules,
+    users_recurrences,
+    users_sequences,
+    users_sums,
+    users_weights,
+)
+for more in ADDED:
     assert more.CASES is CASES  # they add to the table
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 RANDOM_IN_TRAINING = {"stochastic_depth_and_dropped_blocks"}
