@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from oicsr.contractions import is_plain
 from oicsr.coupling import Rescaled
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.names import JOINED as IN_A_ROW
@@ -26,7 +29,9 @@ FACTORS = frozenset(aten("mul multiply div divide true_divide"))
 SUMS = frozenset(aten("add sub subtract"))
 JOINED = frozenset([*IN_A_ROW, *aten("stack")])
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
-PRODUCTS = frozenset(aten("addmm matmul mm linalg_matmul"))  # with a weight `(inputs, outputs)` on the right
+PRODUCTS = frozenset(
+    aten("matmul mm bmm linalg_matmul addmm baddbmm")
+)  # a weight `(..., inputs, outputs)` on the right
 
 
 class NotLinearError(Exception):
@@ -49,23 +54,84 @@ def rescaled_rows(parameters: Mapping[fx.Node, str], node: fx.Node, power: float
         return None
     found = torch.cat([part.unique() for part in parts])
     entries: dict[tuple[str, tuple[int, ...]], Rescaled] = {}
-    for layer, start, size in walk.layers:
-        rows = tuple((found[(found >= start) & (found < start + size)] - start).unique().tolist())
-        for tensor, dim in _tensors(layer):
-            if isinstance(tensor, fx.Node) and rows:
-                if tensor not in parameters:
-                    return None
-                entry = Rescaled(parameters[tensor], dim, rows, power)
-                entries[entry.parameter, rows] = entry
+    for layer, start, sizes in walk.layers:
+        is_there = torch.isin(torch.arange(start, start + math.prod(sizes)), found).reshape(sizes)
+        if not bool(is_there.any()):
+            continue
+        axis, rows = _whole_slices(is_there)
+        if not rows:
+            return None
+        for tensor, dim in layer.tensors(axis):
+            if tensor not in parameters:
+                return None
+            entry = Rescaled(parameters[tensor], dim, rows, power)
+            entries[entry.parameter, rows] = entry
     return tuple(entries.values()) or None
 
 
-def _tensors(layer: fx.Node) -> list[tuple[Any, int]]:
-    """Return weight and bias of a layer, the weight first, each with the axis of its outputs."""
-    name = operator_name(layer)
-    if name == "aten::addmm":
-        return [(argument(layer, 2), 1), (argument(layer, 0), 0)]
-    return [(argument(layer, 1), 1)] if name in PRODUCTS else [(argument(layer, 1), 0), (argument(layer, 2), 0)]
+def _whole_slices(is_there: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return the slices along one axis, the last that will do, of which a mask consists; none where there are none."""
+    for axis in reversed(range(is_there.ndim)):
+        others = [k for k in range(is_there.ndim) if k != axis]
+        some = is_there.any(others[0]) if len(others) == 1 else is_there.amax(others) if others else is_there
+        shape = [-1 if k == axis else 1 for k in range(is_there.ndim)]
+        if torch.equal(some.reshape(shape).expand_as(is_there), is_there):
+            return axis, tuple(some.nonzero().flatten().tolist())
+    return 0, ()
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A call that multiplies by a weight.
+
+    Attributes:
+        weight: The weight.
+        bias: What is added, if anything.
+        dims: The axes of the weight that stay in what comes out: of its rows, and before them of a stack of matrices.
+        axes: The same axes in what comes out.
+    """
+
+    weight: Any
+    bias: Any
+    dims: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @staticmethod
+    def read(node: fx.Node, parameters: Mapping[fx.Node, str]) -> _Layer:
+        """Return what a call multiplies by.
+
+        Raises:
+            NotLinearError: In a form that is not followed.
+        """
+        name, rank = operator_name(node), len(shape_of(node))
+        if name in LAYERS:
+            own = len(shape_of(argument(node, 1)))
+            axis = rank - 1 if name == "aten::linear" else rank - own + 1
+            return _Layer(argument(node, 1), argument(node, 2), (0,), (axis,))
+        if name == "aten::einsum":
+            return _Layer._of_einsum(node, parameters)
+        summed = name in ("aten::addmm", "aten::baddbmm")
+        weight, bias = argument(node, 1 + summed), argument(node, 0) if summed else None
+        own = len(shape_of(weight))
+        dims = (*range(own - 2), own - 1)
+        return _Layer(weight, bias, dims, tuple(rank - own + dim for dim in dims))
+
+    @staticmethod
+    def _of_einsum(node: fx.Node, parameters: Mapping[fx.Node, str]) -> _Layer:
+        equation, sources = str(argument(node, 0)).replace(" ", ""), list(argument(node, 1))
+        weights = [position for position, source in enumerate(sources) if source in parameters]
+        if not is_plain(equation) or len(sources) != 2 or len(weights) != 1:
+            raise NotLinearError
+        inputs, _, out = equation.partition("->")
+        letters = inputs.split(",")[weights[0]]
+        dims = tuple(dim for dim, letter in enumerate(letters) if letter in out)
+        return _Layer(sources[weights[0]], None, dims, tuple(out.index(letters[dim]) for dim in dims))
+
+    def tensors(self, number: int) -> Iterator[tuple[fx.Node, int]]:
+        """Yield weight and bias, each with its axis that is the given one of `dims`."""
+        yield self.weight, self.dims[number]
+        if isinstance(self.bias, fx.Node):
+            yield self.bias, len(shape_of(self.bias)) - 1 if number == len(self.dims) - 1 else number
 
 
 class _Walk:
@@ -75,7 +141,7 @@ class _Walk:
     """
 
     def __init__(self, parameters: Mapping[fx.Node, str]) -> None:
-        self.layers: list[tuple[fx.Node, int, int]] = []
+        self.layers: list[tuple[_Layer, int, list[int]]] = []
         self._parameters = parameters
         self._known: dict[fx.Node, Any] = {}
         self._rows = 0
@@ -92,8 +158,8 @@ class _Walk:
         if node.target is operator.getitem:
             return [part[node.args[1]] for part in self.of(node.args[0])]  # type: ignore[arg-type]
         name = operator_name(node)
-        if name in LAYERS | PRODUCTS:
-            return [self._layer(node, name)]
+        if name in LAYERS | PRODUCTS or name == "aten::einsum":
+            return [self._layer(node)]
         if name in SAME:
             return self.of(source_of(node))
         if name in VIEWS:
@@ -112,17 +178,20 @@ class _Walk:
             raise NotLinearError
         return operands  # type: ignore[return-value]
 
-    def _layer(self, node: fx.Node, name: str) -> Tensor:
-        (weight, dim), shape = _tensors(node)[0], shape_of(node)
-        if weight not in self._parameters or (name in PRODUCTS and len(shape_of(weight)) != 2):
+    def _layer(self, node: fx.Node) -> Tensor:
+        layer, shape = _Layer.read(node, self._parameters), shape_of(node)
+        if layer.weight not in self._parameters or not layer.dims:
             raise NotLinearError
-        size = shape_of(weight)[dim]
-        last = name in PRODUCTS or name == "aten::linear"
-        axis = len(shape) - 1 if last else len(shape) - len(shape_of(weight)) + 1
-        self.layers.append((node, self._rows, size))
-        rows = torch.arange(self._rows, self._rows + size)
-        self._rows += size
-        return rows.reshape([size if k == axis else 1 for k in range(len(shape))]).expand(shape)
+        sizes = [shape_of(layer.weight)[dim] for dim in layer.dims]
+        if isinstance(layer.bias, fx.Node) and len(shape_of(layer.bias)) not in (1, len(sizes) + 1):
+            raise NotLinearError
+        count = math.prod(sizes)
+        self.layers.append((layer, self._rows, sizes))
+        rows = torch.arange(self._rows, self._rows + count).reshape(sizes)
+        self._rows += count
+        order = sorted(range(len(sizes)), key=lambda k: layer.axes[k])
+        places = {layer.axes[k]: sizes[k] for k in order}
+        return rows.permute(order).reshape([places.get(axis, 1) for axis in range(len(shape))]).expand(shape)
 
     def _factor(self, node: fx.Node) -> Any:
         """Follow the one factor that comes from layers; a number or a table of positions is the other."""

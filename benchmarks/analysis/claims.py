@@ -215,7 +215,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     *_both_states(
         "2a",
-        "OICSR-GL beats L1",
+        "OICSR-GL beats a non-structured L1 penalty",
         "OICSR-GL keeps more accuracy than non-structured L1",
         ABSTRACT,
         "oicsr-gl",
@@ -223,7 +223,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     *_both_states(
         "2b",
-        "OICSR-GL beats L2",
+        "OICSR-GL beats a non-structured L2 penalty",
         "OICSR-GL keeps more accuracy than non-structured L2",
         ABSTRACT,
         "oicsr-gl",
@@ -247,7 +247,7 @@ PAPER: tuple[Claim, ...] = (
     ),
     _after(
         "3b",
-        "OICSR-GL is as good as L1",
+        "OICSR-GL is as good as a non-structured L1 penalty",
         "OICSR-GL is at least as good as non-structured L1",
         ABSTRACT,
         "oicsr-gl",

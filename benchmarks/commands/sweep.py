@@ -51,7 +51,7 @@ def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     for experiment in make_experiments(options, device):
         if not options.plan:
             path = save_experiment(experiment, options.results)
-            print(f"saved as {path}; `run`, `status` and `report` accept the name {experiment.name}")
+            print(f"saved as {path}; `run` and `status` accept the name {experiment.name}, and `report` includes it")
         for profile in experiment.profiles:
             cells += cells_of(experiment, profile)
     return cells

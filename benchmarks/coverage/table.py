@@ -140,10 +140,12 @@ def sentence(rows: Mapping[str, Row]) -> str:
         "timm": ("timm",),
     }.items():
         run = [row for name, row in rows.items() if name.partition(":")[0] in sources]
-        shares.append(f"{sum(row['passed'] == 'yes' for row in run)} of {len(run)} {library} networks")
+        told = " (of detectors the backbone)" if any(name.startswith("detection:") for name in rows) else ""
+        passed = sum(row["passed"] == "yes" for row in run)
+        shares.append(f"{passed} of {len(run)} {library} networks{told if library == 'torchvision' else ''}")
     return (
-        f"{' and '.join(shares)} can be pruned to half of their MACs within a minute, with outputs unchanged when the "
-        "removed channels are zero"
+        f"{' and '.join(shares)} can be pruned to half of their MACs within a minute, with random weights and outputs "
+        "that are unchanged when the removed channels are zero"
     )
 
 

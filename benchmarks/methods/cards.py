@@ -21,8 +21,8 @@ grouped convolutions that belong to the channel. W^{l+1}_{:,i} are the weights t
 only. No method penalises biases or the shifts of normalisation layers, unless its card says so.
 
 Entries from the literature were checked, formula by formula, against the code that their cards name (GitHub repository:
-files). "Differs there" says what that code does otherwise. (OICSR itself has no released code.) What differs for all
-entries alike is not repeated:
+files). "Differs there" says what that code does otherwise. (OICSR has no released training or pruning code.) What
+differs for all entries alike is not repeated:
 
 - Training starts from a trained network; its schedule and the fine-tuning are the experiment's.
 - Channels are scored once per removal, and how many each layer loses follows from the target and the selection. Most

@@ -61,6 +61,7 @@ SWITCHES: Mapping[str, tuple[str, Any, Any]] = {
 ABSORBING = "-absorb"  # how the names of methods end that differ from another in absorption alone
 
 OWN = "regularizer_weight_decay"
+PRECISION = "precision"  # may differ between the networks of an experiment: equal for each pair, not for all
 
 FIRST = "first epoch"
 
@@ -186,11 +187,12 @@ def switched(first: Comparison, second: Comparison) -> str | None:
     if first.profile != second.profile or first.protocol != second.protocol:
         return None
     ours, theirs = first.records[0].config, second.records[0].config
-    names = (ours.keys() | theirs.keys()) - {OWN}
+    names = (ours.keys() | theirs.keys()) - {OWN, PRECISION}
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
+    late, early = _fine_tuned_search(first), _fine_tuned_search(second)
     if not differing:
-        return SEARCH if _fine_tuned_search(first) and not _fine_tuned_search(second) else None
-    if len(differing) != 1 or differing[0] not in SWITCHES:
+        return SEARCH if late and not early else None
+    if late != early or len(differing) != 1 or differing[0] not in SWITCHES:
         return None
     step, with_it, without = SWITCHES[differing[0]]
     values = ours.get(differing[0], with_it), theirs.get(differing[0], with_it)
@@ -233,6 +235,10 @@ def _absorption(comparison: Comparison, measures: Mapping[str, Measure]) -> list
     return found
 
 
+def _same_network(ours: Record, theirs: Record) -> bool:
+    return dense_scores(ours) == dense_scores(theirs) and ours.config.get(PRECISION) == theirs.config.get(PRECISION)
+
+
 def _paired(
     place: str,
     method: str,
@@ -242,9 +248,7 @@ def _paired(
 ) -> list[Effect]:
     """Return the differences of each measure, over the dense networks that both start from."""
     ours, theirs = pair
-    shared = [
-        seed for seed in sorted(ours.keys() & theirs.keys()) if dense_scores(ours[seed]) == dense_scores(theirs[seed])
-    ]
+    shared = [seed for seed in sorted(ours.keys() & theirs.keys()) if _same_network(ours[seed], theirs[seed])]
     found = []
     for name, measure in measures.items():
         both = [(measure(ours[seed]), measure(theirs[seed])) for seed in shared]

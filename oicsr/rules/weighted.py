@@ -66,8 +66,8 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     """An einsum of an activation and a weight.
 
     The weight reads channels along the letters that are summed over, follows those along letters that stay, and starts
-    new ones along a letter that it adds and that can follow them: along the first of them, or another one where those
-    on the first were found to stay (the number of experts whose weights are stacked).
+    new ones along a letter that it adds and that can follow them. Of several it is the last (or the first, where heads
+    go), or another one where the channels on that were found to stay (the number of experts).
     """
     (source, own), (weight, others) = first, second
     if not has_weight(tracer, weight):
@@ -94,7 +94,7 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     if not wide:
         note_layer(tracer, node, weight, read=read)
         return Value(None, "is a sum over channels")
-    dim = min((others.index(letter) for letter in wide), key=lambda dim: _is_late(tracer, weight, dim))
+    dim = min((others.index(letter) for letter in wide), key=lambda dim: _turn(tracer, node, weight, dim))
     rows = tracer.start_channels(weight, dim=dim)
     if len(wide) > 1:
         tracer.chosen[weight.name, dim] = rows
@@ -102,9 +102,10 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
     return Value(on_axis(rows, out.index(others[dim]), len(out)))
 
 
-def _is_late(tracer: Tracer, weight: fx.Node, dim: int) -> tuple[bool, bool]:
-    """Return the order in which axes of a weight are taken: those on which channels stay come last."""
-    return not can_follow(tracer, weight, dim), (weight.name, dim) in tracer.passed_over
+def _turn(tracer: Tracer, node: fx.Node, weight: fx.Node, dim: int) -> tuple[bool, bool, int]:
+    """Return when an axis of a weight has its turn: the channels of heads, or where heads go, heads come first."""
+    stays = not can_follow(tracer, weight, dim), (weight.name, dim) in tracer.passed_over
+    return *stays, dim if tracer.takes_heads(node) else -dim
 
 
 def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out: str, kept: list[str]) -> Result:

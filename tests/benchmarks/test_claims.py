@@ -13,7 +13,14 @@ from benchmarks.analysis.verdicts import judge, to_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record, read_records
-from benchmarks.reporting.ledger import headline, ledger_lines, overview_lines, readme_headline, readme_lines
+from benchmarks.reporting.ledger import (
+    by_network_lines,
+    headline,
+    ledger_lines,
+    overview_lines,
+    readme_headline,
+    readme_lines,
+)
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 
 NOTHING = Details(Path("nowhere"))
@@ -147,6 +154,34 @@ def test_readme_speaks_of_the_highest_tier_and_counts_the_lower() -> None:
     )
     table = overview_lines(verdicts)
     assert table[0] == "| | Claim | Small: CIFAR-10 | Toy: digits |" and "**loss** −" in "".join(table)
+
+
+def test_the_means_behind_a_verdict_stand_beside_it_network_by_network() -> None:
+    records = records_of(experiment(methods=("oicsr-gl", "gl-out", "none"), macs_kept=(0.5, 0.3), seeds=(0, 1, 2)))
+
+    def moved(record: Record, model: str, points: float) -> Record:
+        states = dict(record.states)
+        for name in ("recalibrated", "finetuned"):
+            more = points / 100 * (record.method == "oicsr-gl") * (1 if name == "finetuned" else 2)
+            states[name] = {**states[name], "top1": 0.7 + more + 0.001 * record.seed}
+        return replace(record, config={**record.config, "model": model}, states=states)
+
+    first = [moved(record, "resnet56", 1.0 if record.macs_kept == 0.5 else -3.0) for record in records]
+    other = [moved(record, "vgg16", 0.5) for record in records if record.macs_kept == 0.5 and record.method != "none"]
+    other = [replace(record, experiment="cifar10-vgg16") for record in other]
+    verdicts = judge([*first, *other], NOTHING)
+    lines = by_network_lines(verdicts, "small")
+    head = (
+        "| By network and share of the MACs | resnet56, 50 % (n = 3) | resnet56, 30 % (n = 3) | vgg16, 50 % (n = 3) |"
+    )
+    assert lines[1].replace("\N{NO-BREAK SPACE}", " ") == head
+    assert set(lines[3:5]) == {
+        "| OICSR-GL less Group Lasso (out) | +2.0 / +1.0 | −6.0 / −3.0 | +1.0 / +0.5 |",
+        "| OICSR-GL less No regulariser | +2.0 / +1.0 | −6.0 / −3.0 | – |",
+    }
+    assert lines[1] in readme_lines(verdicts)
+    one = [record for record in first if record.macs_kept == 0.5]
+    assert by_network_lines(judge(one, NOTHING), "small") == []  # the verdicts' table says it all
 
 
 def test_a_tier_that_is_only_begun_hides_no_loss() -> None:

@@ -127,6 +127,23 @@ def test_strengths_chosen_after_fine_tuning_are_compared_with_those_chosen_befor
     ]
 
 
+def test_a_step_is_not_compared_between_strengths_of_two_searches() -> None:
+    late, early = searched("cifar10-resnet20-end", 0.02), searched("cifar10-resnet20", 0.0)
+    plain = compare([replace(r, config={**r.config, "rescale": "none"}) for r in early.records])[0]
+    scaled = [
+        compare([replace(r, config={**r.config, "rescale": "dense-norm"}) for r in found.records])[0]
+        for found in (late, early)
+    ]
+    assert [switched(found, plain) for found in scaled] == [None, "rescaling"]
+
+
+def test_networks_of_another_precision_hide_no_effect_and_are_no_pair() -> None:
+    late, early = searched("cifar10-resnet20-end", 0.02), searched("cifar10-resnet20", 0.0)
+    mixed = [replace(r, config={**r.config, "precision": "bfloat16"}) if r.seed == 0 else r for r in late.records]
+    rows = sheets([early, compare(mixed)[0]])["search"].numbers.to_dict("records")
+    assert len(rows) == 3 and {row["n"] for row in rows} == {2}
+
+
 def test_experiments_that_differ_in_more_are_not_compared() -> None:
     other = study("digits-other", "none", 0.0, max_removed=0.5)
     assert switched(USUAL, other) is None and switched(USUAL, USUAL) is None

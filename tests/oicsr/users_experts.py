@@ -101,3 +101,39 @@ class Member(nn.Module):
 @built("0 2", ROWS)
 def an_ensemble() -> nn.Module:
     return nn.Sequential(Member(6, 16), nn.SiLU(), Member(16, 16), nn.SiLU(), Member(16, 3))
+
+
+HEADS = {name: lambda: weight(16, 4, 6) for name in "qkv"} | {"p": lambda: weight(4, 6, 8)}
+STACKED_HEADS = HEADS | {name: lambda: weight(4, 16, 6) for name in "qkv"}
+
+
+@rows("a q v p", **HEADS)
+def an_attention_by_einsum_of_raw_weights(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu().unsqueeze(0)
+    q, k, v = (torch.einsum("btd,dhk->bhtk", x, w) for w in (net.q, net.k, net.v))
+    shares = (torch.einsum("bhtk,bhsk->bhts", q, k) * q.shape[-1] ** -0.5).softmax(-1)
+    y = torch.einsum("bhts,bhsk->bhtk", shares, v)
+    return net.o(torch.einsum("bhtk,hko->bto", y, net.p).tanh())
+
+
+@rows("a q v p", **STACKED_HEADS)
+def an_attention_by_products_of_stacks(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()[None, None]
+    y = functional.scaled_dot_product_attention(x @ net.q, x @ net.k, x @ net.v)
+    return net.o((y @ net.p).sum(1).relu())
+
+
+@rows("a q v p", c=lambda: weight(4, 1, 6), **STACKED_HEADS)
+def an_attention_with_a_bias_of_its_queries(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu().expand(4, -1, -1)
+    y = functional.scaled_dot_product_attention(
+        torch.baddbmm(net.c, x, net.q), torch.bmm(x, net.k), torch.bmm(x, net.v)
+    )
+    return net.o(torch.bmm(y, net.p).mean(0).relu())
+
+
+@rows("a w p", w=lambda: weight(3, 16, 12), p=lambda: weight(12, 8))
+def queries_keys_and_values_in_one_stack(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    y = functional.scaled_dot_product_attention(*(x @ net.w).unbind(0))
+    return net.o((y @ net.p).relu())
