@@ -121,10 +121,13 @@ class Comparison:
 
     @property
     def by_accuracy(self) -> list[str]:
-        """Its methods that remove something, the least accurate before fine-tuning (mean over the targets) first."""
+        """Its methods that remove something, the least accurate before fine-tuning (mean over the targets) first.
+
+        Those that lack targets stand before all others: their means are over milder targets, or harder ones.
+        """
         table = self.table[self.table["macs_kept"].isin(self.targets)]
-        means = table.groupby("method")["pruned_top1"].mean()
-        return [str(name) for name in means.sort_values(kind="stable").index]
+        found = table.groupby("method")["pruned_top1"].agg(["count", "mean"])
+        return [str(name) for name in found.sort_values(["count", "mean"], kind="stable").index]
 
     @property
     def others(self) -> list[str]:

@@ -39,7 +39,7 @@ class Finding:
         p: Two-sided, of the direction that the estimate points to.
         p_holm: The same, adjusted over the claims of the tier.
         strata: What it rests on.
-        lost: Whether ours is significantly worse than its rival.
+        lost: Whether ours is significantly worse than its rival, adjusted over the claims of the tier as well.
     """
 
     verdict: str
@@ -152,13 +152,18 @@ def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...]) -> Finding | No
 def _adjusted(claims: Sequence[Claim], drafts: Sequence[Finding | None]) -> list[Finding | None]:
     """Adjust the p values of one tier, and decide."""
     decided = list(drafts)
-    tested = [position for position, draft in enumerate(drafts) if draft is not None and draft.p is not None]
-    adjusted = holm([draft.p for draft in drafts if draft is not None and draft.p is not None])
-    for position, p_holm in zip(tested, adjusted, strict=True):
-        draft = drafts[position]
-        assert draft is not None
-        decided[position] = _decide(claims[position], replace(draft, p_holm=p_holm))
+    tested = [(position, draft, draft.p) for position, draft in enumerate(drafts) if draft and draft.p is not None]
+    adjusted = holm([p for _, _, p in tested])
+    of_losses = holm([_p_of_loss(claims[position], draft, p) for position, draft, p in tested])
+    for (position, draft, _), p_holm, p_loss in zip(tested, adjusted, of_losses, strict=True):
+        decided[position] = _decide(claims[position], replace(draft, p_holm=p_holm), p_loss)
     return decided
+
+
+def _p_of_loss(claim: Claim, draft: Finding, p: float) -> float:
+    """Return the p value of what is claimed where the estimate is a loss: that there is one, however small."""
+    effect = draft.effect
+    return min(1.0, 2 * effect.p_below(0.0)) if effect and claim.kind == "more" and effect.mean < 0 else p
 
 
 def _side(claim: Claim, effect: Effect) -> float:
@@ -168,7 +173,7 @@ def _side(claim: Claim, effect: Effect) -> float:
     return effect.p_below(0.0) if effect.mean <= -claim.matters else effect.p_above(-claim.matters)
 
 
-def _decide(claim: Claim, draft: Finding) -> Finding:
+def _decide(claim: Claim, draft: Finding, p_loss: float) -> Finding:
     effect, more = draft.effect, claim.kind == "more"
     assert effect is not None and draft.p_holm is not None
     if draft.p_holm > 1 - CONFIDENCE:
@@ -177,9 +182,10 @@ def _decide(claim: Claim, draft: Finding) -> Finding:
     if positive:
         reason = "above zero, and as large as matters" if more else "a loss that matters is excluded"
         return replace(draft, verdict=SUPPORTED, reason=reason)
-    if effect.interval[1] < 0:
-        reason = "the opposite: the interval is below zero" if more else "a loss that matters is there"
-        return replace(draft, verdict=REFUTED, reason=reason, lost=True)
+    if not more:
+        return replace(draft, verdict=REFUTED, reason="a loss that matters is there", lost=True)
+    if effect.mean < 0 and p_loss <= 1 - CONFIDENCE:
+        return replace(draft, verdict=REFUTED, reason="the opposite: the interval is below zero", lost=True)
     return replace(draft, verdict=REFUTED, reason="an effect that matters is excluded")
 
 

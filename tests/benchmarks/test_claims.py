@@ -53,6 +53,23 @@ def test_planted_effect_is_supported_and_its_opposite_refuted() -> None:
     assert verdict_on("3a", records_of(experiment()))[0] == "supported"
 
 
+def test_a_loss_is_adjusted_over_all_claims_too() -> None:
+    records = records_of(experiment(methods=("oicsr-gl", "gl-out"), seeds=(0, 1, 2)))
+
+    def worse(record: Record) -> Record:
+        less = (0.003, 0.004, 0.005)[record.seed] * (record.method == "oicsr-gl")
+        after = {name: {**record.states[name], "top1": 0.7 - less} for name in ("pruned", "recalibrated", "finetuned")}
+        return replace(record, states={**record.states, **after})
+
+    found = [worse(record) for record in records]
+    # -0.4 points, sd 0.1, so t = -6.93 with 2 degrees of freedom: p = 0.020 of a loss, 0.0017 of one point or more
+    two = judge(found, NOTHING, [claim("1"), claim("1r")])
+    assert [(v.best.verdict, v.best.lost) for v in two] == [("refuted", True)] * 2
+    three = judge(found, NOTHING, [claim("1"), claim("1r"), claim("3a")])
+    assert [(v.best.verdict, v.best.lost) for v in three] == [("refuted", False)] * 2 + [("refuted", True)]
+    assert three[0].best.reason == "an effect that matters is excluded"
+
+
 def test_quick_untuned_and_few_carry_no_verdict() -> None:
     assert verdict_on("1", records_of(experiment(), "quick")) == ("not run", "quick runs only")
     assert verdict_on("1", records_of(experiment(), tuned=False)) == ("not run", "strengths not tuned")

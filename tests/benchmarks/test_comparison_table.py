@@ -40,6 +40,17 @@ def test_table_is_as_in_its_golden_file(artefacts: report.Artefacts, name: str) 
     assert texts(artefacts)[name] == (GOLDEN / name).read_text(encoding="utf-8")
 
 
+def test_a_method_of_the_mild_target_alone_is_not_the_most_accurate() -> None:
+    records = records_of(experiment(methods=("oicsr-gl", "l1", "none"), macs_kept=(0.7, 0.3)))
+    scores = {("oicsr-gl", 0.7): 0.8, ("oicsr-gl", 0.3): 0.6, ("l1", 0.7): 0.79, ("none", 0.7): 0.5, ("none", 0.3): 0.2}
+    found = [
+        replace(r, states={**r.states, "pruned": {**r.states["pruned"], "top1": scores[r.method, r.macs_kept]}})
+        for r in records
+        if (r.method, r.macs_kept) in scores
+    ]
+    assert compare(found)[0].by_accuracy == ["l1", "none", "oicsr-gl"]
+
+
 def test_means_are_those_of_the_records() -> None:
     row = COMPARISON.table[(COMPARISON.table["method"] == "gl-out") & (COMPARISON.table["macs_kept"] == 0.5)].iloc[0]
     values = [r.states["pruned"]["top1"] for r in RECORDS if (r.method, r.macs_kept) == ("gl-out", 0.5)]
