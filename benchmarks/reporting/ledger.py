@@ -25,9 +25,9 @@ EXPLANATION = (
     "tier stays at 5 %. What does not hold is a *loss* where ours is worse than its rival, however little: that is "
     "tested and adjusted in the same way. Tiers are computed from the records: *toy* is digits; *small* is all images "
     "of a natural-image data set, with dense networks within five points of their published accuracy; *full* is that, "
-    "at the field's recipe and length. Quick runs, strengths that were not tuned on validation data for this network and "
-    "training, records of an older protocol, and fewer than three networks carry no verdict. A verdict holds for the "
-    "networks and data it names, and for no others."
+    "at the field's recipe and length. Quick runs, strengths that were not tuned on validation data for this network "
+    "and training, records of an older protocol, and fewer than three networks carry no verdict. A verdict holds for "
+    "the networks and data it names, and for no others."
 )
 
 TITLES = {
