@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +21,9 @@ from benchmarks.records.record import read_record, record_path, write_record
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.console import ConsoleObserver
-from benchmarks.running.engines.contract import Died, Ended, Engine, Event, Started, Task, Tell, perform
+from benchmarks.running.engines.contract import Died, Ended, Engine, Event, Started, Task, Tell, Waiting, perform
 from benchmarks.running.engines.driver import ATTEMPTS, Driver, MachineTroubleError, SweepOutcome
-from benchmarks.running.engines.local import InProcess
+from benchmarks.running.engines.local import InProcess, Processes, _Worker
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.outcome import Outcome
 from benchmarks.running.stopping import Control
@@ -118,6 +121,25 @@ def test_run_of_a_worker_that_dies_is_tried_again(tmp_path: Path) -> None:
     bench, engine = small_bench(tmp_path), FakeEngine(end)
     outcome = drive(bench, engine, cells()[:1])
     assert engine.started == ["oicsr-gl"] * 2 and outcome.records[0].complete
+
+
+def say_and_be_killed(events: Connection, cell: Cell) -> None:
+    events.send(Waiting(cell, "stage dense is trained by process 7"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_waited_for_a_stage_and_was_killed_is_reported_dead(tmp_path: Path) -> None:
+    cell = small_cell()
+    engine = Processes(small_bench(tmp_path), Control(), 2, {})
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=say_and_be_killed, args=(theirs, cell))
+    process.start()
+    theirs.close()
+    engine._workers.append(_Worker(process, ours, cell, 0))
+    told: list[Event] = []
+    while engine._workers:
+        engine.wait(told.append)
+    assert [type(event) for event in told] == [Waiting, Died] and "SIGKILL" in str(told[-1])
 
 
 @pytest.mark.parametrize("final", [False, True])
