@@ -286,10 +286,15 @@ def read_records(results: Path, experiments: Sequence[str] | None = None) -> lis
 def write_record(
     results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
 ) -> Path:
-    """Write the history and, where there are any, the channels, then the record; return the record's path."""
+    """Write the history and, where there are any, the channels, then the record; return the record's path.
+
+    Raises:
+        RecordError: The record holds values that no reader accepts; nothing was written.
+    """
     history, channels = list(history), list(channels)
     folder = run_folder(results, record.experiment, record.run_id)
     path = folder / "record.json"
+    check_values(vars(record), str(path))
     folder.mkdir(parents=True, exist_ok=True)
     set_aside(path, record.protocol)
     write_atomically(folder / "history.csv", history_csv(history).encode())

@@ -255,6 +255,31 @@ def test_diverged_run_is_recorded_as_failed(tmp_path: Path) -> None:
     assert survey(bench, [cell], retry_failed=True).todo == [cell]
 
 
+def test_run_that_fails_right_after_its_last_removal_leaves_a_record_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("benchmarks.running.run._Run.measure_now", fail)
+    bench, cell = small_bench(tmp_path), small_cell(steps=2)
+    run_cell(bench, cell)
+    record = read_record(record_path(bench.results, cell))
+    assert record.failure is not None and record.failure["reason"] == "out of memory"
+    assert [removal["step"] for removal in record.removals] == [0] and record.widths
+    assert [len(survey(bench, [cell]).failed), survey(bench, [cell]).damaged] == [1, []]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"removals": [{"step": 0}]}, r"removals\.0\.macs: Field required"), ({"seed": -1}, "seed: .* not '-1'")],
+)
+def test_a_record_that_could_not_be_read_is_not_written(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        write_record(tmp_path, fake_record(small_cell(), **changes), fake_history())
+    assert not list(tmp_path.iterdir())
+
+
 def test_finished_runs_are_not_run_again_and_other_configurations_refused(tmp_path: Path) -> None:
     bench, cell = small_bench(tmp_path), small_cell()
     run_cell(bench, cell)
