@@ -117,8 +117,7 @@ def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> in
     console = Console()
     found = survey(bench, cells, retry_failed=options.retry_failed, look_only=options.plan)
     for damaged in found.damaged:
-        what = "" if options.plan else "renamed to record.json.damaged; "
-        line = f"{for_terminal(damaged)}; {what}the run is done again"
+        line = f"{for_terminal(damaged)}; the run is done again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.plan:
         return _show_plan(bench, cells, found, console)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -39,3 +41,9 @@ def check_inside(folder: Path, path: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutsideError(f"{path} leads out of {folder}, to {path.resolve()}: it is neither read nor written")
+
+
+def unused(path: Path) -> Path:
+    """Return a path, or where something is there already, the first of `NAME-2`, `NAME-3`, ... that is free."""
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not os.path.lexists(each))

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.config import LARGEST, Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import OutsideError, check_inside, inside
-from benchmarks.machine.plain_files import read_plain
+from benchmarks.machine.plain_files import is_of_the_file, read_plain
 from benchmarks.records.rows import (
     ChannelRow,
     EpochRow,
@@ -233,6 +233,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
     Raises:
         RecordError: It cannot be read, is in the folder of another run, or it, its history or its channels were
             changed.
+        OSError: The disk, the network or a permission failed: the record may be whole.
     """
     text = _text_of(path, "record")
     record = _parse(text, str(path))
@@ -265,7 +266,7 @@ def find_records(results: Path, experiments: Sequence[str] | None = None) -> Fou
         try:
             inside(results, path.relative_to(results))
             found.records.append(read_record(path))
-        except (RecordError, OutsideError) as error:
+        except (RecordError, OutsideError, OSError) as error:
             found.refused[path] = str(error)
     return found
 
@@ -310,8 +311,14 @@ def write_record(
 def set_aside(path: Path, protocol: int) -> None:
     """Keep a record of another protocol in a folder of its own before one of this protocol takes its place."""
     try:
-        before = json.loads(read_plain(path)).get("protocol", LATER["protocol"])
-    except (OSError, ValueError, RecursionError, AttributeError):  # none, or damaged: nothing that could be read later
+        text = read_plain(path)
+    except (OSError, UnicodeDecodeError) as error:
+        if not is_of_the_file(error):
+            raise
+        return  # none
+    try:
+        before = json.loads(text).get("protocol", LATER["protocol"])
+    except (ValueError, RecursionError, AttributeError):  # damaged: nothing that could be read later
         return
     if before != protocol and type(before) is int and 0 < before <= LARGEST:
         move_to(f"protocol-{before}", path)
@@ -328,7 +335,9 @@ def move_to(name: str, path: Path) -> None:
     for each in (*BESIDE, SIGNATURE):
         try:
             content = read_plain(path.with_name(each)).encode()
-        except (OSError, UnicodeDecodeError):  # missing or damaged
+        except (OSError, UnicodeDecodeError) as error:  # missing or damaged
+            if not is_of_the_file(error):
+                raise
             (folder / each).unlink(missing_ok=True)
             continue
         write_atomically(folder / each, content)
@@ -385,6 +394,8 @@ def _text_of(path: Path, what: str) -> str:
     try:
         return read_plain(path)
     except (OSError, UnicodeDecodeError) as error:
+        if not is_of_the_file(error):
+            raise
         raise RecordError(f"{path} is no readable {what}: {error}") from error
 
 
