@@ -91,6 +91,8 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run"], "--pending"),
         (["run", "demo", "--methods", "oicsr-g1"], "Did you mean 'oicsr-gl'"),
         (["run", "demo", "--profile", "papr"], "no profile 'papr'"),
+        (["run", "--pending", "--profile", "quikc"], "no profile 'quikc'. Did you mean 'quick'"),
+        (["publish", "demmo"], "no experiment 'demmo'. Did you mean 'demo'"),
         (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
         (["run", "demo", "--device", "tpu"], "cannot be used"),
         (["run", "demo", "--device", "meta"], "cannot be used"),
@@ -216,6 +218,17 @@ def test_status_shows_progress_and_damage(capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "1 partial" in text and "1 damaged" in text and "partial 67 %: quick-oicsr-gl" in text
     assert "regularized 1/1" in text
+
+
+def test_status_counts_a_record_of_an_older_protocol_as_missing_as_run_does(capsys: pytest.CaptureFixture[str]) -> None:
+    cell = small_cell("none")
+    states = {name: state for name, state in fake_record(cell).states.items() if name != "recalibrated"}
+    write_record(Path("r"), fake_record(cell, protocol=1, states=states), fake_history())
+    assert cli.main(["status", "small", "--results", "r", "--checkpoints", "c", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "small (quick): 3 runs: 0 done, 0 partial, 0 failed, 3 missing" in text
+    assert f"  missing: {cell.run_id}: its record is of protocol 1, 2 is current" in text
+    assert run("run", "small", "--plan") == 0 and "3 of 3 runs to do" in capsys.readouterr().out
 
 
 def test_pending_takes_experiments_by_priority() -> None:
