@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def check_inside(folder: Path, path: Path) -> None:
         raise OutsideError(f"{path} leads out of {folder}, to {path.resolve()}: it is neither read nor written")
 
 
-def unused(path: Path) -> Path:
-    """Return a path, or where something is there already, the first of `NAME-2`, `NAME-3`, ... that is free."""
+def unused(path: Path, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
+    """Return a path, or where that is taken, the first of `NAME-2`, `NAME-3`, ... that is not."""
     others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], others) if not os.path.lexists(each))
+    return next(each for each in itertools.chain([path], others) if not taken(each))

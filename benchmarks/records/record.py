@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from benchmarks.config import LARGEST, Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.machine.paths import OutsideError, check_inside, inside
+from benchmarks.machine.paths import OutsideError, check_inside, inside, unused
 from benchmarks.machine.plain_files import is_of_the_file, read_plain
 from benchmarks.records.rows import (
     ChannelRow,
@@ -325,11 +326,12 @@ def set_aside(path: Path, protocol: int) -> None:
 
 
 def move_to(name: str, path: Path) -> None:
-    """Move a record, and the files that belong to it, into a folder beside it; what is there already is replaced.
+    """Move a record, and the files that belong to it, into a folder beside it, whose name gets a number if it is taken.
 
     The record is moved last, and the other files are copied: a kill in between takes nothing away.
     """
-    folder = path.with_name(name)
+    # without a record, a move into it was cut short, and the record is still where it was
+    folder = unused(path.with_name(name), taken=lambda each: os.path.lexists(each / path.name))
     check_inside(path.parent, folder)
     folder.mkdir(exist_ok=True)
     for each in (*BESIDE, SIGNATURE):
