@@ -189,7 +189,7 @@ class _Pruned:
     Attributes:
         model: The network, from the dense one's weights or, for a control from scratch, new.
         plan: All removals together.
-        removal: The last one, without the accuracy after it: a record holds whole ones alone, also that of a failed run.
+        removal: The last one, without the accuracy after it; only whole ones join a record.
         norms: Of the rows of the dense network.
         digest: Of the network right after the removal; what is done to `model` later does not change it.
     """

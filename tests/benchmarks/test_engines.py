@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
