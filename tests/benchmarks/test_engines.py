@@ -170,6 +170,12 @@ def test_stop_leaves_the_rest_and_says_why(tmp_path: Path) -> None:
     assert outcome.stopped == "interrupted" and asked.stopped and not asked.started
 
 
+def test_engine_is_told_to_stop_when_time_is_up_for_tasks_that_began_late(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    outcome = drive(small_bench(tmp_path), engine, cells(), Control(seconds=-1.0))
+    assert outcome.stopped == "out of time" and engine.stopped and not engine.started
+
+
 def test_what_need_not_wait_for_a_stage_in_training_goes_first(tmp_path: Path) -> None:
     engine = FakeEngine(slots=2)
     two_seeds = cells_of(small_experiment(seeds=(0, 1), methods=("oicsr-gl", "gl-out")), "quick")
