@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.commands.options import add_results
+from benchmarks.commands.options import names as name_list
 from benchmarks.coverage.attention import (
     attention_csv,
     attention_markdown,
@@ -27,7 +29,9 @@ from benchmarks.coverage.table import (
     to_csv,
     to_markdown,
 )
+from benchmarks.coverage.tasks import check_network
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.suggest import unknown_name
 from oicsr import trace_couplings
 
 __all__ = ["add_options", "command"]
@@ -36,21 +40,39 @@ __all__ = ["add_options", "command"]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add_results(parser)
-    parser.add_argument("--networks", metavar="LIST", help="comma-separated (default: all that have no row yet)")
+    text = "comma-separated (default: all that have no row yet)"
+    parser.add_argument("--networks", type=name_list, metavar="LIST", help=text)
     text = f"CPU time per network and tool (default: {LIMIT_SECONDS:g})"
-    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help=text)
+    parser.add_argument("--limit", type=seconds, default=LIMIT_SECONDS, metavar="SECONDS", help=text)
     parser.add_argument("--again", action="store_true", help="test networks again that already have a row")
     parser.add_argument("--no-peer", action="store_true", help="skip torch-pruning")
     parser.add_argument("--attention", action="store_true", help="what of transformers' attention can go, instead")
 
 
+def seconds(text: str) -> float:
+    """Read a time above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of seconds above 0")
+    return found
+
+
 def command(options: argparse.Namespace) -> int:
-    """Run what is missing, first the networks, then torch-pruning; write `coverage.csv` and `coverage.md`."""
+    """Run what is missing, first the networks, then torch-pruning; write `coverage.csv` and `coverage.md`.
+
+    Raises:
+        ValueError: There is no network of a name.
+    """
     if options.attention:
         return _attention(options)
     path: Path = options.results / "coverage.csv"
     rows = read_rows(path)
-    names = options.networks.split(",") if options.networks else listed()
+    names = options.networks or listed()
+    for name in names:
+        check_network(name)
     options.results.mkdir(parents=True, exist_ok=True)
     _warm_up()
     for name in names:
@@ -68,10 +90,18 @@ def command(options: argparse.Namespace) -> int:
 
 
 def _attention(options: argparse.Namespace) -> int:
-    """Run what is missing of the table of attention; write `attention.csv` and `attention.md`."""
+    """Run what is missing of the table of attention; write `attention.csv` and `attention.md`.
+
+    Raises:
+        ValueError: The table has no network of a name.
+    """
     path: Path = options.results / "attention.csv"
     rows = read_attention(path)
-    wanted = options.networks.split(",") if options.networks else None
+    wanted = options.networks
+    known = dict.fromkeys(name.split(" ")[0] for name in rows_of_attention())
+    for name in wanted or ():
+        if name not in known:
+            raise ValueError(unknown_name("network of the attention table", name, known))
     options.results.mkdir(parents=True, exist_ok=True)
     _warm_up()
     for name in rows_of_attention():

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
-from benchmarks.records.record import RecordError, find_records
+from benchmarks.records.record import RecordError, find_records, runs_folder
+from benchmarks.running.adhoc import known_experiments
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
 from benchmarks.running.wandb_replay import Ledger, publish
 from benchmarks.running.wandb_report import make_report
+from benchmarks.suggest import unknown_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +54,12 @@ def command(options: argparse.Namespace) -> int:
     """Replay what is missing; exit with 1 if W&B fails or a record cannot be read.
 
     Raises:
-        ValueError: `--report` without `--wandb online` and `--entity`, or without the package that makes reports.
+        ValueError: An experiment is unknown, or `--report` is given without `--wandb online` and `--entity`, or without
+            the package that makes reports.
     """
     if options.report and (options.wandb != "online" or not options.entity):
         raise ValueError("--report makes a report on the W&B server; add --wandb online and --entity USER-OR-TEAM")
+    _check_names(options)
     place = Place(options.wandb, options.folder, options.project, options.entity)
     store = None if options.checkpoints is None else CheckpointStore(options.checkpoints)
     try:
@@ -73,6 +77,19 @@ def command(options: argparse.Namespace) -> int:
     for reason in done.refused:
         print(f"left out: {for_terminal(reason)}", file=sys.stderr)
     return 1 if done.refused else 0
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """Refuse names of experiments that are unknown and have no records either.
+
+    Raises:
+        ValueError: There is such a name.
+    """
+    recorded = sorted(path.name for path in runs_folder(options.results).glob("*") if path.is_dir())
+    known = dict.fromkeys([*known_experiments(options.results), *recorded])
+    for name in options.experiments:
+        if name not in known:
+            raise ValueError(unknown_name("experiment", name, known))
 
 
 def _make_reports(options: argparse.Namespace, place: Place) -> None:

@@ -13,6 +13,7 @@ from benchmarks.config import Cell
 from benchmarks.methods.registry import METHODS
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.cells import by_priority, cells_of, default_profile
+from benchmarks.suggest import unknown_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def command(options: argparse.Namespace) -> int:
     """Do the missing runs of some experiments, then generate their tables and plots.
 
     Raises:
-        ValueError: No experiment is named, and `--pending` is not given.
+        ValueError: No experiment is named, and `--pending` is not given; or a name is unknown.
     """
     if not options.experiments and not options.pending:
         raise ValueError("name an experiment (`list` shows them), or use --pending for everything that is missing")
@@ -40,8 +41,11 @@ def command(options: argparse.Namespace) -> int:
 def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     cells: list[Cell] = []
     methods = list(METHODS) if options.methods == ["all"] else options.methods
-    for name in options.experiments or known_experiments(options.results):
-        experiment = find_any(name, options.results)
+    found = [find_any(name, options.results) for name in options.experiments or known_experiments(options.results)]
+    profiles = list(dict.fromkeys(name for experiment in found for name in experiment.profiles))
+    if options.profile and not options.experiments and options.profile not in profiles:
+        raise ValueError(unknown_name("profile", options.profile, profiles))
+    for experiment in found:
         profile = options.profile or default_profile(experiment, device)
         if not options.experiments and profile not in experiment.profiles:
             continue

@@ -88,8 +88,22 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequence[Cell]]) -> int:
-    """Do the chosen runs that are missing, then show tables and plots; return the exit code."""
+def keep_nothing(cells: Sequence[Cell]) -> None:
+    """Do nothing before the first run."""
+
+
+def run_all(
+    options: argparse.Namespace,
+    choose: Callable[[torch.device], Sequence[Cell]],
+    keep: Callable[[Sequence[Cell]], None] = keep_nothing,
+) -> int:
+    """Do the chosen runs that are missing, then show tables and plots; return the exit code.
+
+    Args:
+        options: The options of the command.
+        choose: Returns the runs, for a device.
+        keep: Called with them before the first one, once they are known to agree with the records; not for a plan.
+    """
     _check(options)
     device = local_device(choose_device(options))
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
@@ -98,7 +112,7 @@ def run_all(options: argparse.Namespace, choose: Callable[[torch.device], Sequen
         if not rank.first:
             follow(bench)
             return OK
-        code = _run(options, bench, choose(device))
+        code = _run(options, bench, choose(device), keep)
         if rank.count > 1:
             dismiss()
         return code
@@ -113,15 +127,17 @@ def _check(options: argparse.Namespace) -> None:
         budget_seconds(options.budget_minutes, 0.0)
 
 
-def _run(options: argparse.Namespace, bench: Bench, cells: Sequence[Cell]) -> int:
+def _run(
+    options: argparse.Namespace, bench: Bench, cells: Sequence[Cell], keep: Callable[[Sequence[Cell]], None]
+) -> int:
     console = Console()
     found = survey(bench, cells, retry_failed=options.retry_failed, look_only=options.plan)
     for damaged in found.damaged:
-        what = "" if options.plan else "renamed to record.json.damaged; "
-        line = f"{for_terminal(damaged)}; {what}the run is done again"
+        line = f"{for_terminal(damaged)}; the run is done again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.plan:
         return _show_plan(bench, cells, found, console)
+    keep(cells)
     outcome = _do(bench, found, options, console) if found.todo else SweepOutcome()
     if not found.todo:
         all_runs = "the run is" if len(cells) == 1 else f"all {len(cells)} runs are"

@@ -74,8 +74,8 @@ def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
     counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
     left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN
     lines = [f"{title}: {count_runs(len(sweep.cells))}: {counts}; {left}", *_matrix(sweep)]
-    for state in (PARTIAL, FAILED, DAMAGED):
-        cells = [cell for cell in sweep.cells if cell.state == state]
+    for state in (PARTIAL, FAILED, DAMAGED, MISSING):
+        cells = [cell for cell in sweep.cells if cell.state == state and (cell.detail or state != MISSING)]
         for item in cells[:listed]:
             progress = f" {100 * item.progress:.0f} %" if state == PARTIAL else ""
             lines.append(f"  {state}{progress}: {item.cell.run_id}: {for_terminal(item.detail)}")

@@ -10,7 +10,8 @@ import torch
 from benchmarks.commands.options import add_list, names, numbers, positive, seeds, shares
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.running.adhoc import make_experiments, save_experiment
+from benchmarks.running.adhoc import make_experiments, save_experiment, with_saved
+from benchmarks.running.bench import check_images
 from benchmarks.running.cells import cells_of
 
 
@@ -42,16 +43,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Run every combination; each pair of network and data set is saved as an experiment in the results folder."""
-    return run_all(options, lambda device: _cells(options, device))
+    """Run every combination; each pair of network and data set is saved as an experiment in the results folder.
+
+    Raises:
+        ValueError: A value cannot be used, or a sweep of the same name is saved with other values; nothing is saved.
+    """
+    return run_all(options, lambda device: _cells(options, device), lambda cells: _save(options, cells))
 
 
 def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     cells: list[Cell] = []
     for experiment in make_experiments(options, device):
-        if not options.plan:
-            path = save_experiment(experiment, options.results)
-            print(f"saved as {path}; `run` and `status` accept the name {experiment.name}, and `report` includes it")
+        with_saved(experiment, options.results)  # refuses other values, also where only a plan is asked for
         for profile in experiment.profiles:
             cells += cells_of(experiment, profile)
     return cells
+
+
+def _save(options: argparse.Namespace, cells: Sequence[Cell]) -> None:
+    """Save the experiments of runs, unless their data sets hold fewer images than they are to use."""
+    firsts = {cell.experiment.name: cell for cell in reversed(cells)}
+    for cell in firsts.values():
+        check_images(cell)
+    for cell in reversed(firsts.values()):
+        path = save_experiment(cell.experiment, options.results)
+        print(f"saved as {path}; `run` and `status` accept the name {cell.experiment.name}, and `report` includes it")

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.models import build_model, input_shape
+from benchmarks.coverage import networks
+from benchmarks.models import build_model, find_builder, input_shape
+from benchmarks.suggest import unknown_name
 from oicsr import open_attention
 from oicsr.copying import MODEL_ERRORS, mode
 from oicsr.inputs import tensors_in
@@ -29,6 +31,15 @@ SMALLER_VIDEO: dict[str, dict[str, Any]] = {
     name: {"temporal_size": 8, "spatial_size": (112, 112)} for name in ("mvit_v1_b", "mvit_v2_s")
 }
 SAMPLES = 8000  # one second of a waveform
+
+
+# All that torchvision has; classifiers of torchvision and timm may be tried beside those on the list.
+OTHERS = {
+    "segmentation": networks.SEGMENTATION,
+    "detection": networks.DETECTION,
+    "video": networks.VIDEO,
+    "sequence": networks.SEQUENCE,
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,21 @@ class Task:
 def task_of(name: str) -> Task:
     """Return the task that a name of the table belongs to."""
     return TASKS.get(name.partition(":")[0], CLASSIFIERS)
+
+
+def check_network(name: str) -> None:
+    """Refuse the name of a network that is not there to be tried, on the list or beside it.
+
+    Raises:
+        ValueError: There is none of this name; the message suggests the nearest one.
+    """
+    source, _, short = name.partition(":")
+    if source in OTHERS:
+        known = OTHERS[source]
+        if short not in known:
+            raise ValueError(unknown_name(f"{source} network", short, known))
+    else:
+        find_builder(name)
 
 
 def outputs_of(output: Any) -> list[Tensor]:

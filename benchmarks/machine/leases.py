@@ -167,7 +167,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):
-            if read_owner(self.path) != self.owner:
+            if read_owner(self.path) not in (self.owner, None):  # None: perhaps it could only not be read just now
                 return
             try:
                 os.utime(self.path)
@@ -180,7 +180,7 @@ class Lease:
         Raises:
             LeaseLostError: Another process took over.
         """
-        holder = read_owner(self.path)
+        holder = read_owner(self.path) or read_owner(self.path)  # one attempt may fail, on a disk of a network
         if holder != self.owner:
             raise LeaseLostError(f"lease {self.path} was taken over by {holder}: this process was silent for too long")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -39,3 +42,9 @@ def check_inside(folder: Path, path: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutsideError(f"{path} leads out of {folder}, to {path.resolve()}: it is neither read nor written")
+
+
+def unused(path: Path, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
+    """Return a path, or where that is taken, the first of `NAME-2`, `NAME-3`, ... that is not."""
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not taken(each))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 from benchmarks.config import LARGEST, Cell, canonical
 from benchmarks.machine.atomic_write import write_atomically
-from benchmarks.machine.paths import OutsideError, check_inside, inside
-from benchmarks.machine.plain_files import read_plain
+from benchmarks.machine.paths import OutsideError, check_inside, inside, unused
+from benchmarks.machine.plain_files import is_of_the_file, read_plain
 from benchmarks.records.rows import (
     ChannelRow,
     EpochRow,
@@ -233,6 +234,7 @@ def read_record(path: Path, *, unchecked: bool = False) -> Record:
     Raises:
         RecordError: It cannot be read, is in the folder of another run, or it, its history or its channels were
             changed.
+        OSError: The disk, the network or a permission failed: the record may be whole.
     """
     text = _text_of(path, "record")
     record = _parse(text, str(path))
@@ -265,7 +267,7 @@ def find_records(results: Path, experiments: Sequence[str] | None = None) -> Fou
         try:
             inside(results, path.relative_to(results))
             found.records.append(read_record(path))
-        except (RecordError, OutsideError) as error:
+        except (RecordError, OutsideError, OSError) as error:
             found.refused[path] = str(error)
     return found
 
@@ -286,10 +288,15 @@ def read_records(results: Path, experiments: Sequence[str] | None = None) -> lis
 def write_record(
     results: Path, record: Record, history: Iterable[EpochRow], channels: Iterable[ChannelRow] = ()
 ) -> Path:
-    """Write the history and, where there are any, the channels, then the record; return the record's path."""
+    """Write the history and, where there are any, the channels, then the record; return the record's path.
+
+    Raises:
+        RecordError: The record holds values that no reader accepts; nothing was written.
+    """
     history, channels = list(history), list(channels)
     folder = run_folder(results, record.experiment, record.run_id)
     path = folder / "record.json"
+    check_values(vars(record), str(path))
     folder.mkdir(parents=True, exist_ok=True)
     set_aside(path, record.protocol)
     write_atomically(folder / "history.csv", history_csv(history).encode())
@@ -305,25 +312,34 @@ def write_record(
 def set_aside(path: Path, protocol: int) -> None:
     """Keep a record of another protocol in a folder of its own before one of this protocol takes its place."""
     try:
-        before = json.loads(read_plain(path)).get("protocol", LATER["protocol"])
-    except (OSError, ValueError, RecursionError, AttributeError):  # none, or damaged: nothing that could be read later
+        text = read_plain(path)
+    except (OSError, UnicodeDecodeError) as error:
+        if not is_of_the_file(error):
+            raise
+        return  # none
+    try:
+        before = json.loads(text).get("protocol", LATER["protocol"])
+    except (ValueError, RecursionError, AttributeError):  # damaged: nothing that could be read later
         return
     if before != protocol and type(before) is int and 0 < before <= LARGEST:
         move_to(f"protocol-{before}", path)
 
 
 def move_to(name: str, path: Path) -> None:
-    """Move a record, and the files that belong to it, into a folder beside it; what is there already is replaced.
+    """Move a record, and the files that belong to it, into a folder beside it, whose name gets a number if it is taken.
 
     The record is moved last, and the other files are copied: a kill in between takes nothing away.
     """
-    folder = path.with_name(name)
+    # without a record, a move into it was cut short, and the record is still where it was
+    folder = unused(path.with_name(name), taken=lambda each: os.path.lexists(each / path.name))
     check_inside(path.parent, folder)
     folder.mkdir(exist_ok=True)
     for each in (*BESIDE, SIGNATURE):
         try:
             content = read_plain(path.with_name(each)).encode()
-        except (OSError, UnicodeDecodeError):  # missing or damaged
+        except (OSError, UnicodeDecodeError) as error:  # missing or damaged
+            if not is_of_the_file(error):
+                raise
             (folder / each).unlink(missing_ok=True)
             continue
         write_atomically(folder / each, content)
@@ -380,6 +396,8 @@ def _text_of(path: Path, what: str) -> str:
     try:
         return read_plain(path)
     except (OSError, UnicodeDecodeError) as error:
+        if not is_of_the_file(error):
+            raise
         raise RecordError(f"{path} is no readable {what}: {error}") from error
 
 

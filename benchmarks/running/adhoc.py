@@ -21,6 +21,7 @@ from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.registry import METHODS, find_method
 from benchmarks.models import input_shape
 from benchmarks.running.cells import default_profile
+from benchmarks.running.survey import flatten
 from benchmarks.suggest import unknown_name
 
 SCHEMA = "oicsr-experiment-1"
@@ -125,26 +126,46 @@ def _folder(results: Path) -> Path:
 
 
 def save_experiment(experiment: Experiment, results: Path) -> Path:
-    """Save an experiment in a results folder; an existing one gains the new methods, targets and seeds."""
+    """Save an experiment in a results folder; an existing one gains the new profiles, methods, targets and seeds.
+
+    Raises:
+        ExperimentError: See `with_saved`; nothing is written.
+    """
     path = inside(results, "sweeps", f"{experiment.name}.json")
-    if path.is_file():
-        experiment = _united(load_experiment(path), experiment)
+    whole = with_saved(experiment, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"schema": SCHEMA, **asdict(experiment)}, indent=1, ensure_ascii=False)
+    text = json.dumps({"schema": SCHEMA, **asdict(whole)}, indent=1, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
     return path
 
 
+def with_saved(new: Experiment, results: Path) -> Experiment:
+    """Return an experiment with the profiles, methods, targets and seeds that it was saved with in a results folder.
+
+    Raises:
+        ExperimentError: The saved one has another value elsewhere, or is damaged; the message says what to do.
+    """
+    path = inside(results, "sweeps", f"{new.name}.json")
+    if not path.is_file():
+        return new
+    kept = load_experiment(path)
+    try:
+        check_adds_only(kept, new, "the new sweep")
+    except ExperimentError as error:
+        advice = f"Move {path} and its runs away, or give another folder with --results."
+        raise ExperimentError(f"{error}. {advice}") from error
+    return _united(kept, new)
+
+
 def _united(kept: Experiment, new: Experiment) -> Experiment:
-    """Return the new experiment, extended by the earlier one if all other values are the same."""
+    """Return the new experiment, extended by the earlier one, whose other values are the same."""
     profiles = {**kept.profiles, **new.profiles}
     for name in kept.profiles.keys() & new.profiles.keys():
         old, young = kept.profiles[name], new.profiles[name]
-        if replace(old, **{axis: getattr(young, axis) for axis in AXES}) == young:
-            both: dict[str, Any] = {
-                axis: tuple(dict.fromkeys([*getattr(old, axis), *getattr(young, axis)])) for axis in AXES
-            }
-            profiles[name] = replace(young, **both)
+        both: dict[str, Any] = {
+            axis: tuple(dict.fromkeys([*getattr(old, axis), *getattr(young, axis)])) for axis in AXES
+        }
+        profiles[name] = replace(young, **both)
     return replace(new, profiles=profiles)
 
 
@@ -160,8 +181,19 @@ def check_adds_only(kept: Experiment, new: Experiment, where: str) -> None:
             raise ExperimentError(f"{where} is another experiment than the {kept.name!r} that is known: {differs}")
     for name in kept.profiles.keys() & new.profiles.keys():
         same = {axis: getattr(kept.profiles[name], axis) for axis in AXES}
-        if replace(new.profiles[name], **same) != kept.profiles[name]:
-            raise ExperimentError(f"{where}: profile {name!r} has other values than that of the known {kept.name!r}")
+        differs = _first_difference(kept.profiles[name], replace(new.profiles[name], **same))
+        if differs:
+            known = f"profile {name!r} has other values than that of the known {kept.name!r}"
+            raise ExperimentError(f"{where}: {known}: {differs}")
+
+
+def _first_difference(old: Profile, new: Profile) -> str:
+    """Return the first value in which two profiles differ, in words; empty if they are the same."""
+    before, after = flatten(asdict(old)), flatten(asdict(new))
+    for name in dict.fromkeys([*after, *before]):
+        if before.get(name) != after.get(name):
+            return f"{name} is {after.get(name)!r}, not {before.get(name)!r}"
+    return ""
 
 
 def load_experiment(path: Path) -> Experiment:

@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks.config import Cell
 from benchmarks.datasets import Data, load_dataset
+from benchmarks.datasets.contract import DataError, MissingDataError
 from benchmarks.models import build_model
 from benchmarks.records.record import Record
 from benchmarks.records.rows import EpochRow
@@ -75,6 +76,21 @@ def splits_of(cell: Cell) -> Data:
     profile = cell.profile
     limits = profile.train_images, profile.validation_images, profile.test_images
     return load_splits(cell.experiment.dataset, *limits)
+
+
+def check_images(cell: Cell) -> None:
+    """Make sure that the data set of a run holds as many images as the run is to use.
+
+    Raises:
+        ValueError: It holds fewer.
+        MissingDataError: It is missing; a damaged one only fails its own runs.
+    """
+    try:
+        splits_of(cell)
+    except MissingDataError:
+        raise
+    except DataError:
+        return
 
 
 def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module:

@@ -84,6 +84,7 @@ def merge(
 
     Raises:
         ValueError: There are no records under `source`, or `into` is unknown.
+        OSError: A file cannot be read now, or not written; what was merged before stays.
     """
     if into is not None and into not in experiments:
         raise ValueError(f"the experiment {into!r} is unknown; known are {', '.join(sorted(experiments))}")
@@ -271,7 +272,7 @@ def _stamped_files(path: Path, record: Record) -> dict[str, bytes]:
 
 
 def _existing(target: Path) -> Record | None:
-    """Return the existing record; a damaged one counts as missing."""
+    """Return the existing record; a damaged one counts as missing, one that cannot be read now is an error."""
     try:
         return read_record(target) if target.is_file() else None
     except RecordError:

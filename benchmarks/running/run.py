@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,12 +189,14 @@ class _Pruned:
     Attributes:
         model: The network, from the dense one's weights or, for a control from scratch, new.
         plan: All removals together.
+        removal: The last one, without the accuracy after it; only whole ones join a record.
         norms: Of the rows of the dense network.
         digest: Of the network right after the removal; what is done to `model` later does not change it.
     """
 
     model: nn.Module
     plan: PruningPlan
+    removal: dict[str, Any]
     norms: dict[str, float]
     digest: str
 
@@ -222,7 +225,8 @@ class _Run:
         """Run all stages."""
         pruned = self.to_pruned()
         self.measure_now("pruned", pruned.model)
-        self.progress.removals[-1]["val_top1_after"] = self.progress.states["pruned"]["val_top1"]
+        after = self.progress.states["pruned"]["val_top1"]
+        self.progress.removals.append({**pruned.removal, "val_top1_after": after})
         self.recalibrate(pruned.model)
         self.measure_now("recalibrated", pruned.model)
         finetuned = self.finetune(pruned)
@@ -236,10 +240,10 @@ class _Run:
         if self.on_test:
             self.measure("dense", model, dense)
         norms = row_norms(model)
-        model, plan = self.prune(model)
+        model, plan, removal = self.prune(model)
         if self.method.ending != "finetune":  # a control from scratch: only the shape is kept
             model = remove_channels(self.fresh(), plan)
-        return _Pruned(model, plan, norms, origin_digest(model))
+        return _Pruned(model, plan, removal, norms, origin_digest(model))
 
     def finetune(self, pruned: _Pruned) -> StageResult:
         """Train the pruned network, which is recalibrated already, to its end."""
@@ -252,11 +256,12 @@ class _Run:
         """Return the network before any training."""
         return fresh_model(self.cell, self.data.num_classes, self.bench.device)
 
-    def prune(self, model: nn.Module) -> tuple[nn.Module, PruningPlan]:
+    def prune(self, model: nn.Module) -> tuple[nn.Module, PruningPlan, dict[str, Any]]:
         """Train with the regulariser and remove channels, as often as the profile says (the paper's Fig. 2).
 
         Returns:
-            The pruned network, and one plan for all removals together.
+            The pruned network, one plan for all removals together, and what is known of the last removal: the pruned
+            network is measured later.
         """
         profile, progress = self.cell.profile, self.progress
         what = profile.scope, profile.granularity, profile.approximate
@@ -280,11 +285,11 @@ class _Run:
             current, plan = shrink_couplings(current, next_plan), plan.then(next_plan)
             removal = {"step": step, "val_top1_before": trained.validation.top1, "macs": count_macs(model, self.inputs)}
             if self.on_test and step + 1 < profile.steps:  # the pruned network is measured after the last one anyway
-                removal["val_top1_after"] = self.trainer.evaluate(model, "validation").top1
-            progress.removals.append(removal)
+                after = self.trainer.evaluate(model, "validation").top1
+                progress.removals.append({**removal, "val_top1_after": after})
         progress.widths = widths(dense, plan)
         progress.channels = mark_kept(progress.channels, plan)
-        return model, plan
+        return model, plan, removal
 
     def selection(self, step: int, dense: Sequence[Coupling], dense_macs: int) -> Callable[..., PruningPlan]:
         """Return how channels are chosen at a step: `select(scores, couplings, model, inputs)`."""

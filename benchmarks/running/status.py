@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.config import Cell
+from benchmarks.config import PROTOCOL, Cell
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, read_record, record_path
 from benchmarks.records.strengths import choose_strength
@@ -28,7 +28,8 @@ class CellStatus:
         cell: The run.
         state: One of `MARKS`.
         progress: Share of its epochs that are trained, in [0, 1].
-        detail: Why it failed, what is wrong with its record, or its current stage and epoch.
+        detail: Why it failed, what is wrong with its record, which older protocol that is of, or its current stage and
+            epoch.
     """
 
     cell: Cell
@@ -63,7 +64,7 @@ def status_of(bench: Bench, cells: Sequence[Cell]) -> dict[tuple[str, str], Swee
     for cell in cells:
         sweep = found.setdefault(sweep_of(cell), SweepStatus())
         record, wrong = _record_of(bench, cell)
-        if record is not None and record.complete:
+        if record is not None and record.complete and record.protocol == PROTOCOL:
             records.append(record)
             sweep.cells.append(CellStatus(cell, DONE, 1.0))
             continue
@@ -85,7 +86,8 @@ def _record_of(bench: Bench, cell: Cell) -> tuple[Record | None, str]:
         return None, ""
     try:
         record = read_record(path)
-        check_same_configuration(cell, record, str(path), bench)
+        if record.protocol == PROTOCOL:  # another one may well have had other values
+            check_same_configuration(cell, record, str(path), bench)
     except RecordError as error:
         return None, str(error)
     return record, ""
@@ -103,11 +105,12 @@ def _unfinished(
     progress = sum(done) / max(sum(stage.phase.epochs for stage in stages), 1)
     if wrong:
         return CellStatus(cell, DAMAGED, progress, wrong)
-    if record is not None:
+    if record is not None and record.protocol == PROTOCOL:
         return CellStatus(cell, FAILED, progress, str((record.failure or {}).get("reason")))
     # a finished dense network is shared by all methods of its seed: it alone makes no run partial
+    older = "" if record is None else f"its record is of protocol {record.protocol}, {PROTOCOL} is current"
     if not any(done[1:]) and (not done[0] or known[stages[0].key].get("finished")):
-        return CellStatus(cell, MISSING, progress)
+        return CellStatus(cell, MISSING, progress, older)
     position = max(index for index, epochs in enumerate(done) if epochs)
     detail = f"{stages[position].name} {done[position]}/{stages[position].phase.epochs}"
-    return CellStatus(cell, PARTIAL, progress, detail)
+    return CellStatus(cell, PARTIAL, progress, f"{detail}; {older}" if older else detail)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.config import PROTOCOL, Cell
+from benchmarks.machine.paths import unused
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record, RecordError, read_record, record_path
 from benchmarks.records.strengths import choose_strength
@@ -32,11 +34,12 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
         bench: Its results folder holds the records.
         cells: The runs.
         retry_failed: Whether failed runs are to be done again.
-        look_only: Change nothing; otherwise a damaged record is renamed to `record.json.damaged`, since its run will
-            be done again.
+        look_only: Change nothing; otherwise a damaged record is renamed to `record.json.damaged` (or `-2`, `-3`, ...
+            after that: all are kept), since its run will be done again.
 
     Raises:
         RecordError: A record was made with another configuration; the message says what differs.
+        OSError: A record cannot be read now: it may be whole, and nothing is renamed.
     """
     found = Survey()
     for cell in cells:
@@ -47,9 +50,7 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
         try:
             record = read_record(path)
         except RecordError as error:
-            if not look_only:
-                path.replace(path.with_name("record.json.damaged"))
-            found.damaged.append(str(error))
+            found.damaged.append(str(error) if look_only else f"{error}; renamed to {_keep_aside(path).name}")
             found.todo.append(cell)
             continue
         if record.protocol != PROTOCOL:  # made under another version of the protocol
@@ -64,6 +65,11 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
         else:
             found.failed.append(record)
     return found
+
+
+def _keep_aside(path: Path) -> Path:
+    """Rename a damaged record, and return its new path."""
+    return path.rename(unused(path.with_name(f"{path.name}.damaged")))
 
 
 def check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench) -> None:

@@ -26,7 +26,13 @@ from benchmarks.methods.registry import find_method
 from benchmarks.models import MODELS
 from benchmarks.records.record import read_records, record_path, runs_folder, write_record
 from benchmarks.running import stopping
-from benchmarks.running.adhoc import ExperimentError, find_any, known_experiments, parse_experiment
+from benchmarks.running.adhoc import (
+    ExperimentError,
+    find_any,
+    known_experiments,
+    parse_experiment,
+    save_experiment,
+)
 from benchmarks.running.bench import Bench, load_splits
 from benchmarks.running.cells import by_priority, cells_of
 from benchmarks.running.console import ConsoleObserver, duration
@@ -91,6 +97,8 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run"], "--pending"),
         (["run", "demo", "--methods", "oicsr-g1"], "Did you mean 'oicsr-gl'"),
         (["run", "demo", "--profile", "papr"], "no profile 'papr'"),
+        (["run", "--pending", "--profile", "quikc"], "no profile 'quikc'. Did you mean 'quick'"),
+        (["publish", "demmo"], "no experiment 'demmo'. Did you mean 'demo'"),
         (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
         (["run", "demo", "--device", "tpu"], "cannot be used"),
         (["run", "demo", "--device", "meta"], "cannot be used"),
@@ -218,6 +226,17 @@ def test_status_shows_progress_and_damage(capsys: pytest.CaptureFixture[str]) ->
     assert "regularized 1/1" in text
 
 
+def test_status_counts_a_record_of_an_older_protocol_as_missing_as_run_does(capsys: pytest.CaptureFixture[str]) -> None:
+    cell = small_cell("none")
+    states = {name: state for name, state in fake_record(cell).states.items() if name != "recalibrated"}
+    write_record(Path("r"), fake_record(cell, protocol=1, states=states), fake_history())
+    assert cli.main(["status", "small", "--results", "r", "--checkpoints", "c", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "small (quick): 3 runs: 0 done, 0 partial, 0 failed, 3 missing" in text
+    assert f"  missing: {cell.run_id}: its record is of protocol 1, 2 is current" in text
+    assert run("run", "small", "--plan") == 0 and "3 of 3 runs to do" in capsys.readouterr().out
+
+
 def test_pending_takes_experiments_by_priority() -> None:
     first = Experiment("first", "", "", "digits-resnet", "digits", small_experiment().profiles, priority=10)
     ordered = by_priority([*cells_of(small_experiment(), "quick"), *cells_of(first, "quick")])
@@ -240,6 +259,35 @@ def test_ad_hoc_sweep_leaves_what_an_experiment_leaves(capsys: pytest.CaptureFix
     more = [*cross, "--methods", "none", "--macs-kept", "0.5", "--seeds", "0", "--plan"]
     assert run(*more) == 0 and "1 of 1 runs to do" in capsys.readouterr().out
     assert run("run", name) == 0 and "nothing to run" in capsys.readouterr().out
+
+
+CROSS = ["sweep", "--models", "digits-resnet", "--datasets", "digits", "--template", "small", "--methods", "none"]
+
+
+def test_a_sweep_that_cannot_be_run_is_not_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*CROSS, "--test-images", "999999") == 2
+    shown = capsys.readouterr()
+    assert "999999 test images were asked for" in shown.err and "saved as" not in shown.out
+    assert not Path("r/sweeps").exists()
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_saved_sweep_is_not_overwritten_by_one_of_other_values(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_experiment(replace(small_experiment(), name="sweep-digits-digits-resnet"), Path("r"))
+    before = path.read_bytes()
+    assert run(*CROSS, "--epochs", "3,1,1", *plan) == 2
+    error = capsys.readouterr().err
+    assert "dense.epochs is 3, not 1. Move r/sweeps/sweep-digits-digits-resnet.json and its runs away" in error
+    other = replace(find_any(path.stem, Path("r")), model="digits-plain")
+    with pytest.raises(ExperimentError, match=r"model is 'digits-plain', not 'digits-resnet'\. Move .*--results"):
+        save_experiment(other, Path("r"))
+    assert path.read_bytes() == before
+    more = {"quick": replace(other.profile("quick"), seeds=(1,), methods=("l1",))}
+    save_experiment(replace(other, model="digits-resnet", profiles=more), Path("r"))
+    gained = find_any(path.stem, Path("r")).profile("quick")
+    assert gained.seeds == (0, 1) and gained.methods == ("oicsr-gl", "gl-out", "none", "l1")
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))

@@ -18,7 +18,7 @@ from benchmarks import cli
 from benchmarks.commands import coverage as command
 from benchmarks.coverage import examine as coverage
 from benchmarks.coverage.networks import DETECTION, SEGMENTATION, TIMM, TORCHVISION, VIDEO
-from benchmarks.coverage.table import CLASSES, COLUMNS, Row, read_rows
+from benchmarks.coverage.table import CLASSES, COLUMNS, Row, read_rows, sentence
 from benchmarks.coverage.tasks import outputs_of, task_of, training_loss
 from benchmarks.models import build_model
 from oicsr import Coupling, Member, trace_couplings
@@ -121,6 +121,39 @@ def test_a_network_that_cannot_be_pruned_says_why(monkeypatch: pytest.MonkeyPatc
     assert row["passed"] == "no" and row["reason"].startswith(("ValueError", "StopIteration", "RuntimeError"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--networks", "timm:resnet18typo"], "no timm model 'resnet18typo'. Did you mean 'resnet18"),
+        (
+            ["--networks", "timm:resnet18,torchvision:resnet19"],
+            "no torchvision model 'resnet19'. Did you mean",
+        ),
+        (["--networks", "video:r3d_19"], "no video network 'r3d_19'. Did you mean 'r3d_18'"),
+        (["--networks", "resnet18typo"], "no model 'resnet18typo'"),
+        (["--attention", "--networks", "timm:vit_typo"], "no network of the attention table 'timm:vit_typo'"),
+    ],
+)
+def test_a_network_that_does_not_exist_gets_no_row(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["coverage", "--results", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "0", "-1", "long"])
+def test_a_limit_is_a_finite_time(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["coverage", "--networks", "timm:resnet18", "--limit", limit])
+    assert f"{limit!r} is not a finite number of seconds above 0" in capsys.readouterr().err
+
+
+def test_the_sentence_counts_networks_of_the_list_alone() -> None:
+    rows = {name: {"passed": "yes"} for name in ("timm:resnet18", "torchvision:vgg11")}
+    tried = {"timm:test_resnet": {"passed": "no"}, "torchvision:resnet18typo": {"passed": "no"}}
+    assert sentence(rows | tried) == sentence(rows) and "1 of 1 timm networks" in sentence(rows)
+
+
 def busy(name: str) -> Row:
     while True:
         pass
@@ -173,6 +206,6 @@ def test_a_table_resumes_and_says_what_is_not_run(
     with pytest.raises(ValueError, match="is not a coverage table"):
         command.command(
             argparse.Namespace(
-                results=tmp_path, networks="timm:resnet18", limit=1, again=False, no_peer=True, attention=False
+                results=tmp_path, networks=["timm:resnet18"], limit=1, again=False, no_peer=True, attention=False
             )
         )

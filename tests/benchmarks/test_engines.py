@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -18,9 +21,9 @@ from benchmarks.records.record import read_record, record_path, write_record
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.console import ConsoleObserver
-from benchmarks.running.engines.contract import Died, Ended, Engine, Event, Started, Task, Tell, perform
+from benchmarks.running.engines.contract import Died, Ended, Engine, Event, Started, Task, Tell, Waiting, perform
 from benchmarks.running.engines.driver import ATTEMPTS, Driver, MachineTroubleError, SweepOutcome
-from benchmarks.running.engines.local import InProcess
+from benchmarks.running.engines.local import InProcess, Processes, _Worker
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.outcome import Outcome
 from benchmarks.running.stopping import Control
@@ -120,6 +123,25 @@ def test_run_of_a_worker_that_dies_is_tried_again(tmp_path: Path) -> None:
     assert engine.started == ["oicsr-gl"] * 2 and outcome.records[0].complete
 
 
+def say_and_be_killed(events: Connection, cell: Cell) -> None:
+    events.send(Waiting(cell, "stage dense is trained by process 7"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_waited_for_a_stage_and_was_killed_is_reported_dead(tmp_path: Path) -> None:
+    cell = small_cell()
+    engine = Processes(small_bench(tmp_path), Control(), 2, {})
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=say_and_be_killed, args=(theirs, cell))
+    process.start()
+    theirs.close()
+    engine._workers.append(_Worker(process, ours, cell, 0))
+    told: list[Event] = []
+    while engine._workers:
+        engine.wait(told.append)
+    assert [type(event) for event in told] == [Waiting, Died] and "SIGKILL" in str(told[-1])
+
+
 @pytest.mark.parametrize("final", [False, True])
 def test_run_whose_workers_die_again_and_again_is_recorded_as_failed(tmp_path: Path, final: bool) -> None:
     engine = FakeEngine(lambda task, attempt: Died(task.cell, "its process was killed by SIGKILL", final))
@@ -146,6 +168,12 @@ def test_stop_leaves_the_rest_and_says_why(tmp_path: Path) -> None:
     asked = FakeEngine()
     outcome = drive(small_bench(tmp_path), asked, cells(), Control(asked=lambda: True))
     assert outcome.stopped == "interrupted" and asked.stopped and not asked.started
+
+
+def test_engine_is_told_to_stop_when_time_is_up_for_tasks_that_began_late(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    outcome = drive(small_bench(tmp_path), engine, cells(), Control(seconds=-1.0))
+    assert outcome.stopped == "out of time" and engine.stopped and not engine.started
 
 
 def test_what_need_not_wait_for_a_stage_in_training_goes_first(tmp_path: Path) -> None:

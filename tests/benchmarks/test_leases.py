@@ -140,6 +140,30 @@ def test_heartbeat_touches_the_file(path: Path, monkeypatch: pytest.MonkeyPatch)
         assert path.stat().st_mtime > 0
 
 
+def test_heartbeat_goes_on_after_a_read_that_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(locking.Lease, "__post_init__", lambda self: None)  # no thread: this test beats
+    lease = try_lease(path)
+    assert lease is not None
+    answers = iter([None, lease.owner, None, lease.owner, replace(lease.owner, token="other")])
+    monkeypatch.setattr(locking, "read_owner", lambda path: next(answers))
+    touched: list[Path] = []
+    monkeypatch.setattr(locking.os, "utime", touched.append)
+    lease._beat()  # ends where another owner is read
+    assert len(touched) == 4
+
+
+def test_a_read_that_failed_is_tried_again_before_a_lease_counts_as_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with try_lease(path) as lease:  # type: ignore[union-attr]
+        assert lease is not None
+        answers = iter([None, lease.owner])
+        with monkeypatch.context() as patch:
+            patch.setattr(locking, "read_owner", lambda path: next(answers))
+            lease.check()
+
+
 def test_many_processes_never_hold_it_together(path: Path, tmp_path: Path) -> None:
     code = (
         "import sys, os; from pathlib import Path; from benchmarks.machine.leases import wait_for_lease; import time\n"

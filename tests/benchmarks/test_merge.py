@@ -96,6 +96,21 @@ def test_other_complete_record_is_refused_unless_it_is_to_be_replaced(tmp_path: 
     assert not target.with_name("record.json.sig").exists()
 
 
+def test_every_record_that_was_replaced_is_kept(tmp_path: Path) -> None:
+    target = put(tmp_path / "results", fake_record(CELL, 0.1))
+    texts = [target.read_text()]
+    for top1 in (0.2, 0.3):
+        put(tmp_path / "elsewhere", fake_record(CELL, top1))
+        assert bring(tmp_path, replace=True).replaced == [CELL.label]
+        texts.append(target.read_text())
+    kept = [target.with_name(name) / "record.json" for name in ("replaced", "replaced-2")]
+    assert [path.read_text() for path in kept] == texts[:2] and not target.with_name("replaced-3").exists()
+    kept[1].unlink()  # as where the move was cut short: its folder is used again
+    put(tmp_path / "elsewhere", fake_record(CELL, 0.4))
+    bring(tmp_path, replace=True)
+    assert kept[1].read_text() == texts[2]
+
+
 def test_complete_record_replaces_a_failed_one_and_not_the_other_way(tmp_path: Path) -> None:
     failed = fake_record(CELL, failure={"reason": "it diverged"})
     put(tmp_path / "elsewhere", fake_record(CELL))

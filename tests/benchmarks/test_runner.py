@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.records.record import (
 )
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.cells import cells_of
+from benchmarks.running.merge import merge
 from benchmarks.running.run import run_cell
 from benchmarks.running.stage_training import StageResult, StageTrainer
 from benchmarks.running.stages import Stage, stages_of
@@ -255,6 +257,31 @@ def test_diverged_run_is_recorded_as_failed(tmp_path: Path) -> None:
     assert survey(bench, [cell], retry_failed=True).todo == [cell]
 
 
+def test_run_that_fails_right_after_its_last_removal_leaves_a_record_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("benchmarks.running.run._Run.measure_now", fail)
+    bench, cell = small_bench(tmp_path), small_cell(steps=2)
+    run_cell(bench, cell)
+    record = read_record(record_path(bench.results, cell))
+    assert record.failure is not None and record.failure["reason"] == "out of memory"
+    assert [removal["step"] for removal in record.removals] == [0] and record.widths
+    assert [len(survey(bench, [cell]).failed), survey(bench, [cell]).damaged] == [1, []]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"removals": [{"step": 0}]}, r"removals\.0\.macs: Field required"), ({"seed": -1}, "seed: .* not '-1'")],
+)
+def test_a_record_that_could_not_be_read_is_not_written(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        write_record(tmp_path, fake_record(small_cell(), **changes), fake_history())
+    assert not list(tmp_path.iterdir())
+
+
 def test_finished_runs_are_not_run_again_and_other_configurations_refused(tmp_path: Path) -> None:
     bench, cell = small_bench(tmp_path), small_cell()
     run_cell(bench, cell)
@@ -273,6 +300,42 @@ def test_damaged_record_is_kept_aside_and_run_again(tmp_path: Path) -> None:
     found = survey(bench, [cell])
     assert found.todo == [cell] and "no readable record" in found.damaged[0]
     assert path.with_name("record.json.damaged").is_file() and not path.exists()
+
+
+def test_every_damaged_record_of_a_run_is_kept(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), small_cell()
+    path = record_path(bench.results, cell)
+    path.parent.mkdir(parents=True)
+    for text in "abc":
+        path.write_text(text)
+        (said,) = survey(bench, [cell]).damaged
+    kept = {each.name: each.read_text() for each in path.parent.iterdir()}
+    assert kept == {"record.json.damaged": "a", "record.json.damaged-2": "b", "record.json.damaged-3": "c"}
+    assert said.endswith("; renamed to record.json.damaged-3")
+
+
+@pytest.mark.parametrize("name", ["record.json", "history.csv"])
+def test_a_record_that_cannot_be_read_just_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    bench, cell = small_bench(tmp_path), small_cell()
+    path = write_record(bench.results, fake_record(cell), fake_history())
+    before = sorted(path.parent.iterdir())
+
+    def fail(at: Path) -> str:
+        if at.name == name:
+            raise OSError(errno.EIO, "Input/output error", str(at))
+        return at.read_text()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.records.record.read_plain", fail)
+        with pytest.raises(OSError, match=f"Input/output error: .*{name}"):
+            survey(bench, [cell])
+        with pytest.raises(OSError, match=f"Input/output error: .*{name}"):  # nor is it replaced
+            merge(bench, bench.results, {})
+        with pytest.raises(RecordError, match="1 unreadable"):  # a report leaves it out, and says why
+            read_records(bench.results)
+    assert sorted(path.parent.iterdir()) == before and survey(bench, [cell]).todo == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.config import Cell
 from benchmarks.running.bench import Bench
-from benchmarks.running.engines.contract import Died, Task, Tell, perform
+from benchmarks.running.engines.contract import Died, Ended, Task, Tell, perform
 from benchmarks.running.stopping import Control
 
 POLL = 0.5  # seconds
@@ -105,7 +105,7 @@ class Processes:
             except EOFError:
                 self._bury(worker, tell)
                 continue
-            worker.ended = worker.ended or (not hasattr(event, "row") and not hasattr(event, "stages"))
+            worker.ended = worker.ended or isinstance(event, Ended)
             tell(event)
 
     def _bury(self, worker: _Worker, tell: Tell) -> None:

@@ -92,7 +92,7 @@ class RayTasks:
         self._tasks: dict[Any, Cell] = {}
 
     def start(self, task: Task) -> None:
-        """Submit a task."""
+        """Submit a task; it may begin later, so that its time ends by `stop` where it does not end by itself."""
         seconds = self._control.seconds_left
         reference = self._remote.remote(self._bench, task, self._mailbox, seconds, self._expected, self._threads)
         self._tasks[reference] = task.cell
