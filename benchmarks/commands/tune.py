@@ -34,7 +34,7 @@ from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
-from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
+from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds
 from benchmarks.training.loop import Score
 
 OK, INTERRUPTED = 0, 130
@@ -62,6 +62,11 @@ class Place:
     graphs: bool = False
     deadline: float | None = None
 
+    @property
+    def tuning(self) -> Path:
+        """Folder of the tuning records."""
+        return self.results / "tuning"
+
     def bench(self, asked: object = None) -> Bench:
         """Return the bench."""
         if self.threads:
@@ -69,13 +74,13 @@ class Place:
         left = None if self.deadline is None else self.deadline - time.monotonic()
         control = Control(left, asked) if asked is not None else Control(left)  # type: ignore[arg-type]
         store, device = CheckpointStore(self.checkpoints), torch.device(self.device)
-        folder = self.results / "tuning"
-        return Bench(device, self.results, store, tuning=folder, control=control, graphs=self.graphs)
+        return Bench(device, self.results, store, tuning=self.tuning, control=control, graphs=self.graphs)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    add_choice(parser, usual_seeds=f"{','.join(map(str, TUNING_SEEDS))}, far from those of any comparison")
+    default = ",".join(map(str, TUNING_SEEDS))
+    add_choice(parser, usual_seeds=f"those of the tuning record, else {default}, far from those of any comparison")
     add_folders(parser)
     add_device(parser)
     add_jobs(parser, "methods")
@@ -91,25 +96,50 @@ def command(options: argparse.Namespace) -> int:
     deadline = None if limit is None else time.monotonic() + limit
     place = Place(str(device), options.results, options.checkpoints, threads, choose_graphs(options, device), deadline)
     try:
-        for name in options.experiments:
-            _tune(place, name, options)
+        for plan in [_plan(place, name, options) for name in options.experiments]:  # refused before any training
+            _tune(place, plan, options.jobs)
     except Stopped as stopped:
         print(f"{stopped}; run the same command again to continue from its last step")
         return OK if str(stopped) == OUT_OF_TIME else INTERRUPTED
     return OK
 
 
-def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tuned of an experiment: its runs by method, and the seeds of the networks."""
+
+    tuned: Mapping[str, Sequence[Cell]]
+    seeds: Sequence[int]
+
+
+def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
+    """Return what is to be tuned of an experiment, or in words why nothing is.
+
+    Raises:
+        ValueError: There is no such experiment, profile, method or target.
+        TuningError: The trials cannot join the experiment's tuning record.
+    """
     experiment = find_experiment(name)
     profile = options.profile or default_profile(experiment, torch.device(place.device))
     owner = tuned_under(experiment, experiment.profile(profile))
     if owner != experiment.name:
-        print(f"{name} ({profile}) uses the strengths of {owner}: tune that experiment")
-        return
+        return f"{name} ({profile}) uses the strengths of {owner}: tune that experiment"
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
-    seeds = options.seeds or TUNING_SEEDS
-    tuned, path = by_method(cells), None
-    place, jobs = _shared_out(place, cells, len(tuned), options.jobs)
+    tuned = by_method(cells)
+    if not tuned:
+        return f"{name}: no method of profile {profile} has a strength to choose"
+    seeds = options.seeds or usual_seeds(place.tuning, name, profile)
+    check_joins(place.tuning, cells[0], seeds, torch.device(place.device).type)
+    return Plan(tuned, seeds)
+
+
+def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> None:
+    if isinstance(plan, str):
+        print(plan)
+        return
+    tuned, seeds, path = plan.tuned, plan.seeds, None
+    cells = [cell for cells in tuned.values() for cell in cells]
+    place, jobs = _shared_out(place, cells, len(tuned), jobs_asked)
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
     stopped = ""
     for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
@@ -118,7 +148,6 @@ def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
     if stopped:
         raise Stopped(stopped)
     if path is None:
-        print(f"{name}: no method of profile {profile} has a strength to choose")
         return
     print(f"tuning record: {os.path.relpath(path)}")
     record = read_tuning(path)

@@ -23,7 +23,17 @@ from benchmarks.config import Cell
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import CRITERIA, FIRST_TUNING_SEED, SCHEMA, Tries, grid_of, read_tuning, tuning_path
+from benchmarks.records.strengths import (
+    CRITERIA,
+    FIRST_TUNING_SEED,
+    SCHEMA,
+    Tries,
+    TuningError,
+    grid_of,
+    read_tuning,
+    seeds_tuned_on,
+    tuning_path,
+)
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
 from benchmarks.running.run import validate
@@ -187,24 +197,63 @@ def by_method(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Path:
-    """Tune every method of an experiment at every target, one after the other; return the tuning record's path."""
+    """Tune every method of an experiment at every target, one after the other; return the tuning record's path.
+
+    Raises:
+        TuningError: See `check_joins`.
+    """
+    check_joins(bench.tuning, cells[0], seeds, bench.device.type)
     for tuned in by_method(cells).values():
         keep(bench, tuned, seeds, tune_method(bench, tuned, seeds, tell))
         bench.control.check()
     return tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
 
 
+def usual_seeds(folder: Path, experiment: str, profile: str) -> Sequence[int]:
+    """Return the seeds to tune with where none are given: those of the methods that were tuned before."""
+    return seeds_tuned_on(folder, experiment, profile) or TUNING_SEEDS
+
+
+def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:
+    """Return the tuning record that new trials of a run's experiment join; an empty one where there is none.
+
+    Choices are compared over the same networks, by the same criterion and after the same training.
+
+    Raises:
+        TuningError: The record is of other seeds, another criterion or another training, or cannot be read.
+    """
+    path = tuning_path(folder, cell.experiment.name, cell.profile_name)
+    fresh = _empty_record(cell, seeds, device_type)
+    if not path.is_file():
+        return fresh
+    record = read_tuning(path)
+    before, now = _conditions(record), _conditions(fresh)
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    if names:
+        found = "; ".join(f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names)
+        raise TuningError(
+            f"{path} has {found}: no new trials can join it. Tune under its conditions, name another folder with "
+            "--results, or move the file away to begin anew for all methods."
+        )
+    return record
+
+
+def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all trials of a tuning record have in common, by name."""
+    config = record.get("config")
+    shared = {name: record.get(name) for name in ("schema", "criterion", "seeds")}
+    return {**shared, **(config if isinstance(config, dict) else {})}
+
+
 def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mapping[str, Tries]) -> Path:
     """Write the trials of one method and the choice into the tuning record; return its path.
 
-    Networks with seeds other than the record's start a new record: choices are compared over the same networks.
+    Raises:
+        TuningError: See `check_joins`.
     """
     first = cells[0]
     path = tuning_path(bench.tuning, first.experiment.name, first.profile_name)
-    fresh = _empty_record(first, seeds, bench.device.type)
-    record = read_tuning(path) if path.is_file() else fresh
-    if any(record.get(name) != fresh[name] for name in ("schema", "seeds", "criterion", "config")):
-        record = fresh
+    record = check_joins(bench.tuning, first, seeds, bench.device.type)
     data = splits_of(first)
     for target, tries in found.items():
         strength, reason = choose(tries, data.num_classes, len(data.validation))

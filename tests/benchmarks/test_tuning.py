@@ -12,12 +12,25 @@ from typing import Any
 import pytest
 
 from benchmarks import cli
+from benchmarks.config import Cell
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import UNTUNED, Strength, choose_strength, is_tuned_source, read_tuning, search_state
+from benchmarks.records import strengths
+from benchmarks.records.strengths import (
+    UNTUNED,
+    Strength,
+    TuningError,
+    choose_strength,
+    is_tuned_source,
+    read_tuning,
+    search_state,
+)
+from benchmarks.running import tuning
+from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.run import execute, run_cell
 from benchmarks.running.tuning import choose, next_strength, search, tune
+from benchmarks.training.loop import Score
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 
@@ -163,6 +176,99 @@ def test_tuning_again_replaces_scores_and_keeps_other_methods(tmp_path: Path) ->
     assert after["scores"]["gl-out"] == before["scores"]["gl-out"]
 
 
+def write_tuning(path: Path, chosen: Mapping[str, Any], **others: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": "oicsr-tuning-2", "chosen": chosen, "scores": {}, **others}))
+    return path
+
+
+def score_valley(monkeypatch: pytest.MonkeyPatch, lowest: float = 0.05) -> list[tuple[str, int]]:
+    """Let trials cost nothing: the loss is smallest at one strength. Return the methods and seeds that are tried."""
+
+    def score(bench: Bench, cell: Cell, strength: float) -> Score:
+        tried.append((cell.method, cell.seed))
+        return Score(abs(math.log(strength / lowest)), 0.9)
+
+    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(tuning, "validate", score)
+    return tried
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder for the command, with a small experiment and a folder of published records."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment(tries=3))
+    monkeypatch.setattr(strengths, "PUBLISHED_TUNING", tmp_path / "published")
+    return tmp_path / "r" / "tuning" / "small-quick.json"
+
+
+def tune_small(*arguments: str) -> int:
+    return cli.main(["tune", "small", "--results", "r", "--checkpoints", "c", "--jobs", "1", *arguments])
+
+
+def test_tuning_one_more_method_takes_the_seeds_of_the_record_and_keeps_its_strengths(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000-1002") == 0
+    before = read_tuning(small)
+    assert tune_small("--methods", "oicsr-gl") == 0
+    after = read_tuning(small)
+    assert {seed for method, seed in tried if method == "oicsr-gl"} == {1000, 1001, 1002}
+    assert list(after["chosen"]) == ["gl-out", "oicsr-gl"] and after["chosen"]["gl-out"] == before["chosen"]["gl-out"]
+
+
+@pytest.mark.parametrize(("published", "seeds"), [([1000, 1003], [1000, 1003]), (None, [1000, 1001])])
+def test_a_folder_without_a_record_takes_the_seeds_of_the_published_one(
+    published: list[int] | None, seeds: list[int], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if published:
+        write_tuning(strengths.PUBLISHED_TUNING / small.name, {}, seeds=published)
+    score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out") == 0
+    assert read_tuning(small)["seeds"] == seeds
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "has seeds [1000, 1001], not [1000]:"),
+        ({"schema": "oicsr-tuning-1"}, "has schema 'oicsr-tuning-1', not 'oicsr-tuning-2'; seeds"),
+        ({"criterion": "luck"}, "has criterion 'luck', not 'validation loss of the pruned and recalibrated network"),
+        ({"config": {}}, "model None, not 'digits-resnet'; dataset None, not 'digits'"),
+        ({"config": None}, "model None, not 'digits-resnet'"),
+    ],
+)
+def test_trials_that_cannot_join_a_record_are_refused_before_any_training(
+    change: dict[str, Any], said: str, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out") == 0
+    small.write_text(json.dumps({**json.loads(small.read_text()), **change}))
+    before = small.read_text()
+    tried.clear()
+    assert tune_small("--methods", "oicsr-gl", "--seeds", "1000") == 2
+    error = capsys.readouterr().err
+    assert "r/tuning/small-quick.json has " in error and said in error and "move the file away to begin anew" in error
+    assert not tried and small.read_text() == before
+
+
+def test_a_method_that_was_tuned_alone_leaves_the_others_their_published_strengths(small: Path) -> None:
+    write_tuning(strengths.PUBLISHED_TUNING / small.name, {"gl-out": {"0.5": 0.1}, "oicsr-gl": {"0.5": 0.2}})
+    write_tuning(small, {"oicsr-gl": {"0.5": 0.3}})
+    found = [choose_strength(small.parent, small_cell(name), find_method(name)) for name in ("oicsr-gl", "gl-out")]
+    assert found[0] == Strength(0.3, "tuned on validation (small-quick.json)")
+    assert found[1] == Strength(0.1, "tuned on validation, as published (small-quick.json)")
+    assert is_tuned_source(found[1].source)
+
+
+def test_where_no_strength_works_in_a_folder_of_ones_own_none_is_taken_from_the_published_record(small: Path) -> None:
+    write_tuning(strengths.PUBLISHED_TUNING / small.name, {"oicsr-gl": {"0.5": 0.2}})
+    write_tuning(small, {"oicsr-gl": {"0.5": None}})
+    assert choose_strength(small.parent, small_cell(), find_method("oicsr-gl")).source == UNTUNED
+
+
 def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
@@ -187,9 +293,9 @@ def test_a_search_for_the_fine_tuned_network_compares_what_its_run_ends_with(tmp
     ran = execute(small_bench(tmp_path / "again"), replace(cells[0], seed=1000), Strength(float(tried), "tried"))
     assert found["top1"] == [pytest.approx(ran.record.states["finetuned"]["val_top1"], abs=1e-6)]
     other = cells_of(small_experiment(tries=3), "quick", methods=["oicsr-gl"])
-    tune(bench, other, [1000], lambda cell, strength, score: None)  # the criteria are not mixed in one record
-    after = read_tuning(path)
-    assert search_state(after) == "recalibrated" and after["scores"] != record["scores"]
+    with pytest.raises(TuningError, match="criterion 'validation loss of the fine-tuned network"):
+        tune(bench, other, [1000], lambda cell, strength, score: None)  # the criteria are not mixed in one record
+    assert read_tuning(path) == record
 
 
 def test_an_unknown_state_to_compare_is_refused() -> None:
