@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -161,6 +161,11 @@ def tuned_under(experiment: Experiment, profile: Profile) -> str:
     return profile.strengths_of or experiment.strengths_of or experiment.name
 
 
+def compared_seeds(seeds: Iterable[int]) -> list[int]:
+    """Return those of some seeds whose networks serve comparisons, so that no strength may be chosen on them."""
+    return [seed for seed in seeds if seed < FIRST_TUNING_SEED]
+
+
 def seeds_tuned_on(folder: Path, experiment: str, profile: str) -> list[int]:
     """Return the seeds of an experiment's tuning record, or of the published one; empty where neither has any.
 
@@ -223,14 +228,18 @@ def is_tuned_source(source: str) -> bool:
 
 
 def _tuned(path: Path) -> dict[str, dict[str, float | None]]:
-    """Return the strengths of a tuning record by method and target; none where there is no record."""
+    """Return the strengths of a tuning record by method and target; none where there is no record.
+
+    What was chosen on the networks of comparisons is not tuned: their results would be results of the choice too.
+    """
     return _chosen(_text(path), path) if path.exists() else {}
 
 
 @lru_cache(maxsize=64)  # `status` asks for every run; parsing 160 KB takes 7 ms
 def _chosen(text: str, path: Path) -> dict[str, dict[str, float | None]]:
-    chosen: dict[str, dict[str, float | None]] = _parse(text, path)["chosen"]
-    return chosen
+    record = _parse(text, path)
+    chosen: dict[str, dict[str, float | None]] = record["chosen"]
+    return {} if compared_seeds(record.get("seeds", ())) else chosen
 
 
 def _for(name: str, method: str) -> str:

@@ -29,6 +29,7 @@ from benchmarks.records.strengths import (
     SCHEMA,
     Tries,
     TuningError,
+    compared_seeds,
     grid_of,
     read_tuning,
     seeds_tuned_on,
@@ -220,10 +221,16 @@ def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str
     Choices are compared over the same networks, by the same criterion and after the same training.
 
     Raises:
-        TuningError: The record is of other seeds, another criterion or another training, or cannot be read.
+        TuningError: The record is of other seeds, another criterion or another training, or cannot be read; or a seed
+            is one of comparisons.
     """
     path = tuning_path(folder, cell.experiment.name, cell.profile_name)
     fresh = _empty_record(cell, seeds, device_type)
+    if compared := compared_seeds(seeds):
+        raise TuningError(
+            f"seed {compared[0]} is one of comparisons, on whose networks no strength may be chosen: "
+            f"tune with --seeds of {FIRST_TUNING_SEED} or more, and move {path} away if it was tuned with others."
+        )
     if not path.is_file():
         return fresh
     record = read_tuning(path)

@@ -269,6 +269,34 @@ def test_where_no_strength_works_in_a_folder_of_ones_own_none_is_taken_from_the_
     assert choose_strength(small.parent, small_cell(), find_method("oicsr-gl")).source == UNTUNED
 
 
+def test_seeds_of_comparisons_are_refused(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000,7,999") == 2
+    assert "seed 7 is one of comparisons" in capsys.readouterr().err
+    write_tuning(small, {"gl-out": {"0.5": 0.1}}, seeds=[0])
+    assert tune_small("--methods", "gl-out") == 2
+    assert "seed 0 is one of comparisons" in capsys.readouterr().err
+    assert not tried
+
+
+@pytest.mark.parametrize(
+    ("seeds", "source"), [([1000], "tuned on validation (small-quick.json)"), ([1000, 0], UNTUNED)]
+)
+def test_a_strength_that_was_chosen_on_a_network_of_comparisons_is_not_tuned(
+    seeds: list[int], source: str, small: Path
+) -> None:
+    write_tuning(small, {"oicsr-gl": {"0.5": 0.3}}, seeds=seeds)
+    assert choose_strength(small.parent, small_cell(), find_method("oicsr-gl")).source == source
+
+
+@pytest.mark.parametrize("seeds", [7, ["1000"], [True], {"1000": 1}])
+def test_seeds_that_are_no_integers_are_no_readable_record(seeds: Any, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="are no list of integers"):
+        read_tuning(write_tuning(tmp_path / "odd.json", {}, seeds=seeds))
+
+
 def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
