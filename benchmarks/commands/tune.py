@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from benchmarks.commands.options import (
     choose_graphs,
 )
 from benchmarks.config import Cell
+from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
 from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under
@@ -37,7 +38,7 @@ from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped
 from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds
 from benchmarks.training.loop import Score
 
-OK, INTERRUPTED = 0, 130
+OK, FAILURE, INTERRUPTED = 0, 1, 130
 
 POLL = 0.5  # seconds
 
@@ -89,19 +90,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Search the strengths of some experiments."""
+    """Search the strengths of some experiments; what cannot be run is named, and the rest is done nevertheless."""
     device = choose_device(options)
     threads = options.threads or (1 if (options.jobs or 1) > 1 else None)
     limit = None if options.budget_minutes is None else budget_seconds(options.budget_minutes, process_age())
     deadline = None if limit is None else time.monotonic() + limit
     place = Place(str(device), options.results, options.checkpoints, threads, choose_graphs(options, device), deadline)
     try:
-        for plan in [_plan(place, name, options) for name in options.experiments]:  # refused before any training
-            _tune(place, plan, options.jobs)
+        plans = [_plan(place, name, options) for name in options.experiments]  # refused before any training
+        return max([_tune(place, plan, options.jobs) for plan in plans], default=OK)
     except Stopped as stopped:
         print(f"{stopped}; run the same command again to continue from its last step")
         return OK if str(stopped) == OUT_OF_TIME else INTERRUPTED
-    return OK
 
 
 @dataclass(frozen=True)
@@ -133,22 +133,30 @@ def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
     return Plan(tuned, seeds)
 
 
-def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> None:
+def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:
     if isinstance(plan, str):
         print(plan)
-        return
+        return OK
     tuned, seeds, path = plan.tuned, plan.seeds, None
     cells = [cell for cells in tuned.values() for cell in cells]
     place, jobs = _shared_out(place, cells, len(tuned), jobs_asked)
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
-    stopped = ""
+    stopped, code = "", OK
     for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
         path = keep(place.bench(), tuned[method], seeds, found.tries) if found.tries else path
+        for target, reason in found.failed.items():
+            print(f"failed: {cells[0].experiment.name}/{method} at {target}: {for_terminal(reason)}", flush=True)
+            code = FAILURE
         stopped = stopped or found.stopped
     if stopped:
         raise Stopped(stopped)
-    if path is None:
-        return
+    if path is not None:
+        _tell_record(path)
+    return code
+
+
+def _tell_record(path: Path) -> None:
+    """Print what a tuning record chose."""
     print(f"tuning record: {os.path.relpath(path)}")
     record = read_tuning(path)
     for method, chosen in record["chosen"].items():
@@ -173,6 +181,7 @@ class Part:
 
     tries: Mapping[str, Tries]
     stopped: str = ""
+    failed: Mapping[str, str] = field(default_factory=dict)  # by target: why the method cannot be run
 
 
 Found = Iterator[tuple[str, Part]]
@@ -221,8 +230,9 @@ def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> Pa
 
 def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
     found = tune_method(bench, cells, seeds, _tell_try)
-    stopped = "" if len(found) == len(cells) else bench.control.stop_reason() or OUT_OF_TIME
-    return Part(found, stopped)
+    done = len(found.tries) + len(found.failed) == len(cells)
+    stopped = "" if done else bench.control.stop_reason() or OUT_OF_TIME
+    return Part(found.tries, stopped, found.failed)
 
 
 def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:

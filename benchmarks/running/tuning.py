@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.config import Cell
+from benchmarks.datasets.contract import DataError
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
@@ -37,7 +39,7 @@ from benchmarks.records.strengths import (
 )
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
-from benchmarks.running.run import validate
+from benchmarks.running.run import RUN_FAILURES, validate
 from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import DivergedError, Score
 
@@ -142,7 +144,20 @@ def _ties(tries: Tries, best: float, other: float) -> bool:
     return float(np.mean(difference)) <= error
 
 
-def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> dict[str, Tries]:
+@dataclass(frozen=True)
+class Searched:
+    """What the search of one method found, by target as text.
+
+    Attributes:
+        tries: The trials.
+        failed: Why there are none, where the method cannot be run.
+    """
+
+    tries: Mapping[str, Tries]
+    failed: Mapping[str, str]
+
+
+def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Searched:
     """Search the strengths of one method at all its targets.
 
     Args:
@@ -152,7 +167,11 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
         tell: Called with cell, strength and validation score (None: training diverged) of each trial.
 
     Returns:
-        The trials by target, as text; the finished targets where the control asked to stop, which the caller checks.
+        What was found; of the finished targets where the control asked to stop, which the caller checks.
+
+    Raises:
+        DataError: The data are missing or damaged, for all methods alike.
+        OSError: The machine has a problem (a full disk).
     """
 
     def ask(cell: Cell, strength: float) -> Mapping[str, Any]:
@@ -162,15 +181,20 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
             "top1": [score and round(score.top1, 6) for score in scores],
         }
 
-    found = {}
+    tries, failed = dict[str, Tries](), dict[str, str]()
     for cell in cells:
-        grid = grid_of(cell, find_method(cell.method))
+        target, grid = f"{cell.macs_kept:g}", grid_of(cell, find_method(cell.method))
         try:
-            tries = search(grid, cell.profile.tries, partial(ask, cell))
+            tries[target] = search(grid, cell.profile.tries, partial(ask, cell))
         except Stopped:
             break
-        found[f"{cell.macs_kept:g}"] = tries
-    return found
+        except DataError:
+            raise
+        except RUN_FAILURES as error:
+            failed[target] = f"{type(error).__name__}: {error}"
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()  # memory that was too little here may suffice for the next target
+    return Searched(tries, failed)
 
 
 def _try(bench: Bench, cell: Cell, strength: float, tell: Tell) -> Score | None:
@@ -201,12 +225,18 @@ def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) 
     """Tune every method of an experiment at every target, one after the other; return the tuning record's path.
 
     Raises:
-        TuningError: See `check_joins`.
+        TuningError: See `check_joins`; or, once the others are tuned, a method cannot be run.
     """
     check_joins(bench.tuning, cells[0], seeds, bench.device.type)
-    for tuned in by_method(cells).values():
-        keep(bench, tuned, seeds, tune_method(bench, tuned, seeds, tell))
+    failed = []
+    for method, tuned in by_method(cells).items():
+        found = tune_method(bench, tuned, seeds, tell)
+        if found.tries:
+            keep(bench, tuned, seeds, found.tries)
+        failed += [f"{method} at {target} cannot be run: {reason}" for target, reason in found.failed.items()]
         bench.control.check()
+    if failed:
+        raise TuningError("; ".join(failed))
     return tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
 
 

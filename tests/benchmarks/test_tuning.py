@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from benchmarks import cli
+from benchmarks.commands import tune as tune_command
+from benchmarks.commands.tune import Part
 from benchmarks.config import Cell
+from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records import strengths
@@ -32,6 +35,8 @@ from benchmarks.running.run import execute, run_cell
 from benchmarks.running.tuning import choose, next_strength, search, tune
 from benchmarks.training.loop import Score
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
+
+IN_PROCESS = tune_command._in_process
 
 
 def tries(losses: Mapping[float, list[float | None]], top1: float = 0.9) -> dict[str, Any]:
@@ -295,6 +300,56 @@ def test_a_strength_that_was_chosen_on_a_network_of_comparisons_is_not_tuned(
 def test_seeds_that_are_no_integers_are_no_readable_record(seeds: Any, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match="are no list of integers"):
         read_tuning(write_tuning(tmp_path / "odd.json", {}, seeds=seeds))
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_method_that_cannot_be_run_is_named_and_the_others_are_tuned(
+    jobs: str, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if jobs == "1":
+        monkeypatch.setattr(tuning, "validate", score_unless_impossible)
+    else:
+        monkeypatch.setattr(tune_command, "_in_process", search_without_training)
+    arguments = ["--methods", "gl-out,oicsr-gl", "--macs-kept", "0.7,0.5", "--seeds", "1000"]
+    assert tune_small(*arguments, "--jobs", jobs) == 1
+    output = capsys.readouterr().out
+    assert "failed: small/gl-out at 0.5: ValueError: 0.5 is out of reach" in output and "oicsr-gl: 0.0" in output
+    found = {method: set(targets) for method, targets in read_tuning(small)["chosen"].items()}
+    assert found == {"gl-out": {"0.7"}, "oicsr-gl": {"0.7", "0.5"}}
+
+
+def score_unless_impossible(bench: Bench, cell: Cell, strength: float) -> Score:
+    if (cell.method, cell.macs_kept) == ("gl-out", 0.5):
+        raise ValueError("0.5 is out of reach")
+    return Score(abs(math.log(strength / 0.05)), 0.9)
+
+
+def search_without_training(*arguments: Any) -> Part:
+    """Search in a process of the pool, where trials cost nothing."""
+    tuning.validate = score_unless_impossible  # type: ignore[assignment]
+    return IN_PROCESS(*arguments)
+
+
+def test_a_function_that_tunes_says_what_cannot_be_run_once_the_others_are_tuned(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "validate", score_unless_impossible)
+    bench = small_bench(small.parent)
+    cells = cells_of(small_experiment(tries=3), "quick", methods=["gl-out", "oicsr-gl"])
+    with pytest.raises(TuningError, match=r"gl-out at 0\.5 cannot be run: ValueError: 0\.5 is out of reach"):
+        tune(bench, cells, [1000], lambda cell, strength, score: None)
+    assert list(read_tuning(bench.tuning / small.name)["chosen"]) == ["oicsr-gl"]
+
+
+def test_missing_data_are_no_failure_of_a_method(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> Score:
+        raise MissingDataError("the images are missing")
+
+    monkeypatch.setattr(tuning, "validate", fail)
+    assert tune_small("--seeds", "1000") == 2
+    assert capsys.readouterr().err == "python -m benchmarks: the images are missing\n"
 
 
 def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
