@@ -195,22 +195,31 @@ def _one_by_one(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequen
 
 
 def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
+    """Yield what each search found; where one ends in an error, the others stop and are yielded before it is raised."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with on_signals() as asked, ProcessPoolExecutor(jobs, context, _obey, (stop, os.getpid())) as pool:
         pending = {pool.submit(_in_process, place, cells, seeds): method for method, cells in tuned.items()}
+        errors: list[BaseException] = []
         try:
             while pending:
                 done, _ = wait(pending, POLL, FIRST_COMPLETED)
                 for future in done:
-                    yield pending.pop(future), future.result()
-                if asked():
+                    method = pending.pop(future)
+                    if error := future.exception():
+                        errors.append(error)
+                    else:
+                        yield method, future.result()
+                if asked() or errors:
                     stop.set()
                     for future in [future for future in pending if future.cancel()]:  # those that did not begin
                         yield pending.pop(future), Part({}, INTERRUPT)
-        finally:
+        finally:  # also where what was found cannot be written
+            stop.set()
             for future in pending:
                 future.cancel()
+        if errors:
+            raise errors[0]
 
 
 _told: list[Callable[[], bool]] = []  # in a process of the pool: whether the command wants it to stop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +329,27 @@ def search_without_training(*arguments: Any) -> Part:
     """Search in a process of the pool, where trials cost nothing."""
     tuning.validate = score_unless_impossible  # type: ignore[assignment]
     return IN_PROCESS(*arguments)
+
+
+def test_an_error_in_one_search_stops_the_others_and_loses_nothing(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune_command, "_in_process", search_until_told)
+    assert tune_small("--methods", "gl-out,oicsr-gl", "--seeds", "1000", "--jobs", "2") == 1
+    assert "the disk is full; work done so far is safe" in capsys.readouterr().err
+    assert list(read_tuning(small)["chosen"]) == ["oicsr-gl"]
+
+
+def search_until_told(place: tune_command.Place, cells: list[Cell], seeds: list[int]) -> Part:
+    """Fail for one method; for the others, search in a process of the pool until told to stop."""
+    if cells[0].method == "gl-out":
+        raise OSError("the disk is full")
+    (told,) = tune_command._told
+    for _ in range(1000):
+        if told():
+            return Part({"0.5": tries({0.1: [2.0], 0.2: [1.0], 0.4: [2.0]})}, "interrupted")
+        time.sleep(0.02)
+    return Part({})  # nobody told
 
 
 def test_a_function_that_tunes_says_what_cannot_be_run_once_the_others_are_tuned(
