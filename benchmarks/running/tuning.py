@@ -23,6 +23,7 @@ import torch
 from benchmarks.config import Cell
 from benchmarks.datasets.contract import DataError
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.leases import only_writer
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
 from benchmarks.records.strengths import (
@@ -290,15 +291,15 @@ def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mappi
     """
     first = cells[0]
     path = tuning_path(bench.tuning, first.experiment.name, first.profile_name)
-    record = check_joins(bench.tuning, first, seeds, bench.device.type)
     data = splits_of(first)
-    for target, tries in found.items():
-        strength, reason = choose(tries, data.num_classes, len(data.validation))
-        for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
-            record[name].setdefault(first.method, {})[target] = value
-    record["provenance"] = provenance(bench.device, data.checksum)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    with only_writer(path):
+        record = check_joins(bench.tuning, first, seeds, bench.device.type)
+        for target, tries in found.items():
+            strength, reason = choose(tries, data.num_classes, len(data.validation))
+            for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
+                record[name].setdefault(first.method, {})[target] = value
+        record["provenance"] = provenance(bench.device, data.checksum)
+        write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return path
 
 
