@@ -42,7 +42,7 @@ from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
 from benchmarks.running.run import RUN_FAILURES, validate
 from benchmarks.running.stopping import Stopped
-from benchmarks.training.loop import DivergedError, Score
+from benchmarks.training.loop import DivergedError, Score, check_finite
 
 TUNING_SEEDS = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
 CHANCE_DEVIATIONS = 3.0  # an accuracy within this many standard deviations of guessing is at chance level
@@ -94,9 +94,13 @@ def next_strength(tries: Tries, ratio: float) -> float:
 def mean_losses(tries: Tries) -> dict[float, float]:
     """Return the mean loss over the networks by strength; infinite if training diverged on any of them."""
     return {
-        float(text): math.inf if None in found["loss"] else float(np.mean(found["loss"]))
+        float(text): math.inf if _diverged(found["loss"]) else float(np.mean(found["loss"]))
         for text, found in tries.items()
     }
+
+
+def _diverged(losses: Iterable[float | None]) -> bool:
+    return any(loss is None or not math.isfinite(loss) for loss in losses)
 
 
 def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, str]:
@@ -138,7 +142,7 @@ def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, s
 
 def _ties(tries: Tries, best: float, other: float) -> bool:
     losses = [tries[f"{strength:g}"]["loss"] for strength in (best, other)]
-    if None in losses[0] or None in losses[1]:
+    if _diverged(losses[0]) or _diverged(losses[1]):
         return False
     difference = np.subtract(losses[1], losses[0])
     error = float(np.std(difference, ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
@@ -200,7 +204,7 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
 
 def _try(bench: Bench, cell: Cell, strength: float, tell: Tell) -> Score | None:
     try:
-        score = validate(bench, cell, strength)
+        score = check_finite(validate(bench, cell, strength), cell.label)
     except DivergedError:
         score = None
     tell(cell, strength, score)

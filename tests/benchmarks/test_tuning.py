@@ -106,6 +106,24 @@ def test_what_diverges_on_any_network_is_not_chosen() -> None:
     assert choose(tries({0.1: [None], 0.2: [None]}), 10, 1000) == (None, "diverged")
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_that_of_a_diverged_trial(loss: float) -> None:
+    assert choose(tries({0.1: [loss, 2.0], 0.2: [1.5, 1.5], 0.4: [2.0, 2.0]}), 10, 1000) == (0.2, "inside")
+    assert choose(tries({0.1: [loss], 0.2: [loss]}), 10, 1000) == (None, "diverged")
+    assert next_strength(tries({0.1: [loss], 0.2: [1.0], 0.4: [2.0]}), 2) == pytest.approx(math.sqrt(0.2 * 0.4))
+
+
+def test_a_trial_whose_loss_is_no_number_is_written_as_diverged(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(bench: Bench, cell: Cell, strength: float) -> Score:
+        return Score(math.nan, 0.1) if strength < 0.0015 else Score(strength, 0.9)
+
+    monkeypatch.setattr(tuning, "validate", score)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000") == 0
+    record = read_tuning(small)
+    assert [None] in [found["loss"] for found in record["scores"]["gl-out"]["0.5"].values()]
+    assert record["chosen"]["gl-out"]["0.5"] is not None and "NaN" not in small.read_text()
+
+
 @pytest.mark.parametrize(("top1", "expected"), [(0.12, (None, "chance")), (0.14, (0.2, "inside"))])
 def test_a_choice_at_chance_level_is_none(top1: float, expected: tuple[float | None, str]) -> None:
     # ten classes, 1000 images: 0.1 + 3 * sqrt(0.1 * 0.9 / 1000) = 0.1285
