@@ -10,7 +10,6 @@ import torch
 from benchmarks.commands.options import add_choice
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.methods.registry import METHODS
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.cells import by_priority, cells_of, default_profile
 
@@ -39,11 +38,12 @@ def command(options: argparse.Namespace) -> int:
 
 def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     cells: list[Cell] = []
-    methods = list(METHODS) if options.methods == ["all"] else options.methods
     for name in options.experiments or known_experiments(options.results):
         experiment = find_any(name, options.results)
         profile = options.profile or default_profile(experiment, device)
         if not options.experiments and profile not in experiment.profiles:
             continue
-        cells += cells_of(experiment, profile, methods=methods, seeds=options.seeds, macs_kept=options.macs_kept)
+        cells += cells_of(
+            experiment, profile, methods=options.methods, seeds=options.seeds, macs_kept=options.macs_kept
+        )
     return by_priority(cells) if options.pending else cells
