@@ -1,9 +1,9 @@
 """The command line: `python -m benchmarks COMMAND`.
 
-Exit codes: 0: everything asked for is done (or, with a budget, cleanly stopped). 1: a run failed, a committed artefact
-differs, a record was refused, the machine is in trouble (a full disk), or the output could not be written; that nobody
-reads it any more (`| head`) is no failure. 2: the command or its input is wrong; nothing was changed. 130: interrupted
-(Ctrl-C, SIGTERM) after a checkpoint, to be continued by the same command.
+Exit codes: 0: everything asked for is done (or, with a budget, cleanly stopped). 1: a run failed, a method could not be
+tuned, a committed artefact differs, a record was refused, the machine is in trouble (a full disk), or the output could
+not be written; that nobody reads it any more (`| head`) is no failure. 2: the command or its input is wrong; nothing
+was changed. 130: interrupted (Ctrl-C, SIGTERM) after a checkpoint, to be continued by the same command.
 """
 
 from __future__ import annotations

@@ -27,14 +27,25 @@ def names(text: str) -> list[str]:
     return _each(text, [name.strip() for name in text.split(",") if name.strip()])
 
 
+def methods(text: str) -> list[str]:
+    """Read a comma-separated list of methods, or `all`."""
+    found = names(text)
+    if found != ["all"]:
+        return found
+    from benchmarks.methods.registry import METHODS  # takes seconds: it imports torch
+
+    return list(METHODS)
+
+
 def numbers(kind: str, parse: Callable[[str], float]) -> Callable[[str], list[float]]:
     """Return a reader of comma-separated numbers."""
 
     def read(text: str) -> list[float]:
         try:
-            return [parse(part) for part in text.split(",") if part]
+            found = [parse(part) for part in text.split(",") if part]
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of {kind}") from error
+        return _some(text, found)
 
     return read
 
@@ -74,10 +85,15 @@ def _short(text: str) -> str:
 
 
 def _each(text: str, found: list[T]) -> list[T]:
-    """Return each value once, in order; refuse an empty list, which would mean the default."""
+    """Return each value once, in order; refuse an empty list."""
+    return list(dict.fromkeys(_some(text, found)))
+
+
+def _some(text: str, found: list[T]) -> list[T]:
+    """Refuse an empty list, which would mean the default."""
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} names nothing")
-    return list(dict.fromkeys(found))
+    return found
 
 
 def positive(text: str) -> int:
@@ -187,7 +203,7 @@ def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+", usual_seeds
     parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
     parser.add_argument("--profile", help="quick, cpu, study or paper (default: paper on a GPU, else the first)")
     text = "comma-separated, or all; also any regularizer+importance[+selection] (default: the profile's)"
-    add_list(parser, "--methods", names, text)
+    add_list(parser, "--methods", methods, text)
     parser.add_argument(
         "--seeds",
         type=seeds,

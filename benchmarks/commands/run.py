@@ -10,7 +10,6 @@ import torch
 from benchmarks.commands.options import add_choice
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.methods.registry import METHODS
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.cells import by_priority, cells_of, default_profile
 from benchmarks.suggest import unknown_name
@@ -40,7 +39,6 @@ def command(options: argparse.Namespace) -> int:
 
 def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     cells: list[Cell] = []
-    methods = list(METHODS) if options.methods == ["all"] else options.methods
     found = [find_any(name, options.results) for name in options.experiments or known_experiments(options.results)]
     profiles = list(dict.fromkeys(name for experiment in found for name in experiment.profiles))
     if options.profile and not options.experiments and options.profile not in profiles:
@@ -49,5 +47,7 @@ def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
         profile = options.profile or default_profile(experiment, device)
         if not options.experiments and profile not in experiment.profiles:
             continue
-        cells += cells_of(experiment, profile, methods=methods, seeds=options.seeds, macs_kept=options.macs_kept)
+        cells += cells_of(
+            experiment, profile, methods=options.methods, seeds=options.seeds, macs_kept=options.macs_kept
+        )
     return by_priority(cells) if options.pending else cells

@@ -11,7 +11,6 @@ import torch
 from benchmarks.commands.options import add_choice, add_device, add_folders, choose_device
 from benchmarks.config import Cell, Experiment
 from benchmarks.escape import for_terminal
-from benchmarks.methods.registry import METHODS
 from benchmarks.records.record import runs_folder
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.bench import Bench
@@ -40,11 +39,12 @@ def command(options: argparse.Namespace) -> int:
     device = choose_device(options)
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
     cells: list[Cell] = []
-    methods = list(METHODS) if options.methods == ["all"] else options.methods
     for name in options.experiments or known_experiments(options.results):
         experiment = find_any(name, options.results)
         for profile in _profiles(experiment, options, device):
-            cells += cells_of(experiment, profile, methods=methods, seeds=options.seeds, macs_kept=options.macs_kept)
+            cells += cells_of(
+                experiment, profile, methods=options.methods, seeds=options.seeds, macs_kept=options.macs_kept
+            )
     found = status_of(bench, by_priority(cells))
     for (name, profile), sweep in found.items():
         print("\n".join(describe(f"{name} ({profile})", sweep, None if options.all else LISTED)) + "\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.commands.options import add_list, names, numbers, positive, seeds, shares
+from benchmarks.commands.options import add_list, methods, names, numbers, positive, seeds, shares
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
 from benchmarks.running.adhoc import make_experiments, save_experiment, with_saved
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     listed = "comma-separated, as `list` shows them"
     add_list(parser, "--models", names, listed, required=True)
     add_list(parser, "--datasets", names, listed, required=True)
-    add_list(parser, "--methods", names, "comma-separated, or all (default: the template's)")
+    add_list(parser, "--methods", methods, "comma-separated, or all (default: the template's)")
     add_list(parser, "--macs-kept", shares, "comma-separated shares in (0, 1] (default: the template's)")
     add_list(parser, "--seeds", seeds, "comma-separated, with ranges such as 0-2 (default: the template's)")
     parser.add_argument(

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from benchmarks.commands.options import (
     choose_graphs,
 )
 from benchmarks.config import Cell
+from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
 from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under
@@ -34,10 +35,10 @@ from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
-from benchmarks.running.tuning import TUNING_SEEDS, by_method, keep, tune_method
+from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds
 from benchmarks.training.loop import Score
 
-OK, INTERRUPTED = 0, 130
+OK, FAILURE, INTERRUPTED = 0, 1, 130
 
 POLL = 0.5  # seconds
 
@@ -62,6 +63,11 @@ class Place:
     graphs: bool = False
     deadline: float | None = None
 
+    @property
+    def tuning(self) -> Path:
+        """Folder of the tuning records."""
+        return self.results / "tuning"
+
     def bench(self, asked: object = None) -> Bench:
         """Return the bench."""
         if self.threads:
@@ -69,13 +75,13 @@ class Place:
         left = None if self.deadline is None else self.deadline - time.monotonic()
         control = Control(left, asked) if asked is not None else Control(left)  # type: ignore[arg-type]
         store, device = CheckpointStore(self.checkpoints), torch.device(self.device)
-        folder = self.results / "tuning"
-        return Bench(device, self.results, store, tuning=folder, control=control, graphs=self.graphs)
+        return Bench(device, self.results, store, tuning=self.tuning, control=control, graphs=self.graphs)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    add_choice(parser, usual_seeds=f"{','.join(map(str, TUNING_SEEDS))}, far from those of any comparison")
+    default = ",".join(map(str, TUNING_SEEDS))
+    add_choice(parser, usual_seeds=f"those of the tuning record, else {default}, far from those of any comparison")
     add_folders(parser)
     add_device(parser)
     add_jobs(parser, "methods")
@@ -84,42 +90,73 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Search the strengths of some experiments."""
+    """Search the strengths of some experiments; what cannot be run is named, and the rest is done nevertheless."""
     device = choose_device(options)
     threads = options.threads or (1 if (options.jobs or 1) > 1 else None)
     limit = None if options.budget_minutes is None else budget_seconds(options.budget_minutes, process_age())
     deadline = None if limit is None else time.monotonic() + limit
     place = Place(str(device), options.results, options.checkpoints, threads, choose_graphs(options, device), deadline)
     try:
-        for name in options.experiments:
-            _tune(place, name, options)
+        plans = [_plan(place, name, options) for name in options.experiments]  # refused before any training
+        return max([_tune(place, plan, options.jobs) for plan in plans], default=OK)
     except Stopped as stopped:
         print(f"{stopped}; run the same command again to continue from its last step")
         return OK if str(stopped) == OUT_OF_TIME else INTERRUPTED
-    return OK
 
 
-def _tune(place: Place, name: str, options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tuned of an experiment: its runs by method, and the seeds of the networks."""
+
+    tuned: Mapping[str, Sequence[Cell]]
+    seeds: Sequence[int]
+
+
+def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
+    """Return what is to be tuned of an experiment, or in words why nothing is.
+
+    Raises:
+        ValueError: There is no such experiment, profile, method or target.
+        TuningError: The trials cannot join the experiment's tuning record.
+    """
     experiment = find_experiment(name)
     profile = options.profile or default_profile(experiment, torch.device(place.device))
     owner = tuned_under(experiment, experiment.profile(profile))
     if owner != experiment.name:
-        print(f"{name} ({profile}) uses the strengths of {owner}: tune that experiment")
-        return
+        return f"{name} ({profile}) uses the strengths of {owner}: tune that experiment"
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
-    seeds = options.seeds or TUNING_SEEDS
-    tuned, path = by_method(cells), None
-    place, jobs = _shared_out(place, cells, len(tuned), options.jobs)
+    tuned = by_method(cells)
+    if not tuned:
+        return f"{name}: no method of profile {profile} has a strength to choose"
+    seeds = options.seeds or usual_seeds(place.tuning, name, profile)
+    check_joins(place.tuning, cells[0], seeds, torch.device(place.device).type)
+    return Plan(tuned, seeds)
+
+
+def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:
+    if isinstance(plan, str):
+        print(plan)
+        return OK
+    tuned, seeds, path = plan.tuned, plan.seeds, None
+    cells = [cell for cells in tuned.values() for cell in cells]
+    place, jobs = _shared_out(place, cells, len(tuned), jobs_asked)
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
-    stopped = ""
+    stopped, code = "", OK
     for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
         path = keep(place.bench(), tuned[method], seeds, found.tries) if found.tries else path
+        for target, reason in found.failed.items():
+            print(f"failed: {cells[0].experiment.name}/{method} at {target}: {for_terminal(reason)}", flush=True)
+            code = FAILURE
         stopped = stopped or found.stopped
     if stopped:
         raise Stopped(stopped)
-    if path is None:
-        print(f"{name}: no method of profile {profile} has a strength to choose")
-        return
+    if path is not None:
+        _tell_record(path)
+    return code
+
+
+def _tell_record(path: Path) -> None:
+    """Print what a tuning record chose."""
     print(f"tuning record: {os.path.relpath(path)}")
     record = read_tuning(path)
     for method, chosen in record["chosen"].items():
@@ -144,6 +181,7 @@ class Part:
 
     tries: Mapping[str, Tries]
     stopped: str = ""
+    failed: Mapping[str, str] = field(default_factory=dict)  # by target: why the method cannot be run
 
 
 Found = Iterator[tuple[str, Part]]
@@ -157,22 +195,31 @@ def _one_by_one(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequen
 
 
 def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
+    """Yield what each search found; where one ends in an error, the others stop and are yielded before it is raised."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with on_signals() as asked, ProcessPoolExecutor(jobs, context, _obey, (stop, os.getpid())) as pool:
         pending = {pool.submit(_in_process, place, cells, seeds): method for method, cells in tuned.items()}
+        errors: list[BaseException] = []
         try:
             while pending:
                 done, _ = wait(pending, POLL, FIRST_COMPLETED)
                 for future in done:
-                    yield pending.pop(future), future.result()
-                if asked():
+                    method = pending.pop(future)
+                    if error := future.exception():
+                        errors.append(error)
+                    else:
+                        yield method, future.result()
+                if asked() or errors:
                     stop.set()
                     for future in [future for future in pending if future.cancel()]:  # those that did not begin
                         yield pending.pop(future), Part({}, INTERRUPT)
-        finally:
+        finally:  # also where what was found cannot be written
+            stop.set()
             for future in pending:
                 future.cancel()
+        if errors:
+            raise errors[0]
 
 
 _told: list[Callable[[], bool]] = []  # in a process of the pool: whether the command wants it to stop
@@ -192,8 +239,9 @@ def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> Pa
 
 def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
     found = tune_method(bench, cells, seeds, _tell_try)
-    stopped = "" if len(found) == len(cells) else bench.control.stop_reason() or OUT_OF_TIME
-    return Part(found, stopped)
+    done = len(found.tries) + len(found.failed) == len(cells)
+    stopped = "" if done else bench.control.stop_reason() or OUT_OF_TIME
+    return Part(found.tries, stopped, found.failed)
 
 
 def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -237,6 +237,11 @@ def wait_for_lease(path: Path, pause: Callable[[], None], say: Callable[[Owner],
             say(owner)
         pause()
     return lease
+
+
+def only_writer(path: Path) -> Lease:
+    """Wait until no other process changes a file, then hold its lease: from before it is read until it is written."""
+    return wait_for_lease(lease_path(path.parent, path.name), partial(time.sleep, PAUSE))
 
 
 def lease_path(folder: Path, *names: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.config import check_name
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.leases import only_writer
 from benchmarks.machine.paths import inside
 from benchmarks.machine.plain_files import read_plain
 from benchmarks.records.record import RecordError
@@ -90,12 +91,12 @@ def write_recalibrations(results: Path, measured: Measured) -> Path:
     Rows of another version of the protocol, or of another number of images, are dropped.
     """
     path = recalibrations_path(results, measured.experiment, measured.profile)
-    earlier = read_recalibrations(path) if path.is_file() else None
-    kept = earlier.rows if earlier and _alike(earlier, measured) else ()
-    rows = {row.key: row for row in (*kept, *measured.rows)}
-    data = {"schema": SCHEMA, **asdict(measured), "rows": [asdict(rows[key]) for key in sorted(rows)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+    with only_writer(path):
+        earlier = read_recalibrations(path) if path.is_file() else None
+        kept = earlier.rows if earlier and _alike(earlier, measured) else ()
+        rows = {row.key: row for row in (*kept, *measured.rows)}
+        data = {"schema": SCHEMA, **asdict(measured), "rows": [asdict(rows[key]) for key in sorted(rows)]}
+        write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
     return path
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [..
 FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them
 
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
+
+AS_PUBLISHED = ", as published"  # in the source: the record is not one of the results folder
 
 OF_NEAREST = "that of"  # how the source begins of one that was tuned for the nearest target of another experiment
 
@@ -89,6 +92,8 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
         for target in chosen:
             _check_target(path, target)
+    if not isinstance(seeds := data.get("seeds", []), list) or not all(type(seed) is int for seed in seeds):
+        raise TuningError(f"{path}: the seeds {str(seeds)[:40]!r} are no list of integers. Restore it, or tune again.")
     data["scores"] = {
         method: _scores(path, method, targets) for method, targets in _items(path, data.get("scores", {}))
     }
@@ -156,6 +161,22 @@ def tuned_under(experiment: Experiment, profile: Profile) -> str:
     return profile.strengths_of or experiment.strengths_of or experiment.name
 
 
+def compared_seeds(seeds: Iterable[int]) -> list[int]:
+    """Return those of some seeds whose networks serve comparisons, so that no strength may be chosen on them."""
+    return [seed for seed in seeds if seed < FIRST_TUNING_SEED]
+
+
+def seeds_tuned_on(folder: Path, experiment: str, profile: str) -> list[int]:
+    """Return the seeds of an experiment's tuning record, or of the published one; empty where neither has any.
+
+    Raises:
+        TuningError: A record cannot be read.
+    """
+    paths = (tuning_path(place, experiment, profile) for place in (folder, PUBLISHED_TUNING))
+    records = (read_tuning(path) for path in paths if path.exists())
+    return next((record["seeds"] for record in records if record.get("seeds")), [])
+
+
 def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     """Return the strength of a run: the one tuned for its method and target, else the middle of the grid.
 
@@ -165,7 +186,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     experiment, which has other targets, the one of the nearest target is taken, and the source says so.
 
     Args:
-        folder: Of the tuning records; one that is not there is looked for among the published ones.
+        folder: Of the tuning records; a method that was not tuned there is looked for in the published ones.
         cell: The run.
         method: Its method.
 
@@ -175,12 +196,10 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     if not method.has_strength:
         return Strength(0.0, "none needed")
     tuned_as = tuned_under(cell.experiment, cell.profile)
-    path = tuning_path(folder, tuned_as, cell.profile_name)
-    if not path.exists():
-        path = tuning_path(PUBLISHED_TUNING, tuned_as, cell.profile_name)
-    tuned = _tuned(path)
-    for name in (method.strength_of or cell.method, method.regularizer.name):
-        chosen = tuned.get(name, {})
+    names = method.strength_of or cell.method, method.regularizer.name
+    for name, (place, origin) in product(names, ((folder, ""), (PUBLISHED_TUNING, AS_PUBLISHED))):
+        path = tuning_path(place, tuned_as, cell.profile_name)
+        chosen = _tuned(path).get(name, {})
         target = f"{cell.macs_kept:g}"
         if chosen and tuned_as != cell.experiment.name and target not in chosen:
             target = min(chosen, key=lambda text: abs(math.log(float(text) / cell.macs_kept)))
@@ -190,7 +209,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
         works = next(((share, value) for share, value in weaker if share >= float(target) - 1e-6), None)
         if works is None:
             break
-        source = f"tuned on validation{_for(name, cell.method)} ({path.name})"
+        source = f"tuned on validation{_for(name, cell.method)}{origin} ({path.name})"
         if target != f"{cell.macs_kept:g}":
             source = f"{OF_NEAREST} {target}, the nearest target; {source}"
         if chosen[target] is None:
@@ -209,14 +228,18 @@ def is_tuned_source(source: str) -> bool:
 
 
 def _tuned(path: Path) -> dict[str, dict[str, float | None]]:
-    """Return the strengths of a tuning record by method and target; none where there is no record."""
+    """Return the strengths of a tuning record by method and target; none where there is no record.
+
+    What was chosen on the networks of comparisons is not tuned: their results would be results of the choice too.
+    """
     return _chosen(_text(path), path) if path.exists() else {}
 
 
 @lru_cache(maxsize=64)  # `status` asks for every run; parsing 160 KB takes 7 ms
 def _chosen(text: str, path: Path) -> dict[str, dict[str, float | None]]:
-    chosen: dict[str, dict[str, float | None]] = _parse(text, path)["chosen"]
-    return chosen
+    record = _parse(text, path)
+    chosen: dict[str, dict[str, float | None]] = record["chosen"]
+    return {} if compared_seeds(record.get("seeds", ())) else chosen
 
 
 def _for(name: str, method: str) -> str:

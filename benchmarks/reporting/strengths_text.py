@@ -10,7 +10,7 @@ from benchmarks.analysis.comparison import Comparison
 from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import SCHEMA, read_tuning, search_state, tuned_under, tuning_path
+from benchmarks.records.strengths import SCHEMA, compared_seeds, read_tuning, search_state, tuned_under, tuning_path
 from benchmarks.reporting.numbers import share
 
 ONE_CHOICE = {
@@ -39,9 +39,10 @@ def strengths_text(results: Path, comparison: Comparison) -> str:
     record = read_tuning(path)
     methods = {str(name) for name in comparison.table["method"]}
     used = {name: tries for name, tries in record["scores"].items() if name in methods}
-    if not used or record["schema"] != SCHEMA:
+    seeds = record.get("seeds", [])
+    if not used or record["schema"] != SCHEMA or compared_seeds(seeds):
         return ""
-    seeds, counts = record.get("seeds", []), sorted({len(t) for targets in used.values() for t in targets.values()})
+    counts = sorted({len(t) for targets in used.values() for t in targets.values()})
     tries = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     networks = f"{len(seeds)} {'network' if len(seeds) == 1 else 'networks'} that no comparison uses"
     parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {ONE_CHOICE[search_state(record)]}"]

@@ -18,7 +18,7 @@ from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import inside
 from benchmarks.machine.plain_files import read_plain
-from benchmarks.methods.registry import METHODS, find_method
+from benchmarks.methods.registry import find_method
 from benchmarks.models import input_shape
 from benchmarks.running.cells import default_profile
 from benchmarks.running.survey import flatten
@@ -82,11 +82,10 @@ def _template(dataset: str) -> Experiment:
 
 
 def _profile(profile: Profile, options: argparse.Namespace) -> Profile:
-    methods = list(METHODS) if options.methods == ["all"] else options.methods
-    for method in methods or ():
+    for method in options.methods or ():
         find_method(method)
     changes: dict[str, Any] = {
-        "methods": methods and tuple(methods),
+        "methods": options.methods and tuple(options.methods),
         "macs_kept": options.macs_kept and tuple(options.macs_kept),
         "seeds": options.seeds and tuple(options.seeds),
         "train_images": options.train_images,

@@ -25,7 +25,7 @@ from benchmarks.running.checkpoints import CheckpointWarning
 from benchmarks.running.outcome import Progress
 from benchmarks.running.stages import Stage
 from benchmarks.running.stopping import Stopped
-from benchmarks.training.loop import EVALUATION_BATCH, Score, Snapshot, Training, evaluate
+from benchmarks.training.loop import EVALUATION_BATCH, Score, Snapshot, Training, check_finite, evaluate
 from oicsr import Regularizer, count_macs
 
 # Steps of the epoch that a checkpoint is in the middle of. It stands with the stage's origin, so that versions of this
@@ -114,7 +114,8 @@ class StageTrainer:
             self._restore(stage, training, saved)
         self.progress.graphs[stage.name] = training.step_mode
         test = Score(**scores["test"]) if scores["test"] else None
-        result = StageResult(test, Score(**scores["validation"]), training.rows)
+        validation = check_finite(Score(**scores["validation"]), f"checkpoint {stage.key}")  # as earlier versions left
+        result = StageResult(test, validation, training.rows)
         timing, name = self.progress.timing, f"{stage.name}_seconds"
         timing[name] = round(timing.get(name, 0.0) + result.seconds, 3)
         return result
@@ -166,7 +167,7 @@ class StageTrainer:
         while not training.finished:
             control.before_epoch(stage.key)
             try:
-                row = training.run_epoch(lambda: self.evaluate(training.model, "validation"), control.before_step)
+                row = training.run_epoch(lambda: self._score(training.model, "validation"), control.before_step)
             except Stopped:
                 if training.steps_done:
                     still_mine()
@@ -200,7 +201,14 @@ class StageTrainer:
             observer.epoch_done(self.cell, stage, row, cached=cached)
 
     def evaluate(self, model: nn.Module, split: Split) -> Score:
-        """Evaluate a model on the unaugmented images of a split."""
+        """Evaluate a model on the unaugmented images of a split.
+
+        Raises:
+            DivergedError: The loss is no finite number.
+        """
+        return check_finite(self._score(model, split), f"evaluated on the {split} split")
+
+    def _score(self, model: nn.Module, split: Split) -> Score:
         batches = self.data.evaluation_batches(split, EVALUATION_BATCH, self.bench.device, current_rank())
         return evaluate(model, self.bench.control.through(batches), self.precision)
 

@@ -12,23 +12,37 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.config import Cell
+from benchmarks.datasets.contract import DataError
 from benchmarks.machine.atomic_write import write_atomically
+from benchmarks.machine.leases import only_writer
 from benchmarks.machine.provenance import provenance
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import CRITERIA, FIRST_TUNING_SEED, SCHEMA, Tries, grid_of, read_tuning, tuning_path
+from benchmarks.records.strengths import (
+    CRITERIA,
+    FIRST_TUNING_SEED,
+    SCHEMA,
+    Tries,
+    TuningError,
+    compared_seeds,
+    grid_of,
+    read_tuning,
+    seeds_tuned_on,
+    tuning_path,
+)
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.outcome import resolved_config
-from benchmarks.running.run import validate
+from benchmarks.running.run import RUN_FAILURES, validate
 from benchmarks.running.stopping import Stopped
-from benchmarks.training.loop import DivergedError, Score
+from benchmarks.training.loop import DivergedError, Score, check_finite
 
 TUNING_SEEDS = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
 CHANCE_DEVIATIONS = 3.0  # an accuracy within this many standard deviations of guessing is at chance level
@@ -80,9 +94,13 @@ def next_strength(tries: Tries, ratio: float) -> float:
 def mean_losses(tries: Tries) -> dict[float, float]:
     """Return the mean loss over the networks by strength; infinite if training diverged on any of them."""
     return {
-        float(text): math.inf if None in found["loss"] else float(np.mean(found["loss"]))
+        float(text): math.inf if _diverged(found["loss"]) else float(np.mean(found["loss"]))
         for text, found in tries.items()
     }
+
+
+def _diverged(losses: Iterable[float | None]) -> bool:
+    return any(loss is None or not math.isfinite(loss) for loss in losses)
 
 
 def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, str]:
@@ -124,14 +142,27 @@ def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, s
 
 def _ties(tries: Tries, best: float, other: float) -> bool:
     losses = [tries[f"{strength:g}"]["loss"] for strength in (best, other)]
-    if None in losses[0] or None in losses[1]:
+    if _diverged(losses[0]) or _diverged(losses[1]):
         return False
     difference = np.subtract(losses[1], losses[0])
     error = float(np.std(difference, ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return float(np.mean(difference)) <= error
 
 
-def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> dict[str, Tries]:
+@dataclass(frozen=True)
+class Searched:
+    """What the search of one method found, by target as text.
+
+    Attributes:
+        tries: The trials.
+        failed: Why there are none, where the method cannot be run.
+    """
+
+    tries: Mapping[str, Tries]
+    failed: Mapping[str, str]
+
+
+def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Searched:
     """Search the strengths of one method at all its targets.
 
     Args:
@@ -141,7 +172,11 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
         tell: Called with cell, strength and validation score (None: training diverged) of each trial.
 
     Returns:
-        The trials by target, as text; the finished targets where the control asked to stop, which the caller checks.
+        What was found; of the finished targets where the control asked to stop, which the caller checks.
+
+    Raises:
+        DataError: The data are missing or damaged, for all methods alike.
+        OSError: The machine has a problem (a full disk).
     """
 
     def ask(cell: Cell, strength: float) -> Mapping[str, Any]:
@@ -151,20 +186,25 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
             "top1": [score and round(score.top1, 6) for score in scores],
         }
 
-    found = {}
+    tries, failed = dict[str, Tries](), dict[str, str]()
     for cell in cells:
-        grid = grid_of(cell, find_method(cell.method))
+        target, grid = f"{cell.macs_kept:g}", grid_of(cell, find_method(cell.method))
         try:
-            tries = search(grid, cell.profile.tries, partial(ask, cell))
+            tries[target] = search(grid, cell.profile.tries, partial(ask, cell))
         except Stopped:
             break
-        found[f"{cell.macs_kept:g}"] = tries
-    return found
+        except DataError:
+            raise
+        except RUN_FAILURES as error:
+            failed[target] = f"{type(error).__name__}: {error}"
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()  # memory that was too little here may suffice for the next target
+    return Searched(tries, failed)
 
 
 def _try(bench: Bench, cell: Cell, strength: float, tell: Tell) -> Score | None:
     try:
-        score = validate(bench, cell, strength)
+        score = check_finite(validate(bench, cell, strength), cell.label)
     except DivergedError:
         score = None
     tell(cell, strength, score)
@@ -187,32 +227,83 @@ def by_method(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Path:
-    """Tune every method of an experiment at every target, one after the other; return the tuning record's path."""
-    for tuned in by_method(cells).values():
-        keep(bench, tuned, seeds, tune_method(bench, tuned, seeds, tell))
+    """Tune every method of an experiment at every target, one after the other; return the tuning record's path.
+
+    Raises:
+        TuningError: See `check_joins`; or, once the others are tuned, a method cannot be run.
+    """
+    check_joins(bench.tuning, cells[0], seeds, bench.device.type)
+    failed = []
+    for method, tuned in by_method(cells).items():
+        found = tune_method(bench, tuned, seeds, tell)
+        if found.tries:
+            keep(bench, tuned, seeds, found.tries)
+        failed += [f"{method} at {target} cannot be run: {reason}" for target, reason in found.failed.items()]
         bench.control.check()
+    if failed:
+        raise TuningError("; ".join(failed))
     return tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
+
+
+def usual_seeds(folder: Path, experiment: str, profile: str) -> Sequence[int]:
+    """Return the seeds to tune with where none are given: those of the methods that were tuned before."""
+    return seeds_tuned_on(folder, experiment, profile) or TUNING_SEEDS
+
+
+def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:
+    """Return the tuning record that new trials of a run's experiment join; an empty one where there is none.
+
+    Choices are compared over the same networks, by the same criterion and after the same training.
+
+    Raises:
+        TuningError: The record is of other seeds, another criterion or another training, or cannot be read; or a seed
+            is one of comparisons.
+    """
+    path = tuning_path(folder, cell.experiment.name, cell.profile_name)
+    fresh = _empty_record(cell, seeds, device_type)
+    if compared := compared_seeds(seeds):
+        raise TuningError(
+            f"seed {compared[0]} is one of comparisons, on whose networks no strength may be chosen: "
+            f"tune with --seeds of {FIRST_TUNING_SEED} or more, and move {path} away if it was tuned with others."
+        )
+    if not path.is_file():
+        return fresh
+    record = read_tuning(path)
+    before, now = _conditions(record), _conditions(fresh)
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    if names:
+        found = "; ".join(f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names)
+        raise TuningError(
+            f"{path} has {found}: no new trials can join it. Tune under its conditions, name another folder with "
+            "--results, or move the file away to begin anew for all methods."
+        )
+    return record
+
+
+def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all trials of a tuning record have in common, by name."""
+    config = record.get("config")
+    shared = {name: record.get(name) for name in ("schema", "criterion", "seeds")}
+    return {**shared, **(config if isinstance(config, dict) else {})}
 
 
 def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mapping[str, Tries]) -> Path:
     """Write the trials of one method and the choice into the tuning record; return its path.
 
-    Networks with seeds other than the record's start a new record: choices are compared over the same networks.
+    Raises:
+        TuningError: See `check_joins`.
     """
     first = cells[0]
     path = tuning_path(bench.tuning, first.experiment.name, first.profile_name)
-    fresh = _empty_record(first, seeds, bench.device.type)
-    record = read_tuning(path) if path.is_file() else fresh
-    if any(record.get(name) != fresh[name] for name in ("schema", "seeds", "criterion", "config")):
-        record = fresh
     data = splits_of(first)
-    for target, tries in found.items():
-        strength, reason = choose(tries, data.num_classes, len(data.validation))
-        for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
-            record[name].setdefault(first.method, {})[target] = value
-    record["provenance"] = provenance(bench.device, data.checksum)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    with only_writer(path):
+        record = check_joins(bench.tuning, first, seeds, bench.device.type)
+        for target, tries in found.items():
+            strength, reason = choose(tries, data.num_classes, len(data.validation))
+            for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
+                record[name].setdefault(first.method, {})[target] = value
+        record["provenance"] = provenance(bench.device, data.checksum)
+        write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return path
 
 

@@ -58,6 +58,21 @@ class Score:
     top1: float
 
 
+def check_finite(score: Score, of: str) -> Score:
+    """Return a score whose loss is a number.
+
+    Args:
+        score: Of an evaluation.
+        of: What was evaluated, for the message.
+
+    Raises:
+        DivergedError: The loss is no finite number.
+    """
+    if not math.isfinite(score.loss):
+        raise DivergedError(f"{of}: the loss is {score.loss}. Lower the learning rate or the strength.")
+    return score
+
+
 def proceed() -> None:
     """Do nothing: training continues."""
 
@@ -131,7 +146,7 @@ class Training:
                 the next call continues after them.
 
         Raises:
-            DivergedError: The loss or the penalty is no longer finite.
+            DivergedError: The loss or the penalty is no longer finite, or the score's loss is not.
         """
         start = time.perf_counter()
         part = self._part = self._part or PartEpoch.new(self.generator, self._device)
@@ -142,7 +157,8 @@ class Training:
                     f"training diverged in epoch {self.epoch + 1} of phase {self.name!r}: loss {loss}, penalty "
                     f"{penalty}. Lower the learning rate ({self.phase.learning_rate:g}) or the strength."
                 )
-            score = evaluate()
+            name = f"training diverged in epoch {self.epoch + 1} of phase {self.name!r}, validation"
+            score = check_finite(evaluate(), name)
         finally:
             part.seconds += time.perf_counter() - start
         self._part = None

@@ -22,7 +22,7 @@ from benchmarks.commands import options
 from benchmarks.config import Cell, Experiment, Phase
 from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.methods.registry import find_method
+from benchmarks.methods.registry import METHODS, find_method
 from benchmarks.models import MODELS
 from benchmarks.records.record import read_records, record_path, runs_folder, write_record
 from benchmarks.running import stopping
@@ -335,6 +335,27 @@ def test_sweep_takes_values_from_a_template_and_options() -> None:
     profile = experiments[0].profile("quick")
     assert profile.seeds == (0, 1, 2) and profile.macs_kept == (0.7, 0.5, 0.3) and "oicsr-gl" in profile.methods
     assert [p.epochs for p in (profile.dense, profile.regularized, profile.finetune)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("command", ["run", "status", "sweep", "tune", "recalibration"])
+def test_all_methods_are_those_that_are_registered(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser, pair = cli.build_parser(command), ["--models", "resnet20", "--datasets", "cifar10"]
+    words = [command, *(pair if command == "sweep" else ["small"]), "--methods"]
+    assert parser.parse_args([*words, "all"]).methods == list(METHODS)
+    assert parser.parse_args([*words, "none,gl-out"]).methods == ["none", "gl-out"]
+    with pytest.raises(SystemExit):
+        parser.parse_args([command, "--help"])
+    assert "or all" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["sweep", "--models", "a", "--datasets", "b", "--epochs", ","], ["recalibration", "small", "--images", ""]],
+)
+def test_an_empty_list_of_numbers_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert f"argument {words[-2]}: {words[-1]!r} names nothing" in " ".join(capsys.readouterr().err.split())
 
 
 def test_signals_ask_to_stop_and_a_second_ctrl_c_interrupts() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -11,6 +14,7 @@ import pytest
 
 from benchmarks.cli import main
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.records import recalibrations
 from benchmarks.records.recalibrations import (
     Measured,
     Recalibrations,
@@ -47,6 +51,24 @@ def test_images_differ_in_number_and_augmentation_and_repeat(tmp_path: Path, mon
     first, again = (validate_recalibrations(bench, cell, 0.0, (64, 128), "cpu") for _ in range(2))
     assert first == again
     assert seen[:5] == [(64, True), (128, True), (64, False), (128, False), (None, True)]
+
+
+def test_two_commands_that_measure_at_once_keep_each_others_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each one reads the file, and waits for the other to read it too before it writes."""
+    rows, meeting, write = (ROW, replace(ROW, seed=1)), threading.Barrier(2), recalibrations.write_atomically
+
+    def meet(path: Path, content: bytes) -> None:
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(1.0)
+        write(path, content)
+
+    monkeypatch.setattr(recalibrations, "write_atomically", meet)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(write_recalibrations, tmp_path, replace(MEASURED, rows=(row,))) for row in rows]:
+            path = done.result()
+    assert read_recalibrations(path).rows == rows
 
 
 def test_measurements_are_read_back_and_replaced_by_newer_ones(tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from baselines.method import Target
 from benchmarks.config import PROTOCOL, Cell, Phase
-from benchmarks.methods.registry import METHODS, REGULARIZERS
+from benchmarks.methods.registry import METHODS, REGULARIZERS, find_method
 from benchmarks.models import build_model
 from benchmarks.records.record import (
     Record,
@@ -29,7 +31,7 @@ from benchmarks.records.record import (
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.cells import cells_of
 from benchmarks.running.merge import merge
-from benchmarks.running.run import run_cell
+from benchmarks.running.run import _Run, run_cell
 from benchmarks.running.stage_training import StageResult, StageTrainer
 from benchmarks.running.stages import Stage, stages_of
 from benchmarks.running.survey import survey
@@ -280,6 +282,29 @@ def test_a_record_that_could_not_be_read_is_not_written(tmp_path: Path, changes:
     with pytest.raises(RecordError, match=message):
         write_record(tmp_path, fake_record(small_cell(), **changes), fake_history())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_state_without_a_finite_loss_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(run: _Run, model: nn.Module) -> None:
+        next(model.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(_Run, "recalibrate", spoil)
+    record = run_cell(small_bench(tmp_path), small_cell())
+    assert record.failure is not None and record.failure["kind"] == "DivergedError"
+    assert record.failure["reason"].startswith("evaluated on the test split: the loss is nan")
+    assert list(record.states) == ["dense", "regularized", "pruned"]
+
+
+def test_a_checkpoint_without_a_finite_loss_is_a_failed_run(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), small_cell()
+    assert run_cell(bench, cell).complete
+    (key, *_) = (stage.key for stage in stages_of(cell, find_method(cell.method), 0.0, "cpu"))
+    saved = bench.store.load(key)
+    assert saved is not None
+    saved["scores"]["validation"]["loss"] = math.nan
+    bench.store.save(key, saved, {"epoch": 1, "finished": True, "seconds": [1.0], "machine": "m"})
+    record = run_cell(bench, cell)
+    assert record.failure is not None and record.failure["reason"].startswith(f"checkpoint {key}: the loss is nan")
 
 
 def test_finished_runs_are_not_run_again_and_other_configurations_refused(tmp_path: Path) -> None:

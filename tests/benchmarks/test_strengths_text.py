@@ -57,7 +57,7 @@ def test_strengths_of_another_experiment_are_named(tmp_path: Path) -> None:
     assert text.endswith("They are those of `owner`.")
 
 
-@pytest.mark.parametrize("changes", [{"schema": "oicsr-tuning-1"}, {"scores": {}}])
+@pytest.mark.parametrize("changes", [{"schema": "oicsr-tuning-1"}, {"scores": {}}, {"seeds": [0]}])
 def test_without_a_record_of_this_kind_nothing_is_said(tmp_path: Path, changes: dict[str, Any]) -> None:
     with patch.dict(EXPERIMENTS, {"study": STUDY}):
         assert strengths_text(tmp_path, COMPARISON) == ""

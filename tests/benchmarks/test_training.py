@@ -81,6 +81,15 @@ def test_diverged_training_is_an_error_that_says_what_to_do() -> None:
         _run_all_epochs(run)
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_an_evaluation_without_a_finite_loss_is_divergence(loss: float) -> None:
+    """As after a last step that makes weights infinite: no loss of training shows it."""
+    run = training(network())
+    with pytest.raises(DivergedError, match=rf"epoch 1 of phase 'dense', validation: the loss is {loss}\. Lower the"):
+        run.run_epoch(lambda: Score(loss, 0.1))
+    assert run.rows == [] and not run.finished
+
+
 def _run_all_epochs(run: Training) -> None:
     while not run.finished:
         run.run_epoch(nothing)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,31 @@ from typing import Any
 import pytest
 
 from benchmarks import cli
+from benchmarks.commands import tune as tune_command
+from benchmarks.commands.tune import Part
+from benchmarks.config import Cell
+from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import UNTUNED, Strength, choose_strength, is_tuned_source, read_tuning, search_state
+from benchmarks.records import strengths
+from benchmarks.records.strengths import (
+    UNTUNED,
+    Strength,
+    TuningError,
+    choose_strength,
+    is_tuned_source,
+    read_tuning,
+    search_state,
+)
+from benchmarks.running import tuning
+from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.run import execute, run_cell
-from benchmarks.running.tuning import choose, next_strength, search, tune
+from benchmarks.running.tuning import choose, keep, next_strength, search, tune
+from benchmarks.training.loop import Score
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
+
+IN_PROCESS = tune_command._in_process
 
 
 def tries(losses: Mapping[float, list[float | None]], top1: float = 0.9) -> dict[str, Any]:
@@ -82,6 +104,24 @@ def test_one_network_ties_only_where_losses_are_equal() -> None:
 def test_what_diverges_on_any_network_is_not_chosen() -> None:
     assert choose(tries({0.1: [2.0, 2.0], 0.2: [1.5, 1.5], 0.4: [0.1, None]}), 10, 1000) == (0.2, "inside")
     assert choose(tries({0.1: [None], 0.2: [None]}), 10, 1000) == (None, "diverged")
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_that_of_a_diverged_trial(loss: float) -> None:
+    assert choose(tries({0.1: [loss, 2.0], 0.2: [1.5, 1.5], 0.4: [2.0, 2.0]}), 10, 1000) == (0.2, "inside")
+    assert choose(tries({0.1: [loss], 0.2: [loss]}), 10, 1000) == (None, "diverged")
+    assert next_strength(tries({0.1: [loss], 0.2: [1.0], 0.4: [2.0]}), 2) == pytest.approx(math.sqrt(0.2 * 0.4))
+
+
+def test_a_trial_whose_loss_is_no_number_is_written_as_diverged(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(bench: Bench, cell: Cell, strength: float) -> Score:
+        return Score(math.nan, 0.1) if strength < 0.0015 else Score(strength, 0.9)
+
+    monkeypatch.setattr(tuning, "validate", score)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000") == 0
+    record = read_tuning(small)
+    assert [None] in [found["loss"] for found in record["scores"]["gl-out"]["0.5"].values()]
+    assert record["chosen"]["gl-out"]["0.5"] is not None and "NaN" not in small.read_text()
 
 
 @pytest.mark.parametrize(("top1", "expected"), [(0.12, (None, "chance")), (0.14, (0.2, "inside"))])
@@ -163,6 +203,217 @@ def test_tuning_again_replaces_scores_and_keeps_other_methods(tmp_path: Path) ->
     assert after["scores"]["gl-out"] == before["scores"]["gl-out"]
 
 
+def write_tuning(path: Path, chosen: Mapping[str, Any], **others: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": "oicsr-tuning-2", "chosen": chosen, "scores": {}, **others}))
+    return path
+
+
+def score_valley(monkeypatch: pytest.MonkeyPatch, lowest: float = 0.05) -> list[tuple[str, int]]:
+    """Let trials cost nothing: the loss is smallest at one strength. Return the methods and seeds that are tried."""
+
+    def score(bench: Bench, cell: Cell, strength: float) -> Score:
+        tried.append((cell.method, cell.seed))
+        return Score(abs(math.log(strength / lowest)), 0.9)
+
+    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(tuning, "validate", score)
+    return tried
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder for the command, with a small experiment and a folder of published records."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment(tries=3))
+    monkeypatch.setattr(strengths, "PUBLISHED_TUNING", tmp_path / "published")
+    return tmp_path / "r" / "tuning" / "small-quick.json"
+
+
+def tune_small(*arguments: str) -> int:
+    return cli.main(["tune", "small", "--results", "r", "--checkpoints", "c", "--jobs", "1", *arguments])
+
+
+def test_tuning_one_more_method_takes_the_seeds_of_the_record_and_keeps_its_strengths(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000-1002") == 0
+    before = read_tuning(small)
+    assert tune_small("--methods", "oicsr-gl") == 0
+    after = read_tuning(small)
+    assert {seed for method, seed in tried if method == "oicsr-gl"} == {1000, 1001, 1002}
+    assert list(after["chosen"]) == ["gl-out", "oicsr-gl"] and after["chosen"]["gl-out"] == before["chosen"]["gl-out"]
+
+
+@pytest.mark.parametrize(("published", "seeds"), [([1000, 1003], [1000, 1003]), (None, [1000, 1001])])
+def test_a_folder_without_a_record_takes_the_seeds_of_the_published_one(
+    published: list[int] | None, seeds: list[int], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if published:
+        write_tuning(strengths.PUBLISHED_TUNING / small.name, {}, seeds=published)
+    score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out") == 0
+    assert read_tuning(small)["seeds"] == seeds
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "has seeds [1000, 1001], not [1000]:"),
+        ({"schema": "oicsr-tuning-1"}, "has schema 'oicsr-tuning-1', not 'oicsr-tuning-2'; seeds"),
+        ({"criterion": "luck"}, "has criterion 'luck', not 'validation loss of the pruned and recalibrated network"),
+        ({"config": {}}, "model None, not 'digits-resnet'; dataset None, not 'digits'"),
+        ({"config": None}, "model None, not 'digits-resnet'"),
+    ],
+)
+def test_trials_that_cannot_join_a_record_are_refused_before_any_training(
+    change: dict[str, Any], said: str, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out") == 0
+    small.write_text(json.dumps({**json.loads(small.read_text()), **change}))
+    before = small.read_text()
+    tried.clear()
+    assert tune_small("--methods", "oicsr-gl", "--seeds", "1000") == 2
+    error = capsys.readouterr().err
+    assert "r/tuning/small-quick.json has " in error and said in error and "move the file away to begin anew" in error
+    assert not tried and small.read_text() == before
+
+
+def test_a_method_that_was_tuned_alone_leaves_the_others_their_published_strengths(small: Path) -> None:
+    write_tuning(strengths.PUBLISHED_TUNING / small.name, {"gl-out": {"0.5": 0.1}, "oicsr-gl": {"0.5": 0.2}})
+    write_tuning(small, {"oicsr-gl": {"0.5": 0.3}})
+    found = [choose_strength(small.parent, small_cell(name), find_method(name)) for name in ("oicsr-gl", "gl-out")]
+    assert found[0] == Strength(0.3, "tuned on validation (small-quick.json)")
+    assert found[1] == Strength(0.1, "tuned on validation, as published (small-quick.json)")
+    assert is_tuned_source(found[1].source)
+
+
+def test_where_no_strength_works_in_a_folder_of_ones_own_none_is_taken_from_the_published_record(small: Path) -> None:
+    write_tuning(strengths.PUBLISHED_TUNING / small.name, {"oicsr-gl": {"0.5": 0.2}})
+    write_tuning(small, {"oicsr-gl": {"0.5": None}})
+    assert choose_strength(small.parent, small_cell(), find_method("oicsr-gl")).source == UNTUNED
+
+
+def test_seeds_of_comparisons_are_refused(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000,7,999") == 2
+    assert "seed 7 is one of comparisons" in capsys.readouterr().err
+    write_tuning(small, {"gl-out": {"0.5": 0.1}}, seeds=[0])
+    assert tune_small("--methods", "gl-out") == 2
+    assert "seed 0 is one of comparisons" in capsys.readouterr().err
+    assert not tried
+
+
+@pytest.mark.parametrize(
+    ("seeds", "source"), [([1000], "tuned on validation (small-quick.json)"), ([1000, 0], UNTUNED)]
+)
+def test_a_strength_that_was_chosen_on_a_network_of_comparisons_is_not_tuned(
+    seeds: list[int], source: str, small: Path
+) -> None:
+    write_tuning(small, {"oicsr-gl": {"0.5": 0.3}}, seeds=seeds)
+    assert choose_strength(small.parent, small_cell(), find_method("oicsr-gl")).source == source
+
+
+@pytest.mark.parametrize("seeds", [7, ["1000"], [True], {"1000": 1}])
+def test_seeds_that_are_no_integers_are_no_readable_record(seeds: Any, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="are no list of integers"):
+        read_tuning(write_tuning(tmp_path / "odd.json", {}, seeds=seeds))
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_method_that_cannot_be_run_is_named_and_the_others_are_tuned(
+    jobs: str, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if jobs == "1":
+        monkeypatch.setattr(tuning, "validate", score_unless_impossible)
+    else:
+        monkeypatch.setattr(tune_command, "_in_process", search_without_training)
+    arguments = ["--methods", "gl-out,oicsr-gl", "--macs-kept", "0.7,0.5", "--seeds", "1000"]
+    assert tune_small(*arguments, "--jobs", jobs) == 1
+    output = capsys.readouterr().out
+    assert "failed: small/gl-out at 0.5: ValueError: 0.5 is out of reach" in output and "oicsr-gl: 0.0" in output
+    found = {method: set(targets) for method, targets in read_tuning(small)["chosen"].items()}
+    assert found == {"gl-out": {"0.7"}, "oicsr-gl": {"0.7", "0.5"}}
+
+
+def score_unless_impossible(bench: Bench, cell: Cell, strength: float) -> Score:
+    if (cell.method, cell.macs_kept) == ("gl-out", 0.5):
+        raise ValueError("0.5 is out of reach")
+    return Score(abs(math.log(strength / 0.05)), 0.9)
+
+
+def search_without_training(*arguments: Any) -> Part:
+    """Search in a process of the pool, where trials cost nothing."""
+    tuning.validate = score_unless_impossible  # type: ignore[assignment]
+    return IN_PROCESS(*arguments)
+
+
+def test_an_error_in_one_search_stops_the_others_and_loses_nothing(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune_command, "_in_process", search_until_told)
+    assert tune_small("--methods", "gl-out,oicsr-gl", "--seeds", "1000", "--jobs", "2") == 1
+    assert "the disk is full; work done so far is safe" in capsys.readouterr().err
+    assert list(read_tuning(small)["chosen"]) == ["oicsr-gl"]
+
+
+def search_until_told(place: tune_command.Place, cells: list[Cell], seeds: list[int]) -> Part:
+    """Fail for one method; for the others, search in a process of the pool until told to stop."""
+    if cells[0].method == "gl-out":
+        raise OSError("the disk is full")
+    (told,) = tune_command._told
+    for _ in range(1000):
+        if told():
+            return Part({"0.5": tries({0.1: [2.0], 0.2: [1.0], 0.4: [2.0]})}, "interrupted")
+        time.sleep(0.02)
+    return Part({})  # nobody told
+
+
+def test_two_commands_that_tune_one_experiment_keep_each_others_strengths(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each one reads the record, and waits for the other to read it too before it writes."""
+    bench, found = small_bench(small.parent), {"0.5": tries({0.1: [2.0], 0.2: [1.0], 0.4: [2.0]})}
+    meeting, write = threading.Barrier(2), tuning.write_atomically
+
+    def meet(path: Path, content: bytes) -> None:
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(1.0)
+        write(path, content)
+
+    monkeypatch.setattr(tuning, "write_atomically", meet)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(keep, bench, [small_cell(name)], [1000], found) for name in ("gl-out", "oicsr-gl")]:
+            path = done.result()
+    assert set(read_tuning(path)["chosen"]) == {"gl-out", "oicsr-gl"}
+
+
+def test_a_function_that_tunes_says_what_cannot_be_run_once_the_others_are_tuned(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "validate", score_unless_impossible)
+    bench = small_bench(small.parent)
+    cells = cells_of(small_experiment(tries=3), "quick", methods=["gl-out", "oicsr-gl"])
+    with pytest.raises(TuningError, match=r"gl-out at 0\.5 cannot be run: ValueError: 0\.5 is out of reach"):
+        tune(bench, cells, [1000], lambda cell, strength, score: None)
+    assert list(read_tuning(bench.tuning / small.name)["chosen"]) == ["oicsr-gl"]
+
+
+def test_missing_data_are_no_failure_of_a_method(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> Score:
+        raise MissingDataError("the images are missing")
+
+    monkeypatch.setattr(tuning, "validate", fail)
+    assert tune_small("--seeds", "1000") == 2
+    assert capsys.readouterr().err == "python -m benchmarks: the images are missing\n"
+
+
 def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
@@ -187,9 +438,9 @@ def test_a_search_for_the_fine_tuned_network_compares_what_its_run_ends_with(tmp
     ran = execute(small_bench(tmp_path / "again"), replace(cells[0], seed=1000), Strength(float(tried), "tried"))
     assert found["top1"] == [pytest.approx(ran.record.states["finetuned"]["val_top1"], abs=1e-6)]
     other = cells_of(small_experiment(tries=3), "quick", methods=["oicsr-gl"])
-    tune(bench, other, [1000], lambda cell, strength, score: None)  # the criteria are not mixed in one record
-    after = read_tuning(path)
-    assert search_state(after) == "recalibrated" and after["scores"] != record["scores"]
+    with pytest.raises(TuningError, match="criterion 'validation loss of the fine-tuned network"):
+        tune(bench, other, [1000], lambda cell, strength, score: None)  # the criteria are not mixed in one record
+    assert read_tuning(path) == record
 
 
 def test_an_unknown_state_to_compare_is_refused() -> None:
