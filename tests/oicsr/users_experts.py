@@ -74,9 +74,9 @@ def heads_by_einsum(net: Any, x: Tensor) -> Tensor:
     return net.o(torch.einsum("bhk,hko->bo", y.tanh(), net.v).relu())
 
 
-@images("a.0 w", torch.tensor(2), w=lambda: weight(3, 8, 16, 3, 3), o=lambda: tail(8))
+@images("a.0 w", torch.tensor([2]), w=lambda: weight(3, 8, 16, 3, 3), o=lambda: tail(8))
 def a_kernel_by_number(net: Any, x: Tensor, number: Tensor) -> Tensor:
-    return net.o(functional.conv2d(net.a(x), net.w[number], padding=1).relu())
+    return net.o(functional.conv2d(net.a(x), net.w[number].squeeze(0), padding=1).relu())
 
 
 @rows("w v", w=lambda: weight(3, 6, 16), v=lambda: weight(3, 16, 8), e=lambda: torch.rand(3, 5, 5))
