@@ -16,8 +16,14 @@ def is_plain(equation: object) -> bool:
     """Return whether an equation is one that channels are followed through: an arrow, no ellipsis, no diagonal."""
     if not isinstance(equation, str) or "->" not in equation or "." in equation:
         return False
-    parts = equation.replace(" ", "").partition("->")[0].split(",")
+    parts, _ = plain_letters(equation)
     return all(len(set(part)) == len(part) for part in parts)
+
+
+def plain_letters(equation: str) -> tuple[list[str], str]:
+    """Return the letters of each factor and those of the result of a plain equation."""
+    inputs, _, out = equation.replace(" ", "").partition("->")
+    return inputs.split(","), out
 
 
 def factors_of(args: Sequence[Any]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from oicsr.contractions import is_plain
+from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Rescaled
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.names import JOINED as IN_A_ROW
@@ -29,9 +29,7 @@ FACTORS = frozenset(aten("mul multiply div divide true_divide"))
 SUMS = frozenset(aten("add sub subtract"))
 JOINED = frozenset([*IN_A_ROW, *aten("stack")])
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
-PRODUCTS = frozenset(
-    aten("matmul mm bmm linalg_matmul addmm baddbmm")
-)  # a weight `(..., inputs, outputs)` on the right
+PRODUCTS = frozenset(aten("matmul mm bmm linalg_matmul addmm baddbmm"))  # weight `(..., inputs, outputs)` on the right
 
 
 class NotLinearError(Exception):
@@ -72,11 +70,9 @@ def rescaled_rows(parameters: Mapping[fx.Node, str], node: fx.Node, power: float
 def _whole_slices(is_there: Tensor) -> tuple[int, tuple[int, ...]]:
     """Return the slices along one axis, the last that will do, of which a mask consists; none where there are none."""
     for axis in reversed(range(is_there.ndim)):
-        others = [k for k in range(is_there.ndim) if k != axis]
-        some = is_there.any(others[0]) if len(others) == 1 else is_there.amax(others) if others else is_there
-        shape = [-1 if k == axis else 1 for k in range(is_there.ndim)]
-        if torch.equal(some.reshape(shape).expand_as(is_there), is_there):
-            return axis, tuple(some.nonzero().flatten().tolist())
+        slices = is_there.movedim(axis, 0).reshape(is_there.shape[axis], -1)
+        if torch.equal(slices.all(1), slices.any(1)):
+            return axis, tuple(slices.any(1).nonzero().flatten().tolist())
     return 0, ()
 
 
@@ -118,12 +114,12 @@ class _Layer:
 
     @staticmethod
     def _of_einsum(node: fx.Node, parameters: Mapping[fx.Node, str]) -> _Layer:
-        equation, sources = str(argument(node, 0)).replace(" ", ""), list(argument(node, 1))
+        equation, sources = argument(node, 0), list(argument(node, 1))
         weights = [position for position, source in enumerate(sources) if source in parameters]
         if not is_plain(equation) or len(sources) != 2 or len(weights) != 1:
             raise NotLinearError
-        inputs, _, out = equation.partition("->")
-        letters = inputs.split(",")[weights[0]]
+        parts, out = plain_letters(equation)
+        letters = parts[weights[0]]
         dims = tuple(dim for dim, letter in enumerate(letters) if letter in out)
         return _Layer(sources[weights[0]], None, dims, tuple(out.index(letters[dim]) for dim in dims))
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from oicsr.contractions import is_plain
+from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.calls import (
@@ -112,10 +112,12 @@ def is_computed(tracer: Tracing, node: Any) -> bool:
     return isinstance(node, fx.Node) and node in tracer.computed
 
 
-def is_pick(node: fx.Node) -> bool:
+def is_pick(tracer: Tracing, node: fx.Node) -> bool:
     """Return whether a call picks matrices, or weights of more axes, from a stack by whole numbers along axis 0."""
     name = operator_name(node)
     if name not in ("aten::index", "aten::index_select", "aten::select") or len(shape_of(source_of(node))) < 3:
+        return False
+    if source_of(node) not in tracer.parameters and not is_computed(tracer, source_of(node)):
         return False
     if name != "aten::index":
         return bool(argument(node, 1) == 0) and isinstance(argument(node, 2), fx.Node)
@@ -161,7 +163,7 @@ def _of_parameter(tracer: Tracing, node: fx.Node, dim: int) -> Axis:
 
 def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     name = operator_name(node).rstrip("_")
-    if is_pick(node):
+    if is_pick(tracer, node):
         return _picked(tracer, node)
     if name in MOVED:
         return _moved(tracer, node)
@@ -281,9 +283,8 @@ def _letters(node: fx.Node) -> tuple[list[fx.Node], list[str], str] | None:
     """Return the factors of a product, a letter for each axis of each, and those of the result; None for odd forms."""
     name = operator_name(node)
     if name == "aten::einsum":
-        sources, equation = list(argument(node, 1)), str(argument(node, 0)).replace(" ", "")
-        inputs, _, out = equation.partition("->")
-        return (sources, inputs.split(","), out) if is_plain(equation) else None
+        sources, equation = list(argument(node, 1)), argument(node, 0)
+        return (sources, *plain_letters(equation)) if is_plain(equation) else None
     sources = [argument(node, 0), argument(node, 1)]
     first, second = (len(shape_of(source)) for source in sources)
     if name == "aten::tensordot":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from oicsr.contractions import is_plain
+from oicsr.contractions import is_plain, plain_letters
 from oicsr.rules.broadcasting import Operand, combine, narrower
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes
@@ -236,9 +236,8 @@ def _multiply(
 @register_rule("aten::einsum")
 def einsum(tracer: Tracer, node: fx.Node) -> Result:
     """A product of two activations, or a permutation of one; in any other form, its channels stay."""
-    equation, sources = str(argument(node, 0)).replace(" ", ""), list(argument(node, 1))
-    inputs, _, out = equation.partition("->")
-    letters = inputs.split(",")
+    equation, sources = argument(node, 0), list(argument(node, 1))
+    letters, out = plain_letters(equation)
     plain = is_plain(equation)
     if plain and len(sources) == 1 and set(letters[0]) == set(out):
         ids = tracer.ids(sources[0])

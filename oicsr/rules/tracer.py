@@ -159,7 +159,7 @@ class Tracer:
         known = any(source in self.parameters or source in self.computed for source in sources)
         if not known or is_module_call(node):
             return False
-        return is_pick(node) or all(n in self.computed or not self.depends_on_input(n) for n in sources)
+        return is_pick(self, node) or all(n in self.computed or not self.depends_on_input(n) for n in sources)
 
     def value(self, node: fx.Node) -> Result:
         """Return what is known of a value."""

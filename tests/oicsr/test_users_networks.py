@@ -6,6 +6,7 @@ import copy
 import random
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 import oicsr
 from oicsr.inputs import tensors_in
-from tests.oicsr import (
-    users_cuts,
-    users_experts,
-    users_gates,
-    users_modules,
-    users_recurrences,
-    users_sequences,
-    users_sums,
-    users_weights,
-)
 from tests.oicsr.users_networks import CASES, Case
 
-ADDED = (
-    users_cuts,
-    users_experts,
-    users_gates,
-    users_modules,
-    users_recurrences,
-    users_sequences,
-    users_sums,
-    users_weights,
-)
-for more in ADDED:
-    assert more.CASES is CASES  # they add to the table
+for more in ("cuts", "experts", "gates", "modules", "recurrences", "sequences", "sums", "weights"):
+    assert import_module(f"tests.oicsr.users_{more}").CASES is CASES  # they add to the table
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 RANDOM_IN_TRAINING = {"stochastic_depth_and_dropped_blocks"}
 
