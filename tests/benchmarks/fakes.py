@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from benchmarks.config import PROTOCOL, Cell, Experiment
 from benchmarks.methods.registry import find_method
@@ -84,3 +90,20 @@ def write_fakes(results: Path, cells: Iterator[Cell] | list[Cell]) -> int:
 
 def experiment_text(experiment: Experiment) -> str:
     return json.dumps({"schema": SCHEMA, **asdict(experiment)})
+
+
+def write_at_once(monkeypatch: pytest.MonkeyPatch, module: ModuleType, writers: Sequence[Callable[[], Path]]) -> Path:
+    """Run two writers of a file, of which each waits for the other to have read it before it writes; return its path.
+
+    Where the one holds the file, so that the other cannot have read it, the wait ends by itself.
+    """
+    meeting, write = threading.Barrier(len(writers)), vars(module)["write_atomically"]
+
+    def meet(path: Path, content: bytes) -> None:
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(1.0)
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_atomically", meet)
+    with ThreadPoolExecutor(len(writers)) as pool:
+        return [done.result() for done in [pool.submit(writer) for writer in writers]][-1]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,6 +22,7 @@ from benchmarks.records.recalibrations import (
 )
 from benchmarks.records.record import RecordError
 from benchmarks.running.run import _Run, validate, validate_recalibrations
+from tests.benchmarks.fakes import write_at_once
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 ROW = Recalibrations("none", 0.5, 0, 0.0, 0.2, 0.8, {64: 0.7, 128: 0.8}, {64: 0.6, 128: 0.7})
@@ -56,18 +55,9 @@ def test_images_differ_in_number_and_augmentation_and_repeat(tmp_path: Path, mon
 def test_two_commands_that_measure_at_once_keep_each_others_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each one reads the file, and waits for the other to read it too before it writes."""
-    rows, meeting, write = (ROW, replace(ROW, seed=1)), threading.Barrier(2), recalibrations.write_atomically
-
-    def meet(path: Path, content: bytes) -> None:
-        with suppress(threading.BrokenBarrierError):
-            meeting.wait(1.0)
-        write(path, content)
-
-    monkeypatch.setattr(recalibrations, "write_atomically", meet)
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(write_recalibrations, tmp_path, replace(MEASURED, rows=(row,))) for row in rows]:
-            path = done.result()
+    rows = ROW, replace(ROW, seed=1)
+    writers = [partial(write_recalibrations, tmp_path, replace(MEASURED, rows=(row,))) for row in rows]
+    path = write_at_once(monkeypatch, recalibrations, writers)
     assert read_recalibrations(path).rows == rows
 
 

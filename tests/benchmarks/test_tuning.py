@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from benchmarks.running.cells import cells_of
 from benchmarks.running.run import execute, run_cell
 from benchmarks.running.tuning import choose, keep, next_strength, search, tune
 from benchmarks.training.loop import Score
+from tests.benchmarks.fakes import write_at_once
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
 IN_PROCESS = tune_command._in_process
@@ -376,19 +375,9 @@ def search_until_told(place: tune_command.Place, cells: list[Cell], seeds: list[
 def test_two_commands_that_tune_one_experiment_keep_each_others_strengths(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each one reads the record, and waits for the other to read it too before it writes."""
     bench, found = small_bench(small.parent), {"0.5": tries({0.1: [2.0], 0.2: [1.0], 0.4: [2.0]})}
-    meeting, write = threading.Barrier(2), tuning.write_atomically
-
-    def meet(path: Path, content: bytes) -> None:
-        with suppress(threading.BrokenBarrierError):
-            meeting.wait(1.0)
-        write(path, content)
-
-    monkeypatch.setattr(tuning, "write_atomically", meet)
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(keep, bench, [small_cell(name)], [1000], found) for name in ("gl-out", "oicsr-gl")]:
-            path = done.result()
+    writers = [partial(keep, bench, [small_cell(name)], [1000], found) for name in ("gl-out", "oicsr-gl")]
+    path = write_at_once(monkeypatch, tuning, writers)
     assert set(read_tuning(path)["chosen"]) == {"gl-out", "oicsr-gl"}
 
 
