@@ -16,8 +16,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Print experiments, methods, networks and data sets."""
+    width = max(map(len, EXPERIMENTS))
     for experiment in sorted(EXPERIMENTS.values(), key=lambda experiment: experiment.priority):
-        print(f"{experiment.name:24} {experiment.title} (profiles: {', '.join(experiment.profiles)})")
+        print(f"{experiment.name.ljust(width)} {experiment.title} (profiles: {', '.join(experiment.profiles)})")
     print(f"\nmethods: {', '.join(METHODS)}")
     print(f"\nnetworks: {', '.join(MODELS)}, torchvision:NAME, timm:NAME")
     print(f"\ndata sets: {', '.join(DATASETS)}")

@@ -1,9 +1,9 @@
 """CIFAR-10, ResNet-56: the field's most used pruning comparison.
 
 Command: `make cifar10-resnet56`. Profile `quick` (minutes on two cores, a few of the images, few epochs) shows
-that the pipeline works on the real data. Profile `paper` needs a GPU: 200 + 100 + 100 epochs per method, the lengths
-that torch-pruning's published comparison uses; the paper's own recipe is not known (PAPER.md). Targets there: 2.1 and
-2.55 times fewer MACs, where published numbers exist.
+that the pipeline works on the real data. Profile `study` is all images in 12 + 6 + 3 epochs. Profile `paper` needs a
+GPU: 200 + 100 + 100 epochs per method, the lengths that torch-pruning's published comparison uses; the paper's own
+recipe is not known (PAPER.md). Targets there: 2.1 and 2.55 times fewer MACs, where published numbers exist.
 """
 
 from dataclasses import replace

@@ -116,6 +116,16 @@ CIFAR_STUDY = Profile(
     grids=STUDY_GRIDS,
 )
 
+# for networks that the study's rates are not tried on: half of those of ResNet-20; the headline's methods at one target
+STUDY_AT_HALF_RATES = replace(
+    CIFAR_STUDY,
+    dense=replace(CIFAR_STUDY.dense, learning_rate=0.1),
+    regularized=replace(CIFAR_STUDY.regularized, learning_rate=0.05),
+    finetune=replace(CIFAR_STUDY.finetune, learning_rate=0.025),
+    methods=(*STUDY_HEADLINE, *NO_TRAINING),
+    macs_kept=(0.5,),
+)
+
 CIFAR_PAPER = Profile(
     dense=Phase(epochs=200, learning_rate=0.1, warmup_epochs=1),
     regularized=Phase(epochs=100, learning_rate=0.03),

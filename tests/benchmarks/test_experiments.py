@@ -16,6 +16,7 @@ from benchmarks.config import Cell
 from benchmarks.datasets import DATASETS
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments import shared_profiles as recipes
+from benchmarks.experiments.cifar10_resnet20_iterative import removed_in
 from benchmarks.methods.registry import find_method
 from benchmarks.models import MODELS, build_model, input_shape
 from benchmarks.running.run import run_cell
@@ -24,7 +25,7 @@ from tests.benchmarks.small import small_bench
 ROOT = Path(__file__).parent.parent.parent
 NAMES = [
     *(f"cifar10-{n}" for n in "cifarnet resnet18 resnet20 resnet56 resnet110 densenet89 vgg16 mobilenetv2 vit".split()),
-    *(f"cifar100-{n}" for n in "resnet18 resnet56 vgg19 preactsenet18 mobilenetv2".split()),
+    *(f"cifar100-{n}" for n in "resnet18 resnet20 resnet56 vgg19 preactsenet18 mobilenetv2".split()),
     *(f"imagenet-{n}" for n in "alexnet resnet50 mobilenetv2".split()),
 ]
 
@@ -53,6 +54,19 @@ def test_every_experiment_is_a_make_target_and_helpers_are_none() -> None:
         pytest.skip("there is no make")
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert set(NAMES) <= set(shown) and "recipes" not in shown
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet20-iterative", "cifar10-resnet20-iterative-two"])
+def test_removing_in_steps_takes_as_many_epochs_as_removing_once(name: str) -> None:
+    several, once = (EXPERIMENTS[key].profile("study") for key in (name, "cifar10-resnet20-repeat"))
+    assert several.steps > 1 and several.steps * several.regularized.epochs == once.regularized.epochs
+    as_once = replace(several, steps=1, regularized=once.regularized, methods=once.methods, macs_kept=once.macs_kept)
+    assert as_once == once
+
+
+def test_steps_that_would_change_the_number_of_epochs_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps is 3; it must divide the 10 regularised epochs"):
+        removed_in(3)
 
 
 def test_only_profiles_that_remove_heads_say_so() -> None:
