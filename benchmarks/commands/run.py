@@ -10,9 +10,8 @@ import torch
 from benchmarks.commands.options import add_choice
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
-from benchmarks.running.adhoc import find_any, known_experiments
+from benchmarks.running.adhoc import find_chosen
 from benchmarks.running.cells import by_priority, cells_of, default_profile
-from benchmarks.suggest import unknown_name
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +38,7 @@ def command(options: argparse.Namespace) -> int:
 
 def _cells(options: argparse.Namespace, device: torch.device) -> Sequence[Cell]:
     cells: list[Cell] = []
-    found = [find_any(name, options.results) for name in options.experiments or known_experiments(options.results)]
-    profiles = list(dict.fromkeys(name for experiment in found for name in experiment.profiles))
-    if options.profile and not options.experiments and options.profile not in profiles:
-        raise ValueError(unknown_name("profile", options.profile, profiles))
-    for experiment in found:
+    for experiment in find_chosen(options.experiments, options.profile, options.results):
         profile = options.profile or default_profile(experiment, device)
         if not options.experiments and profile not in experiment.profiles:
             continue

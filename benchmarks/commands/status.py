@@ -12,7 +12,7 @@ from benchmarks.commands.options import add_choice, add_device, add_folders, cho
 from benchmarks.config import Cell, Experiment
 from benchmarks.escape import for_terminal
 from benchmarks.records.record import runs_folder
-from benchmarks.running.adhoc import find_any, known_experiments
+from benchmarks.running.adhoc import find_chosen
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import by_priority, cells_of, default_profile
 from benchmarks.running.checkpoints import CheckpointStore
@@ -39,8 +39,7 @@ def command(options: argparse.Namespace) -> int:
     device = choose_device(options)
     bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
     cells: list[Cell] = []
-    for name in options.experiments or known_experiments(options.results):
-        experiment = find_any(name, options.results)
+    for experiment in find_chosen(options.experiments, options.profile, options.results):
         for profile in _profiles(experiment, options, device):
             cells += cells_of(
                 experiment, profile, methods=options.methods, seeds=options.seeds, macs_kept=options.macs_kept

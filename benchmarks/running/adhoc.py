@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,19 @@ def find_any(name: str, results: Path) -> Experiment:
             raise ExperimentError(f"{path} holds an experiment called {experiment.name!r}; rename the file")
         return experiment
     return find_experiment(name)
+
+
+def find_chosen(names: Sequence[str], profile: str | None, results: Path) -> list[Experiment]:
+    """Return the experiments of some names, or all where none is named.
+
+    Raises:
+        ValueError: No experiment has a name; or none is named, and no experiment has the profile.
+    """
+    found = [find_any(name, results) for name in names or known_experiments(results)]
+    profiles = list(dict.fromkeys(label for experiment in found for label in experiment.profiles))
+    if profile and not names and profile not in profiles:
+        raise ValueError(unknown_name("profile", profile, profiles))
+    return found
 
 
 def _folder(results: Path) -> Path:

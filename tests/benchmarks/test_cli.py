@@ -98,6 +98,7 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "demo", "--methods", "oicsr-g1"], "Did you mean 'oicsr-gl'"),
         (["run", "demo", "--profile", "papr"], "no profile 'papr'"),
         (["run", "--pending", "--profile", "quickx"], "no profile 'quickx'. Did you mean 'quick'"),
+        (["status", "--profile", "quickx"], "no profile 'quickx'. Did you mean 'quick'"),
         (["publish", "demmo"], "no experiment 'demmo'. Did you mean 'demo'"),
         (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
         (["run", "demo", "--device", "tpu"], "cannot be used"),
