@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
+from torch.overrides import TorchFunctionMode
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.inputs import Inputs, tensors_in
@@ -179,6 +180,32 @@ def _values_unseen() -> Iterator[None]:
             setattr(transformer, DETECT, detect)
 
 
+class _DataFollowed(TorchFunctionMode):
+    """Let `tensor.data` be the tensor itself: the exporter takes it for a constant that comes from nowhere.
+
+    Masks and norms of weights are often written so (`self.weight.data *= self.mask`).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach() if torch.is_grad_enabled() else args[0]
+        if func == Tensor.data.__set__ and args[0].shape == args[1].shape:  # type: ignore[attr-defined]
+            with torch.no_grad():
+                return None if args[0] is args[1] else args[0].copy_(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def _exported(twin: nn.Module, tensors: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """Call the exporter, once more where it fails on `tensor.data`."""
+    try:
+        return torch.export.export(twin, tensors, strict=False)
+    except RuntimeError as error:
+        if LIFTED not in str(error):
+            raise
+    with _DataFollowed():
+        return torch.export.export(twin, tensors, strict=False)
+
+
 @torch.no_grad()
 def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.ExportedProgram:
     """Export a network as a function from the tensors in its inputs to those in its outputs, whatever holds them."""
@@ -201,7 +228,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         try:
             # standard error: where it fails, it prints the whole graph
             with _values_unseen(), one_step_exported(), redirect_stderr(io.StringIO()):
-                return torch.export.export(twin, tuple(inputs.tensors()), strict=False)
+                return _exported(twin, tuple(inputs.tensors()))
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(
                 f"{type(twin).__name__} cannot be traced by torch.export: {type(error).__name__}: "

@@ -11,7 +11,8 @@ UNARY = aten(
     threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
     clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
     real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
-    randn_like randint_like fill zero uniform normal
+    randn_like randint_like fill zero uniform normal renorm embedding_renorm sinc signbit isposinf isneginf
+    special_entr special_i0e special_i1 special_i1e special_log_ndtr special_ndtri
 """
 )
 ADDING = aten("add sub subtract rsub lerp addcmul addcdiv")
@@ -20,7 +21,8 @@ COMBINING = aten(
     mul multiply div divide floor_divide true_divide maximum minimum fmax fmin pow float_power where masked_fill clamp
     clamp_min clamp_max clip logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor gt lt ge le eq ne
     greater less greater_equal less_equal not_equal atan2 arctan2 hypot fmod remainder copysign xlogy logaddexp
-    logaddexp2 complex polar heaviside isclose copy __and__ __or__ __xor__
+    logaddexp2 complex polar heaviside isclose copy __and__ __or__ __xor__ ldexp special_xlog1py
+    bitwise_left_shift bitwise_right_shift
 """
 )
 ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oicsr.users_networks import CASES as CASES
-from tests.oicsr.users_networks import IMAGES, built, conv, tail
+from tests.oicsr.users_networks import IMAGES, WORDS, built, conv, tail
 
 TOKENS = torch.randn(2, 5, 6)
 
@@ -236,3 +237,42 @@ class _Squares(nn.Module):
 @built("a", torch.randn(3, 6))
 def a_view_by_settings() -> nn.Module:
     return _Squares(SimpleNamespace(width=8, depth=8))
+
+
+class Constrained(nn.Conv2d):
+    """A convolution that changes its own weight before it is used."""
+
+    def __init__(self, change: Callable[[Constrained], None], before: int, after: int) -> None:
+        super().__init__(before, after, 3, padding=1)
+        self.change = change
+        self.register_buffer("mask", torch.ones(3, 3).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self)
+        return super().forward(x)
+
+
+def _constrained(change: Callable[[Any], None]) -> nn.Module:
+    layers = Constrained(change, 3, 16), nn.BatchNorm2d(16), nn.ReLU(), Constrained(change, 16, 8), nn.ReLU()
+    return nn.Sequential(*layers, nn.Conv2d(8, 4, 1))
+
+
+@built("0 3", IMAGES)
+def weights_that_are_masked_in_their_data() -> nn.Module:
+    def mask(layer: Any) -> None:
+        layer.weight.data *= layer.mask
+
+    return _constrained(mask)
+
+
+@built("0 3", IMAGES)
+def weights_whose_rows_have_a_largest_norm() -> nn.Module:
+    def limit(layer: Any) -> None:
+        layer.weight.data = torch.renorm(layer.weight.data, 2, 0, maxnorm=0.3)
+
+    return _constrained(limit)
+
+
+@built("0 2", WORDS)
+def words_with_a_largest_norm() -> nn.Module:
+    return nn.Sequential(nn.Embedding(20, 8, max_norm=0.5), nn.Tanh(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
