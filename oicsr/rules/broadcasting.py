@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from oicsr.rules.calls import gives_many, operator_name, shape_of, tensor_inputs
+from oicsr.rules.calls import axis_of, gives_many, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import pad_left, varying
 from oicsr.rules.names import ELEMENTWISE, JOINED
 from oicsr.rules.registry import Value, aten
@@ -71,6 +71,9 @@ def _narrow(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
         inner = [pad_left(_narrow(source, most - 1), len(shape)) for source in sources]
     elif name in SPREADING or (name in JOINED and len(set(sources)) == 1):
         inner = [pad_left(_narrow(sources[0], most - 1), len(shape))]
+    elif name == "aten::unsqueeze":
+        inner = [_narrow(sources[0], most - 1)]
+        inner[0].insert(axis_of(value, len(shape)), 1)
     else:
         return shape
     if not inner:
@@ -137,13 +140,15 @@ def _tie(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tupl
     """Tie channels of two operands that lie on common axes.
 
     One that has further channel axes, on which the other has size 1, was split into groups that the other scales one
-    by one (or is a parameter): the groups are tied to one another, and the factors stay.
+    by one (or is a parameter): the groups are tied to one another, and the factors stay. Where the other is spread over
+    such groups instead (a mask for each speaker, of one encoding), channel `i` of all groups is tied to its own.
     """
     assert first.ids is not None and second.ids is not None
     common = set(first.axes) & set(second.axes)
     for own, other in ((first, second), (second, first)):
         assert own.ids is not None and other.ids is not None
-        if len(other.covers(own)) < len(own.axes) and own.is_activation:
+        before = max(set(own.axes) - common, default=-1) < min(common)  # blocks that one other is spread over
+        if len(other.covers(own)) < len(own.axes) and own.is_activation and not (other.is_activation and before):
             tracer.sets.fix(other.ids, tracer.notable(f"{tracer.where(node)} scales groups of channels by it"))
             kept = tracer.whole(own.ids, common)
             if kept is not None and len(own.covers(other)) == len(other.axes):
@@ -161,9 +166,14 @@ def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Te
             assert other.ids is not None
             tracer.sets.fix(other.ids, CROSSED)
             return _meet_numbers(tracer, node, own, replace(other, ids=None))
-    if first.covers(second) or second.covers(first):
+    if first.covers(second) and second.covers(first):
         tracer.opaque(node, "combines values whose channels lie on different axes")
         return None
+    for own, other in ((first, second), (second, first)):
+        if own.covers(other):  # along these axes it has as many numbers, none of which follows
+            assert other.ids is not None
+            tracer.sets.fix(other.ids, CROSSED)
+            return own.ids
     left = [operand for operand in narrower(tracer, first, second) if operand.ids is not None]
     return left[0].ids
 

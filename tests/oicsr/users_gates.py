@@ -45,6 +45,14 @@ def a_gate_of_a_literal_width(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(x * net.g(x).sigmoid().expand(-1, 16, -1, -1)))
 
 
+@images("a.0 b.0", m=lambda: nn.Conv2d(16, 32, 1))
+def a_mask_for_each_speaker(net: Any, x: Tensor) -> list[Tensor]:
+    x = net.a(x)
+    masks = net.m(x).relu().unflatten(1, (2, -1))
+    parts = x.unsqueeze(1) * masks
+    return [net.o(net.b(parts[:, speaker])) for speaker in range(2)]
+
+
 @images("a.0 b.0", MASKS)
 def a_mask_that_is_expanded(net: Any, x: Tensor, mask: Tensor) -> Tensor:
     x = net.a(x)

@@ -75,7 +75,10 @@ class Scan(nn.Module):
         state, found = torch.zeros(len(x), self.width, self.states).to(x), []
         for t in range(x.shape[1]):
             state = kept[:, t] * state + new[:, t]
-            found.append(torch.einsum("...dn,...n->...d", state, back[:, t]))
+            if self.by_equations:
+                found.append(torch.einsum("...dn,...n->...d", state, back[:, t]))
+            else:
+                found.append((state * back[:, t].unsqueeze(1)).sum(-1))
         last: Tensor = self.out(torch.stack(found, 1) * functional.silu(gate))
         return last
 
@@ -85,7 +88,7 @@ def a_selective_scan_by_equations() -> nn.Module:
     return Scan(by_equations=True)
 
 
-@built("first parts", SEQUENCES, warns="gives values that cannot follow")
+@built("first parts", SEQUENCES)
 def a_selective_scan_by_broadcasting() -> nn.Module:
     return Scan(by_equations=False)
 
