@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from torch import Tensor, fx
 
 from oicsr.changes import whole_numbers
-from oicsr.rules.calls import argument, axis_of, gives_many, is_integer, module_path, operator_name, shape_of, shapes_of
+from oicsr.rules.broadcasting import Operand, combine
+from oicsr.rules.calls import (
+    argument,
+    axis_of,
+    gives_many,
+    is_integer,
+    module_path,
+    operator_name,
+    shape_of,
+    shapes_of,
+    source_of,
+)
 from oicsr.rules.ids import varying
 from oicsr.rules.notes import Cut
-from oicsr.rules.registry import Result, Value, aten, follows
+from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
 LIKE = frozenset(aten("zeros_like ones_like full_like empty_like rand_like randn_like randint_like"))
@@ -133,6 +145,28 @@ def select_slices(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result
     """Picks slices of an axis that holds no channels."""
     kept = tracer.whole(ids, [axis_of(node, ids.ndim)])
     return tracer.opaque(node, "picks single channels") if kept is None else kept
+
+
+@register_rule("aten::gather", "aten::take_along_dim")
+def gather(tracer: Tracer, node: fx.Node) -> Result:
+    """Picks elements along an axis that holds no channels, by an index that has one number for each element.
+
+    Where the index has the channels' width, it follows them: it was spread over them, or was computed from them.
+    """
+    if argument(node, "dim") is None:
+        return tracer.opaque(node, "picks single channels")
+    shape, axis = shape_of(node), axis_of(node, len(shape_of(node)))
+    parts = []
+    for source in (source_of(node), argument(node, 2 if operator_name(node) == "aten::gather" else 1)):
+        part = Operand.of(tracer, source, len(shape))
+        kept = None if part.ids is None else tracer.whole(part.ids, [axis])
+        if part.ids is not None and kept is None:
+            return tracer.opaque(node, "picks single channels")
+        if any(part.shape[other] != shape[other] for other in part.axes if other != axis):
+            return tracer.opaque(node, "picks the first of the channels")
+        part.shape[axis] = 1
+        parts.append(replace(part, ids=kept))
+    return combine(tracer, node, parts)[0]
 
 
 @follows("aten::index")

@@ -53,6 +53,16 @@ def sample(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     return tracer.opaque(node, "samples over the channels") if kept is None else kept
 
 
+@follows("torchvision::roi_align", "torchvision::roi_pool")
+def regions(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Cuts boxes out of maps, every channel (on axis 1) at the same places; the boxes are no channels."""
+    tracer.fix(argument(node, 1), tracer.notable(f"{tracer.where(node)} takes places from it"))
+    kept = tracer.whole(ids, [0, 2, 3])
+    if kept is None:
+        return tracer.opaque(node, "samples over the channels")
+    return [Value(kept)] * len(node.meta["val"]) if gives_many(node) else kept
+
+
 PADS = """
     pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
     replication_pad3d zero_pad2d _pad_circular _pad_enum

@@ -1,4 +1,4 @@
-"""More networks that users bring: slices with a step, single channels, values read for their shape alone, and noise."""
+"""More networks that users bring: slices with a step, single channels, values read for their shape, and places."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import roi_align, roi_pool
 
-from tests.oicsr.users_networks import CASES, conv, images, rows, tail
+from tests.oicsr.users_networks import CASES, WORDS, built, conv, images, rows, tail
 
 __all__ = ["CASES"]
 
@@ -143,3 +144,70 @@ def a_canvas_with_a_margin(net: Any, x: Tensor) -> Tensor:
     canvas[:, :, 0] = 1
     canvas[:, :, 2:14, 2:14] = y
     return net.o(net.b(canvas))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# elements and boxes picked at places
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("a.0 b.0", torch.randint(0, 144, (3, 5)))
+def features_at_centres(net: Any, x: Tensor, places: Tensor) -> Tensor:
+    y = net.a(x).flatten(2).transpose(1, 2)
+    y = y.gather(1, places.unsqueeze(2).expand(-1, -1, y.shape[2]))
+    return net.o(net.b(y.transpose(1, 2).unsqueeze(3)))
+
+
+@images("a.0 b.0", s=lambda: nn.Conv2d(16, 1, 1))
+def the_best_places(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    places = net.s(y).flatten(1).topk(5, 1)[1]
+    return net.o(net.b(torch.take_along_dim(y.flatten(2), places[:, None], 2).unsqueeze(3)))
+
+
+@images("a.0 b.0")
+def the_largest_of_each_channel_in_order(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x).flatten(2)
+    return net.o(net.b(y.gather(2, y.topk(5, 2)[1].sort(2)[0]).unsqueeze(3)))
+
+
+@images("b.0", torch.randint(0, 144, (3, 5, 16)))
+def places_for_each_channel_from_outside(net: Any, x: Tensor, places: Tensor) -> Tensor:
+    y = net.a(x).flatten(2).transpose(1, 2).gather(1, places)
+    return net.o(net.b(y.transpose(1, 2).unsqueeze(3)))
+
+
+@images("b.0", torch.randint(0, 16, (3, 8, 12, 12)), warns="picks single channels")
+def channels_at_places(net: Any, x: Tensor, places: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).gather(1, places).repeat(1, 2, 1, 1)))
+
+
+@built("r", WORDS, torch.tensor([7, 3, 5]))
+def the_last_state_of_padded_words() -> nn.Module:
+    return LastState()
+
+
+class LastState(nn.Module):
+    """A recurrence over one-hot words, read where each sequence ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r, self.o = nn.GRU(20, 12, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        states = self.r(functional.one_hot(words, 20).to(self.o.weight))[0]
+        last = (lengths - 1).view(-1, 1).expand(len(lengths), states.shape[2]).unsqueeze(1)
+        return self.o(states.gather(1, last).squeeze(1))
+
+
+BOXES = torch.tensor([[0.0, 1.0, 1.0, 9.0, 9.0], [2.0, 2.0, 0.0, 11.0, 6.0]])
+
+
+@images("a.0 b.0", BOXES)
+def aligned_regions(net: Any, x: Tensor, boxes: Tensor) -> Tensor:
+    return net.o(net.b(roi_align(net.a(x), boxes, 3)))
+
+
+@images("a.0 b.0", BOXES)
+def pooled_regions(net: Any, x: Tensor, boxes: Tensor) -> Tensor:
+    return net.o(net.b(roi_pool(net.a(x), boxes, 3)))
