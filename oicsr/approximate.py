@@ -19,6 +19,7 @@ from oicsr.copying import MODEL_ERRORS, copy_model, hooks_off, mode
 from oicsr.coupling import Coupling, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
+from oicsr.reference import slice_energies
 from oicsr.state import indices_on_cpu
 from oicsr.surgery import apply_plan
 
@@ -102,9 +103,9 @@ def _stronger_half(model: nn.Module, coupling: Coupling) -> tuple[int, ...]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for member in coupling.members:
         if member.counts and member.parameter in parameters:
-            values = parameters[member.parameter].detach().double().cpu().movedim(member.dim, 0)
+            slices = slice_energies(parameters[member.parameter].detach().cpu(), member.dim).double()
             owned = member.channels >= 0
-            energies.index_add_(0, member.channels[owned], values.square().reshape(len(values), -1).sum(1)[owned])
+            energies.index_add_(0, member.channels[owned], slices[owned])
     order = energies.argsort(descending=True)[: (coupling.num_channels + 1) // 2]
     return tuple(sorted(order.tolist()))
 

@@ -15,6 +15,7 @@ from oicsr.fast import passes
 from oicsr.fast.autograd import Energy, energy_operator
 from oicsr.fast.eager import eager
 from oicsr.layout import Layout
+from oicsr.reference import energy_type
 
 
 def channel_energy(
@@ -35,8 +36,9 @@ def channel_energy(
 
     Returns:
         One tensor `(num_channels,)` per coupling, differentiable with respect to the weights, with a backward of its
-        own. Float32, also where weights are of half precision; float64 where a weight is. Where no weight counts, the
-        energy is zero. The sums are taken in the same order in every run, on every device.
+        own. Float32, also where weights are of half precision; float64 where a weight is. Complex weights count by
+        their absolute values. Where no weight counts, the energy is zero. The sums are taken in the same order in every
+        run, on every device.
 
     Raises:
         ValueError: A side is unknown, or the couplings are not the model's: a name or a width differs.
@@ -57,8 +59,7 @@ def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
     if not weights:
         return torch.zeros(layout.channels)
     if torch.compiler.is_compiling():
-        exact = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
-        return energy_operator(weights, layout.number, layout.channels, exact)  # type: ignore[no-any-return]
+        return energy_operator(weights, layout.number, layout.channels, energy_type(weights))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():  # autograd's own bookkeeping takes longer than the energies of a small network
         plain = [weight.detach() for weight in weights]
         return passes.energies(plain, layout.table(plain))

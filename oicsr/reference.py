@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DOUBLE = (torch.float64, torch.complex128)
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -35,11 +37,17 @@ class Term:
     channels: Tensor
 
 
+def energy_type(weights: Sequence[Tensor]) -> torch.dtype:
+    """Return the type of energies: float64 where a weight is of that precision, float32 where none is."""
+    return torch.float64 if any(weight.dtype in DOUBLE for weight in weights) else torch.float32
+
+
 def slice_energies(weight: Tensor, dim: int) -> Tensor:
     """Return the energy of each slice of a weight along an axis, `(size of the axis,)`, in at least float32."""
-    exact = weight if weight.dtype is torch.float64 else weight.float()
+    real = weight.abs() if weight.is_complex() else weight
+    squares = real.to(energy_type([weight])).square()
     others = [axis for axis in range(weight.ndim) if axis != dim]
-    return exact.square().sum(others) if others else exact.square()
+    return squares.sum(others) if others else squares
 
 
 def along_axis(factors: Tensor, dim: int, ndim: int) -> Tensor:
@@ -51,7 +59,7 @@ def along_axis(factors: Tensor, dim: int, ndim: int) -> Tensor:
 
 def energies(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) -> Tensor:
     """Return the energy of every channel, `(channels,)`."""
-    exact = torch.float64 if any(weight.dtype is torch.float64 for weight in weights) else torch.float32
+    exact = energy_type(weights)
     total = torch.zeros(channels + 1, dtype=exact, device=weights[0].device if weights else None)
     for term in terms:
         slices = slice_energies(weights[term.weight], term.dim).to(exact)

@@ -140,7 +140,7 @@ def _check_names(norms: Mapping[str, Norm], names: set[str]) -> None:
 
 def _norms(weight: Tensor, row_dim: int) -> Tensor:
     """Return the L2 norm of each row, `(rows,)`, in float64 for the sake of small rows."""
-    rows = weight.detach().double().movedim(row_dim, 0).flatten(1)  # (rows, everything else)
+    rows = weight.detach().abs().double().movedim(row_dim, 0).flatten(1)  # (rows, everything else)
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms
 

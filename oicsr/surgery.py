@@ -31,6 +31,7 @@ from oicsr.wrapping import unwrap
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 WIDTHS = {"input_size": "ih", "hidden_size": "hh"}  # of recurrent layers: the weights whose columns they count
 FILE_FORMAT = "oicsr-pruned-1"
+UNHELD = (torch.complex128, torch.complex32)  # types that safetensors knows no name of
 
 
 @trainable()
@@ -236,8 +237,9 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
     Raises:
         TypeError: `model` is no module, or `plan` no plan.
         FileNotFoundError: There is no folder for the file.
-        ValueError: The plan does not lead to the shapes of `model`, a tensor is sparse, or a module keeps an extra
-            state (`get_extra_state`) that JSON cannot hold; the message names it.
+        ValueError: The plan does not lead to the shapes of `model`, a tensor is sparse or of a type that safetensors
+            does not hold, or a module keeps an extra state (`get_extra_state`) that JSON cannot hold; the message names
+            it.
     """
     check_plan(model, plan)
     if not Path(path).parent.is_dir():
@@ -266,6 +268,12 @@ def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
         raise ValueError(
             f"{sparse[0]!r} is a sparse tensor, which safetensors does not hold: register it with persistent=False, or "
             "keep its indices and values as buffers"
+        )
+    unheld = [name for name, tensor in tensors.items() if tensor.dtype in UNHELD]
+    if unheld:
+        raise ValueError(
+            f"{unheld[0]!r} is of type {tensors[unheld[0]].dtype}, which safetensors does not hold: convert it to "
+            "torch.complex64, or keep its real and imaginary parts as tensors of their own"
         )
     for name, value in extra.items():
         try:

@@ -339,7 +339,7 @@ def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> di
 
 def _example(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return an input, or noise in the place of one that would show nothing: constant, or not finite."""
-    if not tensor.is_floating_point() or tensor.numel() < 2 or _is_sparse(tensor):
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() < 2 or _is_sparse(tensor):
         return tensor
     if bool(tensor.isfinite().all()) and not _is_constant(tensor):
         return tensor
@@ -366,14 +366,14 @@ def _randomize(model: nn.Module, generator: torch.Generator) -> None:
         return (low + (high - low) * torch.rand(like.shape, generator=generator)).to(like)
 
     for parameter in model.parameters():
-        if not parameter.is_floating_point() or not parameter.numel():
+        if not (parameter.is_floating_point() or parameter.is_complex()) or not parameter.numel():
             continue
         if _is_constant(parameter):
             parameter.add_(uniform(parameter, 0.1, 0.5))
         elif parameter.ndim < 2:
             parameter.mul_(1 + uniform(parameter, 0.1, 0.5))
         if int(parameter.count_nonzero()) < parameter.numel():
-            size, zeros = parameter.square().mean().sqrt(), parameter == 0
+            size, zeros = parameter.abs().square().mean().sqrt(), parameter == 0
             noise = torch.randn(int(zeros.sum()), generator=generator).to(parameter)
             parameter[zeros] = (size * noise).abs()
     for name, buffer in model.named_buffers():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oicsr.fast.tiles import Tiles, make_tiles
-from oicsr.reference import Term
+from oicsr.reference import Term, energy_type
 
 CACHE_BLOCK = 1 << 19  # elements worked on at once on a CPU, 2 MiB of float32: measured best with one and two threads
 SERIAL_ELEMENTS = 1 << 22  # below, waking a CPU's other threads for every operation takes longer than they save
@@ -103,7 +103,7 @@ def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) 
     ]
     others = [(term, _place([term], index)) for term in unusual]
     together = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64)
-    dtype = torch.float64 if any(w.dtype is torch.float64 for w in weights) else torch.float32
+    dtype = energy_type(weights)
     device = weights[0].device
     tiles = make_tiles(_describe(buckets), together, channels, device) if dtype is torch.float32 else None
     serial = device.type == "cpu" and sum(weights[i].numel() for i in axes) < SERIAL_ELEMENTS

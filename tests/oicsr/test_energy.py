@@ -32,6 +32,18 @@ def test_hand_computed_energies() -> None:
     assert oicsr.channel_energy(model, couplings, sides=("in",))[0].tolist() == [74.0, 100.0]
 
 
+def test_complex_weights_count_by_their_absolute_values() -> None:
+    model, couplings = two_by_two()
+    model[0].weight.data = model[0].weight.data * (0.6 + 0.8j)  # of the same absolute values
+    model[1].weight.data = model[1].weight.data * 1j
+    (energy,) = oicsr.channel_energy(model, couplings)
+    assert energy.tolist() == pytest.approx([79.0, 125.0])
+    oicsr.GroupLasso(couplings, strength=1.0)(model).backward()
+    norms = torch.tensor([79.0, 125.0]).sqrt()
+    torch.testing.assert_close(model[0].weight.grad, model[0].weight.detach() / norms[:, None])
+    torch.testing.assert_close(model[1].weight.grad, model[1].weight.detach() / norms)
+
+
 def test_hand_computed_penalties() -> None:
     model, couplings = two_by_two()
     joint = oicsr.GroupLasso(couplings, strength=0.5)(model)

@@ -182,3 +182,36 @@ def test_a_sparse_buffer_is_no_part_of_a_file(tmp_path: Path) -> None:
         else:
             oicsr.save_pruned(path, small, plan)
             assert torch.equal(oicsr.load_pruned(path, lambda: Graph(persistent=False))(x), small(x))
+
+
+class Complex(nn.Module):
+    """Layers with complex weights."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16, dtype=dtype), nn.Linear(16, 8, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(torch.complex(x.real.relu(), x.imag.relu())).abs()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_weights_are_pruned_and_saved_where_the_format_holds_them(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Also with an example of zeros, in whose place the proof takes noise."""
+    model, inputs = Complex(dtype), torch.randn(3, 6, dtype=dtype)
+    couplings = oicsr.find_couplings(model, torch.zeros(3, 6, dtype=dtype))
+    assert [coupling.name for coupling in couplings] == ["a"]
+    with torch.no_grad():
+        for tensor in (model.a.weight, model.a.bias):
+            tensor[8:] = 0
+    plan = oicsr.PruningPlan.from_kept(couplings, {"a": range(8)})
+    small = oicsr.remove_channels(model, plan)
+    torch.testing.assert_close(small(inputs), model(inputs))
+    if dtype is torch.complex128:
+        with pytest.raises(ValueError, match=r"'a.weight' is of type torch.complex128.* convert it to torch.complex64"):
+            oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
+        return
+    oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
+    again = oicsr.load_pruned(tmp_path / "small.safetensors", lambda: Complex(dtype))
+    assert torch.equal(again(inputs), small(inputs))
