@@ -38,7 +38,7 @@ class Graph:
     Attributes:
         nodes: The graph.
         names: Placeholder to the qualified name of the parameter or buffer that it stands for.
-        unused: Names of the parameters that nothing reads.
+        unused: Names of the parameters, and of the buffers with axes, that nothing reads.
         constants: Placeholders of other tensors, in the network's code, to the attributes that hold them; empty where
             none does.
         modules: The network's modules by name.
@@ -79,7 +79,10 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     split_einsums(graph, names)
     _name_modules(graph, twin)
     unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
-    unused = tuple(names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER)
+    values = {node.name: node.meta["val"] for node in graph.nodes if node.name in unread}
+    unused = tuple(
+        names[name] for name in unread if kinds[name].kind is InputKind.PARAMETER or values[name].ndim
+    )  # a count of steps (of BatchNorm) holds no channels
     for node in graph.nodes:
         if node.op == "placeholder" and node.name in kinds:
             node.meta[CONSTANT] = exported.constants.get(str(kinds[node.name].target))

@@ -334,7 +334,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
     graph = export_graph(twin, inputs, training=False)
     graphs = [graph]
     untried: tuple[str, ...] = ()
-    if graph.unused:  # heads that only run in training (auxiliary classifiers) read channels too
+    if graph.unused:  # what only runs in training (auxiliary classifiers, averages of codes) reads channels too
         try:
             graphs.append(export_graph(twin, inputs, training=True))
         except ValueError as error:

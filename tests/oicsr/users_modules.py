@@ -276,3 +276,25 @@ def weights_whose_rows_have_a_largest_norm() -> nn.Module:
 @built("0 2", WORDS)
 def words_with_a_largest_norm() -> nn.Module:
     return nn.Sequential(nn.Embedding(20, 8, max_norm=0.5), nn.Tanh(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+class Centred(nn.Module):
+    """Activations minus their moving average, in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("average", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training:
+            self.average.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
+            x = x - self.average
+        last: Tensor = self.o(x.relu())
+        return last
+
+
+@built("a", TOKENS)
+def a_buffer_that_is_read_in_training_alone() -> nn.Module:
+    return Centred()
