@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, Claim
 from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY
@@ -62,6 +62,8 @@ HEADLINE_KINDS = (
     ("Claimed, not shown either way", INCONCLUSIVE, False),
 )
 
+Cells = dict[tuple[str, float], dict[str, float]]  # a difference per trained network, by network and target
+
 BY_NETWORK, BY_NETWORK_TITLE = (RECALIBRATED, FINETUNED), "By network and share of the MACs"
 
 KEY_MEASURES = {PRUNED: "Before fine-tuning", RECALIBRATED: "Recalibrated", FINETUNED: "Fine-tuned"}
@@ -94,7 +96,8 @@ KEY_NOTE = (
 
 BY_NETWORK_NOTE = (
     "Recalibrated / fine-tuned, in percentage points: the means behind the table above, for each network and share of "
-    "the MACs that is kept, over as many trained networks as the heading says. A verdict holds for their mix alone."
+    "the MACs that is kept, over as many trained networks as the heading says, or the brackets of a cell that rests on "
+    "fewer. A verdict holds for their mix alone."
 )
 
 
@@ -215,16 +218,14 @@ def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
 
     Nothing where a tier rests on one network and one target: its table says it all then.
     """
-    found: dict[tuple[str, str], dict[str, dict[tuple[str, float], list[float]]]] = {}
+    found: dict[tuple[str, str], dict[str, Cells]] = {}
     networks: dict[tuple[str, float], set[str]] = {}
     for verdict in in_order(verdicts, tier):
         pair, finding = _key_pair(verdict.claim), verdict.at(tier)
         if pair and finding and finding.effect and verdict.claim.measure in BY_NETWORK:
-            cells = found.setdefault(pair, {}).setdefault(verdict.claim.measure, {})
-            for stratum in finding.strata:
-                for (_, target), values in stratum.by_target.items():
-                    cells.setdefault((stratum.model, target), []).extend(values.values())
-                    networks.setdefault((stratum.model, target), set()).update(values)
+            cells = found.setdefault(pair, {}).setdefault(verdict.claim.measure, _cells(finding))
+            for column, values in cells.items():
+                networks.setdefault(column, set()).update(values)
     columns = sorted(networks, key=lambda column: (column[0], -column[1]))
     if len(columns) < 2:
         return []
@@ -232,14 +233,33 @@ def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
     lines = ["", f"| {BY_NETWORK_TITLE} | {' | '.join(heads)} |", "|---|" + "---:|" * len(columns)]
     for pair, by_measure in found.items():
         ours, rival = (for_markdown(find_method(name).title) for name in pair)
-        means = [[_mean(by_measure.get(measure, {}).get(column)) for measure in BY_NETWORK] for column in columns]
-        texts = [NONE if set(both) == {NONE} else " / ".join(both) for both in means]
+        both = [[by_measure.get(measure, {}).get(column, {}) for measure in BY_NETWORK] for column in columns]
+        texts = [_means(values, len(networks[column])) for values, column in zip(both, columns, strict=True)]
         lines.append(f"| {ours} less {rival} | {' | '.join(texts)} |")
     return [*lines, "", BY_NETWORK_NOTE]
 
 
-def _mean(values: Sequence[float] | None) -> str:
-    return signed(100 * sum(values) / len(values), 1) if values else NONE
+def _cells(finding: Finding) -> Cells:
+    """Return the differences by network and target, of the trained networks that the verdict counts."""
+    cells: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for stratum in finding.strata:
+        for (_, target), values in stratum.by_target.items():
+            for network in values.keys() & stratum.by_network.keys():
+                cells.setdefault((stratum.model, target), {}).setdefault(network, []).append(values[network])
+    return {
+        column: {network: sum(each) / len(each) for network, each in sorted(values.items())}
+        for column, values in cells.items()
+    }
+
+
+def _means(by_measure: Sequence[Mapping[str, float]], usual: int) -> str:
+    """Return the mean of each measure, and over how many networks where that is not the usual number."""
+    if not any(by_measure):
+        return NONE
+    means = [signed(100 * sum(v.values()) / len(v), 1) if v else NONE for v in by_measure]
+    counts = list(dict.fromkeys(len(values) for values in by_measure if values))
+    fewer = "" if counts == [usual] else f" ({', '.join(map(str, counts))})"
+    return " / ".join(means) + fewer
 
 
 def _key_pair(claim: Claim) -> tuple[str, str] | None:

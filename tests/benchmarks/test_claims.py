@@ -201,6 +201,31 @@ def test_the_means_behind_a_verdict_stand_beside_it_network_by_network() -> None
     assert by_network_lines(judge(one, NOTHING), "small") == []  # the verdicts' table says it all
 
 
+def test_the_means_behind_a_verdict_say_where_they_rest_on_fewer_networks_and_count_each_once() -> None:
+    everywhere = records_of(
+        experiment(methods=("oicsr-gl", "gl-out", "none"), macs_kept=(0.5, 0.3), seeds=(0, 1, 2, 3))
+    )
+
+    def moved(record: Record) -> Record:
+        points = 4.0 if record.seed == 3 else 1.0
+        more = points / 100 * (record.method == "oicsr-gl")
+        return replace(
+            record, states={**record.states, "finetuned": {**record.states["finetuned"], "top1": 0.7 + more}}
+        )
+
+    # the fourth network has the rival at one target alone: its verdict leaves that network out, and so must its means
+    records = [
+        moved(record) for record in everywhere if (record.method, record.seed, record.macs_kept) != ("gl-out", 3, 0.3)
+    ]
+    again = [replace(record, experiment="cifar10-again") for record in records if record.seed == 0]
+    lines = by_network_lines(judge([*records, *again], NOTHING), "small")
+    assert lines[1].count("(n = 4)") == 2
+    [row] = [line for line in lines if line.startswith("| OICSR-GL less Group Lasso (out)")]
+    assert row.count(" / +1.0 (3) |") == 2
+    [row] = [line for line in lines if line.startswith("| OICSR-GL less No regulariser")]
+    assert row.count(" / +1.8 |") == 2  # 1.75, the first network once: with it twice, 1.6
+
+
 def test_a_tier_that_is_only_begun_hides_no_loss() -> None:
     begun = [record for record in records_of(experiment()) if record.seed < 2]
     verdicts = judge([*toys({"oicsr-gl": -0.2}), *begun], NOTHING)
