@@ -11,6 +11,7 @@ import pandas as pd
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, Evidence, evidence_of
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
+from benchmarks.analysis.strata import dense_scores
 from benchmarks.analysis.tuned import is_tuned, tuned_for
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import Origins, origins_of
@@ -43,6 +44,14 @@ AFTER_SURGERY = ("pruned", "recalibrated", "finetuned")
 
 # Of each state, as records hold it. Another one needs its name here, and a column in reporting/columns.py.
 METRICS = ("top1",)
+
+
+Network = tuple[float | None, ...]
+
+
+def network_of(record: Record) -> Network:
+    """Return what names the dense network of a run within its comparison: a GPU makes another one of the same seed."""
+    return record.seed, *dense_scores(record)
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,10 @@ class Comparison:
         """Return the records of a method at a target."""
         return {r.seed: r for r in self.records if (r.method, r.macs_kept) == (method, target)}
 
+    def by_network(self, method: str, target: float) -> dict[Network, Record]:
+        """Return the same by dense network: what is compared network by network starts from the same one."""
+        return {network_of(record): record for record in self.by_seed(method, target).values()}
+
     def restricted(self, methods: Iterable[str]) -> Comparison:
         """Return the same comparison with some methods only."""
         wanted = set(methods)
@@ -198,7 +211,7 @@ def _marks(cells: Sequence[Sequence[Record]], state: str) -> list[str]:
     few = min(map(len, cells)) < ENOUGH_SEEDS
     if few or cells[0][0].profile == "quick" or any(state not in r.states for cell in cells for r in cell):
         return [""] * len(cells)
-    return tied_with_best([{r.seed: float(r.states[state]["top1"]) for r in cell} for cell in cells])
+    return tied_with_best([{network_of(r): float(r.states[state]["top1"]) for r in cell} for cell in cells])
 
 
 def _title(record: Record) -> str:

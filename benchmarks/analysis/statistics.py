@@ -8,7 +8,7 @@ So t decides, and the bootstrap interval is reported too. Both facts are tested 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,19 +137,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def tied_with_best(columns: Sequence[dict[int, float]]) -> list[str]:
-    """Mark each row of values by seed: `"best"` by mean, `"tied"` where the paired interval holds zero, else `""`.
+def tied_with_best(columns: Sequence[Mapping[Hashable, float]]) -> list[str]:
+    """Mark each row of values by network: `"best"` by mean, `"tied"` where the paired interval holds zero, else `""`.
 
-    Rows that share fewer than three seeds with the best cannot be told from it: they are neither, unless equal.
+    Rows that share fewer than three networks with the best cannot be told from it: they are neither, unless equal.
     """
     means = [sum(values.values()) / len(values) for values in columns]
     best = max(range(len(columns)), key=lambda position: means[position])
-    return ["best" if means[i] == means[best] else _tie(columns[best], columns[i]) for i in range(len(columns))]
+    # equal counts of images may give means that differ in the last bit
+    equal = [math.isclose(mean, means[best], rel_tol=1e-12) for mean in means]
+    return ["best" if equal[i] else _tie(columns[best], columns[i]) for i in range(len(columns))]
 
 
-def _tie(best: dict[int, float], other: dict[int, float]) -> str:
-    shared = sorted(best.keys() & other.keys())
+def _tie(best: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> str:
+    shared = [network for network in best if network in other]
     if len(shared) < ENOUGH_SEEDS:
         return ""
-    low, high = paired_effect([[best[seed] - other[seed] for seed in shared]]).interval
+    low, high = paired_effect([[best[network] - other[network] for network in shared]]).interval
     return "tied" if low <= 0 <= high else ""

@@ -102,13 +102,14 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
     return found
 
 
-def dense_scores(record: Record) -> tuple[float, ...]:
+def dense_scores(record: Record) -> tuple[float | None, ...]:
     """Return what tells dense networks of one seed apart.
 
     Trained on two devices, or twice on a GPU, they are not the same network: they differ as much as those of two seeds
     do (docs/reproducibility.md).
     """
-    return tuple(float(record.states["dense"][name]) for name in ("loss", "top1"))
+    found = (record.states["dense"].get(name) for name in ("loss", "top1"))  # no reader demands a loss
+    return tuple(None if score is None else float(score) for score in found)
 
 
 def _network(record: Record) -> str:

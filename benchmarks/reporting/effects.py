@@ -5,6 +5,7 @@ A row is a method in an experiment, a column a target. Experiments without a tie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ UNIT = (
 )
 
 NOTES = {
-    RECALIBRATION: f"Top-1 of the recalibrated less that of the pruned network of the same run. {UNIT}",
+    RECALIBRATION: "Top-1 of the recalibrated less that of the pruned network of the same run. Networks without "
+    f"statistics that could be estimated again have no row. {UNIT}",
     RESCALING: "Runs whose rows are brought back to the dense network's norms before fine-tuning, less runs that "
     "differ in that alone. After the first epoch: on validation images; fine-tuned: on test images, after the last "
     f"epoch. The pruned and recalibrated networks are the same ones in both. {UNIT}",
@@ -91,12 +93,15 @@ class Effect:
 
 def points(values: Sequence[float]) -> str:
     """Return the mean of paired differences in points, with half its interval where seeds are enough."""
-    if not values:
-        return NONE
+    return change(summarize(values).mean, half_width(values)) if values else NONE
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the 95 % interval of paired differences; NaN where seeds are too few for one."""
     if len(values) < ENOUGH_SEEDS:
-        return change(summarize(values).mean)
-    effect = paired_effect([values])
-    return change(effect.mean, (effect.interval[1] - effect.interval[0]) / 2)
+        return math.nan
+    low, high = paired_effect([values]).interval
+    return (high - low) / 2
 
 
 def effect_sheets(comparisons: Sequence[Comparison], details: Details) -> list[Sheet]:
@@ -150,7 +155,7 @@ def _numbers(effects: Sequence[Effect]) -> pd.DataFrame:
             "measured": effect.measured,
             "n": len(effect.values),
             "effect": summarize(effect.values).mean,
-            "ci95": summarize(effect.values).half_width,
+            "ci95": half_width(effect.values),
         }
         for effect in effects
     ]
@@ -171,7 +176,8 @@ def _recalibration(comparison: Comparison) -> list[Effect]:
             group = comparison.by_seed(method, target).values()
             values = tuple(r.states["recalibrated"]["top1"] - r.states["pruned"]["top1"] for r in group)
             found.append(Effect(_place(comparison), method, target, "recalibrated", values))
-    return found
+    # nothing to estimate again: what is the same network twice shows no effect, and no interval of one
+    return found if any(value for effect in found for value in effect.values) else []
 
 
 def _cells(comparison: Comparison) -> list[tuple[str, float]]:

@@ -185,7 +185,7 @@ ABLATION_HEADER = (
 
 ABLATION_NOTES = (
     "OICSR-GL is a regulariser, an importance and a selection. Each row replaces one of them and leaves the others: "
-    "top-1 less that of OICSR-GL for the same seeds, in percentage points (± half the paired 95 % interval). Below "
+    "top-1 less that of OICSR-GL for the same networks, in percentage points (± half the paired 95 % interval). Below "
     "zero, the part that was replaced is worth having."
 )
 
@@ -219,21 +219,21 @@ def replaced_part(name: str) -> str | None:
 def _ablate(
     comparison: Comparison, method: str, part: str, target: float, rows: list[list[str]], numbers: list[dict[str, Any]]
 ) -> None:
-    base, other = (comparison.by_seed(name, target) for name in (BASE, method))
-    seeds = sorted(base.keys() & other.keys())
-    if not seeds:
+    base, other = (comparison.by_network(name, target) for name in (BASE, method))
+    shared = [network for network in base if network in other]
+    if not shared:
         return
     title = getattr(find_method(method), part).title
-    head = [f"{comparison.experiment} ({comparison.profile})", part, title, share(target), str(len(seeds))]
+    head = [f"{comparison.experiment} ({comparison.profile})", part, title, share(target), str(len(shared))]
     changes = {
-        state: [other[s].states[state]["top1"] - base[s].states[state]["top1"] for s in seeds]
+        state: [other[each].states[state]["top1"] - base[each].states[state]["top1"] for each in shared]
         for state in STATES_OF[comparison.protocol]
         if state in AFTER_SURGERY
     }
     rows.append([*head, *(points(changes[state]) if state in changes else NOT_RUN for state in AFTER_SURGERY)])
     means = {state: summarize(values).mean for state, values in changes.items()}
     where = {"experiment": comparison.experiment, "profile": comparison.profile, "part": part, "method": method}
-    numbers.append({**where, "macs_kept": target, "n": len(seeds), **means})
+    numbers.append({**where, "macs_kept": target, "n": len(shared), **means})
 
 
 def all_sheets(comparisons: Sequence[Comparison], details: Details, measured: Sequence[Measured] = ()) -> list[Sheet]:

@@ -19,7 +19,7 @@ from benchmarks.reporting import comparison_table
 from benchmarks.reporting.columns import DENSE_ROW, Column
 from benchmarks.reporting.comparison_table import comparison_sheet, display_rows, fairness_sheet, to_text
 from benchmarks.reporting.numbers import percent
-from benchmarks.reporting.paper_tables import field_sheet, paper_sheet, replaced_part
+from benchmarks.reporting.paper_tables import ablation_sheet, field_sheet, paper_sheet, replaced_part
 from benchmarks.reporting.table_files import Sheet, sheet_csv, sheet_latex, sheet_markdown
 from tests.benchmarks.golden import FIGURES, GOLDEN, texts
 from tests.benchmarks.synthetic import experiment, records_of
@@ -114,6 +114,25 @@ def test_published_numbers_have_sources(tmp_path: Path) -> None:
 def test_ablations_differ_in_one_part() -> None:
     assert replaced_part("gl-separate") == "regularizer" and replaced_part("oicsr-gl-uniform") == "selection"
     assert replaced_part("oicsr-gl+taylor") == "importance" and replaced_part("gl-out") is None
+
+
+def test_rows_are_paired_by_network_where_a_seed_stands_for_two() -> None:
+    records = []
+    for record in RECORDS:
+        states = dict(record.states)
+        if record.method == "gl-separate" and record.seed == 0:
+            states["dense"] = {**states["dense"], "loss": states["dense"]["loss"] + 1e-6}  # trained again on a GPU
+        records.append(replace(record, states=states))
+    [mixed] = compare(records)
+    rows = {(row[2], row[3]): row[4] for row in ablation_sheet([mixed]).rows}
+    assert rows["Group Lasso (separate out and in)", "50.0 %"] == "2"
+    assert rows["L1 (non-structured)", "50.0 %"] == "3"
+    marks = [
+        dict(zip(half["method"], half["finetuned_mark"], strict=True))["gl-separate"]
+        for table in (COMPARISON.table, mixed.table)
+        for half in [table[table["macs_kept"] == 0.5]]
+    ]
+    assert marks == ["tied", ""]  # of two networks nothing can be told
 
 
 def test_sheet_formats() -> None:

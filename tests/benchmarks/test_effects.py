@@ -51,6 +51,19 @@ def test_recalibration_is_the_difference_of_two_states_of_a_run() -> None:
     assert sheet.rows == [["digits (cpu)", "OICSR-GL", "3", "+30.00 (±0.25)"]]
 
 
+def test_the_numbers_of_a_table_have_the_intervals_that_it_prints() -> None:
+    sheet = sheets([USUAL])["recalibration"]
+    assert sheet.numbers["ci95"].tolist() == [pytest.approx(0.001 * 4.3027 / 3**0.5, rel=1e-4)]
+    two = compare([record for record in USUAL.records if record.seed < 2])
+    sheet = sheets(two)["recalibration"]
+    assert sheet.rows[0][2:] == ["2", "+30.00"] and sheet.numbers["ci95"].isna().all()
+
+
+def test_networks_with_nothing_to_recalibrate_have_no_row() -> None:
+    same = [with_states(record, 0.8, 0.8, 0.9) for record in USUAL.records]
+    assert sheets(compare(same))["recalibration"].rows == [["not run"] * 3]
+
+
 def test_networks_that_stand_in_two_experiments_are_told_once() -> None:
     assert len(sheets([PLAIN, USUAL])["recalibration"].rows) == 1
 

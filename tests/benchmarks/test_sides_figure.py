@@ -31,6 +31,17 @@ def test_differences_are_averaged_over_the_targets() -> None:
     assert found["gl-out"].seeds == (3,)
 
 
+def test_only_runs_from_the_same_dense_network_are_paired() -> None:
+    usual = study({"gl-out": -0.02})
+    records = [
+        replace(r, states={**r.states, "dense": {**r.states["dense"], "loss": 9.0}})
+        if (r.method, r.seed) == ("gl-out", 0)
+        else r
+        for r in usual.records
+    ]
+    assert side_effects(usual)["gl-out"].seeds == (3,) and side_effects(compare(records)[0]) == {}
+
+
 def test_every_group_of_sides_has_its_row_and_every_row_its_groups() -> None:
     assert {sides for sides, _ in PENALTIES.values()} == set(ROWS) and len(ROWS) == 7  # all subsets but the empty one
     assert set(PENALTIES) == {"oicsr-gl", *(group.name for group in GROUPS)}

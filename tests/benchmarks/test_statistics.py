@@ -92,6 +92,12 @@ def test_best_and_tied() -> None:
     assert tied_with_best([near, best, far, {0: 0.7}]) == ["tied", "best", "", ""]
 
 
+def test_equal_means_are_all_the_best_whatever_their_last_bits_are() -> None:
+    columns = [{0: 0.1, 1: 0.2, 2: 0.9}, {0: 0.1, 1: 0.4, 2: 0.7}]
+    assert len({sum(column.values()) for column in columns}) == 2  # in the last bit
+    assert tied_with_best(columns) == ["best", "best"]
+
+
 def simulated(templates: Sequence[Record], effect: float, generator: np.random.Generator) -> list[Record]:
     """Give every record an accuracy of chance alone, and OICSR-GL `effect` more."""
     found = []

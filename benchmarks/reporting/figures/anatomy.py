@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.anatomy import GROUPS
-from benchmarks.analysis.comparison import Comparison
+from benchmarks.analysis.comparison import Comparison, Network
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Effect, paired_effect
 from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 from benchmarks.reporting.study import title_of
@@ -42,7 +42,7 @@ TITLE = "Which sides a penalty needs: recalibrated top-1 less that of OICSR-GL"
 def sides_figure(comparisons: Sequence[Comparison]) -> Files | None:
     """Draw a panel per experiment that compares sides; None where there is none.
 
-    Shown are means over the targets, paired by seed, with 95 % intervals.
+    Shown are means over the targets, paired by network, with 95 % intervals.
     """
     panels = [(comparison, found) for comparison in comparisons if len(found := side_effects(comparison)) > 1]
     if not panels:
@@ -69,21 +69,24 @@ def side_effects(comparison: Comparison) -> dict[str, Effect]:
     as_it_is = comparison.records[0].config.get("rescale") == "none"  # the same networks stand in another experiment
     if not comparison.current or comparison.evidence.tier is None or as_it_is:
         return {}
-    base, found = _by_seed(comparison, BASE), {}
+    base, found = _by_network(comparison, BASE), {}
     for name in PENALTIES:
         for method in (name, f"{name}-prox"):
-            other = _by_seed(comparison, method)
-            values = [other[seed] - base[seed] for seed in sorted(other.keys() & base.keys())]
+            other = _by_network(comparison, method)
+            values = [other[network] - base[network] for network in base if network in other]
             if method != BASE and len(values) >= ENOUGH_SEEDS:
                 found[method] = paired_effect([values])
     return found
 
 
-def _by_seed(comparison: Comparison, method: str) -> dict[int, float]:
-    """Return recalibrated top-1 by seed, averaged over the targets, of the seeds that were run at all of them."""
-    groups = [comparison.by_seed(method, target) for target in comparison.targets]
-    seeds = set.intersection(*(set(group) for group in groups))
-    return {seed: sum(group[seed].states["recalibrated"]["top1"] for group in groups) / len(groups) for seed in seeds}
+def _by_network(comparison: Comparison, method: str) -> dict[Network, float]:
+    """Return recalibrated top-1 by dense network, averaged over the targets, of those that were run at all of them."""
+    groups = [comparison.by_network(method, target) for target in comparison.targets]
+    return {
+        network: sum(group[network].states["recalibrated"]["top1"] for group in groups) / len(groups)
+        for network in groups[0]
+        if all(network in group for group in groups)
+    }
 
 
 def _kind(method: str) -> tuple[bool, bool]:
