@@ -11,15 +11,17 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import LayoutEngine
 
 from benchmarks.analysis.comparison import DRAWN_METHODS, MAIN_METHODS, compare
 from benchmarks.records.histories import Details
+from benchmarks.records.record import read_records
 from benchmarks.reporting import build as report
 from benchmarks.reporting.figures import accuracy, channels, latency, style, training_curves
 from tests.benchmarks.golden import FIGURES, GOLDEN, digests
-from tests.benchmarks.synthetic import experiment, records_of
+from tests.benchmarks.synthetic import experiment, records_of, write_records
 
 pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one worker
 
@@ -117,6 +119,46 @@ def test_methods_of_too_few_seeds_for_a_spread_are_marked_among_others(few: int)
     assert style.label_of(mixed, "none") == "No regulariser"
 
 
+def test_a_method_of_too_few_seeds_at_one_target_is_marked_too() -> None:
+    records = records_of(experiment())
+    fewer = [r for r in records if (r.method, r.macs_kept, r.seed) != ("oicsr-gl", 0.3, 2)]
+    assert style.label_of(compare(fewer)[0], "oicsr-gl") == "OICSR-GL *"
+
+
+@pytest.mark.parametrize(("seeds", "bars"), [(2, False), (3, True)])
+def test_curves_have_bars_where_seeds_are_enough_for_a_spread(seeds: int, bars: bool) -> None:
+    axes = Figure().subplots()
+    training_curves._curve(axes, [[0.5, 0.6 + 0.1 * seed] for seed in range(seeds)], style.look_of("none"), 0, 1)
+    [drawn] = axes.containers
+    assert isinstance(drawn, ErrorbarContainer) and drawn.has_yerr == bars
+
+
+def test_titles_count_the_seeds_that_a_figure_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [r for r in records_of(experiment()) if r.method != "random" or r.seed == 0]
+    write_records(tmp_path, records)
+    [comparison] = compare(read_records(tmp_path))
+    told: list[str] = []
+    panels: list[str] = []
+
+    def listen(figure: Figure, text: str) -> None:
+        told.append(text)
+        panels.extend(axes.get_title() for axes in figure.axes)
+
+    monkeypatch.setattr(channels, "headline", listen)
+    channels.channel_energy_curves(comparison, "t", Details(tmp_path))
+    assert told[0].endswith("profile cpu, n = 3 seeds")  # random channels are not drawn
+    assert panels == ["", "of one seed, the first"]
+    channels.kept_channels(comparison, "t")
+    assert told[1].endswith("n = 1 to 3 seeds; *: fewer than 3")  # a figure without any bars
+
+
+def test_channels_with_one_side_have_no_place_between_two() -> None:
+    both, none = np.array([1.0, 2.0]), np.zeros(2)
+    kept = np.array([True, False])
+    layers = {"values": (both, both, kept), "queries": (both, none, kept)}
+    assert channels._with_both_sides(layers).keys() == {"values"}
+
+
 def test_a_network_from_scratch_has_no_point_before_it_is_trained() -> None:
     [comparison] = compare(records_of(experiment(methods=("oicsr-gl", "scratch-e"), macs_kept=(0.5,))))
     points = {}
@@ -184,6 +226,10 @@ def test_rank_correlation() -> None:
     values = np.array([1.0, 5.0, 2.0, 9.0])
     assert channels.rank_correlation(values, values**3) == pytest.approx(1)
     assert channels.rank_correlation(values, -values) == pytest.approx(-1)
+    # three channels at the border share rank 2: deviations -1 -1 -1 1 2 and 0 -1 -2 1 2, so 8 over the root of 8 x 10
+    border, inward = np.array([1e-5, 1e-5, 1e-5, 2.0, 3.0]), np.array([0.3, 0.2, 0.1, 4.0, 5.0])
+    assert channels.rank_correlation(border, inward) == pytest.approx(8 / 80**0.5)
+    assert channels.rank_correlation(np.ones(3), values[:3]) == 0
 
 
 def test_last_bits_of_places_do_not_reach_the_files() -> None:

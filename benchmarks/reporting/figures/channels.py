@@ -41,7 +41,11 @@ WIDE = 30  # an axis over more than this ratio needs no ticks between the powers
 
 REMOVED = "#9A9A9A"
 
+ONE_SEED = "of one seed, the first"  # channels are recorded of no other
+
 Array = NDArray[np.float64]
+
+Layers = dict[str, tuple[Array, Array, NDArray[np.bool_]]]  # out-energies, in-energies and what is kept, by coupling
 
 
 def channel_energy_curves(comparison: Comparison, title: str, details: Details) -> Files | None:
@@ -51,16 +55,17 @@ def channel_energy_curves(comparison: Comparison, title: str, details: Details) 
     groups = {method: group for method, group in groups.items() if any(r.structure.get("regularized") for r in group)}
     if not groups:
         return None
+    shown = comparison.restricted(groups)  # whose seeds the title counts
     with style():
         figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
         left, right = figure.subplots(2, 1)
-        _cumulative(left, comparison, groups)
+        _cumulative(left, shown, groups)
         drawn = _per_layer(right, groups, details)
         if not drawn:
             right.text(0.5, 0.5, "not run", ha="center", transform=right.transAxes)
         legend_below(figure, left)
         about = f"energy of out-in-channels before pruning to {100 * target:.0f} %"
-        headline(figure, f"{title}\n{about}\n{seeds_text(comparison)}")
+        headline(figure, f"{title}\n{about}\n{seeds_text(shown, bars=False)}")
         return render(figure)
 
 
@@ -113,6 +118,7 @@ def _per_layer(axes: Axes, groups: dict[str, list[Record]], details: Details) ->
         drawn = True
     axes.set_xlabel("layer with prunable channels, in order")
     axes.set_ylabel(f"channels that hold\n{100 * SHARE:.0f} % of the energy (%)")
+    axes.set_title(ONE_SEED)
     axes.set_ylim(0, 100)
     return drawn
 
@@ -125,7 +131,7 @@ def channels_for(energies: Array, share: float = SHARE) -> float:
     return float(np.searchsorted(ordered, share * ordered[-1] * (1 - 1e-12)) + 1) / len(energies)
 
 
-def _layers(group: Sequence[Record], details: Details) -> dict[str, tuple[Array, Array, NDArray[np.bool_]]]:
+def _layers(group: Sequence[Record], details: Details) -> Layers:
     """Return out-energies, in-energies and what is kept, by coupling, of the one seed whose channels are recorded."""
     for record in sorted(group, key=lambda r: r.seed):
         rows = details.channels(record)
@@ -134,7 +140,7 @@ def _layers(group: Sequence[Record], details: Details) -> dict[str, tuple[Array,
     return {}
 
 
-def _by_coupling(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[Array, Array, NDArray[np.bool_]]]:
+def _by_coupling(rows: Sequence[dict[str, Any]]) -> Layers:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(row["coupling"], []).append(row)
@@ -151,8 +157,8 @@ def _by_coupling(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[Array, Array
 def joint_energies(comparison: Comparison, title: str, details: Details) -> Files | None:
     """Draw out- against in-energy of every channel, one panel per regulariser: the paper's argument in one picture."""
     target = comparison.targets[-1]
-    panels = {m: _layers(_group(comparison, m, target), details) for m in ENERGY_METHODS}
-    panels = {method: layers for method, layers in panels.items() if layers}
+    recorded = {m: _layers(_group(comparison, m, target), details) for m in ENERGY_METHODS}
+    panels = {method: two for method, layers in recorded.items() if (two := _with_both_sides(layers))}
     if not panels:
         return None
     with style():
@@ -172,11 +178,18 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
         figure.supylabel("relative in-energy")
         legend_below(figure, drawn[0])
         about = f"both sides of every channel before pruning to {100 * target:.0f} % of the MACs"
-        headline(figure, f"{title}\n{about}\none seed; energies relative to their layer's mean")
+        whole = all(len(panels[method]) == len(recorded[method]) for method in panels)
+        left_out = "" if whole else "; without layers of one side"
+        headline(figure, f"{title}\n{about}\none seed; energies relative to their layer's mean{left_out}")
         return render(figure)
 
 
-def _joint(axes: Axes, layers: dict[str, tuple[Array, Array, NDArray[np.bool_]]], title: str) -> None:
+def _with_both_sides(layers: Layers) -> Layers:
+    """Return the layers whose channels have energy on both sides: queries and keys of attention have no columns."""
+    return {name: each for name, each in layers.items() if each[0].any() and each[1].any()}
+
+
+def _joint(axes: Axes, layers: Layers, title: str) -> None:
     out = np.concatenate([_relative(values) for values, _, _ in layers.values()])
     inward = np.concatenate([_relative(values) for _, values, _ in layers.values()])
     kept = np.concatenate([values for _, _, values in layers.values()])
@@ -201,11 +214,17 @@ def _relative(values: Array) -> Array:
 
 
 def rank_correlation(first: Array, second: Array) -> float:
-    """Return Spearman's coefficient; of equal values each gets its place in order."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
-    if len(first) < 2:
+    """Return Spearman's coefficient; equal values share their mean rank, 0 where one side has no order at all."""
+    ranks = [_ranks(values) for values in (first, second)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: Array) -> Array:
+    """Return the rank of each value: channels at the border, drawn in one place, are in no order."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[where], dtype=np.float64)
 
 
 def kept_channels(comparison: Comparison, title: str) -> Files | None:
@@ -214,6 +233,7 @@ def kept_channels(comparison: Comparison, title: str) -> Files | None:
     methods = [method for method in drawn_methods(comparison) if _group(comparison, method, target)]
     if not methods:
         return None
+    shown = comparison.restricted(methods)
     names = list(_group(comparison, methods[0], target)[0].widths)
     with style():
         figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
@@ -231,12 +251,12 @@ def kept_channels(comparison: Comparison, title: str) -> Files | None:
                 markersize=4.5,
                 linewidth=1.8 if look.ours else 1.1,
                 zorder=4 if look.ours else 3,
-                label=label_of(comparison, method),
+                label=label_of(shown, method),
             )
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("layer with prunable channels, in order")
         axes.set_ylabel("channels kept (%)")
         legend_below(figure, axes)
         about = f"channels kept at {100 * target:.0f} % of the MACs"
-        headline(figure, f"{title}\n{about}\n{seeds_text(comparison)}")
+        headline(figure, f"{title}\n{about}\n{seeds_text(shown, bars=False)}")
         return render(figure)

@@ -42,7 +42,7 @@ MORE_COLOURS = ("#8C564B", "#9467BD", "#6B8E23", "#17808F", "#C05780", "#4A6FA5"
 
 MARKERS = ("o", "P", "s", "^", "D", "v", "X", "*", ".", "h", "p", "<", ">")
 
-MORE_MARKERS = ("d", "8", "H", "|", "_", "x", "+", "1")
+MORE_MARKERS = ("d", "8", "H", "2", "4", "x", "+", "1")  # none that a line through it hides
 
 LINES: tuple[Any, ...] = (
     "-",
@@ -182,20 +182,20 @@ def round_places(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def seeds_text(comparison: Comparison) -> str:
-    """Return profile and number of seeds, for a title."""
+def seeds_text(comparison: Comparison, *, bars: bool = True) -> str:
+    """Return profile and number of seeds, for a title; `bars` says whether the figure has any."""
     low, high = int(comparison.table["n"].min()), int(comparison.table["n"].max())
     count = str(low) if low == high else f"{low} to {high}"
     quick = ", says nothing about the claim" if comparison.profile == "quick" else ""
     seeds = "one seed only: its spread is not known" if high == 1 else f"n = {count} seeds"
-    mixed = "; *: fewer than 3, without bars" if low < LEAST_SEEDS <= high else ""
+    mixed = f"; *: fewer than {LEAST_SEEDS}{', without bars' if bars else ''}" if low < LEAST_SEEDS <= high else ""
     return f"profile {comparison.profile}{quick}, {seeds}{mixed}"
 
 
 def label_of(comparison: Comparison, method: str) -> str:
-    """Return a method's name in legends, with a mark where it has too few seeds for a spread and others have enough."""
+    """Return a method's name in legends, marked where at a target it has too few seeds for a spread, others enough."""
     table = comparison.table
-    few = int(table["n"].max()) >= LEAST_SEEDS > int(table.loc[table["method"] == method, "n"].max())
+    few = int(table["n"].max()) >= LEAST_SEEDS > int(table.loc[table["method"] == method, "n"].min())
     return f"{find_method(method).title}{' *' if few else ''}"
 
 

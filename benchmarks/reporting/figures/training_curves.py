@@ -19,6 +19,7 @@ from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import WHEN, Tries, search_state
 from benchmarks.reporting.figures.style import (
+    LEAST_SEEDS,
     SMALL,
     WIDTH,
     Files,
@@ -75,7 +76,8 @@ def finetuning_curves(comparison: Comparison, title: str, details: Details) -> F
             axes.set_xlabel("epochs of fine-tuning")
         figure.supylabel("validation top-1 (%)")
         legend_below(figure, panels[0])
-        headline(figure, f"{title}\nfine-tuning; bars: range over seeds\n{seeds_text(comparison)}")
+        bars = "; bars: range over seeds" if any(len(found) >= LEAST_SEEDS for found in curves.values()) else ""
+        headline(figure, f"{title}\nfine-tuning{bars}\n{seeds_text(comparison)}")
         return render(figure)
 
 
@@ -94,7 +96,7 @@ def _curve(axes: Axes, curves: Sequence[Sequence[float]], look: Look, position: 
     axes.errorbar(
         epochs + dodge(position, count, len(epochs) - 1),
         mean,
-        yerr=np.stack([mean - values.min(0), values.max(0) - mean]) if len(curves) > 1 else None,
+        yerr=np.stack([mean - values.min(0), values.max(0) - mean]) if len(curves) >= LEAST_SEEDS else None,
         errorevery=every,
         markevery=every,
         color=look.colour,
@@ -125,7 +127,7 @@ def iterations(comparison: Comparison, title: str) -> Files | None:
         axes.set_ylabel("validation top-1 (%)")
         legend_below(figure, axes)
         text = "each removal: a drop, then training with the regulariser"
-        headline(figure, f"{title}\n{text}\n{seeds_text(comparison)}")
+        headline(figure, f"{title}\n{text}\n{seeds_text(comparison, bars=False)}")
         return render(figure)
 
 
