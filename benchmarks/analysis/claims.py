@@ -3,7 +3,7 @@
 A claim compares two arms. An arm is a predicate on records; the difference is ours less rival's, paired by network and
 target. `"more"` claims hold where the effect is above zero and at least as large as the smallest that matters, and do
 not hold where an effect that large is excluded. `"not worse"` claims hold where a loss as large as the margin is
-excluded, and do not hold where there is a loss of at least that size. `verdicts.py` tests them.
+excluded, and do not hold where the effect is below zero and at least that large. `verdicts.py` tests them.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import pandas as pd
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, Evidence, evidence_of
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
-from benchmarks.analysis.strata import dense_scores
-from benchmarks.analysis.tuned import is_tuned, tuned_for
+from benchmarks.analysis.strata import carries_verdicts, dense_scores
+from benchmarks.analysis.tuned import is_tuned, searched_state, tuned_for
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import Origins, origins_of
 from benchmarks.records.record import STATES, Record
@@ -110,6 +110,17 @@ class Comparison:
     def tuned_for_others(self) -> list[str]:
         """Experiments of another network, data or training that strengths were tuned for."""
         return sorted({owner for r in self.records if (owner := tuned_for(r))})
+
+    @property
+    def chosen_late(self) -> bool:
+        """Whether strengths were chosen for the fine-tuned network: claims are about those chosen before."""
+        return any(searched_state(record) == "finetuned" for record in self.records)
+
+    @property
+    def judges(self) -> bool:
+        """Whether a verdict may rest on its strengths, where any of its methods has one."""
+        with_strength = [record for record in self.records if record.strength]
+        return not with_strength or any(map(carries_verdicts, with_strength))
 
     @property
     def dense(self) -> Summary:

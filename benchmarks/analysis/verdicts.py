@@ -183,7 +183,7 @@ def _decide(claim: Claim, draft: Finding, p_loss: float) -> Finding:
         reason = "above zero, and as large as matters" if more else "a loss that matters is excluded"
         return replace(draft, verdict=SUPPORTED, reason=reason)
     if not more:
-        return replace(draft, verdict=REFUTED, reason="a loss that matters is there", lost=True)
+        return replace(draft, verdict=REFUTED, reason="below zero, and as large as matters", lost=True)
     if effect.mean < 0 and p_loss <= 1 - CONFIDENCE:
         return replace(draft, verdict=REFUTED, reason="the opposite: the interval is below zero", lost=True)
     return replace(draft, verdict=REFUTED, reason="an effect that matters is excluded")

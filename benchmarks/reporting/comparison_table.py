@@ -69,13 +69,15 @@ def missing(comparison: Comparison) -> str:
 
 
 def warning(comparison: Comparison) -> str:
-    """Return the warning above a table: strengths not tuned for it, records of an older protocol."""
+    """Return the warning above a table: strengths not tuned for it, or for another state, and old records."""
     parts = []
     if comparison.untuned:
         parts.append(f"Strengths not tuned, no comparison can rest on them: {', '.join(comparison.untuned)}.")
     if comparison.tuned_for_others:
         owners = ", ".join(f"`{name}`" for name in comparison.tuned_for_others)
         parts.append(f"Strengths tuned for another network or training ({owners}): no verdict rests on them.")
+    if comparison.chosen_late:
+        parts.append("Strengths chosen for the fine-tuned network: no verdict rests on them.")
     if not comparison.current:
         parts.append(f"Records of protocol {comparison.protocol}, an older one: no verdict rests on them.")
     return " ".join(parts)

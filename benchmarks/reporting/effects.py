@@ -16,7 +16,6 @@ from benchmarks.analysis.claims import FIRST_EPOCH, MEASURES
 from benchmarks.analysis.comparison import AFTER_SURGERY, MAIN_METHODS, Comparison, rank
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, paired_effect, summarize
 from benchmarks.analysis.strata import dense_scores
-from benchmarks.analysis.tuned import searched_state
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
@@ -44,9 +43,9 @@ NOTES = {
     f"{UNIT}",
     ROUNDING: "Runs whose remaining widths are multiples of 8, less runs with any widths, from the same regularised "
     f"networks and below the same target. What such widths gain in speed is among the measurements of speed. {UNIT}",
-    SEARCH: "Runs whose strengths had the lowest validation loss once the network was fine-tuned, less runs whose "
-    "strengths had it before fine-tuning, from the same dense networks. Zero in every state: both searches chose the "
-    f"same strength. {UNIT}",
+    SEARCH: "Runs whose strengths were chosen by validation loss once the network was fine-tuned, less runs whose "
+    "strengths were chosen before fine-tuning, from the same dense networks. Zero in every state: both searches chose "
+    f"the same strength. {UNIT}",
 }
 
 IN_WORDS = {**{name: name for name in NOTES}, SEARCH: "choosing strengths after fine-tuning"}
@@ -195,7 +194,7 @@ def switched(first: Comparison, second: Comparison) -> str | None:
     ours, theirs = first.records[0].config, second.records[0].config
     names = (ours.keys() | theirs.keys()) - {OWN, PRECISION}
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
-    late, early = _fine_tuned_search(first), _fine_tuned_search(second)
+    late, early = first.chosen_late, second.chosen_late
     if not differing:
         return SEARCH if late and not early else None
     if late != early or len(differing) != 1 or differing[0] not in SWITCHES:
@@ -203,10 +202,6 @@ def switched(first: Comparison, second: Comparison) -> str | None:
     step, with_it, without = SWITCHES[differing[0]]
     values = ours.get(differing[0], with_it), theirs.get(differing[0], with_it)
     return step if values == (with_it, without) else None
-
-
-def _fine_tuned_search(comparison: Comparison) -> bool:
-    return any(searched_state(record) == "finetuned" for record in comparison.records)
 
 
 def _measures(details: Details, *, rescaling: bool) -> dict[str, Measure]:

@@ -15,19 +15,20 @@ from benchmarks.reporting.numbers import NONE, share, signed
 EXPLANATION = (
     "Each claim is tested on paired differences, one for each trained dense network, averaged over the targets; "
     "experiments that start from the same networks count once. Every pair of network and data set has the same say. "
-    "Strengths are those with the lowest validation loss before fine-tuning; a weaker one may end higher after it. "
-    "Effect: mean, with Student's t interval, which keeps its nominal coverage with 3 to 10 networks; the percentile "
-    "bootstrap does not (it is in `claims.json` too). Recovery is counted in whole epochs, so its interval is never "
-    "narrower than one epoch allows. A claim of *more* holds where the effect is above zero and at least the margin, "
-    "and does not hold where an effect that large is excluded; a claim of *not worse* holds where a loss as large as "
-    "the margin is excluded, and does not hold where there is one. Many claims are tested at once: within each tier "
-    "of evidence, p is adjusted by Holm's method over all of them, so that the chance of any false verdict in the "
-    "tier stays at 5 %. What does not hold is a *loss* where ours is worse than its rival, however little: that is "
-    "tested and adjusted in the same way. Tiers are computed from the records: *toy* is digits; *small* is all images "
-    "of a natural-image data set, with dense networks within five points of their published accuracy; *full* is that, "
-    "at the field's recipe and length. Quick runs, strengths that were not tuned on validation data for this network "
-    "and training, records of an older protocol, and fewer than three networks carry no verdict. A verdict holds for "
-    "the networks and data it names, and for no others."
+    "Strengths were chosen by validation loss before fine-tuning, with several networks the middle of those that tie "
+    "with the lowest within a standard error; a weaker one may end higher after it. Effect: mean, with Student's t "
+    "interval, which keeps its nominal coverage with 3 to 10 networks; the percentile bootstrap does not (it is in "
+    "`claims.json` too). Recovery is counted in whole epochs, so its interval is never narrower than one epoch "
+    "allows. A claim of *more* holds where the effect is above zero and at least the margin, and does not hold where "
+    "an effect that large is excluded; a claim of *not worse* holds where a loss as large as the margin is excluded, "
+    "and does not hold where the effect is below zero and the loss at least the margin. Many claims are tested at "
+    "once: within each tier of evidence, p is adjusted by Holm's method over all of them, so that the chance of any "
+    "false verdict in the tier stays at 5 %. What does not hold is a *loss* where ours is worse than its rival, "
+    "however little: that is tested and adjusted in the same way. Tiers are computed from the records: *toy* is "
+    "digits; *small* is all images of a natural-image data set, with dense networks within five points of their "
+    "published accuracy; *full* is that, at the field's recipe and length. Quick runs, strengths that were not tuned "
+    "on validation data for this network and training, records of an older protocol, and fewer than three networks "
+    "carry no verdict. A verdict holds for the networks and data it names, and for no others."
 )
 
 TITLES = {
@@ -92,6 +93,12 @@ KEY_NOTE = (
     "Percentage points, averaged over targets and networks. Before fine-tuning, *holds* means better by at least a "
     "point; fine-tuned, not worse by 0.3 points (against Scratch-E: better). All claims are tested at once (Holm), so "
     "that one whose interval leaves out zero may still be *not shown*. RESULTS.md has the interval of each."
+)
+
+OVERVIEW_NOTE = (
+    "Mean difference, its own 95 % interval, and n trained networks. All claims of a column are tested at once (Holm), "
+    "so that one whose interval leaves out zero may still be *not shown*, and a mean below zero *does not hold* "
+    "without being shown to be a *loss*."
 )
 
 BY_NETWORK_NOTE = (
@@ -304,7 +311,7 @@ def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
     for verdict in {verdict.claim.id: verdict for verdict in listed}.values():
         cells = [_cell(verdict.claim, verdict.at(tier)) for tier in judging]
         lines.append(f"| {verdict.claim.id} | {verdict.claim.short} | {' | '.join(cells)} |")
-    return [*lines, "", *_without(verdicts)]
+    return [*lines, "", OVERVIEW_NOTE, "", *_without(verdicts)]
 
 
 def _datasets(verdicts: Sequence[Verdict], tier: str) -> str:

@@ -102,12 +102,17 @@ def _experiments(study: Study, prefix: str) -> Iterator[str]:
         cells = [
             f"{page} (`{comparison.experiment}`)",
             comparison.profile,
-            (comparison.evidence.tier or "no verdict") + ("" if comparison.current else ", old protocol"),
+            _evidence(comparison) + ("" if comparison.current else ", old protocol"),
             str(comparison.table["method"].nunique()),
             str(low) if low == high else f"{low} to {high}",
             str(comparison.protocol),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def _evidence(comparison: Comparison) -> str:
+    counted = comparison.judges or not comparison.current
+    return (comparison.evidence.tier if counted else None) or "no verdict"
 
 
 def verdicts_page(study: Study) -> str:

@@ -19,6 +19,7 @@ from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.recalibrations import Measured
 from benchmarks.records.record import STATES_OF
 from benchmarks.reporting.columns import STATE_TITLES
+from benchmarks.reporting.comparison_table import warning
 from benchmarks.reporting.effects import effect_sheets, points
 from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
 from benchmarks.reporting.recalibration_table import recalibration_sheet
@@ -43,12 +44,17 @@ WITHOUT = {
     "finetuned": "with fine-tuning",
 }
 
+MARKED = (
+    "*: strengths that were not tuned, or for another network, training or state, or an older protocol; no verdict "
+    "rests on them."
+)
+
 PAPER_NOTES = (
     "Top-1 in %, mean ± standard deviation over seeds (n). L1 and L2 are the non-structured, Group Lasso and GrOWL the "
     "separated regularisers, OICSR the joined ones; separate out and in is a control that the paper lacks. Dense: as "
     "trained before pruning, and trained for as many epochs as the others. The paper's own values for these cells are "
     "not known to this project. Profile quick says nothing about the claim. Experiments that were not run have no row; "
-    "checks.md lists them."
+    f"checks.md lists them. {MARKED}"
 )
 
 
@@ -80,9 +86,14 @@ def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
     return Sheet(f"paper-{state}", title, header, rows or [[NOT_RUN] * len(header)], PAPER_NOTES, table)
 
 
+def _place(comparison: Comparison) -> str:
+    """Return experiment and profile, with a mark where the comparison's own page has a warning."""
+    return f"{comparison.experiment} ({comparison.profile}){' *' if warning(comparison) else ''}"
+
+
 def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[dict[str, Any]]) -> list[str]:
     dense, long = comparison.dense, comparison.dense_long
-    cells = [f"{comparison.experiment} ({comparison.profile})", share(target), percent(dense.mean, dense.sd)]
+    cells = [_place(comparison), share(target), percent(dense.mean, dense.sd)]
     cells.append(percent(long.mean, long.sd) if long else NOT_RUN)
     found = {str(row["method"]): row for row in _at(comparison, target)}
     for method, _ in PAPER_COLUMNS:
@@ -186,7 +197,7 @@ ABLATION_HEADER = (
 ABLATION_NOTES = (
     "OICSR-GL is a regulariser, an importance and a selection. Each row replaces one of them and leaves the others: "
     "top-1 less that of OICSR-GL for the same networks, in percentage points (± half the paired 95 % interval). Below "
-    "zero, the part that was replaced is worth having."
+    f"zero, the part that was replaced is worth having. {MARKED}"
 )
 
 BASE = "oicsr-gl"
@@ -224,7 +235,7 @@ def _ablate(
     if not shared:
         return
     title = getattr(find_method(method), part).title
-    head = [f"{comparison.experiment} ({comparison.profile})", part, title, share(target), str(len(shared))]
+    head = [_place(comparison), part, title, share(target), str(len(shared))]
     changes = {
         state: [other[each].states[state]["top1"] - base[each].states[state]["top1"] for each in shared]
         for state in STATES_OF[comparison.protocol]

@@ -20,6 +20,8 @@ ONE_CHOICE = {
     "were chosen for.",
 }
 
+MIDDLE = "Of those that tie with the lowest loss, within a standard error over these networks, the middle one is taken."
+
 NOT_INSIDE = {
     "edge": "The best is still at an edge of the strengths tried",
     "chance": "No strength works, the accuracy of the best is at chance level",
@@ -45,7 +47,9 @@ def strengths_text(results: Path, comparison: Comparison) -> str:
     counts = sorted({len(t) for targets in used.values() for t in targets.values()})
     tries = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     networks = f"{len(seeds)} {'network' if len(seeds) == 1 else 'networks'} that no comparison uses"
-    parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {ONE_CHOICE[search_state(record)]}"]
+    rule = f" {MIDDLE}" if len(seeds) > 1 else ""
+    choice = f"{ONE_CHOICE[search_state(record)]}{rule}"
+    parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {choice}"]
     if owner != comparison.experiment:
         parts.append(f"They are those of `{owner}`.")
     return " ".join([*parts, *_not_inside(record, methods)])

@@ -135,7 +135,9 @@ def test_words_say_what_was_counted_and_corrected() -> None:
         line.startswith("Small evidence, on CIFAR-10 (resnet56; 3 trained networks): Not shown: ")
         and "; holds: " in line
     )
+    assert "its own 95 % interval" in "\n".join(overview_lines(verdicts))
     text = "\n".join(ledger_lines(verdicts))
+    assert "the middle of those that tie with the lowest within a standard error" in text
     assert "Holm" in text and "cifar10-resnet56 (cpu)" in text and "|  |" not in text
 
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.analysis import comparison
 from benchmarks.analysis.claims import CLAIMS
 from benchmarks.analysis.comparison import compare
+from benchmarks.records.histories import Details
 from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.record import Record
 from benchmarks.reporting import build as report
@@ -19,7 +20,9 @@ from benchmarks.reporting import comparison_table
 from benchmarks.reporting.columns import DENSE_ROW, Column
 from benchmarks.reporting.comparison_table import comparison_sheet, display_rows, fairness_sheet, to_text
 from benchmarks.reporting.numbers import percent
+from benchmarks.reporting.pages import results_page
 from benchmarks.reporting.paper_tables import ablation_sheet, field_sheet, paper_sheet, replaced_part
+from benchmarks.reporting.study import Study
 from benchmarks.reporting.table_files import Sheet, sheet_csv, sheet_latex, sheet_markdown
 from tests.benchmarks.golden import FIGURES, GOLDEN, texts
 from tests.benchmarks.synthetic import experiment, records_of
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.xdist_group("artefacts")  # which are made once, by one
 GOLDEN_TEXTS = sorted(path.name for path in GOLDEN.glob("*") if path.name != FIGURES)
 RECORDS = records_of(experiment())
 [COMPARISON] = compare(RECORDS)
+NOTHING = Details(Path("nowhere"))
 
 
 def test_golden_files_are_those_that_are_made(artefacts: report.Artefacts) -> None:
@@ -114,6 +118,22 @@ def test_published_numbers_have_sources(tmp_path: Path) -> None:
 def test_ablations_differ_in_one_part() -> None:
     assert replaced_part("gl-separate") == "regularizer" and replaced_part("oicsr-gl-uniform") == "selection"
     assert replaced_part("oicsr-gl+taylor") == "importance" and replaced_part("gl-out") is None
+
+
+def test_strengths_that_no_verdict_rests_on_are_marked_wherever_their_rows_stand(tmp_path: Path) -> None:
+    source = "tuned on validation (cifar10-resnet20-end-study.json)"  # whose search compared fine-tuned networks
+    records = [replace(r, profile="study") for r in RECORDS]
+    [late] = compare([replace(r, strength_source=source) if r.strength else r for r in records])
+    assert "chosen for the fine-tuned network: no verdict rests on them" in comparison_table.warning(late)
+    assert not comparison_table.warning(COMPARISON)
+    for sheet in (paper_sheet([late], "pruned"), ablation_sheet([late])):
+        assert {row[0] for row in sheet.rows} == {"cifar10-resnet56 (study) *"} and "*: strengths that" in sheet.notes
+    assert {row[0] for row in paper_sheet([COMPARISON], "pruned").rows} == {"cifar10-resnet56 (cpu)"}
+    verdicts = {
+        name: results_page(Study(tmp_path, each.records, NOTHING, [each], []), "").split("## Experiments")[1]
+        for name, each in (("late", late), ("usual", COMPARISON))
+    }
+    assert "| study | no verdict |" in verdicts["late"] and "| cpu | small |" in verdicts["usual"]
 
 
 def test_rows_are_paired_by_network_where_a_seed_stands_for_two() -> None:

@@ -39,6 +39,7 @@ def test_it_says_how_many_were_tried_on_what_and_where_the_best_is_not_inside(tm
         text = strengths_text(tmp_path, COMPARISON)
     assert text.startswith("Strengths: 2 tried for every method and target, on 2 networks that no comparison uses. ")
     assert "the same strength serves the fine-tuned network" in text
+    assert "Of those that tie with the lowest loss, within a standard error" in text
     assert "The best is still at an edge of the strengths tried: OICSR-GL (at 50.0 %)." in text  # slimming was not run
     assert "No strength works, the accuracy of the best is at chance level: Group Lasso (out) (at 50.0 %)." in text
 
@@ -55,6 +56,14 @@ def test_strengths_of_another_experiment_are_named(tmp_path: Path) -> None:
     with patch.dict(EXPERIMENTS, {"study": replace(STUDY, strengths_of="owner")}):
         text = strengths_text(tmp_path, COMPARISON)
     assert text.endswith("They are those of `owner`.")
+
+
+def test_of_one_network_there_is_no_standard_error_to_tie_within(tmp_path: Path) -> None:
+    tries = {"0.5": {"0.1": {"loss": [1.0], "top1": [0.5]}, "0.2": {"loss": [2.0], "top1": [0.4]}}}
+    write(tmp_path, seeds=[1000], scores={"oicsr-gl": tries})
+    with patch.dict(EXPERIMENTS, {"study": STUDY}):
+        text = strengths_text(tmp_path, COMPARISON)
+    assert "on 1 network that" in text and "standard error" not in text
 
 
 @pytest.mark.parametrize("changes", [{"schema": "oicsr-tuning-1"}, {"scores": {}}, {"seeds": [0]}])
