@@ -5,11 +5,13 @@ The rows' numbers are made in `analysis/comparison.py`; the terminal, Markdown a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison
+from benchmarks.analysis.statistics import ENOUGH_SEEDS
 from benchmarks.reporting.numbers import NONE, change, percent, share
 
 Row = dict[Any, Any]
@@ -61,11 +63,12 @@ def _accuracy(state: str) -> Column:
 
 
 def _change(state: str) -> Column:
-    return Column(
-        "Change",
-        lambda row: change(row[f"{state}_delta"], row[f"{state}_delta_ci95"]),
-        terminal=state == AFTER_SURGERY[-1],
-    )
+    def cell(row: Row) -> str:
+        # over two seeds it is 13 standard errors wide: more points than there are
+        known = row["n"] >= ENOUGH_SEEDS
+        return change(row[f"{state}_delta"], row[f"{state}_delta_ci95"] if known else math.nan)
+
+    return Column("Change", cell, terminal=state == AFTER_SURGERY[-1])
 
 
 COLUMNS: tuple[Column, ...] = (

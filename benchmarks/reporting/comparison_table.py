@@ -16,11 +16,11 @@ from benchmarks.reporting.table_files import Sheet
 COMMON_NOTES = (
     "Top-1 in % on the test set after the last epoch, mean ± standard deviation over n seeds. Pruned: before "
     "fine-tuning. Recalibrated: the same network, its BatchNorm statistics estimated again on training images, no "
-    "weight changed. Change: difference from the dense network of the same seed, in percentage points (± half its "
-    "95 % interval). Bold: the best of its target; ≈: the 95 % interval of its paired difference from the best "
-    "contains zero. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. Epochs, and compute in 10^15 "
-    "MACs: all training of one run, including the dense network's. Setup levels are those of Wang et al. (A: equal "
-    "epochs, B: equal compute)."
+    "weight changed. Change: difference from the dense network of the same seed, in percentage points (± half its 95"
+    f" % interval, from {ENOUGH_SEEDS} seeds on). Bold: the best of its target; ≈: the 95 % interval of its paired "
+    "difference from the best contains zero. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. "
+    "Epochs, and compute in 10^15 MACs: all training of one run, including the dense network's. Setup levels are "
+    "those of Wang et al. (A: equal epochs, B: equal compute)."
 )
 
 

@@ -120,6 +120,16 @@ def test_ablations_differ_in_one_part() -> None:
     assert replaced_part("oicsr-gl+taylor") == "importance" and replaced_part("gl-out") is None
 
 
+def test_a_change_has_an_interval_where_seeds_are_enough_for_one() -> None:
+    [two] = compare([record for record in RECORDS if record.seed < 2])
+    place = comparison_sheet(two, "t").header.index("Change")
+    cells = [
+        {len(row[place].split()) for row in display_rows(each) if len(row) > 1 and row[0] != DENSE_ROW}
+        for each in (two, COMPARISON)
+    ]
+    assert cells == [{1}, {2}]  # such as "−1.23", and "−1.23 (±0.45)"
+
+
 def test_strengths_that_no_verdict_rests_on_are_marked_wherever_their_rows_stand(tmp_path: Path) -> None:
     source = "tuned on validation (cifar10-resnet20-end-study.json)"  # whose search compared fine-tuned networks
     records = [replace(r, profile="study") for r in RECORDS]
