@@ -35,15 +35,16 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
         _item(
             f"At least {ENOUGH_TARGETS} operating points for each",
             bool(targets) and min(targets.values()) >= ENOUGH_TARGETS,
-            _counts(targets, "targets"),
+            _counts(targets, "target"),
         ),
         _item(
-            "Means and deviations over several seeds", bool(seeds) and min(seeds.values()) > 1, _counts(seeds, "seeds")
+            "Means and deviations over several seeds", bool(seeds) and min(seeds.values()) > 1, _counts(seeds, "seed")
         ),
     ]
 
 
 def _what_was_compared(full: Sequence[Record]) -> list[tuple[str, str, str]]:
+    seeds = _count(len({record.seed for record in full}), "seed")
     return [
         _item(
             "Compression and theoretical speed-up both reported",
@@ -53,7 +54,7 @@ def _what_was_compared(full: Sequence[Record]) -> list[tuple[str, str, str]]:
         _item(
             "The same metrics for the unpruned network",
             bool(full),
-            f"the dense network of each seed is measured like the others ({len({r.seed for r in full})} seeds)",
+            f"the dense network of each seed is measured like the others ({seeds})",
         ),
         _item("Random pruning as a baseline", _has(full, "random"), _where(full, "random")),
         _item("Magnitude pruning as a baseline", _has(full, "l1"), _where(full, "l1")),
@@ -76,7 +77,11 @@ def _item(text: str, holds: bool, answer: str) -> tuple[str, str, str]:
 
 
 def _counts(found: dict[str, int], what: str) -> str:
-    return ", ".join(f"{name}: {count} {what}" for name, count in found.items()) or "not run"
+    return ", ".join(f"{name}: {_count(number, what)}" for name, number in found.items()) or "not run"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _has(records: Sequence[Record], method: str) -> bool:

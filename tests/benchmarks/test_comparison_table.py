@@ -19,7 +19,7 @@ from benchmarks.reporting import build as report
 from benchmarks.reporting import comparison_table
 from benchmarks.reporting.columns import DENSE_ROW, Column
 from benchmarks.reporting.comparison_table import comparison_sheet, display_rows, fairness_sheet, to_text
-from benchmarks.reporting.numbers import percent
+from benchmarks.reporting.numbers import change, percent, signed
 from benchmarks.reporting.pages import results_page
 from benchmarks.reporting.paper_tables import ablation_sheet, field_sheet, paper_sheet, replaced_part
 from benchmarks.reporting.study import Study
@@ -209,3 +209,10 @@ def test_a_metric_of_a_state_is_a_name_and_a_column(monkeypatch: pytest.MonkeyPa
     assert "finetuned_top5_ci95" in comparison_sheet(found, "t").numbers
     [old] = compare(RECORDS)  # records that lack it stay readable
     assert {row[-1] for row in display_rows(old)[2:] if len(row) > 1} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.004, "+0.00"), (0.0, "+0.00"), (-0.0, "+0.00"), (-0.006, "−0.01"), (0.005001, "+0.01")]
+)
+def test_what_rounds_to_zero_is_no_loss(value: float, text: str) -> None:
+    assert signed(value) == text and change(value / 100) == text
