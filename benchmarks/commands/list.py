@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.datasets import DATASETS
+from benchmarks.datasets import DATASETS, FOLDER
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import METHODS
 from benchmarks.models import MODELS
@@ -21,5 +21,5 @@ def command(options: argparse.Namespace) -> int:
         print(f"{experiment.name.ljust(width)} {experiment.title} (profiles: {', '.join(experiment.profiles)})")
     print(f"\nmethods: {', '.join(METHODS)}")
     print(f"\nnetworks: {', '.join(MODELS)}, torchvision:NAME, timm:NAME")
-    print(f"\ndata sets: {', '.join(DATASETS)}")
+    print(f"\ndata sets: {', '.join(DATASETS)}, {FOLDER}")
     return 0

@@ -10,6 +10,7 @@ import torch
 from benchmarks.commands.options import add_list, methods, names, numbers, positive, seeds, shares
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
+from benchmarks.datasets import FOLDER
 from benchmarks.running.adhoc import make_experiments, save_experiment, with_saved
 from benchmarks.running.bench import check_images
 from benchmarks.running.cells import cells_of
@@ -19,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     listed = "comma-separated, as `list` shows them"
     add_list(parser, "--models", names, listed, required=True)
-    add_list(parser, "--datasets", names, listed, required=True)
+    add_list(parser, "--datasets", names, f"{listed}; {FOLDER} or {FOLDER}@SIZE for images in folders", required=True)
     add_list(parser, "--methods", methods, "comma-separated, or all (default: the template's)")
     add_list(parser, "--macs-kept", shares, "comma-separated shares in (0, 1] (default: the template's)")
     add_list(parser, "--seeds", seeds, "comma-separated, with ranges such as 0-2 (default: the template's)")
@@ -35,10 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="D,R,F",
         help="epochs dense, regularized, finetune (default: the template's)",
     )
-    parser.add_argument(
-        "--train-images", type=positive, metavar="N", help="training images used (default: the template's)"
-    )
-    parser.add_argument("--test-images", type=positive, metavar="N", help="test images used (default: the template's)")
+    usual = "(default: the template's; of a folder all)"
+    parser.add_argument("--train-images", type=positive, metavar="N", help=f"training images used {usual}")
+    parser.add_argument("--test-images", type=positive, metavar="N", help=f"test images used {usual}")
     add_running(parser)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from benchmarks.datasets.cifar import load_cifar10, load_cifar100
 from benchmarks.datasets.contract import Data, Split
 from benchmarks.datasets.digits import load_digits
-from benchmarks.datasets.image_folder import PREFIX, load_image_folder, load_imagenet
+from benchmarks.datasets.image_folder import PREFIX, folder_and_size, load_image_folder, load_imagenet
 from benchmarks.datasets.in_memory import Augmentation, DataSplits, Images
 from benchmarks.suggest import unknown_name
 
@@ -18,6 +18,8 @@ DATASETS: dict[str, Callable[[], Data]] = {
     "imagenet": load_imagenet,
 }
 
+FOLDER = f"{PREFIX}PATH"  # how any images in class folders are named
+
 
 def load_dataset(name: str) -> Data:
     """Return a data set by name; `imagefolder:PATH[@SIZE]` names any images in class folders.
@@ -26,11 +28,26 @@ def load_dataset(name: str) -> Data:
         ValueError: No data set has that name.
         DataError: Its files are missing or damaged; the message says which, and what to do.
     """
+    check_dataset(name)
+    return load_image_folder(name) if name.startswith(PREFIX) else DATASETS[name]()
+
+
+def check_dataset(name: str) -> None:
+    """Raise ValueError unless a data set has that name, or it names a folder of images, be it there or not."""
     if name.startswith(PREFIX):
-        return load_image_folder(name)
-    if name not in DATASETS:
-        raise ValueError(unknown_name("data set", name, DATASETS))
-    return DATASETS[name]()
+        folder_and_size(name)
+    elif name not in DATASETS:
+        raise ValueError(unknown_name("data set", name, [*DATASETS, FOLDER]))
 
 
-__all__ = ["DATASETS", "Augmentation", "Data", "DataSplits", "Images", "Split", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "FOLDER",
+    "Augmentation",
+    "Data",
+    "DataSplits",
+    "Images",
+    "Split",
+    "check_dataset",
+    "load_dataset",
+]

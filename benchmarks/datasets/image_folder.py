@@ -264,13 +264,24 @@ def load_image_folder(name: str) -> FolderSplits:
     """Return the images of a folder by name: `imagefolder:PATH`, or `imagefolder:PATH@SIZE` for other than 224 pixels.
 
     Raises:
-        ValueError: The size is not a number.
+        ValueError: The size is not a number, or no folder is named.
         DataError: The folder does not exist or has another layout.
     """
+    return read_folder(*folder_and_size(name))
+
+
+def folder_and_size(name: str) -> tuple[Path, int]:
+    """Return the folder and the image size, in pixels, of `imagefolder:PATH[@SIZE]`.
+
+    Raises:
+        ValueError: The size is not a number, or no folder is named.
+    """
     path, _, size = name.removeprefix(PREFIX).partition("@")
+    if not path:
+        raise ValueError(f"{name!r} names no folder; write {PREFIX}PATH or {PREFIX}PATH@SIZE")
     if size and not (size.isdigit() and int(size)):
         raise ValueError(f"the image size of {name!r} is {size!r}; it must be a number of pixels such as 224")
-    return read_folder(Path(path), int(size) if size else IMAGE_SIZE)
+    return Path(path), int(size) if size else IMAGE_SIZE
 
 
 def read_folder(root: Path, image_size: int = IMAGE_SIZE) -> FolderSplits:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.config import Experiment, Profile
-from benchmarks.datasets import DATASETS
+from benchmarks.datasets import check_dataset
+from benchmarks.datasets.image_folder import PREFIX, folder_and_size
 from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.machine.paths import inside
@@ -50,28 +51,46 @@ def make_experiments(options: argparse.Namespace, device: torch.device) -> list[
         ValueError: A name is unknown, or a network does not accept the images of a data set.
     """
     for dataset in options.datasets:
-        if dataset not in DATASETS:
-            raise ValueError(unknown_name("data set", dataset, DATASETS))
+        check_dataset(dataset)
     pairs = [(dataset, model) for dataset in options.datasets for model in options.models]
     for dataset, model in pairs:
-        expected, found = input_shape(model), SHAPES.get(dataset)
+        expected, found = input_shape(model), _shape(dataset)
         if found is not None and expected[0] != found[0]:
             raise ValueError(f"network {model!r} takes images of {expected}, data set {dataset!r} has {found}")
     return [_experiment(dataset, model, options, device) for dataset, model in pairs]
 
 
+def _shape(dataset: str) -> tuple[int, int, int] | None:
+    """Return channels, height and width of the images of a data set; None where any network may be meant."""
+    if dataset.startswith(PREFIX):
+        size = folder_and_size(dataset)[1]
+        return 3, size, size
+    return SHAPES.get(dataset)
+
+
 def _experiment(dataset: str, model: str, options: argparse.Namespace, device: torch.device) -> Experiment:
     template = find_experiment(options.template) if options.template else _template(dataset)
     name = options.profile or default_profile(template, device)
+    profile, label = template.profile(name), dataset
+    if dataset.startswith(PREFIX):  # its number of images has nothing to do with the template's
+        profile = replace(profile, train_images=None, validation_images=None, test_images=None)
+        folder, size = folder_and_size(dataset)
+        folder = folder.resolve()  # whoever continues the sweep may do so from elsewhere
+        dataset, label = f"{PREFIX}{folder}@{size}", f"{PREFIX}{folder.name}@{size}"
     return Experiment(
-        name=f"sweep-{dataset}-{re.sub('[^A-Za-z0-9.-]+', '-', model)}",
-        title=f"{dataset}, {model}",
+        name=f"sweep-{_plain(label)}-{_plain(model)}",
+        title=f"{label}, {model}",
         claim="Asked for on the command line; nothing was claimed beforehand.",
         model=model,
         dataset=dataset,
-        profiles={name: _profile(template.profile(name), options)},
+        profiles={name: _profile(profile, options)},
         priority=PRIORITY,
     )
+
+
+def _plain(text: str) -> str:
+    """Return a name in which characters that the name of an experiment cannot have are dashes."""
+    return re.sub("[^A-Za-z0-9.-]+", "-", text)
 
 
 def _template(dataset: str) -> Experiment:

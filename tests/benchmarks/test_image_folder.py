@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import cli
 from benchmarks.config import Cell, Experiment
 from benchmarks.datasets import load_dataset
 from benchmarks.datasets.contract import DataError
 from benchmarks.datasets.image_folder import FolderSplits, evaluation_transform, read_folder
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.processes import Rank
 from benchmarks.models import build_model
+from benchmarks.running.adhoc import find_any, make_experiments, save_experiment
 from benchmarks.running.export import export
 from benchmarks.running.run import run_cell
 from oicsr import count_macs, load_pruned
@@ -129,6 +133,42 @@ def test_a_run_goes_end_to_end_and_learns(folder: Path, tmp_path: Path, monkeypa
     assert record.states["dense"]["top1"] > 0.3  # chance is 0.1
     assert record.states["pruned"]["macs"] == pytest.approx(0.5 * record.states["dense"]["macs"], rel=0.01)
     assert record.provenance["data_sha256"] == read_folder(folder).checksum
+
+
+def test_a_sweep_takes_a_folder_from_anywhere_with_all_its_images(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OICSR_WORKERS", "0")
+    monkeypatch.setitem(EXPERIMENTS, "small", Experiment("small", "S", "C", "resnet20", "cifar10", {"quick": PROFILE}))
+    monkeypatch.chdir(folder.parent)
+    data = f"imagefolder:../{folder.parent.name}/{folder.name}@16"
+    words = f"sweep --models resnet20 --datasets {data} --methods none --template small --plan"
+    places = ["--results", str(tmp_path / "r"), "--checkpoints", str(tmp_path / "c")]
+    assert cli.main([*words.split(), *places]) == 0
+    assert f"sweep-imagefolder-{folder.name}-16-resnet20 (quick): 1 run" in capsys.readouterr().out
+    (made,) = make_experiments(cli.build_parser("sweep").parse_args([*words.split(), *places]), CPU)
+    assert (
+        made.dataset == f"imagefolder:{folder.resolve()}@16"
+        and made.title == f"imagefolder:{folder.name}@16, resnet20"
+    )
+    assert made.profile("quick").train_images is None  # the template's 128 are of another data set
+    assert save_experiment(made, tmp_path / "r").is_file() and find_any(made.name, tmp_path / "r") == made
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("imagefoldr:pictures", "Did you mean 'imagefolder:PATH'"),
+        ("imagefolder:", "'imagefolder:' names no folder; write imagefolder:PATH"),
+        ("imagefolder:pictures@big", "it must be a number of pixels"),
+        ("imagefolder:pictures", r"takes images of \(1, 8, 8\), data set 'imagefolder:pictures' has \(3, 224, 224\)"),
+    ],
+)
+def test_a_folder_that_a_sweep_cannot_use_is_said(
+    dataset: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sweep", "--models", "digits-resnet", "--datasets", dataset, "--plan"]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("model", ["torchvision:mobilenet_v3_small", "timm:test_resnet"])
