@@ -97,7 +97,7 @@ def test_the_counts_of_files_are_those_of_the_examples() -> None:
     table = re.findall(r"^\| \[(.+?)\]\(#(.+?)\) \| (\d) \| (\d) \|", TEXT, re.MULTILINE)
     counted = {link: (int(added), int(edited)) for _, link, added, edited in table}
     examples = {heading.lower().replace(" ", "-"): text for heading, text in sections().items()}
-    assert len(table) == 9 and set(counted) == set(examples)
+    assert len(table) == 10 and set(counted) == set(examples)
     for link, (added, edited) in counted.items():
         both = 2 if link == "a-regulariser-or-an-importance" else 1  # one file each, and a line each in one registry
         assert (len(added_files(examples[link])), len(edited_files(examples[link]))) == (both * added, both * edited)
@@ -107,9 +107,10 @@ def test_the_counts_of_files_are_those_of_the_examples() -> None:
 def test_the_run_holds_the_new_field_and_metric(extended: Path) -> None:
     paths = sorted((extended / "outputs/runs/stripes").glob("*/record.json"))
     records = [json.loads(path.read_text("utf-8")) for path in paths]
-    assert [record["method"] for record in records] == ["none", "squared-energy+largest-energy"]
+    assert [record["method"] for record in records] == ["none", "squared-energy+largest-energy+first"]
     for record in records:
         assert record["status"] == "complete" and record["claim"] == "The example works."
+        assert record["selection"] == ("first" if record["method"].endswith("+first") else "greedy")
         assert record["states"]["finetuned"]["macs"] < record["states"]["dense"]["macs"]
         assert record["states"]["finetuned"]["top5"] == 1  # of two classes
 
