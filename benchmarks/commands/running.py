@@ -33,7 +33,7 @@ from benchmarks.machine.leases import process_age
 from benchmarks.machine.processes import current_rank, local_device, process_group
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record
-from benchmarks.records.strengths import UNTUNED, choose_strength
+from benchmarks.records.strengths import UNTUNED, choose_strength, tuned_under
 from benchmarks.reporting import build as report
 from benchmarks.reporting.comparison_table import COMMON_NOTES, notes, to_text
 from benchmarks.reporting.gathered import gather
@@ -175,16 +175,29 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
-    """Name the regularised methods that run at a strength that was not tuned for them."""
-    untuned: dict[Sweep, list[str]] = {}
+    """Name the regularised methods that run at a strength that was not tuned for them, and the command that tunes."""
+    untuned: dict[Sweep, list[Cell]] = {}
     for cell in cells:
         if choose_strength(bench.tuning, cell, find_method(cell.method)).source == UNTUNED:
-            untuned.setdefault(sweep_of(cell), []).append(cell.method)
-    for (experiment, profile), methods in untuned.items():
-        named = ", ".join(dict.fromkeys(methods))
+            untuned.setdefault(sweep_of(cell), []).append(cell)
+    for (experiment, profile), some in untuned.items():
+        named = ", ".join(dict.fromkeys(cell.method for cell in some))
         say(f"{experiment} ({profile}): strength not tuned, the middle of the grid is used for {named}")
         if experiment in EXPERIMENTS:
-            say(f"  to tune: python -m benchmarks tune {experiment} --profile {profile}{results_option(bench.results)}")
+            command = f"python -m benchmarks tune {_what_to_tune(some)}{results_option(bench.results)}"
+            say(f"  to tune first (a run at another strength has to be made again): {command}")
+
+
+def _what_to_tune(cells: Sequence[Cell]) -> str:
+    """Return experiment and options with which `tune` searches the strengths of some runs of one sweep."""
+    cell = cells[0]
+    owner = tuned_under(cell.experiment, cell.profile)
+    methods = dict.fromkeys(find_method(each.method).strength_of or each.method for each in cells)
+    words = f"{owner} --profile {cell.profile_name} --methods {','.join(methods)}"
+    targets = dict.fromkeys(each.macs_kept for each in cells)
+    if owner != cell.experiment.name or targets.keys() <= set(cell.profile.macs_kept):
+        return words  # another experiment has targets of its own, of which the nearest one serves
+    return f"{words} --macs-kept {','.join(map(str, targets))}"
 
 
 def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Callable[[str], None]) -> None:

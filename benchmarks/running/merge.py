@@ -40,6 +40,9 @@ from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.survey import check_same_configuration
 
+# what another machine needs before it runs anything
+ADVICE = "Run it there with the strengths of this folder (copy its `tuning` first) and the same code."
+
 MADE_AS = "made_as"  # in the provenance: the experiment that a record was made as, where another one took it over
 
 
@@ -215,7 +218,7 @@ def _check_configuration(bench: Bench, record: Record, experiments: Mapping[str,
     cell = Cell(experiment, record.profile, record.method, record.seed, target)
     if cell.run_id != record.run_id:
         raise RecordError(f"{where} holds a run that is called {cell.run_id!r}, not {record.run_id!r}")
-    check_same_configuration(cell, record, where, bench)
+    check_same_configuration(cell, record, where, bench, ADVICE)
 
 
 def _bring_in(

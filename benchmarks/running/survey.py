@@ -15,6 +15,12 @@ from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench
 from benchmarks.running.outcome import resolved_config
 
+OTHER = "was made with another configuration"
+
+ADVICE = "Move its folder away, or give another folder with --results."
+
+LISTED = 20  # folders that an error names
+
 
 @dataclass
 class Survey:
@@ -38,10 +44,12 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
             after that: all are kept), since its run will be done again.
 
     Raises:
-        RecordError: A record was made with another configuration; the message says what differs.
+        RecordError: Records were made with another configuration; the message names all, and says what differs in the
+            first one.
         OSError: A record cannot be read now: it may be whole, and nothing is renamed.
     """
     found = Survey()
+    other: dict[str, str] = {}
     for cell in cells:
         path = record_path(bench.results, cell)
         if not path.is_file():
@@ -57,14 +65,28 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
             found.outdated.append(record)
             found.todo.append(cell)
             continue
-        check_same_configuration(cell, record, str(path), bench)
-        if record.complete:
+        difference = _difference(cell, record, bench)
+        if difference:
+            other[str(path.parent)] = difference
+        elif record.complete:
             found.complete.append(record)
         elif retry_failed:
             found.todo.append(cell)
         else:
             found.failed.append(record)
+    if other:
+        raise RecordError(_refusal(other))
     return found
+
+
+def _refusal(other: dict[str, str]) -> str:
+    """Return the text of an error about runs of another configuration: what differs, by folder."""
+    (first, difference), *rest = other.items()
+    if not rest:
+        return f"{first} {OTHER}: {difference}. {ADVICE}"
+    named = ", ".join(folder for folder, _ in rest[:LISTED])
+    more = f" and {len(rest) - LISTED} more" if len(rest) > LISTED else ""
+    return f"{first} {OTHER}: {difference}. So were {named}{more}. {ADVICE.replace('its folder', 'these folders')}"
 
 
 def _keep_aside(path: Path) -> Path:
@@ -72,29 +94,34 @@ def _keep_aside(path: Path) -> Path:
     return path.rename(unused(path.with_name(f"{path.name}.damaged")))
 
 
-def check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench) -> None:
+def check_same_configuration(cell: Cell, record: Record, where: str, bench: Bench, advice: str = ADVICE) -> None:
     """Check that a record was made with the present values of its run.
 
     Raises:
-        RecordError: It was not; the message says what differs.
+        RecordError: It was not; the message says what differs, and ends with `advice`.
     """
+    difference = _difference(cell, record, bench)
+    if difference:
+        raise RecordError(f"{where} {OTHER}: {difference}. {advice}")
+
+
+def _difference(cell: Cell, record: Record, bench: Bench) -> str:
+    """Return in which values a record differs from the present ones of its run; empty if in none."""
     method = find_method(cell.method)
     values = resolved_config(cell, method, bench.device.type)
     if cell.profile.precision == "auto":  # chosen by the machine of the run; tables do not mix them
         values["precision"] = record.config.get("precision")
-    chosen = {"strength": choose_strength(bench.tuning, cell, method).value, "macs_kept": cell.macs_kept}
-    expected = flatten({**values, **chosen})
+    strength = choose_strength(bench.tuning, cell, method)
+    expected = flatten({**values, "strength": strength.value, "macs_kept": cell.macs_kept})
     found = flatten({**record.config, "strength": record.strength, "macs_kept": record.macs_kept})
     different = [
         f"{name} is {expected.get(name)!r} now and was {found.get(name)!r}"
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
-    if different:
-        raise RecordError(
-            f"{where} was made with another configuration: {'; '.join(different)}. Move its folder away, or give "
-            "another folder with --results."
-        )
+    if expected["strength"] != found["strength"]:  # mostly because a search took place in between
+        different.append(f"the strength is {strength.source!r} now and was {record.strength_source!r}")
+    return "; ".join(different)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -398,14 +398,26 @@ def test_a_plan_measures_once_and_adds_up(capsys: pytest.CaptureFixture[str], mo
     assert "strength not tuned, the middle of the grid is used for oicsr-gl, gl-out" in text
 
 
-def test_the_hint_to_tune_keeps_the_folder_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hint_to_tune_is_a_command_that_tunes_what_it_speaks_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from benchmarks.commands.running import warn_of_untuned
 
-    monkeypatch.setitem(EXPERIMENTS, "small", small_experiment())
-    lines: list[str] = []
     bench = small_bench(tmp_path / "my records")
-    warn_of_untuned(bench, cells_of(small_experiment(), "quick", methods=["oicsr-gl"]), lines.append)
-    assert lines[-1].endswith(f"tune small --profile quick --results '{bench.results}'")
+    follower = replace(small_experiment(), name="follower", strengths_of="small")
+    asked = {  # a method beside the profile's, a control of one, a target beside the profile's, another's strengths
+        "small --profile quick --methods cges": cells_of(small_experiment(), "quick", methods=["cges", "none"]),
+        "small --profile quick --methods slimming": cells_of(small_experiment(), "quick", methods=["slimming-absorb"]),
+        "small --profile quick --methods cges --macs-kept 0.5,0.7": cells_of(
+            small_experiment(), "quick", methods=["cges"], macs_kept=[0.5, 0.7]
+        ),
+        "small --profile quick --methods cges ": cells_of(follower, "quick", methods=["cges"], macs_kept=[0.7]),
+    }
+    monkeypatch.setitem(EXPERIMENTS, "follower", follower)
+    for words, cells in asked.items():
+        lines: list[str] = []
+        warn_of_untuned(bench, cells, lines.append)
+        assert lines[-1].endswith(f": python -m benchmarks tune {words.strip()} --results '{bench.results}'")
 
 
 def test_more_than_an_hour_is_announced_with_what_would_be_shorter(tmp_path: Path) -> None:

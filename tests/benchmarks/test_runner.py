@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from benchmarks.records.record import (
     write_record,
 )
 from benchmarks.records.rows import EpochRow
+from benchmarks.records.strengths import SCHEMA, UNTUNED, tuning_path
 from benchmarks.running.cells import cells_of
 from benchmarks.running.merge import merge
 from benchmarks.running.run import _Run, run_cell
@@ -313,6 +315,24 @@ def test_finished_runs_are_not_run_again_and_other_configurations_refused(tmp_pa
     assert survey(bench, [cell]).todo == [] and len(survey(bench, [cell]).complete) == 1
     with pytest.raises(RecordError, match=r"finetune\.epochs is 3 now and was 1.*--results"):
         survey(bench, [small_cell(finetune=Phase(epochs=3, learning_rate=0.01))])
+
+
+def test_a_search_after_some_runs_names_all_that_have_another_strength(tmp_path: Path) -> None:
+    bench, cells = small_bench(tmp_path), [small_cell(seed=seed) for seed in range(3)]
+    for cell in cells[:2]:
+        write_record(bench.results, fake_record(cell, strength=0.04, strength_source=UNTUNED), fake_history())
+    chosen = {"schema": SCHEMA, "chosen": {"oicsr-gl": {"0.5": 0.5}}}
+    path = tuning_path(bench.tuning, "small", "quick")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(chosen))
+    with pytest.raises(RecordError) as caught:
+        survey(bench, cells)
+    assert re.search(
+        r"keep50-seed0 was made with another configuration.*strength is 0.5 now and was 0.04; the strength is "
+        r"'tuned on validation.*' now and was 'middle of the grid, not tuned'\. "
+        r"So were .*/quick-oicsr-gl-keep50-seed1\. Move these folders away",
+        str(caught.value),
+    )
 
 
 def test_damaged_record_is_kept_aside_and_run_again(tmp_path: Path) -> None:
