@@ -147,10 +147,8 @@ def test_a_sweep_takes_a_folder_from_anywhere_with_all_its_images(
     assert cli.main([*words.split(), *places]) == 0
     assert f"sweep-imagefolder-{folder.name}-16-resnet20 (quick): 1 run" in capsys.readouterr().out
     (made,) = make_experiments(cli.build_parser("sweep").parse_args([*words.split(), *places]), CPU)
-    assert (
-        made.dataset == f"imagefolder:{folder.resolve()}@16"
-        and made.title == f"imagefolder:{folder.name}@16, resnet20"
-    )
+    assert made.dataset == f"imagefolder:{folder.resolve()}@16"
+    assert made.title == f"imagefolder:{folder.name}@16, resnet20"
     assert made.profile("quick").train_images is None  # the template's 128 are of another data set
     assert save_experiment(made, tmp_path / "r").is_file() and find_any(made.name, tmp_path / "r") == made
 
