@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from oicsr.arguments import check_cost, check_fit
+from oicsr.arguments import check_callable, check_cost, check_fit, check_number
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
@@ -117,8 +117,9 @@ def prune_iteratively(
         ValueError: An argument is out of range, `couplings` are another network's, or the target is out of reach; what
             was trained so far is in `model` only when the first step fails.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps!r}; it must be 1 or more")
+    if check_number("steps", steps) < 1 or steps != int(steps):
+        raise ValueError(f"steps is {steps!r}; it must be a whole number, 1 or more")
+    check_callable("train", train)
     target = _Goal.of(model, macs_kept, params_kept, cost, cost_kept)
     if couplings is None:
         couplings = find_couplings(model, example_inputs, scope=scope, ignore=ignore)
@@ -127,7 +128,7 @@ def prune_iteratively(
     original = {c.name: c.num_channels for c in current}
     macs, params, channels = [count_macs(model, example_inputs)], [count_params(model)], [sum(original.values())]
     plan = PruningPlan.from_kept(current, {})
-    for step in range(steps):
+    for step in range(int(steps)):
         train(model, make_regularizer(current), step)
         following = select(
             importance(model, current),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Coupling
-from oicsr.names import named_tensors
+from oicsr.names import named_tensors, whose
 from oicsr.plan import check_is_plan
 from oicsr.wrapping import unwrap
 
@@ -58,6 +58,12 @@ def check_cost(cost: object) -> None:
         raise TypeError(f"cost is {str(cost)[:80]!r}; it must be a function of the pruned model that returns a number")
 
 
+def check_callable(name: str, function: object) -> None:
+    """Raise TypeError unless an argument can be called."""
+    if not callable(function) or isinstance(function, nn.Module):
+        raise TypeError(f"{name} is {str(function)[:80]!r}, a {type(function).__name__}; it must be a function")
+
+
 def as_optimizers(optimizer: object) -> tuple[torch.optim.Optimizer, ...]:
     """Return the optimisers that an argument holds, none for None.
 
@@ -94,7 +100,21 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
         raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")
     for score, coupling in zip(scores, couplings, strict=True):
         if bool(score.isnan().any()):
-            raise ValueError(f"the scores of coupling {coupling.name!r} contain NaN")
+            named = ", ".join(repr(member.parameter) for member in coupling.members)
+            raise ValueError(
+                f"the scores of coupling {coupling.name!r} contain NaN: {int(score.isnan().sum())} of {len(score)} "
+                f"channels. Weights that are not finite give such scores: look at {named}, and train with a lower "
+                "learning rate or strength where they are"
+            )
+
+
+def not_finite(model: nn.Module, couplings: Sequence[Coupling]) -> str:
+    """Return what to say of a network whose channels have energies that are not finite: which weight, what to do."""
+    tensors = named_tensors(unwrap(model))
+    names = dict.fromkeys(member.parameter for coupling in couplings for member in coupling.members)
+    broken = next((name for name in names if not bool(tensors[name].isfinite().all())), None)
+    what = "squares of weights overflow" if broken is None else f"{broken!r} holds numbers that are not finite"
+    return f"{what}. Load weights from before training diverged, and lower the learning rate or the strength"
 
 
 def check_couplings(couplings: object) -> None:
@@ -127,7 +147,7 @@ def check_fit(model: nn.Module, couplings: Sequence[Coupling]) -> None:
             if tensor is None:
                 raise ValueError(
                     f"the couplings are not those of this {type(model).__name__}: it has no {member.parameter!r}, of "
-                    f"which {coupling.name!r} speaks. Call `find_couplings`"
+                    f"which {coupling.name!r} speaks{whose(model, member.parameter)}. Call `find_couplings`"
                 )
             check_width(member.parameter, member.dim, len(member.channels), tensor)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from oicsr.arguments import check_couplings, check_width
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.fast.table import Table, make_table
+from oicsr.names import named_tensors, whose
 from oicsr.reference import Term
 from oicsr.wrapping import unwrap
 
@@ -122,7 +123,10 @@ class Layout:
         try:
             return [model.get_parameter(name) for name in self.parameters]
         except AttributeError as error:
-            raise ValueError(f"the couplings are not those of this {type(model).__name__}: {error}") from error
+            known = named_tensors(model)
+            lacking = next((name for name in self.parameters if name not in known), None)
+            said = str(error) if lacking is None else f"it has no {lacking!r}{whose(model, lacking)}"
+            raise ValueError(f"the couplings are not those of this {type(model).__name__}: {said}") from error
 
     def _check(self, weights: Sequence[Tensor]) -> None:
         """Raise ValueError where a parameter is not as wide as the couplings say."""

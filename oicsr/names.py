@@ -31,6 +31,17 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
 
+def whose(model: nn.Module, name: str) -> str:
+    """Return what to say of a tensor that `model` lacks: which of its modules has it, or under which name it does."""
+    for inner, module in model.named_children():
+        if name in named_tensors(module):
+            return f"; its module {inner!r} has it, so pass that"
+    known, (_, *parts) = named_tensors(model), name.split(".")
+    shorter = (".".join(parts[start:]) for start in range(len(parts)))
+    own = next((rest for rest in shorter if rest in known), None)
+    return f"; it has {own!r}, so pass the module that holds it as {name.removesuffix(own)[:-1]!r}" if own else ""
+
+
 def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
     """Return for each name of a module or tensor the first name of the same one; `named`: all names, in order."""
     first: dict[int, str] = {}

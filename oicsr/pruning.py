@@ -11,6 +11,7 @@ from torch import nn
 
 from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
 from oicsr.approximate import Approximate
+from oicsr.arguments import check_callable
 from oicsr.attention import Granularity
 from oicsr.coupling import Coupling
 from oicsr.importance import out_in_energy
@@ -18,7 +19,7 @@ from oicsr.inputs import ExampleInputs
 from oicsr.names import Names
 from oicsr.penalties import DEFAULT_STRENGTH, GroupLasso, Regularizer
 from oicsr.reach import OutOfReachError
-from oicsr.recalibration import recalibrate
+from oicsr.recalibration import check_batches, recalibrate, try_batches
 from oicsr.selection import TOLERANCE, select_channels
 from oicsr.ties import Tie, tie_couplings
 from oicsr.tracing import Scope, find_couplings
@@ -84,7 +85,9 @@ def prune(
         The pruned model, the plan and a summary (`print(result)`).
 
     Raises:
-        ValueError: An argument is out of range, the model cannot be traced, or the target is out of reach.
+        TypeError: An argument is of another kind than it must be.
+        ValueError: An argument is out of range, the model cannot be traced, or the target is out of reach. With
+            `train`, all of this is found before the training, where scores have no say in it.
 
     Example:
         >>> import torch, oicsr
@@ -100,10 +103,21 @@ def prune(
     limits = {"max_removed": max_removed, "round_to": round_to}
     select = partial(select_channels, tolerance=tolerance)
     find = partial(_find, model, example_inputs, ignore, tie, granularity, approximate)
+    check_callable("train", train or _train_nothing)
+    if batches is not None:
+        check_batches(batches)
     couplings, notes = find("inner" if scope is None else scope), []
-    if scope is None and cost is None and not _reachable(couplings, model, example_inputs, select, target, limits):
+    beyond = partial(_beyond, model=model, inputs=example_inputs, select=select, target=target, limits=limits)
+    if scope is None and cost is None and (not couplings or beyond(couplings)):
         couplings = find("all")
         notes.append("residual streams are pruned as well (scope 'all'): the target is out of reach otherwise")
+    if train is not None:  # what would fail after the training fails before it
+        if not couplings:
+            select([], couplings, model, example_inputs)  # says so
+        if cost is None and (error := beyond(couplings)):
+            raise error
+        if batches is not None:
+            try_batches(model, batches)
     regularizer = make_regularizer or partial(_group_lasso, strength=strength)
     result = prune_iteratively(
         model,
@@ -139,24 +153,23 @@ def _find(
     return tie_couplings(found, tie)
 
 
-def _reachable(
+def _beyond(
     couplings: Sequence[Coupling],
+    *,
     model: nn.Module,
-    example_inputs: ExampleInputs,
+    inputs: ExampleInputs,
     select: Callable[..., object],
     target: Mapping[str, object],
     limits: Mapping[str, object],
-) -> bool:
-    """Return whether the target is within reach of these couplings, whatever the scores will be."""
-    if not couplings:
-        return False
+) -> OutOfReachError | None:
+    """Return why the target is out of reach of these couplings, whatever the scores will be; None if it is not."""
     try:
-        select(out_in_energy(model, couplings), couplings, model, example_inputs, **target, **limits)
-    except OutOfReachError:
-        return False
+        select(out_in_energy(model, couplings), couplings, model, inputs, **target, **limits)
+    except OutOfReachError as error:
+        return error
     except ValueError:  # raised again, with what it says, by the selection itself
-        return True
-    return True
+        return None
+    return None
 
 
 def _group_lasso(couplings: Sequence[Coupling], *, strength: float) -> Regularizer:

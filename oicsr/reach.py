@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -82,7 +83,10 @@ def refuse_reach(
     advice = [f"{target.argument}={share:.4f}"]
     lowest = min((cap for cap in limits.caps if cap is not None), default=0.0)
     cap = _lowest_cap(limits.raised, lowest, scores, target, tolerance)
-    if cap is not None:
+    exact = replace(limits, rounding=(1,) * len(limits.rounding))
+    if max(limits.rounding, default=1) > 1 and reaches(exact, scores, target, tolerance):
+        advice.insert(0, "round_to=1")
+    elif cap is not None:
         advice.insert(0, f"max_removed={cap:.2f}")
     elif not target.measured:
         advice[:0] = _advise_scope(limits, lowest, tolerance, model, example_inputs, retarget)

@@ -72,10 +72,7 @@ def recalibrate(
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> network = oicsr.recalibrate(network, [torch.randn(16, 3, 8, 8) for _ in range(4)])
     """
-    if isinstance(batches, Tensor):
-        raise ValueError(f"batches is a tensor of shape {tuple(batches.shape)}; pass a list of batches, [batches]")
-    if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
-        raise TypeError(f"batches is a {type(batches).__name__}; it must be a list of batches or a loader of them")
+    check_batches(batches)
     estimate = _Estimate()
     run, network = forward or _run, unwrap(model)
     with (
@@ -94,6 +91,40 @@ def recalibrate(
         if counter is not None and id(mean) in estimate.calls:
             counter.fill_(estimate.calls[id(mean)])
     return model
+
+
+def check_batches(batches: object) -> None:
+    """Raise where an argument is nothing that holds batches.
+
+    Raises:
+        TypeError: It cannot be iterated over, or is a string or a mapping.
+        ValueError: It is a single tensor.
+    """
+    if isinstance(batches, Tensor):
+        raise ValueError(f"batches is a tensor of shape {tuple(batches.shape)}; pass a list of batches, [batches]")
+    if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
+        raise TypeError(f"batches is a {type(batches).__name__}; it must be a list of batches or a loader of them")
+
+
+def try_batches(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Run a network on the first of some batches, and leave no trace: it fails where `recalibrate` would, but sooner.
+
+    What can be iterated over once only is not tried, since its first batch would be missing later.
+
+    Raises:
+        TypeError: The batch is of a form that is not known.
+        ValueError: There are no batches.
+    """
+    network = unwrap(model)
+    with generators_kept(network), buffers_kept(network), attributes_kept(network), mode(network, training=False):
+        once = iter(batches)
+        if once is batches:
+            return
+        for batch in once:
+            with torch.no_grad():
+                _run(network, batch)
+            return
+    raise ValueError("batches is empty: there is nothing to estimate statistics from")
 
 
 class _Estimate(TorchFunctionMode):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from oicsr.arguments import check_number
+from oicsr.arguments import check_number, not_finite
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.importance import out_in_energy
@@ -49,7 +49,7 @@ def suggest_strength(
         pull: How many mean norms the penalty takes off a channel that nothing holds.
 
     Raises:
-        ValueError: An argument is out of range, or there are no couplings.
+        ValueError: An argument is out of range, there are no couplings, or a weight is not finite.
 
     Example:
         >>> import torch, oicsr
@@ -65,8 +65,10 @@ def suggest_strength(
         raise ValueError(f"momentum is {momentum!r}; it must be in [0, 1)")
     if not couplings:
         raise ValueError("there are no couplings: nothing can be penalised")
-    norms = torch.cat(channel_energy(model, couplings, sides)).sqrt()
-    return pull * float(norms.mean()) * (1 - momentum) / (steps * learning_rate)
+    mean = float(torch.cat(channel_energy(model, couplings, sides)).sqrt().mean())
+    if not math.isfinite(mean):
+        raise ValueError(f"the mean norm of the channels is {mean}: {not_finite(model, couplings)}")
+    return pull * mean * (1 - momentum) / (steps * learning_rate)
 
 
 def weak_energy(
@@ -91,9 +93,14 @@ def weak_energy(
         plan: Ask about the channels that this plan removes instead.
         sides: Which weights count.
 
+    Returns:
+        The share, in [0, 1]; NaN where a weight is not finite.
+
     Raises:
-        ValueError: `share` is out of range, or the plan does not name the couplings.
+        ValueError: `share` is out of range, there are no couplings, or the plan does not name them.
     """
+    if not couplings:
+        raise ValueError("there are no couplings: no channel holds energy")
     if not 0 <= check_number("share", share) <= 1:
         raise ValueError(f"share is {share!r}; it must be in [0, 1]")
     energies = out_in_energy(model, couplings, "layer_mean", sides=sides)
@@ -109,4 +116,4 @@ def weak_energy(
         stays = [e.double()[list(plan.kept[c.name])].sum() for e, c in zip(energies, couplings, strict=True)]
         weak = every.sum() - torch.stack(stays).sum()
     total = float(every.sum())
-    return float(weak) / total if total > 0 else 0.0
+    return float(weak) / total if total != 0 else 0.0  # a total of NaN is no reason to call channels weak

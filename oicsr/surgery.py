@@ -21,7 +21,7 @@ from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attri
 from oicsr.copying import copy_model
 from oicsr.heads import Head
 from oicsr.inputs import ExampleInputs
-from oicsr.names import named_tensors
+from oicsr.names import named_tensors, whose
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
@@ -210,7 +210,10 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
     for entry in plan.slices:
         tensor = tensors.get(entry.parameter)
         if tensor is None:
-            raise ValueError(f"the plan slices {entry.parameter!r}, which {type(model).__name__} does not have")
+            raise ValueError(
+                f"the plan slices {entry.parameter!r}, which {type(model).__name__} does not have"
+                f"{whose(model, entry.parameter)}"
+            )
         if entry.dim >= tensor.ndim or tensor.shape[entry.dim] != entry.size:
             raise ValueError(
                 f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "

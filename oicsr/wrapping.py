@@ -7,16 +7,25 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
+AVERAGES = {"ModelEmaV2", "ModelEmaV3"}  # of timm, by name, since the library does not import it
 COMPILED = "_orig_mod"  # the network in what `torch.compile` returns; asking for its class would import the compiler
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the network itself, out of any nest of wrappers.
 
-    `DataParallel`, `DistributedDataParallel`, a moving average (`torch.optim.swa_utils.AveragedModel`) and what
-    `torch.compile` returns are looked into. Couplings and plans speak of the network's own names, so that those found
-    on it fit every wrapped form of it, and the other way round. What is no module is returned as it is.
+    `DataParallel`, `DistributedDataParallel`, a moving average (`torch.optim.swa_utils.AveragedModel`, timm's
+    `ModelEmaV2` and `ModelEmaV3`) and what `torch.compile` returns are looked into. Couplings and plans speak of the
+    network's own names, so that those found on it fit every wrapped form of it, and the other way round. What is no
+    module is returned as it is.
     """
-    while isinstance(model, WRAPPERS) or COMPILED in getattr(model, "_modules", ()):
-        model = model._modules["module" if isinstance(model, WRAPPERS) else COMPILED]  # type: ignore[assignment]
+    while (name := _wrapped(model)) is not None:
+        model = model._modules[name]  # type: ignore[assignment]
     return model
+
+
+def _wrapped(model: nn.Module) -> str | None:
+    """Return under which name a wrapper holds its network; None for what is no wrapper."""
+    if isinstance(model, WRAPPERS) or any(each.__name__ in AVERAGES for each in type(model).__mro__):
+        return "module"
+    return COMPILED if COMPILED in getattr(model, "_modules", ()) else None

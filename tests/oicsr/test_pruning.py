@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -107,3 +108,51 @@ def test_summary_and_repr() -> None:
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["MACs", "parameters", "channels"]
     assert repr(result).startswith("PruningResult(Chain, MACs")
     assert "\n" not in repr(result)
+
+
+WASTED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a target out of reach": ({"macs_kept": 0.001}, ValueError, "out of reach"),
+    "one of parameters": ({"params_kept": 0.001, "scope": "inner"}, ValueError, "out of reach"),
+    "nothing to remove": ({"ignore": "*"}, ValueError, "there are no couplings"),
+    "a single tensor": ({"batches": IMAGES}, ValueError, "batches is a tensor"),
+    "no batches": ({"batches": []}, ValueError, "batches is empty"),
+    "batches of another kind": ({"batches": [3]}, TypeError, "a batch is a int"),
+    "batches of another size": ({"batches": [torch.zeros(4, 1, 8, 8)]}, RuntimeError, "to have 3 channels"),
+    "half a step": ({"steps": 2.5}, ValueError, "steps is 2.5"),
+}
+
+
+@pytest.mark.parametrize("kind", WASTED)
+def test_what_cannot_work_is_refused_before_the_training(kind: str) -> None:
+    arguments, error, message = WASTED[kind]
+    trained: list[int] = []
+    with pytest.raises(error, match=message):
+        oicsr.prune(Chain(), IMAGES, train=lambda model, penalty, step: trained.append(step), **arguments)
+    assert trained == []
+
+
+def test_a_training_that_is_no_function_is_named() -> None:
+    with pytest.raises(TypeError, match="train is '3', a int; it must be a function"):
+        oicsr.prune(Chain(), IMAGES, train=3)  # type: ignore[arg-type]
+
+
+def test_trying_the_batches_first_changes_nothing() -> None:
+    seen: list[int] = []
+
+    def train(model: nn.Module, penalty: object, step: int) -> None:
+        seen.append(int(torch.randint(0, 1000, ())))
+        assert all(int(buffer) == 0 for name, buffer in model.named_buffers() if name.endswith("tracked"))
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 3, 8, 8)), 4, shuffle=True)
+    for batches in (None, loader, iter([torch.randn(4, 3, 8, 8)])):
+        torch.manual_seed(0)
+        oicsr.prune(Chain(), IMAGES, train=train, batches=batches, tolerance=0.1)
+    assert len(seen) == 3 and len(set(seen[:2])) == 1  # the third time, the batch was drawn in between
+
+
+def test_the_rounding_that_stands_in_the_way_is_named() -> None:
+    model = Chain()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    scores = oicsr.out_in_energy(model, couplings)
+    with pytest.raises(oicsr.OutOfReachError, match=r"within reach: round_to=1, or macs_kept=1\.0000"):
+        oicsr.select_channels(scores, couplings, model, IMAGES, macs_kept=0.5, round_to=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -114,3 +116,17 @@ def test_arguments_out_of_range(options: dict[str, object], message: str) -> Non
         oicsr.weak_energy(model, couplings, 2)
     with pytest.raises(ValueError, match="does not name the coupling '0'"):
         oicsr.weak_energy(model, couplings, plan=oicsr.PruningPlan({}, ()))
+    with pytest.raises(ValueError, match="no couplings"):
+        oicsr.weak_energy(model, [])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_that_diverged_is_neither_sparse_nor_given_a_strength(value: float) -> None:
+    model, couplings = _two_layers()
+    with torch.no_grad():
+        model[2].weight[0, 1] = value
+    assert math.isnan(oicsr.weak_energy(model, couplings))
+    with pytest.raises(ValueError, match=rf"is {value}: '2\.weight' holds numbers that are not finite\. .*lower"):
+        oicsr.suggest_strength(model, couplings, learning_rate=0.1, steps=10)
+    with pytest.raises(ValueError, match=r"'0' contain NaN: . of 3 channels.*look at '0\.weight', '2\.weight'"):
+        oicsr.select_channels(oicsr.out_in_energy(model, couplings), couplings, model, torch.zeros(1, 2))

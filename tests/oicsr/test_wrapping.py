@@ -121,3 +121,56 @@ def test_no_wrapper_is_left_alone() -> None:
         warnings.simplefilter("error")
         model = Chain()
         assert oicsr.unwrap(model) is model
+
+
+class Lit(nn.Module):
+    """A module around a network, as of PyTorch Lightning: no wrapper that the library knows."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def test_couplings_of_the_network_inside_and_of_the_module_around_it_are_told_apart() -> None:
+    model = Chain()
+    around = Lit(model)
+    inner, outer = oicsr.find_couplings(model, IMAGES), oicsr.find_couplings(around, IMAGES)
+    calls: list[Callable[[nn.Module, list[oicsr.Coupling]], object]] = [
+        lambda net, couplings: oicsr.GroupLasso(couplings, strength=1e-3)(net),
+        lambda net, couplings: oicsr.out_in_energy(net, couplings),
+        lambda net, couplings: oicsr.remove_channels(
+            net, oicsr.PruningPlan.from_kept(couplings, {couplings[0].name: [0]})
+        ),
+        lambda net, couplings: oicsr.prove(net, IMAGES, couplings),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"'conv1\.weight'.*; its module 'net' has it, so pass that"):
+            call(around, inner)
+        with pytest.raises(
+            ValueError,
+            match=r"'net\.conv1\.weight'.*; it has 'conv1\.weight', so pass the module that holds it as 'net'",
+        ):
+            call(model, outer)
+
+
+def test_timms_moving_average_is_looked_into_and_goes_on() -> None:
+    utils = pytest.importorskip("timm.utils")
+    model = Chain()
+    average, again = utils.ModelEmaV3(model, decay=0.5), AveragedModel(model)
+    again.update_parameters(model)
+    couplings = oicsr.find_couplings(average, IMAGES)
+    plan = oicsr.select_channels(oicsr.out_in_energy(average, couplings), couplings, average, IMAGES, macs_kept=0.5)
+    small = oicsr.remove_channels(model, plan)
+    assert type(oicsr.remove_channels(average, plan)) is Chain
+    for each in (average, again):  # as the documentation says
+        each.module = oicsr.remove_channels(each.module, plan)
+    with torch.no_grad():
+        small.conv1.weight.add_(1)
+    before = small.conv1.weight - 1
+    average.update(small)
+    again.update_parameters(small)
+    assert torch.allclose(average.module.conv1.weight, before + 0.5)
+    assert torch.allclose(again.module.conv1.weight, before + 0.5)  # the mean of two, not a fresh start
