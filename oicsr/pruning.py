@@ -108,16 +108,13 @@ def prune(
         check_batches(batches)
     couplings, notes = find("inner" if scope is None else scope), []
     beyond = partial(_beyond, model=model, inputs=example_inputs, select=select, target=target, limits=limits)
-    if scope is None and cost is None and (not couplings or beyond(couplings)):
+    error = beyond(couplings) if scope is None or train is not None else None
+    if scope is None and cost is None and (not couplings or error):
         couplings = find("all")
+        error = beyond(couplings) if train is not None else None
         notes.append("residual streams are pruned as well (scope 'all'): the target is out of reach otherwise")
-    if train is not None:  # what would fail after the training fails before it
-        if not couplings:
-            select([], couplings, model, example_inputs)  # says so
-        if cost is None and (error := beyond(couplings)):
-            raise error
-        if batches is not None:
-            try_batches(model, batches)
+    if train is not None:
+        _refuse_early(model, example_inputs, couplings, error, batches)
     regularizer = make_regularizer or partial(_group_lasso, strength=strength)
     result = prune_iteratively(
         model,
@@ -162,7 +159,12 @@ def _beyond(
     target: Mapping[str, object],
     limits: Mapping[str, object],
 ) -> OutOfReachError | None:
-    """Return why the target is out of reach of these couplings, whatever the scores will be; None if it is not."""
+    """Return why the target is out of reach of these couplings, whatever the scores will be; None if it is not.
+
+    None, too, without couplings, and where a cost has to be measured.
+    """
+    if not couplings or target["cost"] is not None:
+        return None
     try:
         select(out_in_energy(model, couplings), couplings, model, inputs, **target, **limits)
     except OutOfReachError as error:
@@ -170,6 +172,22 @@ def _beyond(
     except ValueError:  # raised again, with what it says, by the selection itself
         return None
     return None
+
+
+def _refuse_early(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    couplings: Sequence[Coupling],
+    error: OutOfReachError | None,
+    batches: Iterable[Any] | None,
+) -> None:
+    """Raise before the training what would be raised after it."""
+    if not couplings:
+        select_channels([], couplings, model, inputs)  # says so
+    if error:
+        raise error
+    if batches is not None:
+        try_batches(model, batches)
 
 
 def _group_lasso(couplings: Sequence[Coupling], *, strength: float) -> Regularizer:

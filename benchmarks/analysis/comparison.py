@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, Evidence, evidence_of
 from benchmarks.analysis.fairness import check_comparable, level_name
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Summary, summarize, tied_with_best
-from benchmarks.analysis.strata import carries_verdicts, dense_scores
+from benchmarks.analysis.strata import carries_verdicts, network_of
 from benchmarks.analysis.tuned import is_tuned, searched_state, tuned_for
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import Origins, origins_of
@@ -44,14 +44,6 @@ AFTER_SURGERY = ("pruned", "recalibrated", "finetuned")
 
 # Of each state, as records hold it. Another one needs its name here, and a column in reporting/columns.py.
 METRICS = ("top1",)
-
-
-Network = tuple[float | None, ...]
-
-
-def network_of(record: Record) -> Network:
-    """Return what names the dense network of a run within its comparison: a GPU makes another one of the same seed."""
-    return record.seed, *dense_scores(record)
 
 
 @dataclass(frozen=True)
@@ -163,7 +155,7 @@ class Comparison:
         """Return the records of a method at a target."""
         return {r.seed: r for r in self.records if (r.method, r.macs_kept) == (method, target)}
 
-    def by_network(self, method: str, target: float) -> dict[Network, Record]:
+    def by_network(self, method: str, target: float) -> dict[str, Record]:
         """Return the same by dense network: what is compared network by network starts from the same one."""
         return {network_of(record): record for record in self.by_seed(method, target).values()}
 

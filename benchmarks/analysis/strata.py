@@ -98,7 +98,7 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
     for (experiment, profile), group in sorted(places.items()):
         tier = evidence_of(group).tier
         if tier is not None:
-            found += [Row(record, tier, _network(record), f"{experiment} ({profile})") for record in group]
+            found += [Row(record, tier, network_of(record), f"{experiment} ({profile})") for record in group]
     return found
 
 
@@ -112,7 +112,8 @@ def dense_scores(record: Record) -> tuple[float | None, ...]:
     return tuple(None if score is None else float(score) for score in found)
 
 
-def _network(record: Record) -> str:
+def network_of(record: Record) -> str:
+    """Return what names the trained dense network of a run: a GPU makes another one of the same seed."""
     depends_on = {name: record.config.get(name) for name in DENSE_DEPENDS_ON}
     return f"{digest(depends_on, 8)}-{record.seed}-{digest(dense_scores(record), 8)}"
 

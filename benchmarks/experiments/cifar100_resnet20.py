@@ -9,7 +9,7 @@ of the MACs, with strengths of its own. Profile `paper` takes the field's standa
 from dataclasses import replace
 
 from benchmarks.config import Experiment
-from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK, CIFAR_STUDY, NO_TRAINING, STUDY_HEADLINE
+from benchmarks.experiments.shared_profiles import CIFAR_PAPER, CIFAR_QUICK, STUDY_SHORT
 
 EXPERIMENT = Experiment(
     name="cifar100-resnet20",
@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
     dataset="cifar100",
     profiles={
         "quick": replace(CIFAR_QUICK, train_images=320),
-        "study": replace(CIFAR_STUDY, methods=(*STUDY_HEADLINE, *NO_TRAINING), macs_kept=(0.5,)),
+        "study": STUDY_SHORT,
         "paper": CIFAR_PAPER,
     },
 )

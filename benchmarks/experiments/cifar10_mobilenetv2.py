@@ -1,10 +1,10 @@
 """CIFAR-10, MobileNetV2: depthwise convolutions, whose filters belong to the out-in-channels of the expansion.
 
 Command: `make cifar10-mobilenetv2`. Profile `quick` is a few hundred images: it shows that the pipeline works on the
-real data. Profile `study` is all images in few epochs, for the headline's methods at half of the MACs; its rates, half
-of ResNet-20's, are not tried yet. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as
-the paper's own is not known (PAPER.md). The weaker target there is the 1.36 times fewer MACs of DCP's published
-comparison.
+real data. Profile `study` is all images in few epochs, for the headline's methods and those that need no training, at
+half of the MACs; its rates, half of ResNet-20's, are not tried yet. Profile `paper` takes the field's standard recipe
+for CIFAR (shared_profiles.py), as the paper's own is not known (PAPER.md). The weaker target there is the 1.36 times
+fewer MACs of DCP's published comparison.
 """
 
 from dataclasses import replace

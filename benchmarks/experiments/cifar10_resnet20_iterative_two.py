@@ -4,16 +4,15 @@ Command: `make cifar10-resnet20-iterative-two`. Profile `study` is that of `cifa
 removals, each after five epochs with the regulariser, instead of five. (Three would not divide the ten epochs evenly.)
 """
 
-from benchmarks.config import Experiment
+from dataclasses import replace
+
+from benchmarks.experiments.cifar10_resnet20_iterative import EXPERIMENT as FIVE
 from benchmarks.experiments.cifar10_resnet20_iterative import removed_in
 
-EXPERIMENT = Experiment(
+EXPERIMENT = replace(
+    FIVE,
     name="cifar10-resnet20-iterative-two",
     title="CIFAR-10, ResNet-20, two removals",
-    claim="At high ratios several removals leave more accuracy than one.",
-    model="resnet20",
-    dataset="cifar10",
     profiles={"study": removed_in(2)},
-    strengths_of="cifar10-resnet20",
     priority=19,
 )

@@ -1,9 +1,9 @@
 """CIFAR-10, VGG-16 with BatchNorm: a plain chain, in which every layer's groups overlap with the next one's.
 
 Command: `make cifar10-vgg16`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
-data. Profile `study` is all images in few epochs, for the headline's methods at half of the MACs; its rates, half of
-ResNet-20's, are not tried yet. Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py), as the
-paper's own is not known (PAPER.md).
+data. Profile `study` is all images in few epochs, for the headline's methods and those that need no training, at half
+of the MACs; its rates, half of ResNet-20's, are not tried yet. Profile `paper` takes the field's standard recipe for
+CIFAR (shared_profiles.py), as the paper's own is not known (PAPER.md).
 """
 
 from dataclasses import replace

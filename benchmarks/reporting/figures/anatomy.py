@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.anatomy import GROUPS
-from benchmarks.analysis.comparison import Comparison, Network
+from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Effect, paired_effect
 from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 from benchmarks.reporting.study import title_of
@@ -79,7 +79,7 @@ def side_effects(comparison: Comparison) -> dict[str, Effect]:
     return found
 
 
-def _by_network(comparison: Comparison, method: str) -> dict[Network, float]:
+def _by_network(comparison: Comparison, method: str) -> dict[str, float]:
     """Return recalibrated top-1 by dense network, averaged over the targets, of those that were run at all of them."""
     groups = [comparison.by_network(method, target) for target in comparison.targets]
     return {

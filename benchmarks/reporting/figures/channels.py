@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -215,16 +216,10 @@ def _relative(values: Array) -> Array:
 
 def rank_correlation(first: Array, second: Array) -> float:
     """Return Spearman's coefficient; equal values share their mean rank, 0 where one side has no order at all."""
-    ranks = [_ranks(values) for values in (first, second)]
+    ranks = [pd.Series(values).rank().to_numpy() for values in (first, second)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: Array) -> Array:
-    """Return the rank of each value: channels at the border, drawn in one place, are in no order."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((counts.cumsum() - (counts - 1) / 2)[where], dtype=np.float64)
 
 
 def kept_channels(comparison: Comparison, title: str) -> Files | None:
