@@ -2,9 +2,10 @@
 
 Command: `make cifar100-resnet20`. Profile `quick` is a few hundred images: it shows that the pipeline works on the real
 data. Profile `study` is that of `cifar10-resnet20` for the headline's methods and those that need no training, at half
-of the MACs, with strengths of its own: for each method three, a factor of two apart, around the one that was chosen on
-CIFAR-10, and a fourth where the best of them leads. Profile `paper` takes the field's standard recipe for CIFAR
-(shared_profiles.py); the network is not in the paper.
+of the MACs, with twice the epochs before the regulariser: after 15 a network had 60.9 % on validation images, eight
+points below the published accuracy, and more than five carry no verdict. Its strengths are its own: for each method
+three, a factor of two apart, around the one that was chosen on CIFAR-10, and a fourth where the best of them leads.
+Profile `paper` takes the field's standard recipe for CIFAR (shared_profiles.py); the network is not in the paper.
 """
 
 from dataclasses import replace
@@ -29,7 +30,7 @@ EXPERIMENT = Experiment(
     dataset="cifar100",
     profiles={
         "quick": replace(CIFAR_QUICK, train_images=320),
-        "study": replace(STUDY_SHORT, tries=4, grids=GRIDS),
+        "study": replace(STUDY_SHORT, dense=replace(STUDY_SHORT.dense, epochs=30), tries=4, grids=GRIDS),
         "paper": CIFAR_PAPER,
     },
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, Claim
-from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY
+from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY, dataset_title
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
+from benchmarks.analysis.strata import Stratum
 from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORTED, VERDICTS, Finding, Verdict
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
@@ -63,7 +64,8 @@ HEADLINE_KINDS = (
     ("Claimed, not shown either way", INCONCLUSIVE, False),
 )
 
-Cells = dict[tuple[str, float], dict[str, float]]  # a difference per trained network, by network and target
+Column = tuple[str, str, float]  # data set, network and target
+Cells = dict[Column, dict[str, float]]  # a difference per trained network
 
 BY_NETWORK, BY_NETWORK_TITLE = (RECALIBRATED, FINETUNED), "By network and share of the MACs"
 
@@ -168,13 +170,22 @@ def highest_tier(verdicts: Sequence[Verdict]) -> str | None:
 
 def of_tier(verdicts: Sequence[Verdict], tier: str) -> str:
     """Return a tier with what it rests on, such as "Small evidence, on CIFAR-10 (resnet20; 3 networks)"."""
-    strata = [s for verdict in verdicts if (found := verdict.at(tier)) for s in found.strata]
-    places = dict.fromkeys(found.datasets for verdict in verdicts if (found := verdict.at(tier)))
+    strata = _strata(verdicts, tier)
     models = ", ".join(dict.fromkeys(stratum.model for stratum in strata))
     networks = len({(s.model, s.dataset, network) for s in strata for network in s.by_network})
-    where = max(places, key=len)
     count = f"{networks} trained {'network' if networks == 1 else 'networks'}"
-    return f"{tier.capitalize()} evidence, on {where} ({models}; {count})"
+    return f"{tier.capitalize()} evidence, on {_datasets(verdicts, tier)} ({models}; {count})"
+
+
+def _strata(verdicts: Sequence[Verdict], tier: str) -> list[Stratum]:
+    """Return what a tier's judgements rest on; where it judges nothing, what was run."""
+    found = [finding for verdict in verdicts if (finding := verdict.at(tier))]
+    judged = [finding for finding in found if finding.effect]
+    return [stratum for finding in judged or found for stratum in finding.strata]
+
+
+def _datasets(verdicts: Sequence[Verdict], tier: str) -> str:
+    return " and ".join(dict.fromkeys(dataset_title(stratum.dataset) for stratum in _strata(verdicts, tier)))
 
 
 def counts(verdicts: Sequence[Verdict], tier: str) -> str:
@@ -226,17 +237,18 @@ def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
     Nothing where a tier rests on one network and one target: its table says it all then.
     """
     found: dict[tuple[str, str], dict[str, Cells]] = {}
-    networks: dict[tuple[str, float], set[str]] = {}
+    networks: dict[Column, set[str]] = {}
     for verdict in in_order(verdicts, tier):
         pair, finding = _key_pair(verdict.claim), verdict.at(tier)
         if pair and finding and finding.effect and verdict.claim.measure in BY_NETWORK:
             cells = found.setdefault(pair, {}).setdefault(verdict.claim.measure, _cells(finding))
             for column, values in cells.items():
                 networks.setdefault(column, set()).update(values)
-    columns = sorted(networks, key=lambda column: (column[0], -column[1]))
+    columns = sorted(networks, key=lambda column: (*column[:2], -column[2]))
     if len(columns) < 2:
         return []
-    heads = [f"{for_markdown(model)}, {share(kept, 0)} (n = {len(networks[model, kept])})" for model, kept in columns]
+    titled = len({dataset for dataset, _, _ in columns}) > 1
+    heads = [f"{_head(column, titled=titled)} (n = {len(networks[column])})" for column in columns]
     lines = ["", f"| {BY_NETWORK_TITLE} | {' | '.join(heads)} |", "|---|" + "---:|" * len(columns)]
     for pair, by_measure in found.items():
         ours, rival = (for_markdown(find_method(name).title) for name in pair)
@@ -246,13 +258,21 @@ def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
     return [*lines, "", BY_NETWORK_NOTE]
 
 
+def _head(column: Column, *, titled: bool) -> str:
+    """Return network and target in words, with the data set where it is not the only one."""
+    dataset, model, kept = column
+    of = f"{dataset_title(dataset)}, " if titled else ""
+    return for_markdown(f"{of}{model}, {share(kept, 0)}")
+
+
 def _cells(finding: Finding) -> Cells:
-    """Return the differences by network and target, of the trained networks that the verdict counts."""
-    cells: dict[tuple[str, float], dict[str, list[float]]] = {}
+    """Return the differences by data set, network and target, of the trained networks that the verdict counts."""
+    cells: dict[Column, dict[str, list[float]]] = {}
     for stratum in finding.strata:
         for (_, target), values in stratum.by_target.items():
             for network in values.keys() & stratum.by_network.keys():
-                cells.setdefault((stratum.model, target), {}).setdefault(network, []).append(values[network])
+                own = cells.setdefault((stratum.dataset, stratum.model, target), {})
+                own.setdefault(network, []).append(values[network])
     return {
         column: {network: sum(each) / len(each) for network, each in sorted(values.items())}
         for column, values in cells.items()
@@ -306,17 +326,12 @@ def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
         judged = [verdict for verdict in in_order(verdicts, tier) if (own := verdict.at(tier)) and own.effect]
         listed += [verdict for verdict in judged if verdict not in listed]
     listed += [verdict for tier in tiers for verdict in in_order(verdicts, tier)]
-    heads = [f"{tier.capitalize()}: {_datasets(verdicts, tier)}" for tier in judging]
+    heads = [f"{tier.capitalize()}: {for_markdown(_datasets(verdicts, tier))}" for tier in judging]
     lines = [f"| | Claim | {' | '.join(heads)} |", "|---|---|" + "---|" * len(judging)]
     for verdict in {verdict.claim.id: verdict for verdict in listed}.values():
         cells = [_cell(verdict.claim, verdict.at(tier)) for tier in judging]
         lines.append(f"| {verdict.claim.id} | {verdict.claim.short} | {' | '.join(cells)} |")
     return [*lines, "", OVERVIEW_NOTE, "", *_without(verdicts)]
-
-
-def _datasets(verdicts: Sequence[Verdict], tier: str) -> str:
-    places = dict.fromkeys(found.datasets for verdict in verdicts if (found := verdict.at(tier)))
-    return for_markdown(max(places, key=len))
 
 
 def _cell(claim: Claim, finding: Finding | None) -> str:

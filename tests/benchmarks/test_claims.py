@@ -203,6 +203,23 @@ def test_the_means_behind_a_verdict_stand_beside_it_network_by_network() -> None
     assert by_network_lines(judge(one, NOTHING), "small") == []  # the verdicts' table says it all
 
 
+def test_one_network_on_two_data_sets_has_a_column_for_each() -> None:
+    first = records_of(experiment(methods=("oicsr-gl", "none"), macs_kept=(0.5,)))
+
+    def on_cifar100(record: Record) -> Record:
+        states = {**record.states, "dense": {**record.states["dense"], "top1": 0.72}}
+        return replace(record, experiment="other", config={**record.config, "dataset": "cifar100"}, states=states)
+
+    other = [on_cifar100(record) for record in first]
+    verdicts = judge([*first, *other], NOTHING)
+    heads = by_network_lines(verdicts, "small")[1].replace("\N{NO-BREAK SPACE}", " ")
+    assert "| CIFAR-10, resnet56, 50 % (n = 3) | CIFAR-100, resnet56, 50 % (n = 3) |" in heads
+    assert "Small evidence, on CIFAR-10 and CIFAR-100 (resnet56; 6 trained networks)" in headline(verdicts)
+    assert overview_lines(verdicts)[0] == "| | Claim | Small: CIFAR-10 and CIFAR-100 |"
+    few = judge([*first, *(record for record in other if record.seed < 2)], NOTHING)
+    assert "on CIFAR-10 (resnet56; 3 trained networks)" in headline(few)  # what judges nothing is not named
+
+
 def test_the_means_behind_a_verdict_say_where_they_rest_on_fewer_networks_and_count_each_once() -> None:
     everywhere = records_of(
         experiment(methods=("oicsr-gl", "gl-out", "none"), macs_kept=(0.5, 0.3), seeds=(0, 1, 2, 3))
