@@ -23,6 +23,7 @@ from torch.nn import functional
 from oicsr.arguments import check_call, check_model
 from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain, plain_steps
 from oicsr.copying import undisturbed
+from oicsr.grouped import GROUPED
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.modes import FLEX_ATTENTION, Mode
 from oicsr.parametrized import make_plain
@@ -51,6 +52,7 @@ PRODUCTS = {
     Tensor.inner,
     torch.tensordot,
     torch.einsum,
+    GROUPED,
     *CHAINS,
     *SUMMED,
 }
@@ -172,6 +174,9 @@ class Positions(Mode):
             query, key, value = (_argument(args, kwargs, i, name) for i, name in enumerate(("query", "key", "value")))
             pairs = math.prod(query.shape[:-1]) * key.shape[-2]
             self.products += [pairs * query.shape[-1], pairs * value.shape[-1]]
+            return
+        if func is GROUPED:
+            self.products.append(result.numel() * args[0].shape[-1])
             return
         factors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if func is torch.linalg.multi_dot:

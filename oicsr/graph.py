@@ -21,6 +21,7 @@ from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
+from oicsr.grouped import InAnyPrecision
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.names import first_names, named_tensors
 from oicsr.recurrences import one_step_exported
@@ -230,7 +231,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         twin.forward = flat
         try:
             # standard error: where it fails, it prints the whole graph
-            with _values_unseen(), one_step_exported(), redirect_stderr(io.StringIO()):
+            with _values_unseen(), one_step_exported(), InAnyPrecision(), redirect_stderr(io.StringIO()):
                 return _exported(twin, tuple(inputs.tensors()))
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(

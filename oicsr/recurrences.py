@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from oicsr.grouped import in_any_precision
+
 LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FUNCTIONS = frozenset(getattr(torch, name) for name in LAYERS)
 OPERATORS = tuple(getattr(torch.ops.aten, name).input for name in LAYERS)  # those of packed sequences are others
 
 
 class OneStep(TorchFunctionMode):
-    """On the meta device, recurrent layers by the shapes of one step."""
+    """On the meta device, recurrent layers by the shapes of one step; products by groups in any precision."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -25,7 +27,7 @@ class OneStep(TorchFunctionMode):
         is_layer = func in FUNCTIONS and not kwargs and len(args) == 9 and isinstance(args[3], bool)  # and not packed
         if is_layer and isinstance(args[0], Tensor) and args[0].is_meta:
             return _of_one_step(func, *args)
-        return func(*args, **(kwargs or {}))
+        return in_any_precision(func)(*args, **(kwargs or {}))
 
 
 @contextmanager

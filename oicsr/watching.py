@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
+from oicsr.grouped import in_any_precision
 from oicsr.modes import Mode
 from oicsr.names import named_tensors
 
@@ -74,7 +75,7 @@ class Watch(Mode):
             args, named = [_widened(value) for value in args], {name: _widened(value) for name, value in named.items()}
         if getattr(func, "_qualified_op_name", "") == DEFORMED and not bool(args[2].isfinite().all()):
             return func(*args[:2], torch.zeros_like(args[2]), *args[3:], **named) * math.nan
-        result = func(*args, **named)
+        result = in_any_precision(func)(*args, **named)
         if func in NOISES:
             return result.fill_(NOISES[func])
         return _likelier(result, args, named) if func in DRAWS else result

@@ -33,14 +33,22 @@ def can_follow(tracer: Tracing, weight: fx.Node, dim: int) -> bool:
     return weight in tracer.parameters or _axis(tracer, weight, dim) is not None
 
 
+def labels_of(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor | None:
+    """Return the labels of an axis of a weight, as far as it has some."""
+    if weight in tracer.parameters:
+        slot = tracer.slots.get((tracer.parameters[weight], dim))
+        return None if slot is None else slot.ids
+    axis = _axis(tracer, weight, dim)
+    return None if axis is None else axis.labels
+
+
 def note_layer(
     tracer: Tracing, node: fx.Node, weight: fx.Node, *, rows: int | None = None, read: int | None = None
 ) -> None:
     """Remember a layer whose weight is computed, for what it costs; `rows`, `read`: the axes of its weight."""
     if weight in tracer.parameters:
         return
-    axes = [None if dim is None else _axis(tracer, weight, dim) for dim in (rows, read)]
-    labels = [None if axis is None else axis.labels for axis in axes]
+    labels = [None if dim is None else labels_of(tracer, weight, dim) for dim in (rows, read)]
     tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1]))
 
 
