@@ -21,7 +21,8 @@ from oicsr.rules.names import ELEMENTWISE
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.rms import adds_magnitudes, written_out
 from oicsr.rules.shape import left_open
-from oicsr.rules.sums import added_up, sums_up
+from oicsr.rules.shifts import cancels_out
+from oicsr.rules.sums import MAXIMA, added_up, sums_up
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import rows_of_sum
 
@@ -61,6 +62,8 @@ def reduce(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
         return Value(None, NORMALISED)
     if kept is None and sums_up(node) and (summed := added_up(tracer, node, ids)) is not None:
         return [summed] * len(node.meta["val"]) if gives_many(node) else summed
+    if kept is None and operator_name(node) in MAXIMA and not gives_many(node) and cancels_out(node):
+        return Value(None, "is subtracted from the exponents of a softmax")
     if kept is None:
         is_mean = operator_name(node) == "aten::mean"
         why = written_out(tracer, node, ids) if is_mean else None

@@ -138,3 +138,32 @@ def a_graph_of_sparse_edges(net: Any, x: Tensor, edges: Tensor) -> Tensor:
 def a_graph_of_edges_that_are_made_sparse(net: Any, x: Tensor, places: Tensor) -> Tensor:
     edges = torch.sparse_coo_tensor(places, torch.ones_like(places[0], dtype=x.dtype), (5, 5))
     return net.o((edges @ net.b((edges @ net.a(x)).relu())).relu())
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# one maximum of everything, products of features
+# ----------------------------------------------------------------------------------------------------------------
+
+PLACES = torch.tensor([0, 0, 1, 2, 1])
+
+
+@rows("a", PLACES, o=lambda: nn.Linear(16, 3))
+def a_softmax_of_neighbours_written_out(net: Any, x: Tensor, to: Tensor) -> Tensor:
+    y = net.a(x)
+    y = (y - y.max()).exp()
+    whole = torch.zeros(3, y.shape[1]).to(x).index_add_(0, to, y)
+    return net.o(y / (whole[to] + 1e-16))
+
+
+@rows("a", o=lambda: nn.Linear(16, 3))
+def a_logarithm_of_a_softmax_written_out(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x).clone()
+    y.sub_(y.amax().detach())
+    return net.o(y - y.exp().sum(0, keepdim=True).log())
+
+
+@rows("b", warns="max.default in module '(root)' reduces over the channels")
+def exponentials_under_their_maximum(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = (y - y.max()).exp()
+    return net.o(net.b((y @ y.T @ y) / y.sum(0)).relu())
