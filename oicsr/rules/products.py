@@ -83,6 +83,7 @@ def contract(
         first, second = first.tied(tracer, tied), second.tied(tracer, tied)
     if not summed:
         first, second = _apart(tracer, first, second)
+    first, second = (_across(tracer, factor, summed) for factor in (first, second))
     for letter in summed:
         _join(tracer, node, first, second, letter)
     for letter in batch:
@@ -109,6 +110,19 @@ def _apart(tracer: Tracer, first: Factor, second: Factor) -> tuple[Factor, Facto
         return first, second
     kept = narrower(tracer, first.operand, second.operand)
     return Factor(kept[0], first.letters), Factor(kept[1], second.letters)
+
+
+def _across(tracer: Tracer, factor: Factor, summed: str) -> Factor:
+    """Return a factor whose channels lie on the axis that is summed over alone.
+
+    Where they lie on rows as well (the features of a network whose vectors are compared), channel `i` of all rows goes.
+    """
+    ids = factor.operand.ids
+    if ids is None or len(factor.axes()) < 2 or not set(factor.axes()) & set(summed):
+        return factor
+    own = squeeze_constant_axes(tracer.sets.find(ids))
+    known = Factor(replace(factor.operand, ids=own), factor.letters)  # the other factor has tied some
+    return known.tied(tracer, "".join(set(known.axes()) - set(summed))) if set(known.axes()) & set(summed) else known
 
 
 def _product(

@@ -167,3 +167,10 @@ def exponentials_under_their_maximum(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     y = (y - y.max()).exp()
     return net.o(net.b((y @ y.T @ y) / y.sum(0)).relu())
+
+
+@rows("a b", PLACES, b=lambda: nn.Linear(16, 6), e=lambda: nn.Embedding(9, 6), o=lambda: nn.Linear(15, 3))
+def features_multiplied_with_each_other(net: Any, x: Tensor, number: Tensor) -> Tensor:
+    x = net.b(net.a(x).relu()).relu()
+    y = torch.cat([x, net.e(number), net.e(number + 3)], 1).view(len(x), -1, x.shape[1])
+    return net.o(torch.cat([x, torch.bmm(y, y.transpose(1, 2)).flatten(1)], 1))
