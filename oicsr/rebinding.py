@@ -64,11 +64,19 @@ def check_optimizer(
 
 
 def _can_follow(value: Any, parameter: Tensor, *, is_cut: bool) -> bool:
-    """Return whether a state stays right: sliced where it has the parameter's shape, kept where it is one number."""
+    """Return whether a state stays right: sliced where it has the parameter's axes, kept where it is one number."""
     if isinstance(value, Tensor):
+        if _is_factor(value, parameter):
+            return True
         kept = value.numel() <= (1 if is_cut else parameter.numel())
         return value.shape == parameter.shape or kept
     return not any(tensor.numel() > 1 for tensor in _tensors(value))
+
+
+def _is_factor(value: Tensor, parameter: Tensor) -> bool:
+    """Return whether a state has the axes of a parameter, some of size 1 (the rows and columns of Adafactor)."""
+    pairs = zip(value.shape, parameter.shape, strict=False)
+    return value.ndim == parameter.ndim and all(own in (1, size) for own, size in pairs)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -109,8 +117,9 @@ def rebind(
 
 
 def _sliced_state(value: object, parameter: Tensor, slices: list[Slice]) -> object:
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+    if not isinstance(value, Tensor) or not _is_factor(value, parameter):
         return value
     for entry in slices:
-        value = select_slices(value, entry)
+        if value.shape[entry.dim] == parameter.shape[entry.dim]:
+            value = select_slices(value, entry)
     return value

@@ -173,6 +173,23 @@ def test_optimizer_state_follows_its_parameters(kind: str) -> None:
         assert not torch.equal(little, old), name
 
 
+def test_rows_and_columns_of_a_state_follow() -> None:
+    """Adafactor keeps means of squares over rows and over columns of a weight."""
+    model = Chain()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(IMAGES).square().sum().backward()
+    optimizer.step()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"conv1": [1, 3], "conv2": [0, 7]})
+    before = optimizer.state[model.conv2.weight]
+    small = oicsr.remove_channels(model, plan, optimizer=optimizer)
+    state = optimizer.state[small.conv2.weight]
+    for key in ("row_var", "col_var"):
+        assert torch.equal(state[key], before[key][[0, 7]][:, [1, 3]])
+    small(IMAGES).square().sum().backward()
+    optimizer.step()
+
+
 def test_several_optimizers_share_the_parameters() -> None:
     """Muon takes matrices only, so that users have a second optimiser for the rest; both follow, or none."""
     torch.manual_seed(0)
