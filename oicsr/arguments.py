@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -16,9 +16,26 @@ from oicsr.wrapping import unwrap
 
 
 def check_model(model: object, hint: str = "") -> None:
-    """Raise TypeError unless `model` is a module; `hint` is what else the message says."""
+    """Raise unless `model` is a module, and whole; `hint` is what else the message says.
+
+    Raises:
+        TypeError: It is no module.
+        ValueError: Its parameters are spread over several processes.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
+    check_whole(model.named_parameters())
+
+
+def check_whole(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError where a parameter is spread over several processes, each of which holds a part."""
+    for name, parameter in parameters:
+        if type(parameter).__name__ == "DTensor":
+            raise ValueError(
+                f"{name!r} is spread over several processes (fully_shard, tensor parallelism): a channel's weights lie "
+                "in all of them. Prune the whole network first and spread what comes back, or train with "
+                "DistributedDataParallel, under which everything works"
+            )
 
 
 def check_call(model: object, example_inputs: object) -> None:

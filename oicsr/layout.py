@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_couplings, check_width
+from oicsr.arguments import check_couplings, check_whole, check_width
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.fast.table import Table, make_table
 from oicsr.names import named_tensors, whose
@@ -108,6 +108,7 @@ class Layout:
         if torch.compiler.is_compiling():
             self._check(weights)
             return weights
+        check_whole(zip(self.parameters, weights, strict=True))
         shapes = [weight.shape for weight in weights]
         if shapes not in self._fitting:  # the comparison with the last ones seen takes 2 us for 55 weights
             self._check(weights)

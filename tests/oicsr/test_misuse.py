@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import oicsr
 from oicsr import Coupling, PruningPlan
@@ -165,3 +169,18 @@ def test_a_measured_cost_may_be_a_tensor_of_one_number() -> None:
     assert as_tensor == oicsr.select_channels(
         scores, couplings, model, X, cost=oicsr.count_params, cost_kept=0.6, tolerance=0.1
     )
+
+
+def test_a_network_that_is_spread_over_processes_is_refused_by_name() -> None:
+    model = network()
+    couplings = oicsr.find_couplings(model, X)
+    penalty = oicsr.GroupLasso(couplings, strength=1e-3)
+    penalty(model)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        for call in (lambda: oicsr.find_couplings(model, X), lambda: penalty(model), lambda: oicsr.count_params(model)):
+            with pytest.raises(ValueError, match=r"'0.weight' is spread over several processes .* Prune the whole"):
+                call()
+    finally:
+        dist.destroy_process_group()
