@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared, uncompiled
 from oicsr.coupling import Coupling, Member, channel_mask
@@ -137,6 +139,8 @@ class Bench:
         try:
             found = self._run(self._pruned(couplings), training=False)
         except MODEL_ERRORS as error:
+            if any(frame.f_code.co_filename == parametrize.__file__ for frame, _ in walk_tb(error.__traceback__)):
+                return f"cannot lose channels: the parametrization of a weight fails without them ({first_line(error)})"
             return (
                 f"cannot lose channels: its width is a number in the model's code ({first_line(error)}); write -1 in "
                 "its place, or keep it in an attribute of the module"

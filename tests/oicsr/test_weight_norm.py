@@ -69,3 +69,10 @@ def test_weight_norm_is_followed_along_any_axis(
     torch.testing.assert_close(small(IMAGES).detach(), before, rtol=0, atol=1e-9 * float(before.abs().max()))
     small.train()(IMAGES).square().mean().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_a_parametrization_that_needs_all_channels_is_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    parametrizations.orthogonal(model[0])
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'0' cannot lose channels: the parametrization of a weight"):
+        assert oicsr.find_couplings(model, torch.randn(2, 6)) == []
