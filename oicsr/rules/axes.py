@@ -81,6 +81,7 @@ class Tracing(Protocol):
     weights: dict[fx.Node, Axes | list[Axes] | None]
     axes: dict[tuple[str, int], Tensor]
     rebuilt: set[tuple[str, int]]
+    unruled: list[str]
 
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channels of a value's elements."""

@@ -64,7 +64,10 @@ def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
     """Return the channels that a layer produces by an axis of a computed weight."""
     axis = _axis(tracer, weight, dim)
     if axis is None:
-        return tracer.sets.new_fixed(shape_of(weight)[dim], f"has no parameter behind axis {dim} of its weight")
+        why = f"{tracer.where(weight)} gives a weight whose axis {dim} is no axis of a parameter"
+        if shape_of(weight)[dim] > 1 and any(found is not None for found in weight_axes(tracer, weight) or ()):
+            tracer.unruled.append(tracer.notable(f"{why}: the channels along it stay"))
+        return tracer.sets.new_fixed(shape_of(weight)[dim], why)
     for key, _ in axis.sources:
         if key in tracer.slots and tracer.slots[key].side == "in":
             tracer.rebuilt.add(key)

@@ -383,3 +383,16 @@ def a_low_rank_parametrization() -> nn.Module:
         rows, columns = layer.weight.shape
         parametrize.register_parametrization(layer, "weight", LowRank(rows, columns))
     return layers
+
+
+@rows(
+    "b",
+    torch.rand(3, 5, 5),
+    warns="gives a weight whose axis 2 is no axis of a parameter",
+    d=lambda: weight(2, 6, 16),
+    c=lambda: weight(3, 2),
+    b=lambda: nn.Linear(16, 8),
+)
+def matrices_of_a_flattened_basis(net: Any, x: Tensor, edges: Tensor) -> Tensor:
+    matrices = (net.c @ net.d.view(2, -1)).view(3, 6, -1)
+    return net.o(net.b(torch.einsum("rij,jd,rde->ie", edges, x, matrices).relu()).relu())
