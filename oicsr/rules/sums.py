@@ -25,14 +25,18 @@ MAXIMA = frozenset(aten("amax max"))
 POSITIVE = frozenset(aten("relu relu6 abs absolute square norm linalg_vector_norm"))  # of zero, zero; never below it
 ABOVE = frozenset(aten("sigmoid hardsigmoid softmax exp softplus"))  # never below zero
 PRODUCTS = frozenset(aten("mul multiply"))
+QUOTIENTS = frozenset(aten("div divide true_divide"))
 SO_THEN = frozenset(  # what leaves such values so
     aten(
         "view reshape flatten unflatten permute transpose unsqueeze squeeze expand contiguous clone to _to_copy detach "
         "dropout feature_dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d sqrt "
-        "cat add sum mean select slice chunk split"
+        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
+        "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d sqrt cat stack add sum mean "
+        "select slice narrow chunk split split_with_sizes maximum minimum repeat tile flip roll movedim swapaxes "
+        "_unsafe_view pixel_shuffle pixel_unshuffle channel_shuffle"
     )
 )
+LIKE_ANOTHER = frozenset(aten("expand_as view_as reshape_as type_as"))  # of which the shape or the type counts alone
 
 
 def sums_up(node: fx.Node) -> bool:
@@ -51,6 +55,10 @@ def _is_positive(node: fx.Node, most: int = 32, *, zero: bool = True) -> bool:
     name = operator_name(node).rstrip("_")
     if name in POSITIVE or (name in ABOVE and not zero) or (name == "aten::pow" and argument(node, 1) == 2):
         return True
+    if name in LIKE_ANOTHER:
+        return _is_positive(source_of(node), most - 1, zero=zero)
+    if name in PRODUCTS | QUOTIENTS and isinstance(argument(node, 1), int | float):
+        return bool(argument(node, 1) > 0) and _is_positive(source_of(node), most - 1, zero=zero)
     if name in PRODUCTS:
         factors = node.all_input_nodes
         above = len(factors) == len(node.args) and all(_is_positive(f, most - 1, zero=False) for f in factors)

@@ -209,6 +209,20 @@ def the_largest_behind_a_gate(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(y / (1 + y.amax(1, keepdim=True))))
 
 
+@images("a.0 h.1 b.0", h=lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 16)))
+def the_largest_of_gated_channels(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    gate = net.h(functional.avg_pool2d(y, y.shape[2:])).sigmoid()
+    y = 0.5 * y * gate[:, :, None, None].expand_as(y) / 2
+    return net.o(net.b(y / (1 + torch.maximum(y.max(1, keepdim=True)[0], y.flip(2).amax(1, keepdim=True)))))
+
+
+@images("b.0", warns="amax.default in module '(root)' reduces over the channels")
+def the_largest_of_negative_multiples(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(y * (y * -0.5).amax(1, keepdim=True)))
+
+
 @images("b.0", warns="amax.default in module '(root)' reduces over the channels")
 def the_largest_of_what_is_moved(net: Any, x: Tensor) -> Tensor:
     y = net.a(x) - 1
