@@ -163,7 +163,8 @@ def _remedies(
 def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tuple[Rescaled, ...]]:
     """Yield what may make up for a factor.
 
-    The layers that read the channels, their biases too; their producers; or the columns of the channels alone.
+    The layers that read the channels, their biases too; their producers, each with half of the power where products
+    of what they give are scaled (correlations of features); or the columns of the channels alone.
     """
     names = {member.parameter for member in coupling.members}
     tensors = dict(bench.modules[""].named_parameters())
@@ -183,6 +184,7 @@ def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tupl
     if biases:
         yield (*whole.values(), *biases.values())
     yield rows
+    yield tuple(replace(entry, power=power / 2) for entry in rows)
     if any(bool((m.channels < 0).any()) for m in readers):
         yield tuple(replace(whole[m.parameter], slices=_own(m)) for m in readers)
     if 1 < len(whole) <= MOST_READERS:

@@ -33,6 +33,8 @@ MOST_CHANGED = 4  # numbers on the modules of one class that are changed togethe
 MOST_CANDIDATES = 8
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 ADDED = {"addmm", "baddbmm", "addbmm"}
+MADE = {"tensor", "as_tensor", "scalar_tensor", "full"}  # of numbers
+CONVERTED = {"to", "type_as", "float", "double"}  # to the type of another tensor
 OVER = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
 
 SET_BY_SURGERY = (nn.Linear, nn.Embedding, _ConvNd, _NormBase)  # their numbers follow the shapes of their weights
@@ -277,7 +279,7 @@ class _Factors(Mode):
     Attributes:
         found: The numbers, in their order.
         calls: How many functions ran.
-        filled: Tensors that hold one number each, which may be multiplied with as well, and the number.
+        filled: Tensors that the code made of one number each, and of such tensors alone; and the number.
         shapes_only: Whether what depends on inputs and parameters has no numbers, so that others come from the code.
     """
 
@@ -307,11 +309,19 @@ class _Factors(Mode):
                 self.found.append(numbers[0] if name in TIMES else 1 / numbers[0])
         elif name.removesuffix("_") in ADDED and named.get("alpha", 1) != 1:
             self.found.append(float(named["alpha"]))
-        elif func is torch.full and args and not args[0] and isinstance(args[1], int | float):
-            tensor = func(*args, **named)
-            self.filled[id(tensor)] = tensor, float(args[1])
-            return tensor
-        return func(*args, **named)
+        result = func(*args, **named)
+        if isinstance(result, Tensor) and not result.is_meta:
+            self._note(result, name, args)
+        return result
+
+    def _note(self, result: Tensor, name: str, args: Sequence[Any]) -> None:
+        """Keep the number that a call makes of numbers, or of tensors of one."""
+        sources = [value for value in args[: 1 if name in CONVERTED else None] if isinstance(value, Tensor)]
+        made = name in MADE if not sources else all(id(source) in self.filled for source in sources)
+        if made and result.numel() == 1 and not result.is_complex():
+            self.filled[id(result)] = result, float(result)
+        else:
+            self.filled.pop(id(result), None)  # it was written over
 
     def _number(self, value: object) -> float | None:
         """Return the number that a factor is, be it one or a tensor of one."""

@@ -331,6 +331,14 @@ def a_correlation_over_the_root_of_a_tensor(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(volume.transpose(1, 2).unflatten(2, y.shape[2:])))
 
 
+@images("a.0 a.1 b.0", a=lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 16, 1)), b=lambda: conv(27, 8))
+def a_scaled_correlation_beside_what_the_code_makes(net: Any, x: Tensor) -> Tensor:
+    y, z = net.a(x).flatten(2), net.a(x.flip(0)).flatten(2)
+    volume = y.transpose(1, 2) @ z / torch.sqrt(torch.tensor(y.shape[1]).to(y.dtype))
+    flow = torch.zeros(len(x), 2, 5, 5, dtype=x.dtype)
+    return net.o(net.b(torch.cat([volume.transpose(1, 2).unflatten(2, (5, 5)), flow], 1)))
+
+
 @rows("a b", m=lambda: nn.Linear(1, 8))
 def a_mean_beside_a_factor(net: Any, x: Tensor) -> Tensor:
     y = net.a(x).relu()
