@@ -89,11 +89,11 @@ def _enclosing(paths: Iterable[str]) -> list[str]:
 
 
 def _mended(
-    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str]
+    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str], *, tied: bool = False
 ) -> Coupling | None:
     """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
     for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(bench, paths))):
-        found = next(_remedies(model, inputs, bench, coupling, places), None)
+        found = next(_remedies(model, inputs, bench, coupling, places, tied=tied), None)
         if found is not None:
             return found
     return None
@@ -131,15 +131,15 @@ def _tied(
             if any(set(names) & set(earlier) for earlier in found):
                 continue
             tied = tie_couplings(some, [names])[0]
-            mended = _mended(model, inputs, bench, tied, [path for name in names for path in paths[name]])
+            mended = _mended(model, inputs, bench, tied, [path for name in names for path in paths[name]], tied=True)
             found |= {} if mended is None else {names: mended}
     return found
 
 
 def _remedies(
-    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str]
+    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str], *, tied: bool
 ) -> Iterator[Coupling]:
-    """Yield a coupling with what makes the proof succeed."""
+    """Yield a coupling with what makes the proof succeed; one that was `tied` of several may need nothing else."""
 
     def proven(trial: Sequence[Coupling], power: float = 0.0) -> bool:
         """Ask the numeric proof."""
@@ -150,7 +150,7 @@ def _remedies(
         return
     numbered = bench.with_numbers(coupling, paths, repair.numbers)
     powers = changed_powers(bench.whole, bench.without_one([(coupling, paths)], repair.numbers), coupling)
-    trials = [numbered] if repair.numbers and not powers else []
+    trials = [numbered] if (repair.numbers or tied) and not powers else []
     trials += [  # beside what makes up for a mean already
         replace(numbered, rescaled=(*numbered.rescaled, *rescaled))
         for power in powers

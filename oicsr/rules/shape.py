@@ -117,8 +117,8 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
 
 
 def _along(tracer: Tracer, part: Operand, axis: int) -> Operand:
-    """Tie what a parameter (a table of rows, or of columns) holds for one channel, so that channels lie on `axis`."""
-    if part.is_activation or part.ids is None or axis not in part.axes:
+    """Tie what a value holds for one slice of `axis`: a row of a table, or what was split into several axes."""
+    if part.ids is None or axis not in part.axes:
         return part
     ids = part.ids
     for other in set(part.axes) - {axis}:

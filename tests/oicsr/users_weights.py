@@ -285,6 +285,48 @@ def one_kernel_that_is_repeated(net: Any, x: Tensor) -> Tensor:
 
 class Quantized(nn.Linear):
     """Weights of eight bits; gradients pass as if they were not."""
+@images("a.0 e b.0", e=lambda: nn.Linear(16 * 12, 10), h=lambda: nn.Linear(10, 16 * 12), b=lambda: conv(32, 8))
+def reshaped_to_the_width_of_what_it_is_put_behind(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    n, c, h, w = y.shape
+    z = net.h(net.e(y.permute(0, 2, 1, 3).reshape(n, h, c * w)).tanh())
+    return net.o(net.b(torch.cat([y, z.reshape(n, h, c, w).permute(0, 2, 1, 3)], 1)))
+
+
+class BandPass(nn.Module):
+    """Filters that are functions of their two cut-off frequencies, as in SincNet (Ravanelli and Bengio, 2018)."""
+
+    def __init__(self, filters: int, size: int) -> None:
+        super().__init__()
+        self.filters, self.size = filters, size
+        self.low, self.band = nn.Parameter(torch.rand(filters, 1) + 0.5), nn.Parameter(torch.rand(filters, 1))
+        self.register_buffer("steps", torch.arange(-(size // 2), 0.0).view(1, -1))
+        self.register_buffer("window", torch.hamming_window(size)[: size // 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = 0.1 + self.low.abs()
+        high = torch.clamp(low + 0.1 + self.band.abs(), 0.1, 3)
+        band = (high - low)[:, 0]
+        left = ((high @ self.steps).sin() - (low @ self.steps).sin()) / (self.steps / 2) * self.window
+        kernels = torch.cat([left, 2 * band.view(-1, 1), left.flip(1)], 1) / (2 * band[:, None])
+        return functional.conv1d(x, kernels.view(self.filters, 1, self.size))
+
+
+@built("0 3", SOUND)
+def filters_that_are_functions_of_frequencies() -> nn.Module:
+    return nn.Sequential(
+        BandPass(16, 9), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 1)
+    )
+
+
+@built("l", SOUND)
+def symmetric_kernels() -> nn.Module:
+    return Net(
+        lambda net, x: net.o(functional.conv1d(x, torch.cat([net.l, net.m, net.l.flip(-1)], -1)).relu()),
+        {"l": weight(16, 1, 4), "m": weight(16, 1, 1), "o": nn.Conv1d(16, 3, 3)},
+    )
+
+
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.weight.abs().max() / 127
