@@ -77,6 +77,7 @@ class Tracing(Protocol):
     parameters: dict[fx.Node, str]
     modules: Mapping[str, nn.Module] | None
     slots: dict[tuple[str, int], Slot]
+    producers: list[tuple[str, int]]
     computed: set[fx.Node]
     weights: dict[fx.Node, Axes | list[Axes] | None]
     axes: dict[tuple[str, int], Tensor]
@@ -362,15 +363,21 @@ def _normalized(tracer: Tracing, node: fx.Node, name: str) -> Axes | None:
 
 
 def _joined(tracer: Tracing, node: fx.Node) -> Axes | None:
-    """Put weights behind one another on one axis; the others are tied."""
+    """Put weights behind one another on one axis, which stays where some of it is numbers; the others are tied."""
     parts = [weight_axes(tracer, source) for source in argument(node, 0)]
     rank = len(shape_of(node))
     along = axis_of(node, rank)
     whole = [part for part in parts if part is not None]
-    if len(whole) < len(parts) or any(part[along] is None for part in whole):
+    if len(whole) < len(parts):
         return None
-    found = [_tied(tracer, node, [part[dim] for part in whole]) if dim != along else None for dim in range(rank)]
+    sizes = [shape_of(source) for source in argument(node, 0)]
+    others = {dim for dim in range(rank) if dim != along and sizes[0][dim] > 1}
+    found = [_tied(tracer, node, [part[dim] for part in whole]) if dim in others else None for dim in range(rank)]
     behind = [axis for part in whole if (axis := part[along]) is not None]
+    if len(behind) < len(whole):
+        for axis in behind:
+            tracer.sets.fix(axis.labels, f"{tracer.where(node)} puts numbers behind it")
+        return (*found[:along], None, *found[along + 1 :])
     sources = frozenset(source for axis in behind for source in axis.sources)
     found[along] = Axis(torch.cat([axis.labels for axis in behind]), sources)
     return tuple(found)

@@ -130,15 +130,22 @@ def keep_computed(tracer: Tracing, weight: fx.Node, dim: int, reason: str) -> No
 
 
 def _own(tracer: Tracing, axis: Axis, side: Side, counts: bool) -> None:
-    """Let the parameters behind an axis follow it, the largest first; those that have no other carry no energy."""
+    """Let the parameters behind an axis follow it, the largest first; those that have no other carry no energy.
+
+    Where none carries any (filters that are functions of their cut-off frequencies), the first starts the channels all
+    the same: the weights that read them say what they are worth.
+    """
     sizes = dict(axis.sources)
-    for key in sorted(sizes, key=lambda key: (-math.prod(sizes[key]), is_buffer(tracer, key[0]), key)):
+    keys = sorted(sizes, key=lambda key: (-math.prod(sizes[key]), is_buffer(tracer, key[0]), key))
+    for key in keys:
         labels = tracer.axes[key]
         if key in tracer.slots:
             tracer.sets.join(tracer.slots[key].ids, labels)
         else:
             wide = sum(size > 1 for size in sizes[key]) > 1
             tracer.put_slot(key, labels, side, counts and wide)
+    if side == "out" and counts and keys and not any(key in tracer.producers for key in keys):
+        tracer.producers.append(keys[0])
 
 
 def is_buffer(tracer: Tracing, name: str) -> bool:

@@ -18,6 +18,8 @@ from tests.oicsr.users_networks import CASES, IMAGES, ROWS, SERIES, Net, built, 
 
 __all__ = ["CASES"]
 
+SOUND = torch.randn(3, 1, 20)
+
 # ----------------------------------------------------------------------------------------------------------------
 # weights that are computed from parameters
 # ----------------------------------------------------------------------------------------------------------------
@@ -283,8 +285,6 @@ def one_kernel_that_is_repeated(net: Any, x: Tensor) -> Tensor:
     return net.o(functional.conv2d(y, net.k.repeat(y.shape[1], 1, 1, 1), padding=1, groups=y.shape[1]))
 
 
-class Quantized(nn.Linear):
-    """Weights of eight bits; gradients pass as if they were not."""
 @images("a.0 e b.0", e=lambda: nn.Linear(16 * 12, 10), h=lambda: nn.Linear(10, 16 * 12), b=lambda: conv(32, 8))
 def reshaped_to_the_width_of_what_it_is_put_behind(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
@@ -327,6 +327,13 @@ def symmetric_kernels() -> nn.Module:
     )
 
 
+@rows("u v b", u=lambda: weight(16, 6), v=lambda: weight(10, 6), b=lambda: nn.Linear(26, 8))
+def one_layer_of_two_weights(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(functional.linear(x, torch.cat([net.u, net.v])).relu()).relu())
+
+
+class Quantized(nn.Linear):
+    """Weights of eight bits; gradients pass as if they were not."""
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.weight.abs().max() / 127
