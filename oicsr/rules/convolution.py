@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
+from oicsr.rules.correlation import correlate, is_correlation
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
@@ -23,10 +24,11 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     if operator_name(node) == "aten::convolution" and argument(node, "transposed"):
         return convolve_transposed(tracer, node)
     source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
-    if not has_weight(tracer, weight):
-        return tracer.computed_weight(node, weight)
     shape = shape_of(weight)
     axis = len(shape_of(node)) - len(shape) + 1  # 1, or 0 without a batch
+    if not has_weight(tracer, weight):
+        is_other = is_correlation(tracer, weight)
+        return correlate(tracer, node, axis) if is_other else tracer.computed_weight(node, weight)
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[axis] == 1:
         if all(_is_pointwise(node, other, axis) for other in varying(ids)):

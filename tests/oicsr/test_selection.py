@@ -18,6 +18,7 @@ from oicsr import search, selection
 from oicsr.limits import Limits
 from oicsr.selection import MacsModel
 from tests.oicsr.networks import Basic, Chain, Mixed
+from tests.oicsr.users_gates import CASES
 
 IMAGES = torch.zeros(1, 3, 8, 8)
 
@@ -221,3 +222,15 @@ def test_what_stays_at_the_least_is_what_all_steps_leave(multiple: int) -> None:
     stays[torch.cat(limits.steps(scores))] = False
     assert limits.least(scores).tolist() == stays.tolist()
     assert [int(part.sum()) for part in stays.split([13, 8])] == limits.floors()
+
+
+@pytest.mark.parametrize("name", ["a_correlation_of_each_channel_with_a_template", "kernels_that_styles_modulate"])
+@pytest.mark.filterwarnings("ignore::oicsr.UnprunedChannelsWarning")
+def test_macs_of_convolutions_with_kernels_that_are_activations_are_predicted(name: str) -> None:
+    case = CASES[name]
+    model = case.build().eval()
+    couplings = oicsr.find_couplings(model, case.inputs, scope="all")
+    kept = {c.name: range(c.num_channels // 2 + 1) for c in couplings}
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, kept))
+    stays = torch.cat([_mask(tuple(kept[c.name]), c.num_channels) for c in couplings])
+    assert MacsModel(couplings, model, case.inputs).macs(stays) == oicsr.count_macs(small, case.inputs)

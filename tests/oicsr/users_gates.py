@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, conv, images
+from tests.oicsr.users_networks import CASES, conv, images, tail, weight
 
 __all__ = ["CASES"]
 
@@ -100,3 +100,48 @@ def four_maps_of_each_channel(net: Any, x: Tensor) -> Tensor:
 @images("b.0", w=lambda: nn.Conv3d(1, 1, (1, 3, 3), (2, 1, 1), (0, 1, 1)), b=lambda: conv(8, 8), warns="neighbouring")
 def every_other_channel(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(net.w(net.a(x).unsqueeze(1)).squeeze(1)))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# convolutions whose kernels are activations
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("a.0 b.0")
+def a_correlation_of_each_channel_with_a_template(net: Any, x: Tensor) -> Tensor:
+    y, z = net.b(net.a(x)), net.b(net.a(x[..., :4, :4]))
+    n, c, h, w = y.shape
+    y = functional.conv2d(y.reshape(1, n * c, h, w), z.reshape(n * c, 1, 4, 4), groups=n * c)
+    return net.o(y.view(n, c, *y.shape[2:]))
+
+
+@images("a.0 b.0", o=lambda: tail(1))
+def a_correlation_with_a_template(net: Any, x: Tensor) -> Tensor:
+    y, z = net.b(net.a(x)), net.b(net.a(x[..., :4, :4]))
+    y = functional.conv2d(y.flatten(0, 1)[None], z, groups=len(z))
+    return net.o(y.transpose(0, 1))
+
+
+@images("k", k=lambda: nn.Linear(3, 8 * 27))
+def kernels_that_are_made_for_each_image(net: Any, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    kernels = net.k(x.mean((2, 3))).view(-1, c, 3, 3)
+    return net.o(functional.conv2d(x.reshape(1, n * c, h, w), kernels, groups=n).view(n, -1, h - 2, w - 2))
+
+
+@images("a.0", k=lambda: nn.Linear(16, 8 * 16), warns="has kernels that are activations, and what they give stays")
+def kernels_that_mix_channels(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    n, c, h, w = y.shape
+    kernels = net.k(y.mean((2, 3))).view(n * 8, -1, 1, 1)
+    return net.o(functional.conv2d(y.view(1, n * c, h, w), kernels, groups=n).view(n, 8, h, w))
+
+
+@images("a.0", w=lambda: weight(8, 16, 3, 3), s=lambda: nn.Linear(3, 16), warns="has kernels that are activations, and")
+def kernels_that_styles_modulate(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    n, c, h, w = y.shape
+    kernels = net.w[None] * net.s(x.mean((2, 3)))[:, None, :, None, None]
+    kernels = kernels * torch.rsqrt(kernels.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+    z = functional.conv2d(y.reshape(1, -1, h, w), kernels.reshape(-1, c, 3, 3), groups=n)
+    return net.o(z.view(n, 8, h - 2, -1))
