@@ -69,7 +69,8 @@ def prune(
         steps: How many times to train and remove.
         schedule: How the target is spread over the steps (see `prune_iteratively`).
         importance: Scores the channels; called as `importance(model, couplings)`.
-        batches: Batches that the normalisation statistics are estimated from in the end (see `recalibrate`).
+        batches: Batches that the normalisation statistics are estimated from in the end (see `recalibrate`). With
+            `train`, a list or a loader and no iterator: the first one is tried before the training.
         scope: Which channels may go (see `find_couplings`). None: `"inner"`, or `"all"` where the target is beyond
             what `"inner"` can reach; the summary says so.
         ignore: Layers whose own channels stay: names, patterns or modules.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,18 +109,18 @@ def check_batches(batches: object) -> None:
 def try_batches(model: nn.Module, batches: Iterable[Any]) -> None:
     """Run a network on the first of some batches, and leave no trace: it fails where `recalibrate` would, but sooner.
 
-    What can be iterated over once only is not tried, since its first batch would be missing later.
-
     Raises:
-        TypeError: The batch is of a form that is not known.
+        TypeError: The batches can be read only once, or the first one is of a form that is not known.
         ValueError: There are no batches.
     """
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            f"batches is a {type(batches).__name__}, which can be read only once; the first batch is tried before the "
+            "training, and all are needed after it: pass a list of batches or a loader of them"
+        )
     network = unwrap(model)
     with generators_kept(network), buffers_kept(network), attributes_kept(network), mode(network, training=False):
-        once = iter(batches)
-        if once is batches:
-            return
-        for batch in once:
+        for batch in batches:
             with torch.no_grad():
                 _run(network, batch)
             return
