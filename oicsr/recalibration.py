@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from oicsr.copying import attributes_kept, mode
 from oicsr.state import buffers_kept, devices_of, generators_kept
@@ -29,6 +29,10 @@ _NORMALIZATIONS: dict[Callable[..., Any], tuple[inspect.Signature, str]] = {
     torch.batch_norm: (_BUILT_IN, "training"),
     torch.instance_norm: (_BUILT_IN, "training"),
 }
+
+
+class NotFiniteError(ValueError):
+    """A batch makes running statistics NaN or infinite."""
 
 
 def recalibrate(
@@ -60,8 +64,9 @@ def recalibrate(
 
     Raises:
         TypeError: `batches` is nothing that holds batches, or a batch is of a form that is not known.
-        ValueError: There are no batches, `batches` is a single tensor, or no layer with running statistics ran. After
-            this or any other error the statistics are as they were.
+        ValueError: There are no batches, `batches` is a single tensor, no layer with running statistics ran, or a batch
+            makes statistics NaN or infinite (`NotFiniteError`). After this or any other error the statistics are as
+            they were.
 
     Note:
         With several processes each one sees its own batches only, `SyncBatchNorm` included. Give all of them the same
@@ -81,9 +86,10 @@ def recalibrate(
         attributes_kept(network),
         mode(network, training=False),
     ):
-        for batch in batches:
+        for position, batch in enumerate(batches):
             with torch.no_grad(), estimate:
                 run(network, batch)
+            _check_finite(network, estimate, position, batch if forward else _inputs_of(batch))
         if not estimate.calls and any(name.endswith("running_mean") for name, _ in network.named_buffers()):
             raise ValueError("batches is empty, or no layer with running statistics ran: there is nothing to estimate")
     for module in network.modules():
@@ -111,18 +117,19 @@ def try_batches(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Raises:
         TypeError: The batches can be read only once, or the first one is of a form that is not known.
-        ValueError: There are no batches.
+        ValueError: There are no batches, or the first one makes statistics NaN or infinite.
     """
     if isinstance(batches, Iterator):
         raise TypeError(
             f"batches is a {type(batches).__name__}, which can be read only once; the first batch is tried before the "
             "training, and all are needed after it: pass a list of batches or a loader of them"
         )
-    network = unwrap(model)
+    network, estimate = unwrap(model), _Estimate()
     with generators_kept(network), buffers_kept(network), attributes_kept(network), mode(network, training=False):
         for batch in batches:
-            with torch.no_grad():
+            with torch.no_grad(), estimate:
                 _run(network, batch)
+            _check_finite(network, estimate, 0, _inputs_of(batch))
             return
     raise ValueError("batches is empty: there is nothing to estimate statistics from")
 
@@ -133,6 +140,7 @@ class _Estimate(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[int, int] = {}  # id of a running mean or variance -> calls so far
+        self.statistics: dict[int, Tensor] = {}  # by that id
 
     def __torch_function__(
         self,
@@ -150,6 +158,7 @@ class _Estimate(TorchFunctionMode):
         if mean is not None and variance is not None:
             count = self.calls.get(id(mean), 0) + 1
             self.calls[id(mean)] = self.calls[id(variance)] = count
+            self.statistics.update({id(mean): mean, id(variance): variance})
             if count == 1:  # the old values get no weight, not even where they are not finite
                 mean.zero_()
                 variance.fill_(1)
@@ -157,9 +166,29 @@ class _Estimate(TorchFunctionMode):
         return func(*call.args, **call.kwargs)
 
 
+def _check_finite(model: nn.Module, estimate: _Estimate, position: int, inputs: Any) -> None:
+    """Raise where the statistics are NaN or infinite after a batch, and say whether its inputs were so before."""
+    broken = next((key for key, values in estimate.statistics.items() if not bool(values.isfinite().all())), None)
+    if broken is None:
+        return
+    name = next((name for name, buffer in model.named_buffers() if id(buffer) == broken), "a normalisation layer")
+    given = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    why = (
+        "its inputs are finite, so the network's own values are too large, or not finite"
+        if all(bool(x.isfinite().all()) for x in given)
+        else "its inputs hold such values themselves"
+    )
+    raise NotFiniteError(f"batch {position} (from 0) makes {name} NaN or infinite: {why}; no statistics were changed")
+
+
+def _inputs_of(batch: Any) -> Any:
+    """Return the inputs of a batch of one of the usual forms."""
+    return batch[0] if isinstance(batch, Sequence) and batch else batch
+
+
 def _run(model: nn.Module, batch: Any) -> None:
     """Run the model on a batch of one of the usual forms, on the model's device."""
-    inputs = batch[0] if isinstance(batch, Sequence) and batch else batch
+    inputs = _inputs_of(batch)
     if not isinstance(inputs, Tensor | Mapping | Sequence) or isinstance(inputs, str):
         raise TypeError(
             f"a batch is a {type(batch).__name__} of {type(inputs).__name__}; it must be a tensor, (inputs, targets) "

@@ -28,7 +28,7 @@ from benchmarks.running.channel_energies import channel_rows, describe_structure
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
-from benchmarks.training.loop import Score
+from benchmarks.training.loop import DivergedError, Score
 from benchmarks.training.step import autocast
 from oicsr import (
     Coupling,
@@ -46,6 +46,7 @@ from oicsr import (
 from oicsr.algorithm import share_after
 from oicsr.approximate import Approximate
 from oicsr.attention import Granularity
+from oicsr.recalibration import NotFiniteError
 from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
@@ -333,6 +334,9 @@ class _Run:
             model: Changed in place.
             images: Their number, rounded up to batches; one epoch at most (default: the profile's).
             augmented: As in training; otherwise the images as they are.
+
+        Raises:
+            DivergedError: The network gives NaN or infinite statistics.
         """
         generator = torch.Generator().manual_seed(recalibration_seed(self.cell))
         profile, device = self.cell.profile, self.bench.device
@@ -343,7 +347,10 @@ class _Run:
             return
         drawn = batches.epoch(generator) if augmented else self.clean_batches(batches.batch_size)
         with autocast(device, self.trainer.precision):
-            recalibrate(model, self.bench.control.through(islice(drawn, count)))
+            try:
+                recalibrate(model, self.bench.control.through(islice(drawn, count)))
+            except NotFiniteError as error:  # to a search the same as a loss that is not finite: this strength diverged
+                raise DivergedError(f"recalibration: {error}") from error
 
     def clean_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training images as they are, in their fixed random order."""

@@ -38,6 +38,7 @@ from benchmarks.running.stage_training import StageResult, StageTrainer
 from benchmarks.running.stages import Stage, stages_of
 from benchmarks.running.survey import survey
 from oicsr import Coupling, count_macs, find_couplings, out_in_energy, remove_channels, row_norms
+from oicsr.recalibration import NotFiniteError
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
@@ -246,6 +247,18 @@ def test_regularizer_is_at_work(tmp_path: Path) -> None:
         rows = record_path(bench.results, small_cell(method)).with_name("history.csv").read_text().splitlines()
         history.append(dict(zip(rows[0].split(","), rows[2].split(","), strict=True)))
     assert float(history[0]["penalty"]) == 0 and float(history[1]["penalty"]) > 0
+
+
+def test_statistics_that_are_not_finite_are_a_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search then tries other strengths, instead of giving up the method."""
+
+    def refuse(*args: object) -> None:
+        raise NotFiniteError("batch 0 makes norm.running_var NaN or infinite")
+
+    monkeypatch.setattr("benchmarks.running.run.recalibrate", refuse)
+    record = run_cell(small_bench(tmp_path), small_cell())
+    assert record.failure is not None and record.failure["kind"] == "DivergedError"
+    assert "recalibration: batch 0 makes norm.running_var" in record.failure["reason"]
 
 
 def test_diverged_run_is_recorded_as_failed(tmp_path: Path) -> None:

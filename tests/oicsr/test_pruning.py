@@ -119,6 +119,7 @@ WASTED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batches of another kind": ({"batches": [3]}, TypeError, "a batch is a int"),
     "batches of another size": ({"batches": [torch.zeros(4, 1, 8, 8)]}, RuntimeError, "to have 3 channels"),
     "batches that can be read once": ({"batches": iter([IMAGES])}, TypeError, "can be read only once; the first"),
+    "images that are no numbers": ({"batches": [IMAGES / 0]}, ValueError, "NaN or infinite: its inputs hold"),
     "half a step": ({"steps": 2.5}, ValueError, "steps is 2.5"),
 }
 

@@ -124,3 +124,23 @@ def test_errors_leave_the_statistics() -> None:
         oicsr.recalibrate(model, [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_refused(value: float) -> None:
+    model = randomize_norms(Chain())
+    before = copy.deepcopy(model.state_dict())
+    broken = torch.randn(2, 3, 8, 8)
+    broken[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=r"batch 1 \(from 0\) makes .*running_mean NaN or infinite: its inputs hold"):
+        oicsr.recalibrate(model, [(torch.randn(2, 3, 8, 8), torch.zeros(2)), (broken, torch.zeros(2))])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.training
+
+
+def test_a_network_whose_values_are_not_finite_is_named_as_the_cause() -> None:
+    model = randomize_norms(Chain())
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("inf"))
+    with pytest.raises(ValueError, match="its inputs are finite, so the network's own values"):
+        oicsr.recalibrate(model, [torch.rand(2, 3, 8, 8)])
