@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -10,8 +11,17 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     """Write a file so that it always holds either the old content or the complete new content.
 
     Without `durable`, a power failure may undo the write: for files that are easily made again.
+
+    Raises:
+        OSError: It cannot be written; the error names `path`, and the old content is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), content, durable=durable)
+    except OSError as error:  # of a full disk it names no file, and else the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, temporary: Path, content: bytes, *, durable: bool) -> None:
     try:
         temporary.unlink(missing_ok=True)  # left by a killed process, or a link that somebody put there
         with temporary.open("xb") as file:
@@ -21,5 +31,6 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
                 os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one that says why
+            temporary.unlink(missing_ok=True)
         raise

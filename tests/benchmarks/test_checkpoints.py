@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.machine import atomic_write
 from benchmarks.machine.atomic_write import write_atomically
 from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
 
@@ -37,12 +39,28 @@ def test_damaged_generation_falls_back_to_the_one_before(tmp_path: Path, harm: s
     assert state == {"epoch": 0}
 
 
+def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save("a", {"epoch": 0})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as from the kernel: it names no file
+
+    monkeypatch.setattr(atomic_write.os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a/000001.ckpt'") as caught:
+        store.save("a", {"epoch": 1})
+    assert caught.value.errno == errno.ENOSPC
+    assert store.load("a") == {"epoch": 0} and [path.name for path in (tmp_path / "a").iterdir()] == ["000000.ckpt"]
+
+
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
     def full(self: Path, target: Path) -> Path:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="no space"):
