@@ -226,25 +226,6 @@ def by_method(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def tune(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell: Tell) -> Path:
-    """Tune every method of an experiment at every target, one after the other; return the tuning record's path.
-
-    Raises:
-        TuningError: See `check_joins`; or, once the others are tuned, a method cannot be run.
-    """
-    check_joins(bench.tuning, cells[0], seeds, bench.device.type)
-    failed = []
-    for method, tuned in by_method(cells).items():
-        found = tune_method(bench, tuned, seeds, tell)
-        if found.tries:
-            keep(bench, tuned, seeds, found.tries)
-        failed += [f"{method} at {target} cannot be run: {reason}" for target, reason in found.failed.items()]
-        bench.control.check()
-    if failed:
-        raise TuningError("; ".join(failed))
-    return tuning_path(bench.tuning, cells[0].experiment.name, cells[0].profile_name)
-
-
 def usual_seeds(folder: Path, experiment: str, profile: str) -> Sequence[int]:
     """Return the seeds to tune with where none are given: those of the methods that were tuned before."""
     return seeds_tuned_on(folder, experiment, profile) or TUNING_SEEDS

@@ -34,7 +34,7 @@ from benchmarks.running import tuning
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.run import execute, run_cell
-from benchmarks.running.tuning import choose, keep, next_strength, search, tune
+from benchmarks.running.tuning import by_method, check_joins, choose, keep, next_strength, search, tune_method
 from benchmarks.training.loop import Score
 from tests.benchmarks.fakes import write_at_once
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
@@ -47,6 +47,13 @@ def tries(losses: Mapping[float, list[float | None]], top1: float = 0.9) -> dict
         f"{strength:g}": {"loss": values, "top1": [None if value is None else top1 for value in values]}
         for strength, values in losses.items()
     }
+
+
+def tune(bench: Bench, cells: list[Cell]) -> Path:
+    """Tune one method after the other on one network, as the command does; return the path of the tuning record."""
+    for tuned in by_method(cells).values():
+        path = keep(bench, tuned, [1000], tune_method(bench, tuned, [1000], lambda *trial: None).tries)
+    return path
 
 
 def valley(lowest: float) -> Any:
@@ -174,11 +181,9 @@ def test_the_command_tunes_side_by_side_to_the_same_record(tmp_path: Path, monke
 def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "none"])
-    tried = []
-    path = tune(bench, cells, [1000], lambda cell, strength, top1: tried.append(strength))
+    path = tune(bench, cells)
     record = json.loads(path.read_text())
-    assert len(set(tried)) == 7 and list(record["chosen"]) == ["oicsr-gl"]
-    assert {float(text) for text in record["scores"]["oicsr-gl"]["0.5"]} == set(tried)
+    assert list(record["chosen"]) == ["oicsr-gl"] and len(record["scores"]["oicsr-gl"]["0.5"]) == 7
     for found in record["scores"]["oicsr-gl"]["0.5"].values():
         assert len(found["loss"]) == len(found["top1"]) == 1 and 0 <= found["top1"][0] <= 1 < found["loss"][0]
     for checkpoint in bench.store.folder.glob("[0-9a-f]*"):
@@ -193,10 +198,10 @@ def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, m
 def test_tuning_again_replaces_scores_and_keeps_other_methods(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "gl-out"])
-    path = tune(bench, cells, [1000], lambda *args: None)
+    path = tune(bench, cells)
     before = json.loads(path.read_text())
     stronger = cells_of(small_experiment(grid_scale=20.0), "quick", methods=["oicsr-gl"])
-    after = json.loads(tune(bench, stronger, [1000], lambda *args: None).read_text())
+    after = json.loads(tune(bench, stronger).read_text())
     tried = [set(map(float, record["scores"]["oicsr-gl"]["0.5"])) for record in (before, after)]
     assert max(tried[1]) >= 0.16 and tried[0] != tried[1]
     assert after["scores"]["gl-out"] == before["scores"]["gl-out"]
@@ -381,17 +386,6 @@ def test_two_commands_that_tune_one_experiment_keep_each_others_strengths(
     assert set(read_tuning(path)["chosen"]) == {"gl-out", "oicsr-gl"}
 
 
-def test_a_function_that_tunes_says_what_cannot_be_run_once_the_others_are_tuned(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tuning, "validate", score_unless_impossible)
-    bench = small_bench(small.parent)
-    cells = cells_of(small_experiment(tries=3), "quick", methods=["gl-out", "oicsr-gl"])
-    with pytest.raises(TuningError, match=r"gl-out at 0\.5 cannot be run: ValueError: 0\.5 is out of reach"):
-        tune(bench, cells, [1000], lambda cell, strength, score: None)
-    assert list(read_tuning(bench.tuning / small.name)["chosen"]) == ["oicsr-gl"]
-
-
 def test_missing_data_are_no_failure_of_a_method(
     small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -406,7 +400,7 @@ def test_missing_data_are_no_failure_of_a_method(
 def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
-    path = tune(bench, cells, [1000], lambda *args: None)
+    path = tune(bench, cells)
     record = json.loads(path.read_text())
     record["chosen"]["oicsr-gl"]["0.5"] = 0.0123
     path.write_text(json.dumps(record))
@@ -419,7 +413,7 @@ def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> 
 def test_a_search_for_the_fine_tuned_network_compares_what_its_run_ends_with(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(search_state="finetuned", tries=3), "quick", methods=["oicsr-gl"])
-    path = tune(bench, cells, [1000], lambda cell, strength, score: None)
+    path = tune(bench, cells)
     record = read_tuning(path)
     assert record["criterion"] == "validation loss of the fine-tuned network, mean over networks"
     assert search_state(record) == "finetuned" and search_state({"schema": "oicsr-tuning-1"}) == "recalibrated"
@@ -428,7 +422,7 @@ def test_a_search_for_the_fine_tuned_network_compares_what_its_run_ends_with(tmp
     assert found["top1"] == [pytest.approx(ran.record.states["finetuned"]["val_top1"], abs=1e-6)]
     other = cells_of(small_experiment(tries=3), "quick", methods=["oicsr-gl"])
     with pytest.raises(TuningError, match="criterion 'validation loss of the fine-tuned network"):
-        tune(bench, other, [1000], lambda cell, strength, score: None)  # the criteria are not mixed in one record
+        check_joins(bench.tuning, other[0], [1000], "cpu")  # the criteria are not mixed in one record
     assert read_tuning(path) == record
 
 
