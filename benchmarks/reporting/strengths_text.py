@@ -6,11 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.comparison import Comparison
+from benchmarks.analysis.comparison import Comparison, rank
 from benchmarks.escape import for_markdown
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.machine.paths import PUBLISHED_TUNING
 from benchmarks.methods.registry import find_method
-from benchmarks.records.strengths import SCHEMA, compared_seeds, read_tuning, search_state, tuned_under, tuning_path
+from benchmarks.records.strengths import (
+    AS_PUBLISHED,
+    SCHEMA,
+    compared_seeds,
+    read_tuning,
+    search_state,
+    tuned_under,
+    tuning_path,
+)
 from benchmarks.reporting.numbers import share
 
 ONE_CHOICE = {
@@ -30,16 +39,33 @@ NOT_INSIDE = {
 
 
 def strengths_text(results: Path, comparison: Comparison) -> str:
-    """Return how strengths were chosen, and for which methods the best one is not inside those tried; may be empty."""
+    """Return how strengths were chosen, and for which methods the best one is not inside those tried; may be empty.
+
+    Methods that the results folder has not tuned take the published strengths, and are described by that record.
+    """
     experiment = EXPERIMENTS.get(comparison.experiment)
     if experiment is None or comparison.profile not in experiment.profiles:
         return ""
     owner = tuned_under(experiment, experiment.profile(comparison.profile))
-    path = tuning_path(results / "tuning", owner, comparison.profile)
+    methods = {str(name) for name in comparison.table["method"]}
+    published = {record.method for record in comparison.records if AS_PUBLISHED in record.strength_source}
+    folder = results / "tuning"
+    if folder.resolve() == PUBLISHED_TUNING.resolve():
+        published = set()
+    whose = "" if owner == comparison.experiment else f"They are those of `{owner}`."
+    texts = [_text(tuning_path(folder, owner, comparison.profile), methods - published, whose)]
+    if published:
+        text = _text(tuning_path(PUBLISHED_TUNING, owner, comparison.profile), published, whose)
+        titles = ", ".join(for_markdown(find_method(method).title) for method in sorted(published, key=rank))
+        texts.append(text.replace("Strengths:", f"Published strengths ({titles}):", 1))
+    return " ".join(text for text in texts if text)
+
+
+def _text(path: Path, methods: set[str], whose: str) -> str:
+    """Return what a tuning record says of some methods; nothing where it holds none of them."""
     if not path.is_file():
         return ""
     record = read_tuning(path)
-    methods = {str(name) for name in comparison.table["method"]}
     used = {name: tries for name, tries in record["scores"].items() if name in methods}
     seeds = record.get("seeds", [])
     if not used or record["schema"] != SCHEMA or compared_seeds(seeds):
@@ -49,10 +75,8 @@ def strengths_text(results: Path, comparison: Comparison) -> str:
     networks = f"{len(seeds)} {'network' if len(seeds) == 1 else 'networks'} that no comparison uses"
     rule = f" {MIDDLE}" if len(seeds) > 1 else ""
     choice = f"{ONE_CHOICE[search_state(record)]}{rule}"
-    parts = [f"Strengths: {tries} tried for every method and target, on {networks}. {choice}"]
-    if owner != comparison.experiment:
-        parts.append(f"They are those of `{owner}`.")
-    return " ".join([*parts, *_not_inside(record, methods)])
+    first = f"Strengths: {tries} tried for every method and target, on {networks}. {choice}"
+    return " ".join([first, *([whose] if whose else []), *_not_inside(record, methods)])
 
 
 def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.analysis.comparison import compare
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.reporting import strengths_text as strengths_text_module
 from benchmarks.reporting.strengths_text import strengths_text
 from tests.benchmarks.synthetic import experiment, records_of
 
@@ -56,6 +57,27 @@ def test_strengths_of_another_experiment_are_named(tmp_path: Path) -> None:
     with patch.dict(EXPERIMENTS, {"study": replace(STUDY, strengths_of="owner")}):
         text = strengths_text(tmp_path, COMPARISON)
     assert text.endswith("They are those of `owner`.")
+
+
+def test_methods_that_took_the_published_strengths_are_described_by_the_published_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = {"seeds": [1000], "scores": {"gl-out": {"0.5": {"0.1": {"loss": [1.0], "top1": [0.1]}}}}}
+    (tmp_path / "published").mkdir()
+    write(tmp_path / "published", **published)
+    monkeypatch.setattr(strengths_text_module, "PUBLISHED_TUNING", tmp_path / "published" / "tuning")
+    source = "tuned on validation, as published (study-cpu.json)"
+    records = [replace(r, strength_source=source) if r.method == "gl-out" else r for r in COMPARISON.records]
+    [mixed] = compare(records)
+    with patch.dict(EXPERIMENTS, {"study": STUDY}):
+        alone = strengths_text(tmp_path, mixed)
+        write(tmp_path)
+        both = strengths_text(tmp_path, mixed)
+        at_home = strengths_text(tmp_path / "published", mixed)  # the published folder itself: one record for all
+    words = "Published strengths (Group Lasso (out)): 1 tried for every method and target, on 1 network that"
+    assert alone.startswith(words) and "chance level: Group Lasso (out)" in alone
+    assert both.startswith("Strengths: 2 tried") and both.endswith(alone) and both.count("chance level") == 1
+    assert at_home.startswith("Strengths: 1 tried") and "Published" not in at_home
 
 
 def test_of_one_network_there_is_no_standard_error_to_tie_within(tmp_path: Path) -> None:
