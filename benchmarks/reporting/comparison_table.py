@@ -24,6 +24,16 @@ COMMON_NOTES = (
 )
 
 
+NO_VERDICT = "no verdict"
+
+MARK = " *"
+
+MARKED = (
+    "*: strengths that were not tuned, or for another network, training or state, or an older protocol; no verdict "
+    "rests on them."
+)
+
+
 def display_rows(comparison: Comparison) -> list[list[str]]:
     """Return the cells of the table as people read them: the dense networks, then the methods target by target."""
     rows = comparison.table.to_dict("records")
@@ -81,6 +91,17 @@ def warning(comparison: Comparison) -> str:
     if not comparison.current:
         parts.append(f"Records of protocol {comparison.protocol}, an older one: no verdict rests on them.")
     return " ".join(parts)
+
+
+def standing(comparison: Comparison) -> str:
+    """Return the tier of a comparison's evidence, or that it carries no verdict."""
+    counted = comparison.judges or not comparison.current
+    return (comparison.evidence.tier if counted else None) or NO_VERDICT
+
+
+def marked_place(comparison: Comparison) -> str:
+    """Return experiment and profile, marked where the comparison's own page has a warning (`MARKED` explains it)."""
+    return f"{comparison.experiment} ({comparison.profile}){MARK if warning(comparison) else ''}"
 
 
 def notes(comparison: Comparison) -> str:

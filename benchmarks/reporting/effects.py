@@ -20,6 +20,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.reporting.columns import STATE_TITLES
+from benchmarks.reporting.comparison_table import MARK, MARKED, marked_place
 from benchmarks.reporting.numbers import NONE, NOT_RUN, change, share
 from benchmarks.reporting.table_files import Sheet
 
@@ -29,7 +30,7 @@ SEARCH = "search"
 UNIT = (
     "Difference in top-1 that the step makes, paired by seed, in percentage points (± half its 95 % interval, from "
     f"{ENOUGH_SEEDS} seeds on). n: seeds; one column per target, the share of the MACs that is kept. Quick runs, and "
-    "trials on networks that serve tuning, have no row."
+    f"trials on networks that serve tuning, have no row. {MARKED}"
 )
 
 NOTES = {
@@ -76,7 +77,7 @@ class Effect:
     """The differences that a step makes to one method at one target, paired by seed.
 
     Attributes:
-        place: Experiment and profile.
+        place: Experiment and profile, marked as in other tables.
         method: Name of the method.
         target: Share of the MACs.
         measured: Key of `MEASURED`.
@@ -148,7 +149,7 @@ def _sheet(step: str, effects: Sequence[Effect]) -> Sheet:
 def _numbers(effects: Sequence[Effect]) -> pd.DataFrame:
     rows = [
         {
-            "experiment": effect.place,
+            "experiment": effect.place.replace(MARK, ""),
             "method": effect.method,
             "macs_kept": effect.target,
             "measured": effect.measured,
@@ -162,10 +163,6 @@ def _numbers(effects: Sequence[Effect]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _place(comparison: Comparison) -> str:
-    return f"{comparison.experiment} ({comparison.profile})"
-
-
 def _recalibration(comparison: Comparison) -> list[Effect]:
     if not all("recalibrated" in record.states for record in comparison.records):
         return []
@@ -174,7 +171,7 @@ def _recalibration(comparison: Comparison) -> list[Effect]:
         if method in MAIN_METHODS:
             group = comparison.by_seed(method, target).values()
             values = tuple(r.states["recalibrated"]["top1"] - r.states["pruned"]["top1"] for r in group)
-            found.append(Effect(_place(comparison), method, target, "recalibrated", values))
+            found.append(Effect(marked_place(comparison), method, target, "recalibrated", values))
     # nothing to estimate again: what is the same network twice shows no effect, and no interval of one
     return found if any(value for effect in found for value in effect.values) else []
 
@@ -216,7 +213,7 @@ def _measures(details: Details, *, rescaling: bool) -> dict[str, Measure]:
 
 
 def _between(switch: str, first: Comparison, second: Comparison, measures: Mapping[str, Measure]) -> list[Effect]:
-    place = f"{_place(first)}, {_place(second)}"
+    place = f"{marked_place(first)}, {marked_place(second)}"
     found = []
     for method, target in _cells(second):
         if switch == SEARCH and not find_method(method).has_strength:
@@ -232,7 +229,7 @@ def _absorption(comparison: Comparison, measures: Mapping[str, Measure]) -> list
         plain = method.removesuffix(ABSORBING)
         if plain != method:
             pair = comparison.by_seed(method, target), comparison.by_seed(plain, target)
-            found += _paired(_place(comparison), plain, target, pair, measures)
+            found += _paired(marked_place(comparison), plain, target, pair, measures)
     return found
 
 

@@ -13,6 +13,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.reporting.anatomy import outcome_lines
 from benchmarks.reporting.checklist import checklist, checklist_markdown
 from benchmarks.reporting.columns import STATE_TITLES
+from benchmarks.reporting.comparison_table import standing
 from benchmarks.reporting.effects import EFFECTS, IN_WORDS, SEARCH
 from benchmarks.reporting.experiment_page import folded
 from benchmarks.reporting.headline import headline_comparison
@@ -102,17 +103,12 @@ def _experiments(study: Study, prefix: str) -> Iterator[str]:
         cells = [
             f"{page} (`{comparison.experiment}`)",
             comparison.profile,
-            _evidence(comparison) + ("" if comparison.current else ", old protocol"),
+            standing(comparison) + ("" if comparison.current else ", old protocol"),
             str(comparison.table["method"].nunique()),
             str(low) if low == high else f"{low} to {high}",
             str(comparison.protocol),
         ]
         yield f"| {' | '.join(cells)} |"
-
-
-def _evidence(comparison: Comparison) -> str:
-    counted = comparison.judges or not comparison.current
-    return (comparison.evidence.tier if counted else None) or "no verdict"
 
 
 def verdicts_page(study: Study) -> str:

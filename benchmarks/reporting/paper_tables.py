@@ -19,7 +19,7 @@ from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.recalibrations import Measured
 from benchmarks.records.record import STATES_OF
 from benchmarks.reporting.columns import STATE_TITLES
-from benchmarks.reporting.comparison_table import warning
+from benchmarks.reporting.comparison_table import MARKED, marked_place
 from benchmarks.reporting.effects import effect_sheets, points
 from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
 from benchmarks.reporting.recalibration_table import recalibration_sheet
@@ -43,11 +43,6 @@ WITHOUT = {
     "recalibrated": "without fine-tuning, recalibrated",
     "finetuned": "with fine-tuning",
 }
-
-MARKED = (
-    "*: strengths that were not tuned, or for another network, training or state, or an older protocol; no verdict "
-    "rests on them."
-)
 
 PAPER_NOTES = (
     "Top-1 in %, mean ± standard deviation over seeds (n). L1 and L2 are the non-structured, Group Lasso and GrOWL the "
@@ -86,14 +81,9 @@ def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
     return Sheet(f"paper-{state}", title, header, rows or [[NOT_RUN] * len(header)], PAPER_NOTES, table)
 
 
-def _place(comparison: Comparison) -> str:
-    """Return experiment and profile, with a mark where the comparison's own page has a warning."""
-    return f"{comparison.experiment} ({comparison.profile}){' *' if warning(comparison) else ''}"
-
-
 def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[dict[str, Any]]) -> list[str]:
     dense, long = comparison.dense, comparison.dense_long
-    cells = [_place(comparison), share(target), percent(dense.mean, dense.sd)]
+    cells = [marked_place(comparison), share(target), percent(dense.mean, dense.sd)]
     cells.append(percent(long.mean, long.sd) if long else NOT_RUN)
     found = {str(row["method"]): row for row in _at(comparison, target)}
     for method, _ in PAPER_COLUMNS:
@@ -235,7 +225,7 @@ def _ablate(
     if not shared:
         return
     title = getattr(find_method(method), part).title
-    head = [_place(comparison), part, title, share(target), str(len(shared))]
+    head = [marked_place(comparison), part, title, share(target), str(len(shared))]
     changes = {
         state: [other[each].states[state]["top1"] - base[each].states[state]["top1"] for each in shared]
         for state in STATES_OF[comparison.protocol]

@@ -12,6 +12,7 @@ from benchmarks.analysis.comparison import Comparison, compare
 from benchmarks.records.histories import Details
 from benchmarks.records.recalibrations import Measured, Recalibrations
 from benchmarks.records.record import Record, write_record
+from benchmarks.records.strengths import UNTUNED
 from benchmarks.reporting.effects import effect_sheets, switched
 from benchmarks.reporting.recalibration_table import recalibration_sheet
 from benchmarks.reporting.table_files import Sheet, sheet_latex, sheet_markdown
@@ -49,6 +50,13 @@ def test_recalibration_is_the_difference_of_two_states_of_a_run() -> None:
     assert sheet.header == ("Experiment (profile)", "Method", "n", "50.0 %")
     # no spread in three seeds: sd at least 0.1 points, t(0.975, 2) = 4.3027, over sqrt 3
     assert sheet.rows == [["digits (cpu)", "OICSR-GL", "3", "+30.00 (±0.25)"]]
+
+
+def test_rows_whose_strengths_carry_no_verdict_are_marked_as_in_other_tables() -> None:
+    [untuned] = compare([replace(record, strength_source=UNTUNED) for record in USUAL.records])
+    sheet = sheets([untuned])["recalibration"]
+    assert [row[0] for row in sheet.rows] == ["digits (cpu) *"] and "*: strengths that were not tuned" in sheet.notes
+    assert sheet.numbers["experiment"].tolist() == ["digits (cpu)"]
 
 
 def test_the_numbers_of_a_table_have_the_intervals_that_it_prints() -> None:
