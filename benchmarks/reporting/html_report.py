@@ -21,6 +21,7 @@ from benchmarks.machine.paths import REPORT_ASSETS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.record import STATES, STATES_OF, Record
+from benchmarks.reporting.comparison_table import NO_VERDICT, standing, warning
 from benchmarks.reporting.figures.accuracy import before_and_after
 from benchmarks.reporting.figures.style import look_of
 from benchmarks.reporting.headline import headline_comparison
@@ -151,16 +152,29 @@ def _looks(methods: Sequence[str]) -> dict[str, str]:
 def _study(comparison: Comparison) -> dict[str, Any]:
     experiment = EXPERIMENTS.get(comparison.experiment)
     title = experiment.title if experiment else comparison.experiment
-    quick = " (quick: says nothing about the claim)" if comparison.profile == "quick" else ""
-    dense = comparison.dense
+    quick, dense = comparison.profile == "quick", comparison.dense
+    silent = " (quick: says nothing about the claim)" if quick else ""
+    if not quick and standing(comparison) == NO_VERDICT:
+        silent = f" ({NO_VERDICT})"
     return {
         "name": comparison.name,
-        "label": f"{title}, profile {comparison.profile}{quick}",
+        "label": f"{title}, profile {comparison.profile}{silent}",
         "profile": comparison.profile,
         "level": comparison.level,
+        "warning": _warning(comparison),
         "about": f"dense networks {100 * dense.mean:.2f} % over {dense.n} {'seed' if dense.n == 1 else 'seeds'}",
         "methods": sorted({record.method for record in comparison.records}, key=rank),
     }
+
+
+def _warning(comparison: Comparison) -> str:
+    """Return why no verdict rests on a comparison, or on some of its rows, as above its table; empty for none."""
+    said = [warning(comparison).replace("`", "")]
+    if comparison.profile == "quick":
+        said.insert(0, "Quick run: it shows that the pipeline works; no verdict rests on it.")
+    elif comparison.evidence.tier is None:
+        said.insert(0, f"Carries {NO_VERDICT}: {comparison.evidence.reason}.")
+    return " ".join(part for part in said if part)
 
 
 def _run(record: Record) -> dict[str, Any]:

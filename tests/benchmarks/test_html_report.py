@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def test_explorer_ticks_the_strongest_rivals_and_the_proximal_forms() -> None:
     assert set(page_data(records, compare(records))["main"]) == set(methods) - {"fpgm"}
 
 
+def test_explorer_says_which_studies_carry_no_verdict_and_why() -> None:
+    records = [replace(record, profile="study") for record in records_of(experiment())]
+    source = "tuned on validation (cifar10-resnet20-end-study.json)"  # whose search compared fine-tuned networks
+    late = [replace(record, strength_source=source) if record.strength else record for record in records]
+    studies = {
+        name: page_data(each, compare(each))["studies"][0]
+        for name, each in (("usual", records), ("late", late), ("quick", records_of(experiment(), "quick")))
+    }
+    assert studies["usual"]["label"].endswith("profile study") and studies["usual"]["warning"] == ""
+    assert studies["late"]["label"].endswith("profile study (no verdict)")
+    assert studies["late"]["warning"].endswith("Strengths chosen for the fine-tuned network: no verdict rests on them.")
+    assert studies["quick"]["label"].endswith("(quick: says nothing about the claim)")
+    assert studies["quick"]["warning"].startswith("Quick run: it shows that the pipeline works; no verdict rests")
+
+
 def steps(page: Path, folder: Path, script: str, width: int = 1400) -> Any:
     noted = run_in_page(page, script, folder, width)
     assert noted["faults"] == []
@@ -85,7 +101,7 @@ def test_filters_choose_what_is_shown(page: Path, tmp_path: Path) -> None:
         CHOOSE
         + f"""
         const now=()=>[{ROWS}.length, document.querySelectorAll('#plot a').length,
-          document.getElementById('quick').hidden];
+          document.getElementById('warning').hidden];
         const log=[now()];
         document.querySelector('#methods input[value=none]').click(); log.push(now());
         document.getElementById('none').click(); log.push(now());

@@ -205,7 +205,8 @@ function methods() {
 
 function show() {
   const current = study();
-  $("quick").hidden = !(current && current.profile === "quick");
+  $("warning").textContent = current ? current.warning : "";
+  $("warning").hidden = !(current && current.warning);
   $("level").textContent = current ? `Setup level ${current.level}; ${current.about}` : "";
   plot();
   table();
