@@ -54,8 +54,8 @@ def command(options: argparse.Namespace) -> int:
     """Replay what is missing; exit with 1 if W&B fails or a record cannot be read.
 
     Raises:
-        ValueError: An experiment is unknown, or `--report` is given without `--wandb online` and `--entity`, or without
-            the package that makes reports.
+        ValueError: There are no records, an experiment is unknown, or `--report` is given without `--wandb online` and
+            `--entity`, or without the package that makes reports.
     """
     if options.report and (options.wandb != "online" or not options.entity):
         raise ValueError("--report makes a report on the W&B server; add --wandb online and --entity USER-OR-TEAM")
@@ -80,16 +80,18 @@ def command(options: argparse.Namespace) -> int:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """Refuse names of experiments that are unknown and have no records either.
+    """Refuse a folder without records, and names of experiments that are unknown and have no records either.
 
     Raises:
-        ValueError: There is such a name.
+        ValueError: There is such a name, or no record.
     """
     recorded = sorted(path.name for path in runs_folder(options.results).glob("*") if path.is_dir())
     known = dict.fromkeys([*known_experiments(options.results), *recorded])
     for name in options.experiments:
         if name not in known:
             raise ValueError(unknown_name("experiment", name, known))
+    if not any(runs_folder(options.results).glob("*/*/record.json")):
+        raise ValueError(f"there are no records to publish under {runs_folder(options.results)}")
 
 
 def _make_reports(options: argparse.Namespace, place: Place) -> None:

@@ -100,6 +100,7 @@ def test_help_documents_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--pending", "--profile", "quickx"], "no profile 'quickx'. Did you mean 'quick'"),
         (["status", "--profile", "quickx"], "no profile 'quickx'. Did you mean 'quick'"),
         (["publish", "demmo"], "no experiment 'demmo'. Did you mean 'demo'"),
+        (["publish", "--results", "nowhere"], "no records to publish under nowhere/runs"),
         (["run", "demo", "--macs-kept", "1.5"], r"must be in \(0, 1\]"),
         (["run", "demo", "--device", "tpu"], "cannot be used"),
         (["run", "demo", "--device", "meta"], "cannot be used"),
