@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,11 +29,14 @@ from benchmarks.records.rows import (
     read_history,
 )
 from benchmarks.records.schema import COMPLETE as COMPLETE
+from benchmarks.records.schema import NewerRecordError as NewerRecordError
 from benchmarks.records.schema import RecordError as RecordError
 from benchmarks.records.schema import check_values
 from benchmarks.records.signatures import SUFFIX
 
 SCHEMA = "oicsr-record-1"
+LATER_SCHEMA = re.compile(r"oicsr-record-([2-9]|[1-9][0-9]+)")  # of versions to come
+NEWER = "a newer version of this suite made it: update this checkout, or give another folder with --results"
 
 STATES = ("dense", "regularized", "pruned", "recalibrated", "finetuned")
 STATES_OF = {1: tuple(state for state in STATES if state != "recalibrated"), 2: STATES}  # by version of the protocol
@@ -160,6 +164,7 @@ def parse_record(text: str, where: str, *, unchecked: bool = False) -> Record:
 
     Raises:
         RecordError: It does not follow the schema, or was changed; the message says where and why.
+        NewerRecordError: It was made by a newer version of this suite.
     """
     record = _parse(text, where)
     _verify(record, where, unchecked)
@@ -177,9 +182,14 @@ def _parse(text: str, where: str) -> Record:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{where} is no readable record: {error}") from error
-    if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+    schema = data.pop("schema", None) if isinstance(data, dict) else None
+    if isinstance(schema, str) and LATER_SCHEMA.fullmatch(schema):
+        raise NewerRecordError(f"{where} is of schema {schema[:40]!r}, not {SCHEMA!r}: {NEWER}")
+    if schema != SCHEMA:
         raise RecordError(f"{where} is no record of schema {SCHEMA!r}")
     missing, extra = FIELDS.keys() - data.keys(), data.keys() - FIELDS.keys()
+    if extra and not missing - OPTIONAL and _is_whole(data):
+        raise NewerRecordError(f"{where} has fields that are unknown here, {sorted(extra)}: {NEWER}")
     if missing - OPTIONAL or extra:
         raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
     for name in TEXTS & data.keys():  # one that joined later may be absent
@@ -193,8 +203,21 @@ def _parse(text: str, where: str) -> Record:
     return record
 
 
+def _is_whole(values: dict[str, Any]) -> bool:
+    """Return whether values carry the checksum that is theirs: then what is unknown in them is no damage."""
+    provenance = values.get("provenance")
+    try:
+        return isinstance(provenance, dict) and provenance.get(CHECKSUM) == checksum(values)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
 def _check_states(record: Record, where: str) -> None:
     """Refuse states that are unknown, and complete runs without all states of their protocol."""
+    if type(record.protocol) is int and record.protocol > max(STATES_OF) and _is_whole(vars(record)):
+        raise NewerRecordError(
+            f"{where} is of protocol {record.protocol}, this version knows {sorted(STATES_OF)}: {NEWER}"
+        )
     if record.protocol not in STATES_OF:
         raise RecordError(f"{where}: protocol is {record.protocol!r}; this version knows {sorted(STATES_OF)}")
     missing = [state for state in STATES_OF[record.protocol] if state not in record.states]

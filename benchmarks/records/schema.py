@@ -25,6 +25,10 @@ class RecordError(ValueError):
     """A record cannot be read, or does not belong where it is."""
 
 
+class NewerRecordError(RecordError):
+    """A record is of a newer version of this suite: nothing is wrong with it, and nothing may take its place."""
+
+
 @cache
 def _checker() -> Callable[[dict[str, Any]], list[str]] | None:
     """Return what finds wrong values; None, and a warning, where pydantic is missing (a machine that only trains)."""

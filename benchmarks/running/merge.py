@@ -21,6 +21,7 @@ from benchmarks.records.record import (
     CHECKSUM,
     HISTORY_CHECKSUM,
     SIGNATURE,
+    NewerRecordError,
     Record,
     RecordError,
     move_to,
@@ -278,6 +279,8 @@ def _existing(target: Path) -> Record | None:
     """Return the existing record; a damaged one counts as missing, one that cannot be read now is an error."""
     try:
         return read_record(target) if target.is_file() else None
+    except NewerRecordError:  # it stays
+        raise
     except RecordError:
         return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.config import PROTOCOL, Cell
 from benchmarks.machine.paths import unused
 from benchmarks.methods.registry import find_method
-from benchmarks.records.record import Record, RecordError, read_record, record_path
+from benchmarks.records.record import NewerRecordError, Record, RecordError, read_record, record_path
 from benchmarks.records.strengths import choose_strength
 from benchmarks.running.bench import Bench
 from benchmarks.running.outcome import resolved_config
@@ -46,6 +46,7 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
     Raises:
         RecordError: Records were made with another configuration; the message names all, and says what differs in the
             first one.
+        NewerRecordError: One was made by a newer version of this suite.
         OSError: A record cannot be read now: it may be whole, and nothing is renamed.
     """
     found = Survey()
@@ -57,6 +58,8 @@ def survey(bench: Bench, cells: Sequence[Cell], *, retry_failed: bool = False, l
             continue
         try:
             record = read_record(path)
+        except NewerRecordError:  # nothing is wrong with it: its run is not done again
+            raise
         except RecordError as error:
             found.damaged.append(str(error) if look_only else f"{error}; renamed to {_keep_aside(path).name}")
             found.todo.append(cell)
