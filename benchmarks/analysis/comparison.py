@@ -57,6 +57,7 @@ class Comparison:
         table: One row per method and target; accuracies in [0, 1], NaN where a state was not run.
         records: What it was made from.
         superseded: Records of older versions of the protocol that were left out.
+        failed: Records of runs that ended without a result, of the same protocol.
     """
 
     experiment: str
@@ -65,6 +66,7 @@ class Comparison:
     table: pd.DataFrame
     records: tuple[Record, ...] = ()
     superseded: int = 0
+    failed: tuple[Record, ...] = ()
 
     @property
     def name(self) -> str:
@@ -163,11 +165,12 @@ class Comparison:
         """Return the same comparison with some methods only."""
         wanted = set(methods)
         table = self.table[self.table["method"].isin(wanted)].reset_index(drop=True)
-        return replace(self, table=table, records=tuple(r for r in self.records if r.method in wanted))
+        records, failed = (tuple(r for r in group if r.method in wanted) for group in (self.records, self.failed))
+        return replace(self, table=table, records=records, failed=failed)
 
 
 def compare(records: Sequence[Record]) -> list[Comparison]:
-    """Summarise records, one comparison per experiment and profile, the complete runs only.
+    """Summarise records, one comparison per experiment and profile that has a complete run; others are named.
 
     While an experiment is repeated under a new protocol, its older records are left out.
 
@@ -175,16 +178,17 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
         UnfairComparisonError: Records of one comparison were made under different conditions.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
+    without: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.complete:
-            groups.setdefault((record.experiment, record.profile), []).append(record)
+        (groups if record.complete else without).setdefault((record.experiment, record.profile), []).append(record)
     found = []
     for (experiment, profile), group in sorted(groups.items()):
         newest = max(record.protocol for record in group)
         used = [record for record in group if record.protocol == newest]
         check_comparable(used)
         left_out = len(group) - len(used)
-        found.append(Comparison(experiment, profile, level_name(used), _table(used), tuple(used), left_out))
+        failed = tuple(record for record in without.get((experiment, profile), ()) if record.protocol == newest)
+        found.append(Comparison(experiment, profile, level_name(used), _table(used), tuple(used), left_out, failed))
     return found
 
 
@@ -217,7 +221,7 @@ def _marks(cells: Sequence[Sequence[Record]], state: str) -> list[str]:
     return tied_with_best([{network_of(r): float(r.states[state]["top1"]) for r in cell} for cell in cells])
 
 
-def _title(record: Record) -> str:
+def title_of(record: Record) -> str:
     """Return the registry's title, so that all records of a method read alike; an unknown method keeps its record's."""
     try:
         return find_method(record.method).title
@@ -229,7 +233,7 @@ def _row(records: Sequence[Record], level: str) -> dict[str, object]:
     first = records[0]
     row: dict[str, object] = {
         "method": first.method,
-        "title": _title(first),
+        "title": title_of(first),
         "macs_kept": first.macs_kept,
         "n": len(records),
         "strength": first.strength,

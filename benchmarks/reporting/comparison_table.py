@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison
+from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison, rank, title_of
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
 from benchmarks.escape import for_markdown, one_line
 from benchmarks.experiments import EXPERIMENTS
@@ -65,7 +65,7 @@ def missing(comparison: Comparison) -> str:
     if experiment is None or comparison.profile not in experiment.profiles:
         return ""
     profile = experiment.profiles[comparison.profile]
-    done = {(record.method, f"{record.macs_kept:g}") for record in comparison.records}
+    done = {(record.method, f"{record.macs_kept:g}") for record in (*comparison.records, *comparison.failed)}
     targets = [target for target in profile.macs_kept if any(kept == f"{target:g}" for _, kept in done)]
     none = [target for target in profile.macs_kept if target not in targets] if comparison.profile != "quick" else []
     parts = [] if any(method == DENSE_LONG for method, _ in done) else [find_method(DENSE_LONG).title]
@@ -115,7 +115,20 @@ def notes(comparison: Comparison) -> str:
     if comparison.superseded:
         records = "1 record" if comparison.superseded == 1 else f"{comparison.superseded} records"
         parts.append(f"Left out: {records} of an older protocol.")
+    if comparison.failed:
+        parts.append(f"Without a result, and in no mean: {_failed(comparison)}.")
     return " ".join([*(part for part in parts if part), for_markdown(comparison.origins.text)])
+
+
+def _failed(comparison: Comparison) -> str:
+    """Return which runs failed and why: a mean over the others is one over those that did not."""
+    in_order = sorted(comparison.failed, key=lambda record: (rank(record.method), -record.macs_kept, record.seed))
+    runs = [
+        f"{title_of(record)} at {share(record.macs_kept)}, seed {record.seed} "
+        f"({(record.failure or {}).get('reason', 'reason unknown')})"
+        for record in in_order
+    ]
+    return for_markdown("; ".join(runs))
 
 
 def _evidence(comparison: Comparison) -> str:

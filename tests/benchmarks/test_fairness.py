@@ -14,9 +14,10 @@ from benchmarks.analysis.strata import carries_verdicts
 from benchmarks.analysis.tuned import is_tuned
 from benchmarks.config import Phase
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import origins_of
 from benchmarks.records.record import Record
-from benchmarks.reporting.comparison_table import comparison_sheet, notes, to_text, warning
+from benchmarks.reporting.comparison_table import comparison_sheet, missing, notes, to_text, warning
 from benchmarks.reporting.table_files import sheet_latex, sheet_markdown
 from tests.benchmarks.synthetic import experiment, records_of
 
@@ -80,6 +81,25 @@ def test_versions_of_the_protocol_are_never_mixed() -> None:
     assert "Left out: 6 records of an older protocol." in notes(found)
     [old] = compare(older)
     assert not old.current and warning(old).startswith("Records of protocol 1")
+
+
+def test_runs_without_a_result_are_named_under_the_table() -> None:
+    """A mean over the others is one over those that did not diverge: readers must see that."""
+    first, *rest = RECORDS
+    failed = replace(first, status="failed", failure={"reason": "training diverged | loss nan"})
+    older = replace(failed, protocol=1, seed=7)
+    [found] = compare([failed, older, *rest])
+    assert found.failed == (failed,) and failed not in found.records
+    text = notes(found).replace("\N{NO-BREAK SPACE}", " ")
+    target, name = f"{100 * first.macs_kept:.1f} %", find_method(first.method).title
+    said = f"Without a result, and in no mean: {name} at {target}, seed {first.seed} (training diverged \\| loss nan)."
+    assert said in text
+    alone = [record for record in rest if record.method != first.method]
+    with patch.dict(EXPERIMENTS, {"cifar10-resnet56": experiment(methods=("oicsr-gl", "gl-out"), macs_kept=(0.5,))}):
+        assert name not in missing(compare([failed, *alone])[0])  # it was run
+        assert name in missing(compare(alone)[0])
+    assert compare([failed]) == [] and compare(RECORDS)[0].failed == ()
+    assert not found.restricted(["none"]).failed
 
 
 def test_devices_and_precisions_may_differ_between_seeds_but_not_within_one() -> None:
