@@ -66,15 +66,13 @@ def check_optimizer(
 def _can_follow(value: Any, parameter: Tensor, *, is_cut: bool) -> bool:
     """Return whether a state stays right: sliced where it has the parameter's axes, kept where it is one number."""
     if isinstance(value, Tensor):
-        if _is_factor(value, parameter):
-            return True
         kept = value.numel() <= (1 if is_cut else parameter.numel())
-        return value.shape == parameter.shape or kept
+        return kept or _is_factor(value, parameter)
     return not any(tensor.numel() > 1 for tensor in _tensors(value))
 
 
 def _is_factor(value: Tensor, parameter: Tensor) -> bool:
-    """Return whether a state has the axes of a parameter, some of size 1 (the rows and columns of Adafactor)."""
+    """Return whether a state has the axes of a parameter, none or some of size 1 (Adafactor's rows and columns)."""
     pairs = zip(value.shape, parameter.shape, strict=False)
     return value.ndim == parameter.ndim and all(own in (1, size) for own, size in pairs)
 

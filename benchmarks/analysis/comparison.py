@@ -170,7 +170,7 @@ class Comparison:
 
 
 def compare(records: Sequence[Record]) -> list[Comparison]:
-    """Summarise records, one comparison per experiment and profile that has a complete run; others are named.
+    """Summarise records, one comparison per experiment and profile with a complete run; failed ones stand beside.
 
     While an experiment is repeated under a new protocol, its older records are left out.
 

@@ -26,6 +26,11 @@ WORDS = {SUPPORTED: "holds on {}", REFUTED: "does not hold on {}", INCONCLUSIVE:
 OPEN = "the interval allows for both answers, all comparisons considered"
 
 
+def datasets_of(strata: Sequence[Stratum]) -> str:
+    """Return the data sets of some strata in words."""
+    return " and ".join(dict.fromkeys(dataset_title(stratum.dataset) for stratum in strata))
+
+
 @dataclass(frozen=True)
 class Finding:
     """What the records of one tier say about a claim; numbers in the measure's unit.
@@ -60,7 +65,7 @@ class Finding:
     @property
     def datasets(self) -> str:
         """The data sets that it rests on, in words."""
-        return " and ".join(dict.fromkeys(dataset_title(stratum.dataset) for stratum in self.strata))
+        return datasets_of(self.strata)
 
     @property
     def words(self) -> str:

@@ -8,7 +8,16 @@ from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, 
 from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY, dataset_title
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
 from benchmarks.analysis.strata import Stratum
-from benchmarks.analysis.verdicts import INCONCLUSIVE, NOT_RUN, REFUTED, SUPPORTED, VERDICTS, Finding, Verdict
+from benchmarks.analysis.verdicts import (
+    INCONCLUSIVE,
+    NOT_RUN,
+    REFUTED,
+    SUPPORTED,
+    VERDICTS,
+    Finding,
+    Verdict,
+    datasets_of,
+)
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
 from benchmarks.reporting.numbers import NONE, share, signed
@@ -174,7 +183,7 @@ def of_tier(verdicts: Sequence[Verdict], tier: str) -> str:
     models = ", ".join(dict.fromkeys(stratum.model for stratum in strata))
     networks = len({(s.model, s.dataset, network) for s in strata for network in s.by_network})
     count = f"{networks} trained {'network' if networks == 1 else 'networks'}"
-    return f"{tier.capitalize()} evidence, on {_datasets(verdicts, tier)} ({models}; {count})"
+    return f"{tier.capitalize()} evidence, on {datasets_of(strata)} ({models}; {count})"
 
 
 def _strata(verdicts: Sequence[Verdict], tier: str) -> list[Stratum]:
@@ -182,10 +191,6 @@ def _strata(verdicts: Sequence[Verdict], tier: str) -> list[Stratum]:
     found = [finding for verdict in verdicts if (finding := verdict.at(tier))]
     judged = [finding for finding in found if finding.effect]
     return [stratum for finding in judged or found for stratum in finding.strata]
-
-
-def _datasets(verdicts: Sequence[Verdict], tier: str) -> str:
-    return " and ".join(dict.fromkeys(dataset_title(stratum.dataset) for stratum in _strata(verdicts, tier)))
 
 
 def counts(verdicts: Sequence[Verdict], tier: str) -> str:
@@ -326,7 +331,7 @@ def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
         judged = [verdict for verdict in in_order(verdicts, tier) if (own := verdict.at(tier)) and own.effect]
         listed += [verdict for verdict in judged if verdict not in listed]
     listed += [verdict for tier in tiers for verdict in in_order(verdicts, tier)]
-    heads = [f"{tier.capitalize()}: {for_markdown(_datasets(verdicts, tier))}" for tier in judging]
+    heads = [f"{tier.capitalize()}: {for_markdown(datasets_of(_strata(verdicts, tier)))}" for tier in judging]
     lines = [f"| | Claim | {' | '.join(heads)} |", "|---|---|" + "---|" * len(judging)]
     for verdict in {verdict.claim.id: verdict for verdict in listed}.values():
         cells = [_cell(verdict.claim, verdict.at(tier)) for tier in judging]
