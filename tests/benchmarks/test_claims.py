@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,7 +259,7 @@ def test_a_tier_that_is_only_begun_hides_no_loss() -> None:
 def test_readme_begins_with_what_holds_on_what_evidence_and_what_does_not() -> None:
     records = records_of(experiment(methods=("oicsr-gl", "gl-out", "depgraph", "none"), seeds=(0, 1, 2, 3, 4)))
     verdicts = judge(records, NOTHING)
-    first, _, *told = readme_headline(verdicts).split("\n")
+    first, _, answer, _, *told = readme_headline(verdicts).split("\n")
     assert first == (
         "**Results so far.** Small evidence, on CIFAR-10 (resnet56; 5 trained networks): all images of a natural-image "
         "data set, short training. [More](#results)."
@@ -266,20 +267,25 @@ def test_readme_begins_with_what_holds_on_what_evidence_and_what_does_not() -> N
     kinds = [line.partition(":**")[0].removeprefix("- **") for line in told]
     every = ("Claimed and lost", "Claimed, does not hold", "Claimed, and holds", "Claimed, not shown either way")
     assert kinds == [kind for kind in every if kind in kinds]
+    assert re.fullmatch(
+        r"\*\*Does OICSR-GL beat separated regularisation\?\*\* "
+        r"Against Group Lasso \(out\): \+\S+ points before fine-tuning \(holds\), \S+ recalibrated \(.+?\), "
+        r"\S+ fine-tuned \(.+?\)\. Against No regulariser: \S+ points before fine-tuning .+ fine-tuned \(.+?\)\.",
+        answer,
+    )
     judged = [verdict for verdict in verdicts if (own := verdict.at("small")) and own.effect]
-    shown = sum(verdict.claim.short in "\n".join(told) for verdict in judged)
+    shown = sum(verdict.claim.short in "\n".join(told) for verdict in judged) + answer.count(", ") + answer.count(": ")
     more = sum(int(line.rpartition("; and ")[2].split()[0]) for line in told if "; and " in line)
     assert shown + more == len(judged) > 8  # nothing is passed over
-    assert "- **Claimed, and holds:** OICSR-GL beats Group Lasso (out), before fine-tuning (+" in "\n".join(told)
     assert readme_headline(judge([], NOTHING)) == "**Results so far:** none that carries a verdict."
 
 
 def test_readme_names_losses_first_and_tells_the_highest_tier_alone() -> None:
     lost = records_of(experiment(methods=("oicsr-gl", "gl-out"), seeds=(0, 1, 2, 3, 4)), effect={"gl-out": 0.5})
     text = readme_headline(judge([*lost, *toys({"oicsr-gl": 0.9})], NOTHING))
-    assert text.split("\n")[2].startswith(
-        "- **Claimed and lost:** OICSR-GL beats Group Lasso (out), before fine-tuning (−"
-    )
+    answer = text.split("\n")[2]
+    assert answer.startswith("**Does OICSR-GL beat separated regularisation?** Against Group Lasso (out): −")
+    assert "before fine-tuning (**loss**)" in answer
     assert "Toy" not in text and "digits" not in text
 
 
