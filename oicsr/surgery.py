@@ -63,7 +63,7 @@ def remove_channels(
     Raises:
         TypeError: `model` is no module, `plan` no plan, or `optimizer` neither an optimiser nor a list of them.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
-            optimiser holds none of the model's parameters or keeps a state that cannot be sliced (Adafactor, L-BFGS);
+            optimiser holds none of the model's parameters or keeps a state that cannot be sliced (L-BFGS, Shampoo);
             the message says which. Nothing is changed then.
 
     Warns:

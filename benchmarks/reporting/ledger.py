@@ -164,7 +164,7 @@ def _answers(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
 
 def _answer(rival: str, verdicts: Sequence[Verdict], tier: str) -> str:
     """Return what was found against a rival, such as "Against Random channels: +1.2 points recalibrated (holds)."."""
-    parts = []
+    parts: list[str] = []
     for verdict in verdicts:
         finding = verdict.at(tier)
         assert finding is not None and finding.effect is not None
