@@ -294,8 +294,7 @@ def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]
     """Report what failed and what is left; return the exit code."""
     failed = [record for record in records if not record.complete]
     for record in failed:
-        reason = (record.failure or {}).get("reason")
-        line = f"failed: {record.experiment}/{record.run_id}: {for_terminal(str(reason))}"
+        line = f"failed: {record.experiment}/{record.run_id}: {for_terminal(record.failure_reason)}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)

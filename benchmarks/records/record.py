@@ -126,6 +126,11 @@ class Record:
         """Whether the run finished."""
         return self.status == COMPLETE
 
+    @property
+    def failure_reason(self) -> str:
+        """Why the run failed, for people."""
+        return str((self.failure or {}).get("reason") or "reason unknown")
+
     def to_json(self) -> str:
         """Return the text of `record.json`, its checksum in it."""
         values = {"schema": SCHEMA, **without_defaults(vars(self))}

@@ -124,8 +124,7 @@ def _failed(comparison: Comparison) -> str:
     """Return which runs failed and why: a mean over the others is one over those that did not."""
     in_order = sorted(comparison.failed, key=lambda record: (rank(record.method), -record.macs_kept, record.seed))
     runs = [
-        f"{title_of(record)} at {share(record.macs_kept)}, seed {record.seed} "
-        f"({(record.failure or {}).get('reason', 'reason unknown')})"
+        f"{title_of(record)} at {share(record.macs_kept)}, seed {record.seed} ({record.failure_reason})"
         for record in in_order
     ]
     return for_markdown("; ".join(runs))

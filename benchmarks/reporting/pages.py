@@ -152,9 +152,7 @@ def _latency_section(names: Sequence[str]) -> list[str]:
 def _failed_and_missing(study: Study) -> list[str]:
     lines = []
     failed = {
-        f"{record.experiment}/{record.run_id}": str((record.failure or {}).get("reason", "unknown"))
-        for record in study.records
-        if not record.complete
+        f"{record.experiment}/{record.run_id}": record.failure_reason for record in study.records if not record.complete
     }
     if failed:
         reasons = [f"- `{run}`: {for_markdown(reason)}" for run, reason in failed.items()]

@@ -244,7 +244,7 @@ def all_sheets(comparisons: Sequence[Comparison], details: Details, measured: Se
     used = [comparison for comparison in comparisons if comparison.protocol == newest]
     text = _origin(used, older)
     made = [replace(sheet, notes=f"{sheet.notes}{text}") for sheet in _sheets(used, details)]
-    return [*made, recalibration_sheet(measured, newest or CURRENT_PROTOCOL)]
+    return [*made, recalibration_sheet(measured, newest or CURRENT_PROTOCOL, used)]
 
 
 def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.analysis.comparison import rank
+from benchmarks.analysis.comparison import Comparison, rank
 from benchmarks.analysis.statistics import summarize
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import sources_text
 from benchmarks.records.recalibrations import KINDS, Measured, Recalibrations
+from benchmarks.reporting.comparison_table import MARK, NO_VERDICT, standing, warning
 from benchmarks.reporting.effects import points
 from benchmarks.reporting.numbers import NONE, NOT_RUN, percent, share
 from benchmarks.reporting.table_files import Sheet
@@ -28,12 +29,25 @@ NOTES = (
 )
 
 
-def recalibration_sheet(measured: Sequence[Measured], version: int) -> Sheet:
-    """Return the table of all measurements under one version of the protocol."""
+NO_VERDICTS = (
+    " *: no verdict rests on these networks: the experiment's own table says why, or their runs are not recorded here."
+)
+
+
+def recalibration_sheet(measured: Sequence[Measured], version: int, comparisons: Sequence[Comparison]) -> Sheet:
+    """Return the table of all measurements under one version of the protocol.
+
+    Args:
+        measured: The measurements.
+        version: Of the protocol.
+        comparisons: The runs of the same networks: rows on which no verdict rests are marked, as in other tables.
+    """
     used = [found for found in measured if found.version == version]
     counts = sorted({count for found in used for row in found.rows for kind in KINDS for count in row.of(kind)})
     header = ("Experiment (profile)", "Method", "Images", "MACs kept", "n", "Pruned", "As in runs", *map(str, counts))
-    lines = [line for found in used for line in _lines(found, counts)]
+    places = [_place(found, comparisons) for found in used]
+    lines = [line for place, found in zip(places, used, strict=True) for line in _lines(place, found, counts)]
+    marked = NO_VERDICTS if any(place.endswith(MARK) for place in places) else ""
     images = " or ".join(f"{count:,}" for count in sorted({found.images for found in used})) or "some"
     origin = for_markdown(sources_text([found.provenance for found in used])) if used else ""
     return Sheet(
@@ -41,13 +55,20 @@ def recalibration_sheet(measured: Sequence[Measured], version: int) -> Sheet:
         TITLE,
         header,
         lines or [[NOT_RUN] * len(header)],
-        NOTES.format(images=images) + (f"\n\n{origin}" if origin else ""),
+        NOTES.format(images=images) + marked + (f"\n\n{origin}" if origin else ""),
         _numbers(used),
         texts=3,
     )
 
 
-def _lines(found: Measured, counts: Sequence[int]) -> list[list[str]]:
+def _place(found: Measured, comparisons: Sequence[Comparison]) -> str:
+    """Return experiment and profile, marked where no verdict rests on the runs of these networks."""
+    runs = [each for each in comparisons if (each.experiment, each.profile) == (found.experiment, found.profile)]
+    judged = runs and all(standing(each) != NO_VERDICT and not warning(each) for each in runs)
+    return f"{found.experiment} ({found.profile})" + ("" if judged else MARK)
+
+
+def _lines(place: str, found: Measured, counts: Sequence[int]) -> list[list[str]]:
     cells: dict[tuple[str, float], list[Recalibrations]] = {}
     for row in sorted(found.rows, key=lambda row: (rank(row.method), -row.macs_kept, row.seed)):
         cells.setdefault((row.method, row.macs_kept), []).append(row)
@@ -56,7 +77,7 @@ def _lines(found: Measured, counts: Sequence[int]) -> list[list[str]]:
         before, after = summarize([row.pruned for row in rows]), summarize([row.protocol for row in rows])
         for kind in KINDS:
             differences = [_differences(rows, kind, count) for count in counts]
-            head = [f"{found.experiment} ({found.profile})", find_method(method).title, kind, share(target)]
+            head = [place, find_method(method).title, kind, share(target)]
             states = [percent(before.mean, before.sd), percent(after.mean, after.sd)]
             same = kind == "augmented"  # and as many as in runs: nothing can differ
             texts = [

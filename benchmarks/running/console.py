@@ -193,7 +193,7 @@ class ConsoleObserver:
         self._bars.update(self._sweep, completed=self._finished)
         counter = f"[{self._finished}/{self._runs}]".replace("[", r"\[")
         if not record.complete:
-            reason = escape(for_terminal(str((record.failure or {}).get("reason", ""))))
+            reason = escape(for_terminal(record.failure_reason))
             self._console.print(f"{counter} {cell.label} [red]FAILED[/red]: {reason}", highlight=False, soft_wrap=True)
             return
         states = ", ".join(f"{name} {100 * state['top1']:.2f}" for name, state in record.states.items())

@@ -130,7 +130,7 @@ def find_record(run: str, results: Path) -> Record:
         raise ExportError(f"there is no run {run!r}; looked in {' and '.join(map(str, places))}")
     record = read_record(path)
     if not record.complete:
-        raise ExportError(f"run {run!r} failed and left no network: {(record.failure or {}).get('reason')}")
+        raise ExportError(f"run {run!r} failed and left no network: {record.failure_reason}")
     return record
 
 

@@ -106,7 +106,7 @@ def _unfinished(
     if wrong:
         return CellStatus(cell, DAMAGED, progress, wrong)
     if record is not None and record.protocol == PROTOCOL:
-        return CellStatus(cell, FAILED, progress, str((record.failure or {}).get("reason")))
+        return CellStatus(cell, FAILED, progress, record.failure_reason)
     # a finished dense network is shared by all methods of its seed: it alone makes no run partial
     older = "" if record is None else f"its record is of protocol {record.protocol}, {PROTOCOL} is current"
     if not any(done[1:]) and (not done[0] or known[stages[0].key].get("finished")):

@@ -132,7 +132,7 @@ def log_result(run: Any, record: Record) -> None:
     for state, measured in record.states.items():
         values |= {f"{state}/{name}": measured[name] for name in ("top1", "val_top1", "macs", "params")}
     if record.failure:
-        values["failure"] = record.failure.get("reason")
+        values["failure"] = record.failure_reason
     run.summary.update(values)
     for state, measured in record.states.items():
         run.log({MACS: measured["macs"], f"{ACCURACY}/{state}": measured["top1"]})

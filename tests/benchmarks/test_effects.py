@@ -206,7 +206,7 @@ def measured(*seeds: int) -> Measured:
 
 
 def test_images_for_recalibration_are_compared_with_those_of_runs() -> None:
-    sheet = recalibration_sheet([measured(0, 1, 2)], 2)
+    sheet = recalibration_sheet([measured(0, 1, 2)], 2, [USUAL])
     head = ["digits (cpu)", "No regulariser"]
     states = ["50.0 %", "3", "20.00 ± 0.00", "80.00 ± 0.00"]
     assert sheet.header[-2:] == ("128", "4096")
@@ -216,9 +216,20 @@ def test_images_for_recalibration_are_compared_with_those_of_runs() -> None:
         [*head, "clean", *states, "−4.90 (±0.25)", "−2.00 (±0.25)"],
     ]
     assert "4,096 training images" in sheet.notes and "commit 12345678" in sheet.notes
+    assert "*" not in sheet.notes
     assert len(sheet.numbers) == 3 * 6
 
 
 def test_measurements_of_another_protocol_stand_in_no_table() -> None:
-    assert set(recalibration_sheet([measured(0)], 3).rows[0]) == {"not run"}
-    assert set(recalibration_sheet([], 2).rows[0]) == {"not run"}
+    assert set(recalibration_sheet([measured(0)], 3, [USUAL]).rows[0]) == {"not run"}
+    assert set(recalibration_sheet([], 2, [USUAL]).rows[0]) == {"not run"}
+
+
+def test_networks_that_carry_no_verdict_are_marked_among_those_for_recalibration() -> None:
+    [untuned] = compare([replace(record, strength_source=UNTUNED) for record in USUAL.records])
+    [unjudged] = compare([replace(record, config={**record.config, "dataset": "stripes"}) for record in USUAL.records])
+    for runs in ([untuned], [unjudged], [PLAIN], []):
+        sheet = recalibration_sheet([measured(0, 1, 2)], 2, runs)
+        assert [row[0] for row in sheet.rows] == ["digits (cpu) *"] * 2
+        assert "*: no verdict rests on these networks" in sheet.notes
+        assert set(sheet.numbers["experiment"]) == {"digits"}

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.records.record import (
     CHECKSUM,
+    FAILED,
     SCHEMA,
     STATES_OF,
     NewerRecordError,
@@ -30,6 +31,14 @@ from tests.benchmarks.small import small_bench, small_cell
 @pytest.fixture
 def record() -> Record:
     return fake_record(small_cell())
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [({"reason": "it diverged"}, "it diverged"), ({"reason": ""}, "reason unknown"), (None, "reason unknown")],
+)
+def test_a_failed_run_has_a_reason_to_show(record: Record, failure: dict[str, str] | None, reason: str) -> None:
+    assert replace(record, status=FAILED, failure=failure).failure_reason == reason
 
 
 def test_a_field_that_joined_later_is_absent_where_it_holds_its_default(record: Record) -> None:
