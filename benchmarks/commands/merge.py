@@ -13,8 +13,7 @@ from benchmarks.escape import for_terminal
 from benchmarks.records.schema import need_checker
 from benchmarks.records.signatures import Signers
 from benchmarks.running.adhoc import find_any, known_experiments
-from benchmarks.running.bench import Bench
-from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.bench import bench_at
 from benchmarks.running.merge import bring_in_sweeps, merge
 
 
@@ -57,9 +56,7 @@ def command(options: argparse.Namespace) -> int:
         if options.signed_by and given:
             raise ValueError(f"{option} changes records, which --signed-by forbids; omit one of them")
     signers = Signers.read(options.signed_by) if options.signed_by else None
-    bench = Bench(
-        torch.device("cpu"), options.results, CheckpointStore(Path("checkpoints")), tuning=options.results / "tuning"
-    )
+    bench = bench_at(torch.device("cpu"), options.results, Path("checkpoints"))
     refused = 0
     for source in options.source:
         sweeps = bring_in_sweeps(source, options.results, signers)

@@ -13,9 +13,8 @@ from benchmarks.config import PROTOCOL, Cell
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.provenance import provenance
 from benchmarks.records.recalibrations import Measured, write_recalibrations
-from benchmarks.running.bench import Bench, splits_of
+from benchmarks.running.bench import Bench, bench_at, splits_of
 from benchmarks.running.cells import cells_of, default_profile
-from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.run import strength_of, validate_recalibrations
 
 OK = 0
@@ -52,8 +51,7 @@ def command(options: argparse.Namespace) -> int:
     if any(count < 1 for count in options.images):
         raise ValueError(f"--images is {options.images}; every number must be 1 or more")
     device = choose_device(options)
-    store, tuning = CheckpointStore(options.checkpoints), options.results / "tuning"
-    bench = Bench(device, options.results, store, tuning=tuning)
+    bench = bench_at(device, options.results, options.checkpoints)
     for name in options.experiments:
         experiment = find_experiment(name)
         profile = options.profile or default_profile(experiment, device)

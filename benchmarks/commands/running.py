@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +37,7 @@ from benchmarks.reporting import build as report
 from benchmarks.reporting.comparison_table import COMMON_NOTES, notes, to_text
 from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
-from benchmarks.running.bench import Bench
-from benchmarks.running.checkpoints import CheckpointStore
+from benchmarks.running.bench import Bench, bench_at
 from benchmarks.running.console import ConsoleObserver, count_runs, duration
 from benchmarks.running.engines.contract import Engine
 from benchmarks.running.engines.driver import Driver, SweepOutcome
@@ -106,8 +104,7 @@ def run_all(
     """
     _check(options)
     device = local_device(choose_device(options))
-    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
-    bench = replace(bench, graphs=choose_graphs(options, device))
+    bench = bench_at(device, options.results, options.checkpoints, graphs=choose_graphs(options, device))
     with process_group(device) as rank:  # of several processes where torchrun started them
         if not rank.first:
             follow(bench)

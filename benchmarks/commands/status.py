@@ -13,9 +13,8 @@ from benchmarks.config import Cell, Experiment
 from benchmarks.escape import for_terminal
 from benchmarks.records.record import runs_folder
 from benchmarks.running.adhoc import find_chosen
-from benchmarks.running.bench import Bench
+from benchmarks.running.bench import bench_at
 from benchmarks.running.cells import by_priority, cells_of, default_profile
-from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.console import count_runs, duration
 from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
 
@@ -37,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     """Print one matrix per experiment and profile."""
     device = choose_device(options)
-    bench = Bench(device, options.results, CheckpointStore(options.checkpoints), tuning=options.results / "tuning")
+    bench = bench_at(device, options.results, options.checkpoints)
     cells: list[Cell] = []
     for experiment in find_chosen(options.experiments, options.profile, options.results):
         for profile in _profiles(experiment, options, device):

@@ -29,10 +29,9 @@ from benchmarks.config import Cell
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
-from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under
-from benchmarks.running.bench import Bench
+from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under, tuning_folder
+from benchmarks.running.bench import Bench, bench_at
 from benchmarks.running.cells import cells_of, default_profile
-from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
 from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds
@@ -66,7 +65,7 @@ class Place:
     @property
     def tuning(self) -> Path:
         """Folder of the tuning records."""
-        return self.results / "tuning"
+        return tuning_folder(self.results)
 
     def bench(self, asked: object = None) -> Bench:
         """Return the bench."""
@@ -74,8 +73,8 @@ class Place:
             torch.set_num_threads(self.threads)
         left = None if self.deadline is None else self.deadline - time.monotonic()
         control = Control(left, asked) if asked is not None else Control(left)  # type: ignore[arg-type]
-        store, device = CheckpointStore(self.checkpoints), torch.device(self.device)
-        return Bench(device, self.results, store, tuning=self.tuning, control=control, graphs=self.graphs)
+        device = torch.device(self.device)
+        return bench_at(device, self.results, self.checkpoints, control=control, graphs=self.graphs)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -160,8 +159,9 @@ def _tell_record(path: Path) -> None:
     print(f"tuning record: {os.path.relpath(path)}")
     record = read_tuning(path)
     for method, chosen in record["chosen"].items():
+        reasons = record["reason"].get(method, {})
         said = [
-            f"{'none works' if value is None else f'{value:g}'} at {target} ({record['reason'][method][target]})"
+            f"{'none works' if value is None else f'{value:g}'} at {target} ({reasons.get(target, 'reason unknown')})"
             for target, value in chosen.items()
         ]
         print(f"  {method}: {', '.join(said)}")

@@ -52,6 +52,11 @@ class Strength:
     source: str
 
 
+def tuning_folder(results: Path) -> Path:
+    """Return the folder of the tuning records in a results folder."""
+    return results / "tuning"
+
+
 def tuning_path(folder: Path, experiment: str, profile: str) -> Path:
     """Return the path of an experiment's tuning record."""
     return inside(folder, tuning_file(experiment, profile))
@@ -97,7 +102,17 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     data["scores"] = {
         method: _scores(path, method, targets) for method, targets in _items(path, data.get("scores", {}))
     }
+    data["reason"] = {method: _reasons(path, method, given) for method, given in _items(path, data.get("reason", {}))}
     return data
+
+
+def _reasons(path: Path, method: str, given: Any) -> dict[str, str]:
+    """Return why each strength of a method was chosen, by target."""
+    if not isinstance(given, dict) or not all(isinstance(reason, str) for reason in given.values()):
+        raise TuningError(f"{path}: the reasons of {method!r} are no texts. Restore it, or tune again.")
+    for target in given:
+        _check_target(path, target)
+    return given
 
 
 def _scores(path: Path, method: str, targets: Any) -> dict[str, dict[str, Any]]:
@@ -120,7 +135,7 @@ def _scores(path: Path, method: str, targets: Any) -> dict[str, dict[str, Any]]:
 
 def _items(path: Path, values: Any) -> list[tuple[str, Any]]:
     if not isinstance(values, dict):
-        raise TuningError(f"{path}: scores are {str(values)[:40]!r}, no table. Restore it, or tune again.")
+        raise TuningError(f"{path} holds {str(values)[:40]!r} where a table belongs. Restore it, or tune again.")
     return list(values.items())
 
 

@@ -18,6 +18,7 @@ from benchmarks.records.strengths import (
     read_tuning,
     search_state,
     tuned_under,
+    tuning_folder,
     tuning_path,
 )
 from benchmarks.reporting.numbers import share
@@ -49,7 +50,7 @@ def strengths_text(results: Path, comparison: Comparison) -> str:
     owner = tuned_under(experiment, experiment.profile(comparison.profile))
     methods = {str(name) for name in comparison.table["method"]}
     published = {record.method for record in comparison.records if AS_PUBLISHED in record.strength_source}
-    folder = results / "tuning"
+    folder = tuning_folder(results)
     if folder.resolve() == PUBLISHED_TUNING.resolve():
         published = set()
     whose = "" if owner == comparison.experiment else f"They are those of `{owner}`."
@@ -83,7 +84,7 @@ def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
     """Yield a sentence for every way in which the best strength is not inside those tried."""
     for reason, words in NOT_INSIDE.items():
         found = []
-        for method, targets in sorted(record.get("reason", {}).items()):
+        for method, targets in sorted(record["reason"].items()):
             at = sorted((float(target) for target, why in targets.items() if why == reason), reverse=True)
             if at and method in methods:
                 found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")

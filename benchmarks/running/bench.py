@@ -17,6 +17,7 @@ from benchmarks.datasets.contract import DataError, MissingDataError
 from benchmarks.models import build_model
 from benchmarks.records.record import Record
 from benchmarks.records.rows import EpochRow
+from benchmarks.records.strengths import tuning_folder
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.stages import Stage
 from benchmarks.running.stopping import Control
@@ -50,8 +51,8 @@ class Bench:
         device: Where all training runs.
         results: Folder of the records.
         store: Checkpoints.
-        observers: Notified of every epoch and run.
         tuning: Folder of the tuning records that strengths are read from.
+        observers: Notified of every epoch and run.
         control: Decides between epochs whether to continue.
         graphs: Whether training steps are to be captured in CUDA graphs.
     """
@@ -59,10 +60,18 @@ class Bench:
     device: torch.device
     results: Path
     store: CheckpointStore
+    tuning: Path
     observers: Sequence[Observer] = ()
-    tuning: Path = Path("results/tuning")
     control: Control = field(default_factory=Control)
     graphs: bool = False
+
+
+def bench_at(
+    device: torch.device, results: Path, checkpoints: Path, *, control: Control | None = None, graphs: bool = False
+) -> Bench:
+    """Return the bench of a results folder, which reads the strengths that were tuned there."""
+    store, tuning = CheckpointStore(checkpoints), tuning_folder(results)
+    return Bench(device, results, store, tuning, control=control or Control(), graphs=graphs)
 
 
 @cache

@@ -44,7 +44,13 @@ JSON = st.recursive(
 RECORD = json.loads(fake_record().to_json())
 PLAN = {"format": "oicsr-plan-1", "kept": {"a": [0, 1]}, "slices": [["a.weight", 0, 4, [0, 1]]]}
 EXPERIMENT = json.loads(experiment_text(EXPERIMENTS["demo"]))
-TUNING = {"schema": "oicsr-tuning-1", "chosen": {"oicsr-gl": {"0.5": 0.01}}}
+TUNING = {
+    "schema": "oicsr-tuning-2",
+    "seeds": [1000],
+    "scores": {"oicsr-gl": {"0.5": {"0.01": {"loss": [0.1, None], "top1": [0.9, None]}}}},
+    "chosen": {"oicsr-gl": {"0.5": 0.01}},
+    "reason": {"oicsr-gl": {"0.5": "inside"}},
+}
 
 
 @st.composite
@@ -171,6 +177,7 @@ def test_tuning_records(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     data = read(lambda: read_tuning(path), TuningError, str(path))
     assert data is None or all(v is None or float(v) == v for c in data["chosen"].values() for v in c.values())
+    assert data is None or all(isinstance(why, str) for given in data["reason"].values() for why in given.values())
 
 
 @FAST

@@ -222,6 +222,9 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path, name: str, harm: Call
             "tuning/small-quick.json",
             '{"schema": "oicsr-tuning-1", "chosen": {}, "scores": {"oicsr-gl": {"0.5": {"0.1": ["a"]}}}}',
         ),
+        ("tuning/small-quick.json", '{"schema": "oicsr-tuning-2", "chosen": {}, "reason": 7}'),
+        ("tuning/small-quick.json", '{"schema": "oicsr-tuning-2", "chosen": {}, "reason": {"oicsr-gl": "inside"}}'),
+        ("tuning/small-quick.json", '{"schema": "oicsr-tuning-2", "chosen": {}, "reason": {"oicsr-gl": {"0.5": 7}}}'),
     ],
 )
 def test_other_strange_files_of_a_results_folder_are_named(

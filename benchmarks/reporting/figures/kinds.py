@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.records.record import RecordError
-from benchmarks.records.strengths import TuningError, read_tuning
+from benchmarks.records.strengths import TuningError, read_tuning, tuning_folder
 from benchmarks.reporting.figures import accuracy, channels, training_curves
 from benchmarks.reporting.figures.style import Files
 from benchmarks.reporting.study import Study
@@ -30,7 +30,7 @@ class Kind:
 
 
 def _strengths(study: Study, comparison: Comparison, title: str) -> Files | None:
-    path = study.results / "tuning" / f"{comparison.name}.json"
+    path = tuning_folder(study.results) / f"{comparison.name}.json"
     if not path.exists():
         return None
     return from_file(path, lambda: training_curves.strength_curves(read_tuning(path), title))
