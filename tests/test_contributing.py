@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("contributing")  # the copy is made, run and reported once, by one worker
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 CODE = re.compile(r"```(python|diff)\n(.*?)```", re.DOTALL)

@@ -12,6 +12,8 @@ import pytest
 
 import oicsr
 
+pytestmark = pytest.mark.xdist_group("site")  # which is built once, by one worker
+
 ROOT = Path(__file__).parents[1]
 
 

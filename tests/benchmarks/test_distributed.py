@@ -15,6 +15,8 @@ from benchmarks.machine.processes import ALONE, Rank, current_rank, from_first, 
 from benchmarks.records.record import read_records
 from tests.benchmarks.ddp_worker import run_small_experiment, train_and_prune
 
+pytestmark = pytest.mark.xdist_group("distributed")  # two processes are started once, by one worker
+
 ROOT = Path(__file__).parent.parent.parent
 
 

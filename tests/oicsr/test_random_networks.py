@@ -20,7 +20,7 @@ import oicsr
 from oicsr import Coupling
 from oicsr.copying import copy_model
 from oicsr.selection import MacsModel
-from tests.oicsr.networks import drop_third, randomize_norms, zero_channels
+from tests.oicsr.networks import drop_third, exported_once, randomize_norms, zero_channels
 from tests.oicsr.random_steps import MORE
 
 
@@ -386,10 +386,10 @@ def pruned_exactly(steps: list[tuple[str, int]], flatten: bool, seed: int, wrapp
     wrapped = WRAPPERS[wrapper](randomize_norms(Random(steps, flatten), seed).double().eval()).eval()
     model = oicsr.unwrap(wrapped)
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for scope in ("inner", "all"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", oicsr.UnprunedChannelsWarning)
-            couplings = oicsr.find_couplings(wrapped, images, scope=scope)  # type: ignore[arg-type]
+    with warnings.catch_warnings(), exported_once():
+        warnings.simplefilter("ignore", oicsr.UnprunedChannelsWarning)
+        found = {scope: oicsr.find_couplings(wrapped, images, scope=scope) for scope in ("inner", "all")}  # type: ignore[arg-type]
+    for scope, couplings in found.items():
         kept = drop_third(couplings, seed)
         emptied = copy_model(model)
         zero_channels(emptied, couplings, kept, "in")

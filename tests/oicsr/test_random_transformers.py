@@ -26,6 +26,8 @@ from tests.oicsr.test_attention_kinds import (
     Weighted,
 )
 
+FEW, FEW_RARER = 6, 4  # the first seeds, which the quick tests try; the slow ones try the others
+
 
 class Block(nn.Module):
     """An attention and a gated or plain MLP, with norms before or after."""
@@ -129,21 +131,21 @@ def check(seed: int, build: Callable[[int], nn.Module] = build) -> int:
 @pytest.mark.parametrize("start", range(0, 120, 20))
 @pytest.mark.slow
 def test_random_transformers_lose_what_was_emptied(start: int) -> None:
-    assert sum(check(seed) for seed in range(start, start + 20)) > 0
+    assert sum(check(seed) for seed in range(start or FEW, start + 20)) > 0
 
 
 def test_a_few_random_transformers() -> None:
-    assert sum(check(seed) for seed in range(6)) > 0
+    assert sum(check(seed) for seed in range(FEW)) > 0
 
 
 @pytest.mark.parametrize("start", range(0, 60, 20))
 @pytest.mark.slow
 def test_random_transformers_of_rarer_forms_lose_what_was_emptied(start: int) -> None:
-    assert sum(check(seed, build_rarer) for seed in range(start, start + 20)) > 20
+    assert sum(check(seed, build_rarer) for seed in range(start or FEW_RARER, start + 20)) > (20 if start else 16)
 
 
 def test_a_few_random_transformers_of_rarer_forms() -> None:
-    assert sum(check(seed, build_rarer) for seed in range(4)) > 4
+    assert sum(check(seed, build_rarer) for seed in range(FEW_RARER)) > 4
 
 
 def test_every_mask_and_gate_beside_grouped_queries_is_drawn() -> None:
