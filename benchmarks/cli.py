@@ -66,6 +66,14 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # also while the command's modules are imported, which takes seconds
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         print(f"python -m benchmarks: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
@@ -96,9 +104,6 @@ def _do(options: argparse.Namespace) -> int:
             raise
         print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue from its last checkpoint", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _is_of_data(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ from threading import Event, Timer
 
 import torch
 
-from benchmarks.commands.options import add_folders
+from benchmarks.commands.options import EachOnce, add_folders, folder, word
 from benchmarks.machine.paths import ROOT
 from benchmarks.suggest import unknown_name
 
@@ -78,10 +78,12 @@ PARTS = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all, in this order)")
+    parser.add_argument(
+        "parts", nargs="*", action=EachOnce, metavar="PART", help=f"{', '.join(PARTS)} (default: all, in this order)"
+    )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         default=Path("outputs/gpu"),
         metavar="DIR",
         help="folder for the test report and the measurements (default: outputs/gpu)",
@@ -90,10 +92,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=8.5, metavar="N", help="time limit for all parts, at most 9 (default: 8.5)"
     )
-    parser.add_argument("--profile", default="study", help="profile of the runs (default: study)")
+    parser.add_argument("--profile", type=word, default="study", help="profile of the runs (default: study)")
     parser.add_argument(
         "--experiments",
         nargs="+",
+        action=EachOnce,
         default=[],
         metavar="EXPERIMENT",
         help="experiments to run (default: all, by priority)",

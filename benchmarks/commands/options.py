@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +22,35 @@ LARGEST_SEED = 2**32 - 1
 MOST_SEEDS = 10_000
 """As many in one range are a slip of the keyboard."""
 MOST_THREADS = 1024
+
+
+class EachOnce(argparse.Action):
+    """Stores names, each once and in order: what is named twice is done once, and counted once in a plan."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Store the names of one argument."""
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
+def word(given: str) -> str:
+    """Read a text; an empty one, as of a variable of the shell that is not set, is not taken for the default."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError(f"{given!r} names nothing; leave the option out for its default")
+    return given
+
+
+def folder(given: str) -> Path:
+    """Read the path of a folder that is there, or can be made."""
+    path = Path(word(given))
+    try:
+        possible = stat.S_ISDIR(path.stat().st_mode)
+    except OSError:  # a link that leads nowhere is there, but no folder can be made in its place
+        possible = not os.path.lexists(path)
+    if not possible:
+        raise argparse.ArgumentTypeError(f"{given!r} is no folder")
+    return path
 
 
 def names(text: str) -> list[str]:
@@ -175,7 +206,11 @@ def results_option(results: Path) -> str:
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Add the option for the results folder."""
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the records (default: results)"
+        "--results",
+        type=folder,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of the records (default: results)",
     )
 
 
@@ -184,7 +219,7 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     add_results(parser)
     parser.add_argument(
         "--checkpoints",
-        type=Path,
+        type=folder,
         default=Path("checkpoints"),
         metavar="DIR",
         help="folder of the checkpoints (default: checkpoints)",
@@ -200,10 +235,18 @@ def add_list(
 
 def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+", usual_seeds: str = "the profile's") -> None:
     """Add the options that choose runs."""
-    parser.add_argument("experiments", nargs=nargs, metavar="EXPERIMENT", help="names, as `list` shows them")
-    parser.add_argument("--profile", help="quick, cpu, study or paper (default: paper on a GPU, else the first)")
-    text = "comma-separated, or all; also any regularizer+importance[+selection] (default: the profile's)"
-    add_list(parser, "--methods", methods, text)
+    parser.add_argument(
+        "experiments", nargs=nargs, action=EachOnce, metavar="EXPERIMENT", help="names, as `list` shows them"
+    )
+    parser.add_argument(
+        "--profile", type=word, help="quick, cpu, study or paper (default: paper on a GPU, else the first)"
+    )
+    add_list(
+        parser,
+        "--methods",
+        methods,
+        "comma-separated, or all; also any regularizer+importance[+selection] (default: the profile's)",
+    )
     parser.add_argument(
         "--seeds",
         type=seeds,
@@ -220,7 +263,7 @@ def add_choice(parser: argparse.ArgumentParser, *, nargs: str = "+", usual_seeds
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the options of the device."""
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
+    parser.add_argument("--device", type=word, help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     parser.add_argument(
         "--threads", type=threads, metavar="N", help="total CPU threads (default: PyTorch's); records depend on it"
     )

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.commands.options import add_results
+from benchmarks.commands.options import EachOnce, add_results, folder
 from benchmarks.escape import for_terminal
 from benchmarks.records.record import RecordError, find_records, runs_folder
 from benchmarks.running.adhoc import known_experiments
@@ -19,7 +19,9 @@ from benchmarks.suggest import unknown_name
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="names (default: all that have records)")
+    parser.add_argument(
+        "experiments", nargs="*", action=EachOnce, metavar="EXPERIMENT", help="names (default: all that have records)"
+    )
     add_results(parser)
     parser.add_argument("--project", default=PROJECT, help=f"W&B project (default: {PROJECT})")
     parser.add_argument("--entity", help="W&B user or team (default: the one logged in)")
@@ -31,14 +33,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=folder,
         default=Path("wandb"),
         metavar="DIR",
         help="folder of the W&B files and the ledger (default: wandb)",
     )
     parser.add_argument(
         "--checkpoints",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="add the fine-tuned networks as artifacts, from the checkpoints in this folder (default: no networks)",
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.commands.options import add_list, methods, names, numbers, positive, seeds, shares
+from benchmarks.commands.options import add_list, methods, names, numbers, positive, seeds, shares, word
 from benchmarks.commands.running import add_running, run_all
 from benchmarks.config import Cell
 from benchmarks.datasets import FOLDER
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERIMENT",
         help="experiment whose profile gives all other values (default: the first one on the same data set)",
     )
-    parser.add_argument("--profile", help="the template's profile (default: paper on a GPU, else the first)")
+    parser.add_argument("--profile", type=word, help="the template's profile (default: paper on a GPU, else the first)")
     parser.add_argument(
         "--epochs",
         type=numbers("three integers such as 100,50,30", int),

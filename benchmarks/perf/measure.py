@@ -20,6 +20,8 @@ Candidate = Callable[[], object]
 
 Times = dict[str, list[float]]
 
+BACKENDS = ("eager", "compiled")
+
 LEAST_ROUNDS = 3  # even if a measurement is cut short
 
 
@@ -32,14 +34,14 @@ class Settings:
         repeats: Rounds that count.
         batch_size: Images per training step.
         models: Names of networks; empty for each benchmark's own.
-        backends: Of `eager` and `compiled`, for latencies.
+        backends: Some of `BACKENDS`, for latencies.
     """
 
     device: torch.device
     repeats: int = 20
     batch_size: int = 128
     models: tuple[str, ...] = ()
-    backends: tuple[str, ...] = ("eager", "compiled")
+    backends: tuple[str, ...] = BACKENDS
 
 
 def in_turns(

@@ -40,6 +40,7 @@ from benchmarks.running.adhoc import check_adds_only, find_any, known_experiment
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
 from benchmarks.running.survey import check_same_configuration
+from benchmarks.suggest import unknown_name
 
 # what another machine needs before it runs anything
 ADVICE = "Run it there with the strengths of this folder (copy its `tuning` first) and the same code."
@@ -91,7 +92,7 @@ def merge(
         OSError: A file cannot be read now, or not written; what was merged before stays.
     """
     if into is not None and into not in experiments:
-        raise ValueError(f"the experiment {into!r} is unknown; known are {', '.join(sorted(experiments))}")
+        raise ValueError(unknown_name("experiment", into, sorted(experiments)))
     paths = sorted(runs_folder(source).glob("*/*/record.json"))
     if not paths:
         raise ValueError(f"there are no records under {runs_folder(source)}")

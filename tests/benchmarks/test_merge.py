@@ -213,7 +213,7 @@ def test_second_run_of_a_sweep_is_taken_over_into_an_experiment_of_the_same_valu
     assert read_record(record_path(tmp_path / "results", CELL)).states != taken.states
     assert take("again").present == [label]
     assert "finetune.epochs is 3 now and was 1" in take("other").refused[CELL.label]
-    with pytest.raises(ValueError, match="'unheard' is unknown; known are again, other, small"):
+    with pytest.raises(ValueError, match=r"no experiment 'unheard'\..* Known: again, other, small\."):
         take("unheard")
     # from there on it is a record like any other, copied as it is
     moved = merge(small_bench(tmp_path / "third"), tmp_path / "results", known)

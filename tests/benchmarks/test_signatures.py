@@ -210,7 +210,7 @@ def test_wrong_uses_are_one_line(
         (lambda: merge(tmp_path, "--signed-by", str(public(keys[0])), "--unchecked"), "--unchecked changes records"),
         (lambda: signed(tmp_path, tmp_path / "gone"), "gone, the key to sign with, is no file"),
         (lambda: signed(tmp_path, odd), f"{path} cannot be signed with {odd}"),
-        (lambda: signed(tmp_path, keys[0], "another"), "there are no records to sign"),
+        (lambda: signed(tmp_path, keys[0], "another"), "no experiment with records to sign 'another'"),
     ):
         assert call() == 2
         shown = capsys.readouterr().err
