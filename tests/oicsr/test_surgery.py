@@ -63,9 +63,8 @@ def check_invariance(model: nn.Module, shape: tuple[int, ...], scope: str) -> No
             before, after = emptied(images), small(images)
         differences[side] = float((before - after).abs().max() / before.abs().max())
     assert differences["in"] < 1e-9, scope
-    assert differences["out"] > 1e-6, (
-        scope
-    )  # negative control: BatchNorm's shift (or a bias) leaks out of an empty channel
+    # negative control: BatchNorm's shift (or a bias) leaks out of an empty channel
+    assert differences["out"] > 1e-6, scope
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     stays = torch.cat([torch.tensor([i in set(kept[c.name]) for i in range(c.num_channels)]) for c in couplings])
     assert oicsr.count_macs(small, images) == MacsModel(couplings, model, images).macs(stays)
