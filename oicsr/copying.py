@@ -106,7 +106,13 @@ class _CopiedTensors(TorchFunctionMode):
         return memo[id(tensor)]
 
 
-def copy_model(model: nn.Module, convert: Convert | None = None, *, constants: Convert = torch.clone) -> nn.Module:
+def copy_model(
+    model: nn.Module,
+    convert: Convert | None = None,
+    *,
+    constants: Convert = torch.clone,
+    memo: dict[int, Any] | None = None,
+) -> nn.Module:
     """Return a deep copy of a network that runs its own code and holds its own modules.
 
     Beyond `copy.deepcopy`: activations that a module keeps are detached, and functions that are bound to the original
@@ -116,11 +122,12 @@ def copy_model(model: nn.Module, convert: Convert | None = None, *, constants: C
         model: The network.
         convert: Makes each parameter and buffer of the copy; without it, they are copied.
         constants: Makes each other tensor that a module holds.
+        memo: Copy by the identity of its original: filled; what it holds already is taken.
 
     Raises:
         ValueError: The network cannot be copied, or its copy is the original in part; says why.
     """
-    memo: dict[int, Any] = {}
+    memo = {} if memo is None else memo
     if convert is not None:
         for tensor in chain(model.parameters(), model.buffers()):
             memo[id(tensor)] = convert(tensor)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from oicsr.plan import PruningPlan, Slice
+
+STUCK = "that cannot be sliced"
 
 
 def slices_by_name(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
@@ -28,8 +30,36 @@ def select_slices(tensor: Tensor, entry: Slice) -> Tensor:
     return picked
 
 
+def held_optimizers(
+    model: nn.Module, small: nn.Module, memo: Mapping[int, Any]
+) -> list[tuple[str, torch.optim.Optimizer]]:
+    """Return the optimisers of its own parameters that the copy of a network holds, and how a message calls each.
+
+    Args:
+        model: The network.
+        small: Its copy.
+        memo: What `copy.deepcopy` noted on the way: copy by the identity of its original.
+    """
+    own = {id(parameter) for parameter in small.parameters()}
+    return [
+        (_attribute(model, key), one)
+        for key, one in memo.items()
+        if isinstance(one, torch.optim.Optimizer) and id(one) != key and _holds(one, own)
+    ]
+
+
+def _attribute(model: nn.Module, wanted: int) -> str:
+    """Return what to call the attribute of a network that holds an object, be it in a list or dictionary."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if wanted in map(id, (value, *parts)):
+                return repr(f"{prefix}.{name}".strip("."))
+    return "an attribute of the model"
+
+
 def check_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], plan: PruningPlan
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], plan: PruningPlan, held: str = ""
 ) -> None:
     """Make sure that an optimiser can follow a network through surgery; nothing is changed.
 
@@ -37,38 +67,84 @@ def check_optimizer(
         optimizer: The optimiser.
         parameters: The network's parameters by name.
         plan: The plan.
+        held: The attribute of the network that holds the optimiser, where one does.
 
     Raises:
         ValueError: The optimiser holds none of the parameters, or keeps a state of theirs that cannot be sliced; says
             which.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if not any(id(parameter) in names for parameter in held):
+    if not _holds(optimizer, names):
         raise ValueError(
             f"the {type(optimizer).__name__} holds none of the model's parameters: it is an optimiser of another "
             "model, or of this one before surgery"
         )
     cut = {entry.parameter for entry in plan.slices}
-    for parameter in held:
-        name = names.get(id(parameter))
-        if name is None:
-            continue
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not _can_follow(value, parameter, is_cut=name in cut):
-                raise ValueError(
-                    f"the {type(optimizer).__name__} keeps {key!r} ({_describe(value)}) for {name!r}, whose shape is "
-                    f"{tuple(parameter.shape)}: that cannot be sliced. Leave `optimizer` out, and make a new "
-                    f"{type(optimizer).__name__} of the smaller network's parameters"
-                )
+    for one in _with_inner(optimizer):
+        by_element = _keys_by_element(one)
+        for parameter, state in one.state.items():
+            name = names.get(id(parameter))
+            for key, value in state.items() if name is not None else ():
+                why = _why_stuck(value, parameter, is_cut=name in cut, by_element=key in by_element)
+                if why:
+                    kind = type(one).__name__
+                    instead = f"Set {held} to None for the surgery" if held else "Leave `optimizer` out"
+                    raise ValueError(
+                        f"the {kind}{held and f' in {held}'} keeps {key!r} ({_describe(value)}) for {name!r}, whose "
+                        f"shape is {tuple(parameter.shape)}: {why}. {instead}, and make a new {kind} of the smaller "
+                        "network's parameters"
+                    )
 
 
-def _can_follow(value: Any, parameter: Tensor, *, is_cut: bool) -> bool:
-    """Return whether a state stays right: sliced where it has the parameter's axes, kept where it is one number."""
-    if isinstance(value, Tensor):
-        kept = value.numel() <= (1 if is_cut else parameter.numel())
-        return kept or _is_factor(value, parameter)
-    return not any(tensor.numel() > 1 for tensor in _tensors(value))
+def _holds(optimizer: torch.optim.Optimizer, parameters: Container[int]) -> bool:
+    return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _with_inner(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
+    """Yield an optimiser, and those that it wraps (`base_optimizer` of SAM): they keep states of their own."""
+    yield optimizer
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.optim.Optimizer):
+            yield from _with_inner(value)
+
+
+def _why_stuck(value: Any, parameter: Tensor, *, is_cut: bool, by_element: bool) -> str:
+    """Say why a state would be wrong, sliced where it has the parameter's axes and else kept; empty where it is right.
+
+    For a square weight, products of all pairs of its rows (Shampoo) look like one number for each element.
+    """
+    if not isinstance(value, Tensor):
+        return STUCK if any(tensor.numel() > 1 for tensor in _tensors(value)) else ""
+    if value.numel() <= (1 if is_cut else parameter.numel()):
+        return ""
+    if not _is_factor(value, parameter):
+        return STUCK
+    if by_element or not (_is_square(parameter) and value.shape == parameter.shape):
+        return ""
+    return (
+        f"{STUCK}, as it may hold products of rows (Shampoo, SOAP) in the place of one number for each element, and no "
+        "weight that is not square tells which"
+    )
+
+
+def _is_square(parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1]
+
+
+def _keys_by_element(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return the names of states that hold one number for each element of a weight, as weights not square show.
+
+    PyTorch's own optimisers keep nothing else that has a square weight's shape.
+    """
+    own, others = set[str](), set[str]()
+    trusted = type(optimizer).__module__.startswith("torch.optim.")
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items() if isinstance(parameter, Tensor) and parameter.ndim > 1 else ():
+            if trusted:
+                own.add(key)
+            elif isinstance(value, Tensor) and value.numel() > 1 and not _is_square(parameter):
+                (own if value.shape == parameter.shape else others).add(key)
+    return own - others
 
 
 def _is_factor(value: Tensor, parameter: Tensor) -> bool:
@@ -101,17 +177,12 @@ def rebind(
     """Let an optimiser of the parameters `before` hold those of `after`, its state sliced alike; others stay in it."""
     names = {id(parameter): name for name, parameter in before.items()}
     by_name = slices_by_name(plan.slices)
-    for group in optimizer.param_groups:
-        for position, old in enumerate(group["params"]):
-            name = names.get(id(old))
-            if name is None:
-                continue
-            group["params"][position] = after[name]
-            if old in optimizer.state:
-                state = optimizer.state.pop(old)
-                optimizer.state[after[name]] = {
-                    key: _sliced_state(value, old, by_name[name]) for key, value in state.items()
-                }
+    for one in _with_inner(optimizer):
+        for group in one.param_groups:
+            group["params"][:] = [after[names[id(p)]] if id(p) in names else p for p in group["params"]]
+        for old in [parameter for parameter in one.state if id(parameter) in names]:
+            name, state = names[id(old)], one.state.pop(old)
+            one.state[after[name]] = {key: _sliced_state(value, old, by_name[name]) for key, value in state.items()}
 
 
 def _sliced_state(value: object, parameter: Tensor, slices: list[Slice]) -> object:

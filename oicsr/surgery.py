@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from oicsr.inputs import ExampleInputs
 from oicsr.names import named_tensors, whose
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
-from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
+from oicsr.rebinding import check_optimizer, held_optimizers, rebind, select_slices, slices_by_name
 from oicsr.state import trainable
 from oicsr.wrapping import unwrap
 
@@ -45,8 +46,9 @@ def remove_channels(
 ) -> nn.Module:
     """Return a smaller network of the same class; `model` is left as it is.
 
-    `requires_grad`, gradients, the training mode and marks on parameters (`weight._no_weight_decay = True`) stay. The
-    same plan prunes a moving average of the weights. Of a wrapped network (`DistributedDataParallel`,
+    `requires_grad`, gradients, the training mode and marks on parameters (`weight._no_weight_decay = True`) stay.
+    Optimisers and lists of parameters that the network itself holds (`self.opt = Adam(self.parameters())`) follow in
+    its place. The same plan prunes a moving average of the weights. Of a wrapped network (`DistributedDataParallel`,
     `AveragedModel`, `torch.compile`), the network inside is returned, without the wrapper.
 
     Args:
@@ -63,8 +65,8 @@ def remove_channels(
     Raises:
         TypeError: `model` is no module, `plan` no plan, or `optimizer` neither an optimiser nor a list of them.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
-            optimiser holds none of the model's parameters or keeps a state that cannot be sliced (L-BFGS, Shampoo);
-            the message says which. Nothing is changed then.
+            optimiser holds none of the model's parameters, or one given or held keeps a state that cannot be sliced
+            (L-BFGS, Shampoo); the message says which. Nothing is changed then.
 
     Warns:
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
@@ -76,7 +78,11 @@ def remove_channels(
     before = dict(model.named_parameters())
     for one in optimizers:  # all of them, before anything is changed
         check_optimizer(one, before, plan)
-    small = copy_model(model)
+    memo: dict[int, Any] = {id(one): one for one in optimizers}  # it is not copied where the network holds it
+    small = copy_model(model, memo=memo)
+    held, own = held_optimizers(model, small, memo), dict(small.named_parameters())
+    for attribute, one in held:
+        check_optimizer(one, own, plan, attribute)
     for name, parameter in small.named_parameters():  # a deep copy leaves gradients and marks behind
         grad = before[name].grad
         parameter.grad = None if grad is None else grad.clone()
@@ -85,10 +91,33 @@ def remove_channels(
         from oicsr.absorption import absorb_constants  # it needs the tracer, which imports this module
 
         absorb_constants(small, plan, example_inputs)
-    apply_plan(small, plan)
+    for _, one in held:
+        rebind(one, own, own, plan)
+    with _same_tensors(small):
+        apply_plan(small, plan)
     for one in optimizers:
         rebind(one, before, dict(small.named_parameters()), plan)
     return small
+
+
+@contextmanager
+def _same_tensors(model: nn.Module) -> Iterator[None]:
+    """Let the parameters and buffers of `model` be the objects that they were, with new values, on leaving.
+
+    The model may hold them in other places as well: in its own optimiser, in a list of what has no weight decay.
+    """
+    stores: list[dict[str, Any]] = [s for module in model.modules() for s in (module._parameters, module._buffers)]
+    before = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    yield
+    for store, name, tensor in before:
+        new = store.get(name)
+        if new is not None and new is not tensor:
+            tensor.grad, grad = None, new.grad
+            tensor.data = new.data
+            tensor.grad, store[name] = grad, tensor
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            _flatten(module)
 
 
 def apply_plan(model: nn.Module, plan: PruningPlan) -> None:
@@ -185,7 +214,11 @@ def _fix_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
     if isinstance(module, nn.RNNBase):
         if module.proj_size:
             module.proj_size, module.hidden_size = module.get_parameter("weight_hr_l0").shape
-        vars(module)["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
+        _flatten(module)
+
+
+def _flatten(module: nn.RNNBase) -> None:
+    vars(module)["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
 
 
 def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:
