@@ -163,10 +163,13 @@ class ChannelIndex:
         couplings: dict[int, CouplingId] = {}
         names: dict[CouplingId, str] = {}
         sizes: dict[CouplingId, int] = defaultdict(int)
+        wide = {layer_name(key[0]) for key in tracer.producers if len(tracer.slots[key].ids) > 1}
         for (parameter, dim), produced, places in layers:
             coupling = couplings.setdefault(int(together.find(produced[0])), CouplingId(len(couplings)))
             if coupling not in names:
                 name = layer_name(parameter)
+                if name in wide and len(tracer.slots[parameter, dim].ids) == 1:  # a kernel for masks beside a weight
+                    name = parameter
                 choices = (
                     name,
                     f"{name}[{places}]" if places else f"{parameter}[{dim}]",

@@ -9,18 +9,20 @@ from collections.abc import Container, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._export.verifier import SpecViolationError
+from torch._functorch import eager_transforms  # of `torch.func.grad` and its like
 from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
-from oicsr.copying import MODEL_ERRORS, attributes_kept, first_line, hooks_off, line_of, mode
+from oicsr.copying import MODEL_ERRORS, OTHERS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.grouped import InAnyPrecision
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.names import first_names, named_tensors
@@ -148,7 +150,19 @@ def _register(module: nn.Module, plain: Set[str], name: str, tensor: Tensor | No
         type(module).register_buffer(module, name, tensor, persistent)
 
 
-def _remedy(model: nn.Module, error: BaseException) -> str:
+class _Derivatives(TorchFunctionMode):
+    """Note where a forward calls `torch.autograd.grad`: the exporter fails long after that, and does not say so."""
+
+    place = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.autograd.grad, Tensor.backward) and not self.place:
+            own = [f for f in traceback.extract_stack()[:-1] if not f.filename.startswith(OTHERS)]
+            self.place = f"line {own[-1].lineno} of {Path(own[-1].filename).name}, `{own[-1].line}`: " if own else " "
+        return func(*args, **(kwargs or {}))
+
+
+def _remedy(model: nn.Module, error: BaseException, derivatives: str = "") -> str:
     """Return where in the network's code the exporter failed, and what can be done about it."""
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
@@ -156,6 +170,11 @@ def _remedy(model: nn.Module, error: BaseException) -> str:
     line = line_of(error)
     where = "" if line is None else f"{line}: "
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if derivatives or any(frame.f_code.co_filename == eager_transforms.__file__ for frame in frames):
+        return (
+            f"{derivatives or where}its forward takes derivatives, which the exporter does not follow. Find the "
+            "couplings of the module that they are taken of, prune it, and put what comes back in its place"
+        )
     if any(isinstance(value, rnn.PackedSequence) for frame in frames for value in frame.f_locals.values()) or any(
         frame.f_code.co_filename == rnn.__file__ for frame in frames
     ):
@@ -221,7 +240,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
-        own, forward = vars(twin).get("forward"), twin.forward
+        own, forward, noted = vars(twin).get("forward"), twin.forward, _Derivatives()
 
         def flat(*tensors: Tensor) -> tuple[Any, ...]:
             """Call the forward; the exporter refuses modules that keep an activation, so they have it taken away."""
@@ -231,12 +250,12 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         twin.forward = flat
         try:
             # standard error: where it fails, it prints the whole graph
-            with _values_unseen(), one_step_exported(), InAnyPrecision(), redirect_stderr(io.StringIO()):
+            with _values_unseen(), one_step_exported(), InAnyPrecision(), noted, redirect_stderr(io.StringIO()):
                 return _exported(twin, tuple(inputs.tensors()))
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(
                 f"{type(twin).__name__} cannot be traced by torch.export: {type(error).__name__}: "
-                f"{first_line(error)} ({_remedy(twin, error)})"
+                f"{first_line(error)} ({_remedy(twin, error, noted.place)})"
             ) from error
         finally:
             if own is None:

@@ -137,8 +137,27 @@ def weight_axes(tracer: Tracing, node: fx.Node) -> Axes | None:
     """Return the axes of a parameter, or of a weight that is computed from some; None where they cannot be told."""
     if node not in tracer.weights:
         tracer.weights[node] = _find(tracer, node)
+        tracer.weights[node] = _with_writes(tracer, node, tracer.weights[node])
     found = tracer.weights[node]
     return found if found is None or isinstance(found, tuple) else None
+
+
+def _with_writes(tracer: Tracing, node: fx.Node, found: Axes | list[Axes] | None) -> Axes | list[Axes] | None:
+    """Return axes with what is written in place into the weight, or a view of it: `w = v.clone(); w[:, :, 1] += u`."""
+    if not isinstance(found, tuple):
+        return found
+    written: list[Axis] = []
+    for user in node.users:
+        name = operator_name(user)
+        if is_computed(tracer, user) and source_of(user) is node and (name in MOVED or name.endswith("_")):
+            written += [axis for axis in weight_axes(tracer, user) or () if axis is not None]
+
+    def joined(axis: Axis) -> Axis:
+        own = tracer.sets.find(axis.labels)
+        alike = [w.sources for w in written if bool(torch.isin(tracer.sets.find(w.labels), own).any())]
+        return Axis(axis.labels, axis.sources.union(*alike))
+
+    return tuple(None if axis is None else joined(axis) for axis in found) if written else found
 
 
 def _find(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
@@ -182,9 +201,28 @@ def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
         return _joined(tracer, node)
     if name == "aten::stack":
         return _stacked(tracer, node)
-    if name in ELEMENTWISE | EXTREMES and not gives_many(node):
+    if name in ELEMENTWISE | EXTREMES | {"aten::copy"} and not gives_many(node):
         return _together(tracer, node, sources)
     return None
+
+
+class _Along:
+    """A tracer that follows one axis of a weight: where a rule gives up, that axis alone stays."""
+
+    def __init__(self, tracer: Tracing, axis: Axis) -> None:
+        vars(self).update(_tracer=tracer, _labels=axis.labels)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tracer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._tracer, name, value)
+
+    def opaque(self, node: fx.Node, why: str) -> Value:
+        """Fix the axis, as what reads it cannot be followed along it."""
+        reason = self._tracer.notable(f"{self._tracer.where(node)} {why}")
+        self._tracer.sets.fix(self._labels, reason)
+        return Value(None, reason)
 
 
 def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
@@ -199,7 +237,7 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     for position, axis in enumerate(axes):
         if axis is None:
             continue
-        result = following(tracer, node, on_axis(axis.labels, position, len(axes)))
+        result = following(_Along(tracer, axis), node, on_axis(axis.labels, position, len(axes)))
         for values, part in zip(result if isinstance(result, list) else [result], found, strict=True):
             ids = values.ids if isinstance(values, Value) else values
             if ids is None or len(varying(ids)) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, fx
@@ -14,6 +15,11 @@ def operator_name(node: fx.Node) -> str:
     """Return the name of the operator that is called, without overload: `aten::relu`."""
     schema = getattr(node.target, "_schema", None)
     return str(schema.name) if schema is not None else f"python::{getattr(node.target, '__name__', node.target)}"
+
+
+def called(node: fx.Node) -> str:
+    """Return how a message calls what is called: `aten.relu.default`, or a function's name without its address."""
+    return str(getattr(node.target, "__name__", "") if isinstance(node.target, FunctionType) else node.target)
 
 
 def module_path(node: fx.Node) -> str:

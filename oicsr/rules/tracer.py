@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.axes import Axes, is_pick, is_vector
-from oicsr.rules.calls import module_path, shape_of
+from oicsr.rules.calls import called, module_path, shape_of
 from oicsr.rules.doubts import Doubts
 from oicsr.rules.evaluated import Evaluated
 from oicsr.rules.ids import squeeze_constant_axes, varying
@@ -144,9 +144,8 @@ class Tracer:
             self.parameters[node] = parameters[node.name]
             self.values[node] = Value(None, "a parameter", depends_on_input=False)
         elif node.name in constants:
-            self.values[node] = Value(
-                None, self.notable(said_of_constant(constants[node.name])), depends_on_input=False
-            )
+            reason = self.notable(said_of_constant(constants[node.name]))
+            self.values[node] = Value(None, reason, depends_on_input=False)
         else:
             self.values[node] = Value(None, INPUT)
 
@@ -206,7 +205,7 @@ class Tracer:
 
     def where(self, node: fx.Node) -> str:
         """Return how a message names the place of `node`: operator and module path."""
-        return f"operator {node.target} in module {module_path(node) or '(root)'!r}"
+        return f"operator {called(node)} in module {module_path(node) or '(root)'!r}"
 
     def takes_heads(self, node: fx.Node) -> bool:
         """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
@@ -275,9 +274,8 @@ class Tracer:
     def opaque(self, node: fx.Node, why: str = NO_RULE) -> Value:
         """Fix every channel that an operator reads, and follow none of its output's."""
         weights = self._weights_without_a_rule(node, why)
-        reason = self.notable(
-            f"{self.where(node)} {why}" + (f", so that {weights[0]!r} stays as it is" if weights else "")
-        )
+        stays = f", so that {weights[0]!r} stays as it is" if weights else ""
+        reason = self.notable(f"{self.where(node)} {why}{stays}")
         for source in node.all_input_nodes:
             self.fix(source, reason)
         self.unruled += [reason] if weights else []
@@ -292,9 +290,11 @@ class Tracer:
     def computed_weight(self, node: fx.Node, weight: fx.Node) -> Value:
         """Fix the channels that a layer reads whose weight cannot be followed; its own ones cannot be sliced either."""
         note_layer(self, node, weight)
+        made = weight.op == "call_function" or shape_of(weight)[0] == 1  # not that of a layer outside of the modules
+        if made and weight not in self.computed and not self.depends_on_input(weight):
+            return self.opaque(node, "has a weight of numbers that the code makes, whose size cannot follow channels")
         value = self.opaque(node, "has a weight that is computed, not a parameter")
-        causes = [reason for reason in (self.reason(weight),) if self.is_notable(reason)]
-        self.unruled += [value.reason, *causes]
+        self.unruled += [value.reason, *filter(self.is_notable, [self.reason(weight)])]
         return value
 
     # which channels can only go together

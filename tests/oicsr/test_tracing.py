@@ -436,3 +436,43 @@ def test_untraceable_model_and_unknown_scope_are_clear_errors() -> None:
         oicsr.find_couplings(Branching(), IMAGES)
     with pytest.raises(ValueError, match="scope is 'everything'"):
         oicsr.find_couplings(Chain(), IMAGES, scope="everything")  # type: ignore[arg-type]
+
+
+class Force(nn.Module):
+    """The derivative of an energy, as of interatomic potentials."""
+
+    def __init__(self, *, functional: bool) -> None:
+        super().__init__()
+        self.energy, self.functional = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)), functional
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.functional:
+            return torch.func.grad(lambda value: self.energy(value).sum())(x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_forward_that_takes_derivatives_is_refused_with_what_to_do(functional: bool) -> None:
+    model, x = Force(functional=functional), torch.randn(5, 6)
+    with pytest.raises(
+        ValueError, match=r"line \d+ of test_tracing.py, `return torch\..*its forward takes derivatives"
+    ):
+        oicsr.find_couplings(model, x)
+    model.energy, before = oicsr.prune(model.energy, x, macs_kept=0.5).model, model(x)
+    assert model.energy[0].out_features < 16 and model(x).shape == before.shape
+
+
+def test_a_function_without_a_rule_is_named_without_its_address() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(4, 6, 8)), nn.Parameter(torch.randn(4, 8, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.func.vmap(lambda w, v, rows: (rows @ w).relu() @ v)(self.first, self.second, x)
+
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="operator _add_batch_dim in module") as caught:
+        assert not oicsr.find_couplings(Stacked(), torch.randn(4, 5, 6))
+    assert "0x" not in str(caught[0].message)

@@ -81,7 +81,7 @@ def halves_of_a_weight(net: Any, x: Tensor) -> Tensor:
     return net.o(functional.linear(x, left) * functional.linear(x, right).sigmoid())
 
 
-@rows("a", w=lambda: weight(12, 16), warns="'w' cannot lose channels")
+@rows("a", w=lambda: weight(12, 16), warns="cuts the channel axis into unequal pieces")
 def the_first_rows_of_a_weight(net: Any, x: Tensor) -> Tensor:
     return net.o(functional.linear(net.a(x).relu(), net.w[:8]).relu())
 
