@@ -1,4 +1,4 @@
-"""Attentions that keep channels for a reason that nobody is warned of elsewhere: a residual stream runs through them.
+"""What keeps channels for a reason that nobody is warned of elsewhere: attentions in residual streams, moving averages.
 
 A network keeps its residual streams in the scope `"inner"`, and what is added to the model's input in any scope. Nobody
 has to be told so of every block's last layer. Of the projections inside an attention it is not to be expected.
@@ -7,11 +7,12 @@ has to be told so of every block's last layer. Of the projections inside an atte
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 
-from torch import fx
+from torch import fx, nn
 
 from oicsr.collect import STREAM, ChannelIndex, layer_name
+from oicsr.coupling import Coupling
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
 from oicsr.rules.products import ATTENTIONS
@@ -98,3 +99,36 @@ def _views(node: fx.Node) -> Iterator[fx.Node]:
         if operator_name(node) not in VIEWS:
             return
         node = source_of(node)
+
+
+def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Coupling]) -> list[str]:
+    """Return what to warn of: modules that never run, and have the shapes of others that lose channels.
+
+    They are moving averages of these, mostly, and would no longer fit.
+
+    Args:
+        model: The network.
+        unread: Names of the parameters that its forward reads in no mode.
+        couplings: What may go.
+    """
+    cut = {member.parameter for coupling in couplings for member in coupling.members}
+    idle: dict[str, nn.Module] = {}
+    for name, module in model.named_modules() if unread & {name for name, _ in model.named_parameters()} else ():
+        own = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        if name and own and own <= unread and not any(name.startswith(f"{outer}.") for outer in idle):
+            idle[name] = module
+    said = []
+    for name, module in idle.items():
+        wanted = _shapes(module), _shapes(getattr(module, "module", module))  # of what `AveragedModel` holds
+        for other, twin in model.named_modules():
+            if any(parameter.startswith(f"{other}.") for parameter in cut) and _shapes(twin) in wanted:
+                said.append(
+                    f"{name!r} is never run and stays as it is, with the shapes of {other!r}, which may lose channels: "
+                    f"where it is a moving average, find the couplings of {other!r} and prune both by one plan"
+                )
+                break
+    return said
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}

@@ -22,7 +22,7 @@ from oicsr.counted import miscounted
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
-from oicsr.kept import said_of_kept
+from oicsr.kept import said_of_averages, said_of_kept
 from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
@@ -354,6 +354,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
     couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
     inexact = index.owners([norm.channels for norm in tracer.norms if not norm.exact])
     said = said_of_kept(tracer, index, graph.nodes, unpruned)
+    said += said_of_averages(twin, set.intersection(*(set(one.unused) for one in graphs)), couplings)
     trace = Trace(couplings, unpruned, tuple(dict.fromkeys([*tracer.unruled, *said])), untried, inexact)
     return Traced(tracer, index, graph.nodes, twin), trace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -274,3 +275,33 @@ def test_layers_that_mix_tokens_stay_for_a_reason() -> None:
     assert [coupling.name for coupling in trace.couplings] == ["a", "b"]
     why = "runs along another axis than that of its input's channels"
     assert trace.unpruned["first"] == trace.unpruned["second"] == why
+
+
+class Averaged(nn.Module):
+    """Two layers, and a moving average of them that forward does not run."""
+
+    def __init__(self, average: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        self.average = average(self.net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("average", [copy.deepcopy, torch.optim.swa_utils.AveragedModel])
+def test_a_moving_average_that_never_runs_is_named_and_follows_one_plan(average: Callable[..., nn.Module]) -> None:
+    model = Averaged(average)
+    said = r"'average' is never run and stays as it is, with the shapes of 'net'.*couplings of 'net' and prune both"
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=said):
+        assert oicsr.find_couplings(model, ROWS)
+    couplings = oicsr.find_couplings(model.net, ROWS)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"0": [1, 5, 6]})
+    twin = oicsr.remove_channels(model.average, plan)
+    small = oicsr.remove_channels(model.net, plan)
+    assert torch.equal(twin(ROWS), small(ROWS)) and small[0].out_features == 3
+
+
+def test_another_network_that_never_runs_is_no_moving_average() -> None:
+    model = Averaged(lambda _: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
+    assert [coupling.name for coupling in oicsr.find_couplings(model, ROWS)] == ["net.0"]
