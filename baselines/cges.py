@@ -26,7 +26,7 @@ from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength, safe_sqrt
+from oicsr.penalties import check_penalised, check_strength, safe_sqrt
 from oicsr.proximal import shrink_groups_
 
 MARGIN = 0.2  # m
@@ -51,6 +51,7 @@ class Cges:
     def __init__(
         self, couplings: Sequence[Coupling], sides: Sequence[Side], strength: float, margin: float = MARGIN
     ) -> None:
+        check_penalised(couplings)
         if not 0 <= margin <= 0.5:
             raise ValueError(f"margin is {margin!r}; it must be in [0, 0.5]")
         self.strength = check_strength(strength)

@@ -26,7 +26,7 @@ from oicsr import Coupling, out_in_energy
 from oicsr.coupling import SIDES, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength
+from oicsr.penalties import check_penalised, check_strength
 
 OCTAVES = 4.0  # γ is between 1 and 2^4
 
@@ -44,6 +44,7 @@ class GroupNormPenalty:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float, sides: Sequence[Side] = SIDES) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self.last_value: Tensor | None = None
         self._layout = Layout.of(couplings, sides)

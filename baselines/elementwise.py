@@ -15,7 +15,7 @@ from baselines.channels import add_to_gradient
 from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength
+from oicsr.penalties import check_penalised, check_strength
 
 
 class ElementwisePenalty:
@@ -26,6 +26,7 @@ class ElementwisePenalty:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float, *, power: int) -> None:
+        check_penalised(couplings)
         if power not in (1, 2):
             raise ValueError(f"power is {power!r}; it must be 1 or 2")
         self.strength = check_strength(strength)

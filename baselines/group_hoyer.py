@@ -17,7 +17,7 @@ from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
-from oicsr.penalties import check_strength, group_layout, safe_sqrt
+from oicsr.penalties import check_penalised, check_strength, group_layout, safe_sqrt
 
 
 class GroupHoyer:
@@ -33,6 +33,7 @@ class GroupHoyer:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float, sides: Sequence[Side] = ("out", "in")) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self._layout = group_layout(couplings, sides, joint=False)
         sizes = torch.tensor(self._layout.sizes, dtype=torch.int64)

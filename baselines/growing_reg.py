@@ -23,6 +23,7 @@ from oicsr import Coupling
 from oicsr.coupling import channel_mask
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.layout import Layout
+from oicsr.penalties import check_penalised
 
 CEILING = 1.0
 Choose = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]  # L1 norms of filters to those that must go
@@ -45,6 +46,7 @@ class GrowingPenalty:
     def __init__(
         self, couplings: Sequence[Coupling], growth: float, share: float = 0.5, choose: Choose | None = None
     ) -> None:
+        check_penalised(couplings)
         if not math.isfinite(growth) or growth < 0:
             raise ValueError(f"growth is {growth!r}; it must be a finite number, 0 or more")
         if not 0 <= share < 1:

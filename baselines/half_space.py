@@ -29,7 +29,7 @@ from oicsr import Coupling, group_lasso
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength
+from oicsr.penalties import check_penalised, check_strength
 
 GROUP: tuple[Side, ...] = ("out", "norm")
 MOST = 0.9  # of a coupling's channels
@@ -49,6 +49,7 @@ class HalfSpace:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float, *, epsilon: float = 0.0, start: int = 0) -> None:
+        check_penalised(couplings)
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon is {epsilon!r}; it must be in [0, 1)")
         self.strength = check_strength(strength)

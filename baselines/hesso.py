@@ -26,6 +26,7 @@ from baselines.half_space import GROUP
 from baselines.method import RegularizerSpec, Target
 from oicsr import Coupling
 from oicsr.coupling import channel_mask
+from oicsr.penalties import check_penalised
 
 SMALL = 1e-8  # as in the source
 
@@ -39,6 +40,7 @@ class Hesso:
     """
 
     def __init__(self, couplings: Sequence[Coupling], target: Target) -> None:
+        check_penalised(couplings)
         self._couplings = list(couplings)
         self._target = target
         self._length = max(1, target.steps // 2)

@@ -16,7 +16,7 @@ from baselines.channels import add_to_gradient, channel_sums, over_mean
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling, channel_energy
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength
+from oicsr.penalties import check_penalised, check_strength
 
 
 class ScalePenalty:
@@ -27,6 +27,7 @@ class ScalePenalty:
     """
 
     def __init__(self, couplings: Sequence[Coupling], strength: float) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self._layout = Layout.of(couplings, ("norm",))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.layout import Layout
-from oicsr.penalties import check_strength
+from oicsr.penalties import check_penalised, check_strength
 
 
 class Polarization:
@@ -41,6 +41,7 @@ class Polarization:
     def __init__(
         self, couplings: Sequence[Coupling], strength: float, *, shrinkage: float = 1.0, centre: float = 1.0
     ) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self.shrinkage, self.centre = shrinkage, centre
         self._layout = Layout.of(couplings, ("norm",))

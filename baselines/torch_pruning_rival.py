@@ -24,7 +24,7 @@ from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_arou
 from oicsr import Coupling
 from oicsr.copying import mode
 from oicsr.coupling import SIDES
-from oicsr.penalties import check_strength
+from oicsr.penalties import check_penalised, check_strength
 
 FAILURES = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError)
 SPATIAL_SIZES = (32, 8, 28, 64, 96, 128, 224, 299)
@@ -197,6 +197,7 @@ class PeerPenalty:
         degree: int = 2,
         example_inputs: Tensor | None = None,
     ) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self._couplings = list(couplings)
         self._make = make

@@ -22,7 +22,7 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
 from oicsr.layout import Layout, check_sides
-from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, safe_sqrt
+from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, safe_sqrt
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
 TRANSITION = 0.1  # the share of channels whose weights fall, as the authors set it for VGG-16
@@ -121,6 +121,7 @@ class GrOWL:
         *,
         weights: str = "pld",
     ) -> None:
+        check_penalised(couplings)
         if not isinstance(weights, str) or weights not in SEQUENCES:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(map(repr, SEQUENCES))}")
         self.strength = check_strength(strength)

@@ -109,6 +109,16 @@ def check_strength(strength: float) -> float:
     return strength
 
 
+def check_penalised(couplings: object) -> None:
+    """Raise TypeError unless the first argument of a penalty is a sequence of couplings, and no model above all."""
+    if isinstance(couplings, nn.Module):
+        raise TypeError(
+            f"couplings is a {type(couplings).__name__}, a module: a penalty is made of the couplings alone, and the "
+            "model is given when it is called, as in penalty = GroupLasso(couplings); penalty(model)"
+        )
+    check_couplings(couplings)
+
+
 def describe_penalty(penalty: object, sides: Sequence[Side], strength: float, layout: Layout) -> str:
     """Return one line for `repr`."""
     return f"{type(penalty).__name__}(sides={tuple(sides)}, strength={strength:g}, groups={layout.channels:,})"
@@ -169,6 +179,7 @@ class GroupLasso:
         *,
         joint: bool = True,
     ) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self.sides = check_sides(sides)
         self.last_value: Tensor | None = None

@@ -13,7 +13,7 @@ from oicsr.energy import energy_vector
 from oicsr.fast import passes
 from oicsr.fast.eager import eager
 from oicsr.layout import Layout, check_sides
-from oicsr.penalties import DEFAULT_STRENGTH, check_strength, describe_penalty, group_layout, norm_sum
+from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, group_layout, norm_sum
 
 
 class ProximalGroupLasso:
@@ -61,6 +61,7 @@ class ProximalGroupLasso:
         *,
         joint: bool = True,
     ) -> None:
+        check_penalised(couplings)
         self.strength = check_strength(strength)
         self.sides = check_sides(sides)
         self._layout = group_layout(couplings, self.sides, joint=joint)

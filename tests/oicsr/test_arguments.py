@@ -44,6 +44,15 @@ def test_what_is_no_list_of_couplings() -> None:
         oicsr.describe(trace.couplings, model)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [oicsr.GroupLasso, oicsr.ProximalGroupLasso, oicsr.GrOWL, oicsr.ProximalGrOWL])
+def test_a_penalty_says_that_the_model_is_given_when_it_is_called(kind: Callable[..., object]) -> None:
+    model = Chain()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    for arguments in [(model, couplings), (model,), (model, couplings, 1e-3)]:
+        with pytest.raises(TypeError, match=r"couplings is a Chain, a module: .* the model is given when it is called"):
+            kind(*arguments)
+
+
 class _Numbers(nn.Module):
     """Takes numbers beside a tensor: no shape."""
 
