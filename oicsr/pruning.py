@@ -34,7 +34,7 @@ def prune(
     cost: Callable[[nn.Module], float] | None = None,
     cost_kept: float | None = None,
     train: Train | None = None,
-    strength: float = DEFAULT_STRENGTH,
+    strength: float | None = None,
     make_regularizer: MakeRegularizer | None = None,
     steps: int = 1,
     schedule: Schedule = "linear",
@@ -64,8 +64,10 @@ def prune(
         cost_kept: The share of that cost.
         train: Called as `train(model, penalty, step)` before each removal, it trains in place with
             `loss + penalty(model)`. Without it, channels are removed from the network as it is.
-        strength: The strength of the penalty, OICSR's Group Lasso (see `suggest_strength`).
+        strength: The strength of the penalty, OICSR's Group Lasso (see `suggest_strength`); None: its default. For
+            `train` only.
         make_regularizer: Builds another penalty from the couplings; `strength` has no effect then.
+            For `train` only.
         steps: How many times to train and remove.
         schedule: How the target is spread over the steps (see `prune_iteratively`).
         importance: Scores the channels; called as `importance(model, couplings)`.
@@ -87,8 +89,8 @@ def prune(
 
     Raises:
         TypeError: An argument is of another kind than it must be.
-        ValueError: An argument is out of range, the model cannot be traced, or the target is out of reach. With
-            `train`, all of this is found before the training, where scores have no say in it.
+        ValueError: An argument is out of range, or of use with `train` only; the model cannot be traced, or the target
+            is out of reach. With `train`, all of this is found before the training, where scores have no say in it.
 
     Example:
         >>> import torch, oicsr
@@ -104,7 +106,7 @@ def prune(
     limits = {"max_removed": max_removed, "round_to": round_to}
     select = partial(select_channels, tolerance=tolerance)
     find = partial(_find, model, example_inputs, ignore, tie, granularity, approximate)
-    check_callable("train", train or _train_nothing)
+    _check_training(train, strength=strength, make_regularizer=make_regularizer)
     if batches is not None:
         check_batches(batches)
     couplings, notes = find("inner" if scope is None else scope), []
@@ -116,7 +118,7 @@ def prune(
         notes.append("residual streams are pruned as well (scope 'all'): the target is out of reach otherwise")
     if train is not None:
         _refuse_early(model, example_inputs, couplings, error, batches)
-    regularizer = make_regularizer or partial(_group_lasso, strength=strength)
+    regularizer = make_regularizer or partial(_group_lasso, strength=DEFAULT_STRENGTH if strength is None else strength)
     result = prune_iteratively(
         model,
         example_inputs,
@@ -136,6 +138,24 @@ def prune(
         if any(name.endswith("running_mean") for name, _ in result.model.named_buffers()):
             notes.append("normalisation statistics are recalibrated")
     return replace(result, notes=tuple(notes))
+
+
+def _check_training(train: object, **penalty: object) -> None:
+    """Raise where the training is no function, or is missing while there is an argument about its penalty.
+
+    Raises:
+        TypeError: `train` is no function.
+        ValueError: There is no `train`, and an argument would be ignored.
+    """
+    if train is not None:
+        check_callable("train", train)
+        return
+    for name, value in penalty.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is {str(value)[:80]!r}, but nothing is trained with a penalty: pass "
+                f"train=lambda model, penalty, step: ..., or leave {name} out"
+            )
 
 
 def _find(

@@ -138,6 +138,21 @@ def test_a_training_that_is_no_function_is_named() -> None:
         oicsr.prune(Chain(), IMAGES, train=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("arguments", [{"strength": 1e-3}, {"make_regularizer": oicsr.GroupLasso}])
+def test_a_penalty_that_nothing_is_trained_with_is_refused(arguments: dict[str, Any]) -> None:
+    for more in ({}, {"batches": [torch.randn(4, 3, 8, 8)]}):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} is .*, but nothing is trained with a penalty"):
+            oicsr.prune(Chain(), IMAGES, **arguments, **more)
+
+
+def test_the_strength_reaches_the_penalty() -> None:
+    seen: list[float] = []
+    for strength in (None, 0.5):
+        train = lambda model, penalty, step: seen.append(penalty.strength)  # noqa: E731
+        oicsr.prune(Chain(), IMAGES, train=train, strength=strength, tolerance=0.1)
+    assert seen == [oicsr.GroupLasso([]).strength, 0.5]
+
+
 def test_trying_the_batches_first_changes_nothing() -> None:
     seen: list[int] = []
 
