@@ -31,6 +31,11 @@ _NORMALIZATIONS: dict[Callable[..., Any], tuple[inspect.Signature, str]] = {
 }
 
 
+# What a network raises that is given other arguments than it takes; these types alone, since a derived one says more
+# (memory that is out, an error of the user's own).
+_REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+
+
 class NotFiniteError(ValueError):
     """A batch makes running statistics NaN or infinite."""
 
@@ -66,7 +71,8 @@ def recalibrate(
         TypeError: `batches` is nothing that holds batches, or a batch is of a form that is not known.
         ValueError: There are no batches, `batches` is a single tensor, no layer with running statistics ran, or a batch
             makes statistics NaN or infinite (`NotFiniteError`). After this or any other error the statistics are as
-            they were.
+            they were. An error of the network itself keeps its type; where the batch is a tuple, a list or a mapping,
+            its message says how the batch was read.
 
     Note:
         With several processes each one sees its own batches only, `SyncBatchNorm` included. Give all of them the same
@@ -197,9 +203,27 @@ def _run(model: nn.Module, batch: Any) -> None:
     devices = devices_of(model)
     if len(devices) == 1:  # a model spread over several devices places its inputs itself
         inputs = tree_map_only(Tensor, lambda x: x.to(devices[0], non_blocking=True), inputs)
+    try:
+        if isinstance(inputs, Mapping):
+            model(**inputs)
+        elif isinstance(inputs, Sequence):
+            model(*inputs)
+        else:
+            model(inputs)
+    except _REFUSALS as error:
+        if isinstance(batch, Tensor) or type(error) not in _REFUSALS:
+            raise
+        raise type(error)(f"{_reading(batch, inputs)} {type(model).__name__} fails on it: {error}") from error
+
+
+def _reading(batch: Any, inputs: Any) -> str:
+    """Return how a batch was read, and what to do where it is meant otherwise."""
     if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, Sequence):
-        model(*inputs)
+        held = f"a batch has the keys {', '.join(map(repr, inputs))}, and each is taken for an argument of forward"
     else:
-        model(inputs)
+        shapes = [f"a tensor of shape {tuple(x.shape)}" for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        held = f"the first entry of a batch ({type(batch).__name__}) is taken for the input: {', '.join(shapes)}"
+    return (
+        f"{held}. For batches of another form call recalibrate(model, batches, forward=...), for example with "
+        "forward=lambda model, batch: model(batch['image']); with prune, leave batches out and call it on the result."
+    )

@@ -106,6 +106,48 @@ def test_forms_of_batches(form: str) -> None:
     assert torch.allclose(model.norm.running_mean, (a - b).mean(0), atol=1e-6)
 
 
+READ_WRONGLY: dict[str, tuple[object, type[Exception], str]] = {
+    "labels by name": (
+        {"x": torch.randn(2, 3, 8, 8), "labels": torch.zeros(2)},
+        TypeError,
+        "a batch has the keys 'x', 'labels', and each is taken for an argument of forward",
+    ),
+    "labels first": (
+        (torch.zeros(2, dtype=torch.int64), torch.randn(2, 3, 8, 8)),
+        RuntimeError,
+        r"the first entry of a batch \(tuple\) is taken for the input: a tensor of shape \(2,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ_WRONGLY)
+def test_a_batch_that_is_read_wrongly_names_the_way_out(kind: str) -> None:
+    batch, error, how = READ_WRONGLY[kind]
+    model = randomize_norms(Chain())
+    before = copy.deepcopy(model.state_dict())
+    for call in (
+        lambda: oicsr.recalibrate(model, [batch]),
+        lambda: oicsr.prune(model, torch.zeros(1, 3, 8, 8), batches=[batch]),
+    ):
+        with pytest.raises(error, match=rf"{how}.*recalibrate\(model, batches, forward=\.\.\.\).*Chain fails") as found:
+            call()
+        assert type(found.value.__cause__) is error
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class _OutOfMemory(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
+
+
+def test_errors_that_are_not_about_the_form_of_a_batch_stay_as_they_are() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        oicsr.recalibrate(_OutOfMemory(), [(torch.zeros(2, 3), torch.zeros(2))])
+    with pytest.raises(RuntimeError) as found:
+        oicsr.recalibrate(Chain(), [torch.randn(2, 4, 8, 8)])
+    assert found.value.__cause__ is None and "forward" not in str(found.value)
+
+
 def test_without_running_statistics_nothing_happens() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, track_running_stats=False))
     before = copy.deepcopy(model.state_dict())
