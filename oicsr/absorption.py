@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.normalized import normalized_layers, row_name
 from oicsr.plan import PruningPlan
 from oicsr.surgery import check_plan_fits
+from oicsr.warned import warn
 from oicsr.wrapping import unwrap
 
 # Normalisations, and at which position they take their scale.
@@ -124,7 +124,7 @@ def absorb_constants(model: nn.Module, plan: PruningPlan, example_inputs: Exampl
     for name, shift in absorption.shifts.items():
         tensors[name].data.add_(shift)
     if absorption.approximate or absorption.left:
-        warnings.warn(str(absorption), AbsorptionWarning, stacklevel=3)
+        warn(str(absorption), AbsorptionWarning)
 
 
 def _disturbed(x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from oicsr.rules import Tracer
 from oicsr.rules.doubts import Doubts
 from oicsr.shapes import find_moved, find_rigid
 from oicsr.state import indices_on_cpu
+from oicsr.warned import warn
 from oicsr.wrapping import unwrap
 
 Scope = Literal["inner", "all"]
@@ -129,16 +129,16 @@ def find_couplings(
     )
     if trace.unruled:
         message = "some channels are left unpruned: " + "; ".join(_gathered(trace.unruled))
-        warnings.warn(message, UnprunedChannelsWarning, stacklevel=2)
+        warn(message, UnprunedChannelsWarning)
     if trace.untried:
-        warnings.warn("; ".join(trace.untried), UntriedWarning, stacklevel=2)
+        warn("; ".join(trace.untried), UntriedWarning)
     if trace.inexact:
         share = "an unknown share" if trace.deviation is None else f"{trace.deviation:.1%}"
         said = (
             f"a LayerNorm runs over the channels of {_some(trace.inexact)}: outputs change where they go (by up to "
             f"{share} of the largest where the weaker half of them is set to zero and goes)"
         )
-        warnings.warn(said, ApproximateWarning, stacklevel=2)
+        warn(said, ApproximateWarning)
     return trace.couplings
 
 

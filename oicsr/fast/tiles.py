@@ -7,13 +7,14 @@ does not know), one warning says so and PyTorch operations do the work.
 from __future__ import annotations
 
 import subprocess
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from oicsr.warned import warn
 
 HEIGHT, ROWS, COLUMNS = 128, 16, 256  # a tile, and the rows of it that a program has in registers at once
 BLOCK = 128  # partial sums that one program adds up at once
@@ -187,11 +188,10 @@ def _launch(name: str, programs: int, arguments: Sequence[Tensor], options: Mapp
             getattr(kernels, name)[(programs,)](*arguments, **options)
     except failures as error:
         _obstacles.append(f"{type(error).__name__}: {error}")
-        warnings.warn(
+        warn(
             f"the Triton kernels cannot run here ({_obstacles[-1]}); PyTorch operations take their place, which is "
             "slower. Triton needs a C compiler and the headers of Python (gcc and python3-dev)",
             RuntimeWarning,
-            stacklevel=2,
         )
         return False
     return True

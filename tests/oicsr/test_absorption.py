@@ -68,8 +68,9 @@ def test_zero_scales_are_absorbed_exactly(bias: bool, padding: dict[str, object]
 
 def test_zero_padding_is_exact_inside_only_and_said() -> None:
     model, x, plan = _prepared(Plain(padding=1))
-    with pytest.warns(oicsr.AbsorptionWarning, match="'conv2': pads with zeros"):
+    with pytest.warns(oicsr.AbsorptionWarning, match="'conv2': pads with zeros") as seen:
         small = oicsr.remove_channels(model, plan, absorb=True, example_inputs=x)
+    assert seen[0].filename == __file__
     wide = {}
     for name, network in [("model", model), ("small", small)]:
         network.conv2.register_forward_hook(lambda module, args, output, name=name: wide.update({name: output}))

@@ -87,6 +87,7 @@ def test_where_kernels_cannot_run_pytorch_does_the_work_after_one_warning(monkey
     penalty = oicsr.GroupLasso(couplings, strength=0.5)
     with pytest.warns(RuntimeWarning, match=r"Triton kernels cannot run here \(.*no C compiler") as seen:
         penalty.add_gradient(model)
+    assert seen[0].filename == __file__
     assert len(seen) == 1 and torch.equal(model.conv2.weight.grad, wanted)
     penalty.add_gradient(model)  # warnings are errors here
     oicsr.ProximalGroupLasso(couplings).proximal_step(model, 0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -101,6 +103,10 @@ def test_operator_without_rule_leaves_its_channels_and_is_named() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match=r"aten\.cumsum"):
         couplings = oicsr.find_couplings(Unruled(), IMAGES)
     assert [c.name for c in couplings] == ["two"]
+    for call in (oicsr.find_couplings, partial(oicsr.prune, tolerance=0.5)):
+        with pytest.warns(oicsr.UnprunedChannelsWarning) as seen:
+            call(Unruled(), IMAGES)
+        assert [warning.filename for warning in seen] == [__file__]
     assert "cumsum" in oicsr.trace_couplings(Unruled(), IMAGES).unpruned["one"]
 
 
