@@ -29,6 +29,7 @@ from oicsr.names import first_names, named_tensors
 from oicsr.recurrences import one_step_exported
 from oicsr.rules import inline_blocks, leaf_modules, split_einsums
 from oicsr.rules.evaluated import CONSTANT
+from oicsr.state import devices_of
 
 DETECT = "_detect_is_causal_mask"
 LIFTED = "lifted_tensor_"  # how the exporter calls a tensor that is written into the code
@@ -162,8 +163,12 @@ class _Derivatives(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _remedy(model: nn.Module, error: BaseException, derivatives: str = "") -> str:
+def _remedy(model: nn.Module, inputs: Inputs, error: BaseException, derivatives: str) -> str:
     """Return where in the network's code the exporter failed, and what can be done about it."""
+    own, given = devices_of(model), {x.device for x in inputs.tensors()}
+    if len(own) == 1 and given - {*own} and "device" in str(error):
+        where = ", ".join(sorted(map(str, given)))
+        return f"the network is on {own[0]} and example_inputs on {where}: move them to the network's device"
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         return f"{scripted[0] or '(root)'!r} is scripted: put the module that it was made of in its place"
@@ -255,7 +260,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         except (*MODEL_ERRORS, SpecViolationError) as error:
             raise ValueError(
                 f"{type(twin).__name__} cannot be traced by torch.export: {type(error).__name__}: "
-                f"{first_line(error)} ({_remedy(twin, error, noted.place)})"
+                f"{first_line(error)} ({_remedy(twin, inputs, error, noted.place)})"
             ) from error
         finally:
             if own is None:

@@ -305,3 +305,10 @@ def test_a_moving_average_that_never_runs_is_named_and_follows_one_plan(average:
 def test_another_network_that_never_runs_is_no_moving_average() -> None:
     model = Averaged(lambda _: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)))
     assert [coupling.name for coupling in oicsr.find_couplings(model, ROWS)] == ["net.0"]
+
+
+def test_inputs_on_another_device_are_named_as_the_cause() -> None:
+    with pytest.raises(ValueError, match=r"the network is on cpu and example_inputs on meta: move them to the network"):
+        oicsr.find_couplings(Chain(), SMALL_IMAGES.to("meta"))
+    with pytest.raises(ValueError, match=r"the network is on meta and example_inputs on cpu: move them to the network"):
+        oicsr.prune(Chain().to("meta"), SMALL_IMAGES)
