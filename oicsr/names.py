@@ -33,6 +33,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def whose(model: nn.Module, name: str) -> str:
     """Return what to say of a tensor that `model` lacks: which of its modules has it, or under which name it does."""
+    around = dict(model.named_modules()).get(name.rpartition(".")[0].rpartition(".")[0])
+    if isinstance(around, nn.MultiheadAttention):  # q_proj, k_proj and v_proj are modules of what takes its place
+        return (
+            "; it has PyTorch's nn.MultiheadAttention there. Was it opened before? Call oicsr.open_attention "
+            "on the network first (for load_pruned, in build_model)"
+        )
     for inner, module in model.named_children():
         if name in named_tensors(module):
             return f"; its module {inner!r} has it, so pass that"

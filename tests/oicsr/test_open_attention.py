@@ -100,6 +100,8 @@ def test_an_encoder_loses_channels_and_heads_exactly(granularity: str, tmp_path:
     oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
     loaded = oicsr.load_pruned(tmp_path / "small.safetensors", lambda: oicsr.open_attention(Encoder().double()))
     torch.testing.assert_close(loaded(x), small.eval()(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"q_proj.*Call oicsr\.open_attention on the network first .*in build_model"):
+        oicsr.load_pruned(tmp_path / "small.safetensors", Encoder)
 
 
 def test_pytorchs_own_attention_is_refused_with_what_to_call() -> None:
