@@ -35,7 +35,6 @@ from benchmarks.reporting.figures.kinds import KINDS, from_file, stem_of
 from benchmarks.reporting.figures.method_diagram import method_diagram
 from benchmarks.reporting.figures.style import Files
 from benchmarks.reporting.gathered import Gathered, gather
-from benchmarks.reporting.ledger import readme_headline
 from benchmarks.reporting.pages import (
     FIRST,
     across_page,
@@ -46,6 +45,7 @@ from benchmarks.reporting.pages import (
     with_block,
 )
 from benchmarks.reporting.paper_tables import all_sheets
+from benchmarks.reporting.readme_headline import readme_headline
 from benchmarks.reporting.same_drawing import same_drawing
 from benchmarks.reporting.study import LATENCY, Study, title_of
 from benchmarks.reporting.table_files import Sheet, files_of_sheet

@@ -63,20 +63,6 @@ ONLY_BEGUN = f"only begun, fewer than {ENOUGH_SEEDS} networks"
 
 FIRST_CLAIMS = ("1", "11", "11f")  # the paper's own, and the strongest rival before and after fine-tuning
 
-# README answers the paper's question before anything else: ours against these, in each state.
-QUESTION, QUESTION_RIVALS = "Does OICSR-GL beat separated regularisation?", ("gl-out", "gl-separate", "none")
-IN_STATE = {PRUNED: "before fine-tuning", RECALIBRATED: "recalibrated", FINETUNED: "fine-tuned"}
-
-# Of what README tells next: in this order, and no more of each kind.
-HEADLINE_ORDER = ("11", "11f", "12f", "11r")
-HEADLINE_CLAIMS = 4
-HEADLINE_KINDS = (
-    ("Claimed and lost", REFUTED, True),
-    ("Claimed, does not hold", REFUTED, False),
-    ("Claimed, and holds", SUPPORTED, False),
-    ("Claimed, not shown either way", INCONCLUSIVE, False),
-)
-
 Column = tuple[str, str, float]  # data set, network and target
 Cells = dict[Column, dict[str, float]]  # a difference per trained network
 
@@ -130,71 +116,6 @@ def first_findings(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, Finding |
     ordered = in_order(chosen, tier) if tier else []
     ordered += [verdict for verdict in chosen if verdict not in ordered]
     return [(verdict, verdict.at(tier) if tier else None) for verdict in ordered]
-
-
-def readme_headline(verdicts: Sequence[Verdict]) -> str:
-    """Return the README's first words on results: what the highest tier says, losses first, and on what evidence."""
-    tier = highest_tier(verdicts)
-    judged = [verdict for verdict in verdicts if tier and (own := verdict.at(tier)) and own.effect]
-    if tier is None or not judged:
-        return "**Results so far:** none that carries a verdict."
-    where = for_markdown(of_tier(verdicts, tier))
-    lines = [f"**Results so far.** {where}: {TIER_WORDS[tier]}. [More](#results).", ""]
-    answers = _answers(judged)
-    if answers:
-        lines += [f"**{QUESTION}** {' '.join(_answer(rival, answers[rival], tier) for rival in answers)}", ""]
-    told = [verdict for found in answers.values() for verdict in found]
-    others = [verdict for verdict in judged if verdict not in told]
-    for title, kind, lost in HEADLINE_KINDS:
-        found = [verdict for verdict in others if _is(verdict, tier, kind, lost=lost)]
-        if found:
-            lines.append(f"- **{title}:** {_listed(found, tier)}.")
-    return "\n".join(lines).rstrip()
-
-
-def _answers(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    """Return the verdicts that answer the README's question, by rival and in the order of the states."""
-    states = list(IN_STATE)
-    ordered = sorted(
-        verdicts, key=lambda v: states.index(v.claim.measure) if v.claim.measure in states else len(states)
-    )
-    found = {rival: [v for v in ordered if _key_pair(v.claim) == ("oicsr-gl", rival)] for rival in QUESTION_RIVALS}
-    return {rival: own for rival, own in found.items() if own}
-
-
-def _answer(rival: str, verdicts: Sequence[Verdict], tier: str) -> str:
-    """Return what was found against a rival, such as "Against Random channels: +1.2 points recalibrated (holds)."."""
-    parts: list[str] = []
-    for verdict in verdicts:
-        finding = verdict.at(tier)
-        assert finding is not None and finding.effect is not None
-        points = "" if parts else " points"
-        word = "**loss**" if finding.lost else TITLES[finding.verdict].lower()
-        parts.append(f"{signed(100 * finding.effect.mean, 1)}{points} {IN_STATE[verdict.claim.measure]} ({word})")
-    return f"Against {for_markdown(find_method(rival).title)}: {', '.join(parts)}."
-
-
-def _is(verdict: Verdict, tier: str, kind: str, *, lost: bool) -> bool:
-    finding = verdict.at(tier)
-    return finding is not None and finding.verdict == kind and finding.lost == lost
-
-
-def _listed(verdicts: Sequence[Verdict], tier: str) -> str:
-    """Return claims in a few words, the most important ones first, and how many others there are."""
-
-    def order(verdict: Verdict) -> tuple[int, int]:
-        name = verdict.claim.id
-        return HEADLINE_ORDER.index(name) if name in HEADLINE_ORDER else len(HEADLINE_ORDER), verdicts.index(verdict)
-
-    chosen = sorted(verdicts, key=order)[:HEADLINE_CLAIMS]
-    more = len(verdicts) - len(chosen)
-    return "; ".join(_in_words(verdict, tier) for verdict in chosen) + (f"; and {more} more" if more else "")
-
-
-def _in_words(verdict: Verdict, tier: str) -> str:
-    claim, finding = verdict.claim, verdict.at(tier)
-    assert finding is not None and finding.effect is not None
-    return f"{claim.short} ({amount(claim, finding.effect.mean)})" if claim.measure in POINTS else claim.short
 
 
 def _word(finding: Finding) -> str:
@@ -255,7 +176,7 @@ def _key_table(verdicts: Sequence[Verdict], tier: str) -> list[str]:
     """Return a row per pair of methods with a column per state, the pairs with losses first."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for verdict in in_order(verdicts, tier):
-        pair, finding = _key_pair(verdict.claim), verdict.at(tier)
+        pair, finding = key_pair(verdict.claim), verdict.at(tier)
         if pair and finding:
             rows.setdefault(pair, {})[verdict.claim.measure] = _brief(verdict.claim, finding)
     if not rows:
@@ -276,7 +197,7 @@ def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
     found: dict[tuple[str, str], dict[str, Cells]] = {}
     networks: dict[Column, set[str]] = {}
     for verdict in in_order(verdicts, tier):
-        pair, finding = _key_pair(verdict.claim), verdict.at(tier)
+        pair, finding = key_pair(verdict.claim), verdict.at(tier)
         if pair and finding and finding.effect and verdict.claim.measure in BY_NETWORK:
             cells = found.setdefault(pair, {}).setdefault(verdict.claim.measure, _cells(finding))
             for column, values in cells.items():
@@ -326,7 +247,7 @@ def _means(by_measure: Sequence[Mapping[str, float]], usual: int) -> str:
     return " / ".join(means) + fewer
 
 
-def _key_pair(claim: Claim) -> tuple[str, str] | None:
+def key_pair(claim: Claim) -> tuple[str, str] | None:
     """Return the methods of a claim that README tells, or None."""
     if claim.measure not in KEY_MEASURES or len(claim.pairs) != 1 or claim.pairs[0][1] is None or claim.varies:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.analysis.claims import CLAIMS, Claim
-from benchmarks.analysis.verdicts import judge, to_plain
+from benchmarks.analysis.verdicts import INCONCLUSIVE, REFUTED, SUPPORTED, Finding, Verdict, judge, to_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record, read_records
@@ -19,9 +19,9 @@ from benchmarks.reporting.ledger import (
     headline,
     ledger_lines,
     overview_lines,
-    readme_headline,
     readme_lines,
 )
+from benchmarks.reporting.readme_headline import contest, in_a_word, readme_headline
 from tests.benchmarks.synthetic import experiment, records_of, write_records
 
 NOTHING = Details(Path("nowhere"))
@@ -269,22 +269,58 @@ def test_readme_begins_with_what_holds_on_what_evidence_and_what_does_not() -> N
     assert kinds == [kind for kind in every if kind in kinds]
     assert re.fullmatch(
         r"\*\*Does OICSR-GL beat separated regularisation\?\*\* "
+        r"(?:In part|Not on this evidence)\. "
         r"Against Group Lasso \(out\): \+\S+ points before fine-tuning \(holds\), \S+ recalibrated \(.+?\), "
         r"\S+ fine-tuned \(.+?\)\. Against No regulariser: \S+ points before fine-tuning .+ fine-tuned \(.+?\)\.",
         answer,
     )
     judged = [verdict for verdict in verdicts if (own := verdict.at("small")) and own.effect]
-    shown = sum(verdict.claim.short in "\n".join(told) for verdict in judged) + answer.count(", ") + answer.count(": ")
+    text = "\n".join(told)
+    listed = [verdict for verdict in judged if verdict.claim.short in text or contest(verdict.claim) in text]
+    shown = len(listed) + answer.count(", ") + answer.count(": ")
     more = sum(int(line.rpartition("; and ")[2].split()[0]) for line in told if "; and " in line)
     assert shown + more == len(judged) > 8  # nothing is passed over
     assert readme_headline(judge([], NOTHING)) == "**Results so far:** none that carries a verdict."
+
+
+@pytest.mark.parametrize(
+    ("held", "open_or_refuted", "said"),
+    [
+        (("1", "1r", "1b", "1br", "3a"), {}, "Yes."),
+        (("1", "1r", "1b", "1br"), {"3a": INCONCLUSIVE}, "Yes."),  # that it is not worse is not needed to be better
+        (("1", "1r", "1b", "1br"), {"3a": REFUTED}, "In part."),
+        (("1", "1r", "1b"), {"1br": INCONCLUSIVE}, "In part."),
+        (("1", "1r"), {}, "In part."),  # nothing is known of the other separated rival
+        (("1br",), {"1": REFUTED, "1r": REFUTED, "1b": REFUTED}, "In part."),
+        (("3a", "2c"), {"1": INCONCLUSIVE, "1b": REFUTED}, "Not on this evidence."),
+        (("2c",), {}, ""),
+    ],
+)
+def test_the_answer_in_a_word_rests_on_separated_rivals_alone(
+    held: tuple[str, ...], open_or_refuted: dict[str, str], said: str
+) -> None:
+    found = {**dict.fromkeys(held, SUPPORTED), **open_or_refuted}
+    answers: dict[str, list[Verdict]] = {}
+    for name, verdict in found.items():
+        [(_, rival)] = claim(name).pairs
+        finding = Finding(verdict, "", tier="small")
+        answers.setdefault(rival.method, []).append(Verdict(claim(name), (finding,)))
+    assert in_a_word(answers, "small") == said
+    assert in_a_word(answers, "full") == ""
+
+
+def test_claims_that_do_not_hold_are_told_without_a_winner() -> None:
+    assert contest(claim("11")) == "OICSR-GL against DepGraph, before fine-tuning"
+    assert contest(claim("11f")) == "OICSR-GL against DepGraph, fine-tuned"
+    assert contest(claim("15a")) == "joint groups against the in-side alone, before fine-tuning"
+    assert contest(claim("6")) == claim("6").short
 
 
 def test_readme_names_losses_first_and_tells_the_highest_tier_alone() -> None:
     lost = records_of(experiment(methods=("oicsr-gl", "gl-out"), seeds=(0, 1, 2, 3, 4)), effect={"gl-out": 0.5})
     text = readme_headline(judge([*lost, *toys({"oicsr-gl": 0.9})], NOTHING))
     answer = text.split("\n")[2]
-    assert answer.startswith("**Does OICSR-GL beat separated regularisation?** Against Group Lasso (out): −")
+    assert answer.startswith("**Does OICSR-GL beat separated regularisation?** Not on this evidence. Against Group ")
     assert "before fine-tuning (**loss**)" in answer
     assert "Toy" not in text and "digits" not in text
 
