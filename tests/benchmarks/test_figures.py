@@ -222,6 +222,13 @@ def test_channels_for_a_share_of_the_energy() -> None:
     assert channels.channels_for(np.zeros(4)) == 1.0
 
 
+def test_channels_at_the_border_of_the_plot_are_said() -> None:
+    kept, high = np.array([True, True]), np.array([1.0, 2.0])
+    assert channels.at_floor({"oicsr-gl": {"conv": (high, high, kept)}}) == ""
+    panels = {"none": {"conv": (high, high, kept)}, "oicsr-gl": {"conv": (high, np.array([0.0, 2.0]), kept)}}
+    assert channels.at_floor(panels) == "\nenergies below 1e-05 are drawn at 1e-05"
+
+
 def test_rank_correlation() -> None:
     values = np.array([1.0, 5.0, 2.0, 9.0])
     assert channels.rank_correlation(values, values**3) == pytest.approx(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,8 +181,16 @@ def joint_energies(comparison: Comparison, title: str, details: Details) -> File
         about = f"both sides of every channel before pruning to {100 * target:.0f} % of the MACs"
         whole = all(len(panels[method]) == len(recorded[method]) for method in panels)
         left_out = "" if whole else "; without layers of one side"
-        headline(figure, f"{title}\n{about}\none seed; energies relative to their layer's mean{left_out}")
+        how = f"one seed; energies relative to their layer's mean{left_out}{at_floor(panels)}"
+        headline(figure, f"{title}\n{about}\n{how}")
         return render(figure)
+
+
+def at_floor(panels: Mapping[str, Layers]) -> str:
+    """Return a line on the channels that are drawn at the border, where there are any."""
+    sides = (side for layers in panels.values() for out, inward, _ in layers.values() for side in (out, inward))
+    lowest = min(float(_relative(side).min()) for side in sides)
+    return f"\nenergies below {FLOOR:g} are drawn at {FLOOR:g}" if lowest <= FLOOR else ""
 
 
 def _with_both_sides(layers: Layers) -> Layers:
