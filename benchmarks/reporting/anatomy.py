@@ -27,7 +27,8 @@ FIGURE_TEXT = "Recalibrated accuracy of every group of sides, less that of OICSR
 
 FIGURE_NOTE = (
     "Every group of sides that was run, one panel per experiment: recalibrated top-1 less that of OICSR-GL for the "
-    "same networks, averaged over the targets, with 95 % intervals."
+    "same networks, averaged over the targets, with 95 % intervals. Handwritten digits, a toy, stand in a figure of "
+    "their own."
 )
 
 
@@ -59,8 +60,8 @@ def _row(outcome: Outcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def with_outcomes(text: str, found: Sequence[Outcome], figure: str | None = None) -> str:
-    """Return the page with the outcomes between its markers, and below them a figure, where there is one.
+def with_outcomes(text: str, found: Sequence[Outcome], figures: Sequence[str] = ()) -> str:
+    """Return the page with the outcomes between its markers, and below them the figures.
 
     Raises:
         ValueError: A marker is missing.
@@ -68,6 +69,8 @@ def with_outcomes(text: str, found: Sequence[Outcome], figure: str | None = None
     if BEGIN not in text or END not in text:
         raise ValueError(f"docs/anatomy.md needs the markers {BEGIN!r} and {END!r} around its outcomes")
     lines = outcome_lines(found)
-    lines += ["", f"![{FIGURE_TEXT}]({figure})", "", FIGURE_NOTE] if figure else []
+    for figure in figures:
+        lines += ["", f"![{FIGURE_TEXT}]({figure})"]
+    lines += ["", FIGURE_NOTE] if figures else []
     block = "\n".join(lines)
     return f"{text.split(BEGIN)[0]}{BEGIN}\n\n{block}\n\n{END}{text.split(END)[1]}"

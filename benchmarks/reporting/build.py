@@ -52,7 +52,7 @@ from benchmarks.reporting.table_files import Sheet, files_of_sheet
 
 CLAIMS_SCHEMA = "oicsr-claims-2"
 
-ANATOMY = "anatomy"  # the figure of the sides that a penalty needs
+ANATOMY, ANATOMY_TOY = "anatomy", "anatomy-toy"  # the figures of the sides that a penalty needs
 
 Artefacts = dict[Path, bytes]
 
@@ -84,8 +84,9 @@ def build(results: Path, root: Path | None = None, gathered: Gathered | None = N
         study.drawn[comparison.name] = [kind for kind in KINDS if drawn.get(stem_of(comparison, kind))]
     latency_names = [name for name, files in drawn.items() if files and name.startswith(LATENCY)]
     artefacts |= _pages(study, sheets, latency_names)
+    sides = [name for name in (ANATOMY, ANATOMY_TOY) if drawn[name]]
     artefacts[(root or results) / "RESULTS.md"] = results_page(study, f"{results.name}/" if root else "").encode()
-    return _inside(artefacts | _project_pages(study, root, sides=drawn[ANATOMY] is not None), root or results)
+    return _inside(artefacts | _project_pages(study, root, sides=sides), root or results)
 
 
 def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) -> Artefacts:
@@ -110,10 +111,10 @@ def _pages(study: Study, sheets: Sequence[Sheet], latency_names: Sequence[str]) 
     return {results / name: text.encode() for name, text in pages.items()}
 
 
-def _project_pages(study: Study, root: Path | None, *, sides: bool) -> Artefacts:
+def _project_pages(study: Study, root: Path | None, *, sides: Sequence[str]) -> Artefacts:
     """Return the project's own pages that hold results, where the results are those that it publishes.
 
-    `sides` says whether there is a figure of the sides that a penalty needs.
+    `sides` names the figures of the sides that a penalty needs.
     """
     if root is None:
         return {}
@@ -132,8 +133,8 @@ def _project_pages(study: Study, root: Path | None, *, sides: bool) -> Artefacts
     anatomy = root / "docs/anatomy.md"
     if anatomy.is_file():
         found = outcomes(study.records, study.details)
-        figure = f"../{study.results.name}/figures/{ANATOMY}.png" if sides else None
-        written[anatomy] = with_outcomes(anatomy.read_text(encoding="utf-8"), found, figure).encode()
+        figures = [f"../{study.results.name}/figures/{name}.png" for name in sides]
+        written[anatomy] = with_outcomes(anatomy.read_text(encoding="utf-8"), found, figures).encode()
     return {root / METHOD_CARDS.relative_to(ROOT): render().encode(), **written}
 
 
@@ -169,6 +170,7 @@ def _figure_files(results: Path, name: str, files: Files | None) -> Artefacts:
 def _drawings(study: Study) -> dict[str, Draw]:
     """Return how each figure is drawn, by name."""
     tasks: dict[str, Draw] = {"method": method_diagram, ANATOMY: partial(sides_figure, study.comparisons)}
+    tasks[ANATOMY_TOY] = partial(sides_figure, study.comparisons, toy=True)
     for comparison in study.comparisons:
         title = title_of(comparison.experiment)
         for name, kind in KINDS.items():

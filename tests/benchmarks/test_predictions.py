@@ -99,4 +99,4 @@ def test_outcomes_stand_between_the_markers(tmp_path: Path) -> None:
 def test_a_figure_stands_below_the_outcomes_where_there_is_one() -> None:
     page = f"before\n{BEGIN}\n{END}\nafter"
     assert "![" not in with_outcomes(page, [])
-    assert "(../results/figures/anatomy.png)" in with_outcomes(page, [], "../results/figures/anatomy.png")
+    assert "(../results/figures/anatomy.png)" in with_outcomes(page, [], ["../results/figures/anatomy.png"])

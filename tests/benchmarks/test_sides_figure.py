@@ -50,11 +50,19 @@ def test_every_group_of_sides_has_its_row_and_every_row_its_groups() -> None:
 
 def test_it_is_drawn_with_a_legend_of_what_is_there() -> None:
     comparison = study({"oicsr-gl-norm": 0.01, "gl-separate": 0.02, "oicsr-gl-prox": 0.03})
-    files = sides_figure([comparison, comparison])
+    files = sides_figure([comparison, comparison], toy=True)
     assert files is not None and set(files) == {"svg", "png", "pdf"}
-    assert files == sides_figure([comparison, comparison])
+    assert files == sides_figure([comparison, comparison], toy=True)
+
+
+def test_digits_and_natural_images_have_a_figure_each() -> None:
+    digits = study({"oicsr-gl-norm": 0.01, "gl-out": 0.02})
+    natural = compare(records_of(experiment(methods=("oicsr-gl", "oicsr-gl-norm", "gl-out"))))[0]
+    assert sides_figure([digits]) is None and sides_figure([natural], toy=True) is None
+    assert sides_figure([digits, natural]) == sides_figure([natural]) != sides_figure([digits, natural], toy=True)
 
 
 def test_without_evidence_or_rivals_nothing_is_drawn() -> None:
+    assert sides_figure([study({"oicsr-gl-norm": 0.01, "gl-out": 0.02}, "quick")], toy=True) is None
     assert sides_figure([]) is None and sides_figure([study({"none": 0.1})]) is None
     assert sides_figure([study({"oicsr-gl-norm": 0.01, "gl-out": 0.02}, "quick")]) is None

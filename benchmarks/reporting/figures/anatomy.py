@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from baselines.anatomy import GROUPS
 from benchmarks.analysis.comparison import Comparison
+from benchmarks.analysis.evidence import TOY
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Effect, paired_effect
 from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 from benchmarks.reporting.study import title_of
@@ -39,12 +40,14 @@ ASIDE = 0.2  # of a row, between its marks
 TITLE = "Which sides a penalty needs: recalibrated top-1 less that of OICSR-GL"
 
 
-def sides_figure(comparisons: Sequence[Comparison]) -> Files | None:
+def sides_figure(comparisons: Sequence[Comparison], *, toy: bool = False) -> Files | None:
     """Draw a panel per experiment that compares sides; None where there is none.
 
-    Shown are means over the targets, paired by network, with 95 % intervals.
+    Shown are means over the targets, paired by network, with 95 % intervals. Toys have a figure of their own (`toy`):
+    all panels in one would be longer than a page, and weak evidence would stand beside strong.
     """
-    panels = [(comparison, found) for comparison in comparisons if len(found := side_effects(comparison)) > 1]
+    of_kind = [comparison for comparison in comparisons if (comparison.evidence.tier == TOY) == toy]
+    panels = [(comparison, found) for comparison in of_kind if len(found := side_effects(comparison)) > 1]
     if not panels:
         return None
     with style():
