@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.escape import for_markdown
 from benchmarks.records.record import Record
+from benchmarks.reporting.study import seeds_in_words
 
 ENOUGH_PAIRS, ENOUGH_TARGETS = 3, 5
 
@@ -25,7 +26,8 @@ def checklist(records: Sequence[Record], comparisons: Sequence[Comparison]) -> l
 def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[tuple[str, str, str]]:
     pairs = sorted({for_markdown(f"{r.config.get('dataset')} with {r.config.get('model')}") for r in full})
     targets = {c.name: len(c.targets) for c in tables}
-    seeds = {c.name: int(c.table["n"].min()) for c in tables}
+    fewest = [int(c.table["n"].min()) for c in tables]
+    seeds = ", ".join(f"{c.name}: {_of(seeds_in_words(c), 'seed')}" for c in tables) or "not run"
     return [
         _item(
             f"At least {ENOUGH_PAIRS} pairs of data set and architecture",
@@ -37,9 +39,7 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
             bool(targets) and min(targets.values()) >= ENOUGH_TARGETS,
             _counts(targets, "target"),
         ),
-        _item(
-            "Means and deviations over several seeds", bool(seeds) and min(seeds.values()) > 1, _counts(seeds, "seed")
-        ),
+        _item("Means and deviations over several seeds", bool(fewest) and min(fewest) > 1, seeds),
     ]
 
 
@@ -81,7 +81,11 @@ def _counts(found: dict[str, int], what: str) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return _of(str(number), what)
+
+
+def _of(number: str, what: str) -> str:
+    return f"{number} {what}{'' if number == '1' else 's'}"
 
 
 def _has(records: Sequence[Record], method: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison, rank
-from benchmarks.analysis.evidence import CURRENT_PROTOCOL
+from benchmarks.analysis.evidence import CURRENT_PROTOCOL, dataset_title
 from benchmarks.analysis.statistics import summarize
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
@@ -70,15 +70,18 @@ def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
     """Return the table in the paper's shape, of one of the states after surgery."""
     rows: list[list[str]] = []
     numbers: list[dict[str, Any]] = []
+    groups: list[str] = []
     for comparison in best_comparisons(comparisons):
         for target in comparison.targets:
             rows.append(_paper_row(comparison, target, state, numbers))
+            groups.append(dataset_title(str(comparison.records[0].config.get("dataset"))))
     titles = (title for _, title in PAPER_COLUMNS)
     header = ("Experiment (profile)", "MACs kept", "Dense", "Dense (all epochs)", *titles)
     columns = ["experiment", "profile", "macs_kept", "method", "n", "top1", "sd"]
     table = pd.DataFrame(numbers, columns=columns)
     title = f"The paper's comparison, {WITHOUT[state]}"
-    return Sheet(f"paper-{state}", title, header, rows or [[NOT_RUN] * len(header)], PAPER_NOTES, table)
+    rows = rows or [[NOT_RUN] * len(header)]
+    return Sheet(f"paper-{state}", title, header, rows, PAPER_NOTES, table, groups=tuple(groups))
 
 
 def _paper_row(comparison: Comparison, target: float, state: str, numbers: list[dict[str, Any]]) -> list[str]:

@@ -43,6 +43,12 @@ class Study:
         return sorted({comparison.experiment for comparison in self.comparisons})
 
 
+def seeds_in_words(comparison: Comparison) -> str:
+    """Return over how many seeds the rows of a comparison are, such as "3" or "1 to 3"."""
+    low, high = int(comparison.table["n"].min()), int(comparison.table["n"].max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def title_of(experiment: str) -> str:
     """Return the title of an experiment; an ad-hoc one is called by its name."""
     return EXPERIMENTS[experiment].title if experiment in EXPERIMENTS else experiment

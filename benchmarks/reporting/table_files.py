@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -29,6 +29,7 @@ class Sheet:
         warning: What stands first, above the table; nothing where all is well.
         common: What a reader must know about every table of its kind: in its files, and once on a page.
         texts: How many of the first columns hold words, aligned on the left; the others hold numbers.
+        groups: What each row belongs to, where a page shows a table per group (`parts_of`); the files have one table.
     """
 
     name: str
@@ -40,6 +41,23 @@ class Sheet:
     warning: str = ""
     common: str = ""
     texts: int = 1
+    groups: tuple[str, ...] = ()
+
+
+def parts_of(sheet: Sheet) -> dict[str, Sheet]:
+    """Return a table per group of rows, with the columns in which that group has anything, and no notes but these."""
+    parts = {}
+    for group in dict.fromkeys(sheet.groups):
+        rows = [row for row, own in zip(sheet.rows, sheet.groups, strict=True) if own == group]
+        run = [column for column in range(len(sheet.header)) if any(row[column] != NOT_RUN for row in rows)]
+        absent = [title for column, title in enumerate(sheet.header) if column not in run]
+        parts[group] = replace(
+            sheet,
+            header=tuple(sheet.header[column] for column in run),
+            rows=[[row[column] for column in run] for row in rows],
+            notes=for_markdown(f"Not run: {', '.join(absent)}.") if absent else "",
+        )
+    return parts
 
 
 def sheet_csv(sheet: Sheet) -> str:
