@@ -87,7 +87,7 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-class _CopiedTensors(TorchFunctionMode):
+class CopiedTensors(TorchFunctionMode):
     """Deep copies of tensors that are no parameters: those in a graph (a cached activation) are detached."""
 
     def __init__(self, convert: Convert) -> None:
@@ -132,7 +132,7 @@ def copy_model(
         for tensor in chain(model.parameters(), model.buffers()):
             memo[id(tensor)] = convert(tensor)
     try:
-        with _CopiedTensors(constants):
+        with CopiedTensors(constants):
             twin = copy.deepcopy(model, memo)
     except COPY_ERRORS as error:
         raise ValueError(

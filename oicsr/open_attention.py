@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oicsr.copying import copy_model
+from oicsr.held import held_optimizers
 from oicsr.open_windows import OpenWindowAttention, is_window_attention
+from oicsr.rebinding import holds
 
 FUSED = ("in_proj_weight", "in_proj_bias")
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -189,9 +191,11 @@ def open_attention(model: nn.Module) -> nn.Module:
         model: The network; left as it is. A module that is an attention itself is replaced as well.
 
     Raises:
-        ValueError: There is no such module, or one of a derived class, which may compute something else; says which.
+        ValueError: There is no such module, or one of a derived class, which may compute something else, or the network
+            holds an optimiser of its parameters; says which.
     """
-    twin = copy_model(model)
+    memo: dict[int, Any] = {}
+    twin = copy_model(model, memo=memo)
     found = {
         name: module
         for name, module in twin.named_modules()
@@ -205,6 +209,13 @@ def open_attention(model: nn.Module) -> nn.Module:
     for name, module in found.items():
         if isinstance(module, nn.MultiheadAttention) and type(module) is not nn.MultiheadAttention:
             raise ValueError(f"{name!r} is a {type(module).__name__}: only nn.MultiheadAttention itself is replaced")
+    parts = [parameter for module in found.values() for parameter in module.parameters()]
+    for attribute, optimizer in held_optimizers(model, twin, memo):
+        if holds(optimizer, {*map(id, parts)}):
+            raise ValueError(
+                f"the {type(optimizer).__name__} in {attribute} would not train the parameters that open_attention "
+                "makes: give the network its optimiser afterwards"
+            )
     opened: Mapping[int, nn.Module] = {id(module): _opened(module) for module in set(found.values())}
     if id(twin) in opened:
         return opened[id(twin)]

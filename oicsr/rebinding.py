@@ -30,34 +30,6 @@ def select_slices(tensor: Tensor, entry: Slice) -> Tensor:
     return picked
 
 
-def held_optimizers(
-    model: nn.Module, small: nn.Module, memo: Mapping[int, Any]
-) -> list[tuple[str, torch.optim.Optimizer]]:
-    """Return the optimisers of its own parameters that the copy of a network holds, and how a message calls each.
-
-    Args:
-        model: The network.
-        small: Its copy.
-        memo: What `copy.deepcopy` noted on the way: copy by the identity of its original.
-    """
-    own = {id(parameter) for parameter in small.parameters()}
-    return [
-        (_attribute(model, key), one)
-        for key, one in memo.items()
-        if isinstance(one, torch.optim.Optimizer) and id(one) != key and _holds(one, own)
-    ]
-
-
-def _attribute(model: nn.Module, wanted: int) -> str:
-    """Return what to call the attribute of a network that holds an object, be it in a list or dictionary."""
-    for prefix, module in model.named_modules():
-        for name, value in vars(module).items():
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-            if wanted in map(id, (value, *parts)):
-                return repr(f"{prefix}.{name}".strip("."))
-    return "an attribute of the model"
-
-
 def check_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], plan: PruningPlan, held: str = ""
 ) -> None:
@@ -74,7 +46,7 @@ def check_optimizer(
             which.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    if not _holds(optimizer, names):
+    if not holds(optimizer, names):
         raise ValueError(
             f"the {type(optimizer).__name__} holds none of the model's parameters: it is an optimiser of another "
             "model, or of this one before surgery"
@@ -96,16 +68,20 @@ def check_optimizer(
                     )
 
 
-def _holds(optimizer: torch.optim.Optimizer, parameters: Container[int]) -> bool:
+def holds(optimizer: torch.optim.Optimizer, parameters: Container[int]) -> bool:
+    """Return whether an optimiser holds some of the parameters, which are given by their identities."""
     return any(id(parameter) in parameters for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _with_inner(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
+def _with_inner(
+    optimizer: torch.optim.Optimizer, outer: tuple[torch.optim.Optimizer, ...] = ()
+) -> Iterator[torch.optim.Optimizer]:
     """Yield an optimiser, and those that it wraps (`base_optimizer` of SAM): they keep states of their own."""
     yield optimizer
     for value in vars(optimizer).values():
-        if isinstance(value, torch.optim.Optimizer):
-            yield from _with_inner(value)
+        for inner in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(inner, torch.optim.Optimizer) and inner not in (*outer, optimizer):
+                yield from _with_inner(inner, (*outer, optimizer))
 
 
 def _why_stuck(value: Any, parameter: Tensor, *, is_cut: bool, by_element: bool) -> str:

@@ -21,11 +21,12 @@ from oicsr.arguments import as_optimizers, check_plan
 from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
+from oicsr.held import held_optimizers
 from oicsr.inputs import ExampleInputs
 from oicsr.names import named_tensors, whose
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
-from oicsr.rebinding import check_optimizer, held_optimizers, rebind, select_slices, slices_by_name
+from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
 from oicsr.state import trainable
 from oicsr.wrapping import unwrap
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -221,6 +222,69 @@ def test_a_held_optimizer_that_cannot_follow_is_named_by_its_attribute() -> None
     plan = plan_of(model)
     with pytest.raises(ValueError, match=r"the Shampoo in 'tools' keeps 'rows' .* Set 'tools' to None for the surgery"):
         oicsr.remove_channels(model, plan)
+
+
+def test_what_an_optimizer_keeps_beside_its_state_is_copied() -> None:
+    """PyTorch copies the state of optimisers alone: L-BFGS lost its list of parameters, and SAM what it wraps."""
+
+    def hold(model: Any) -> None:
+        model.newton, model.twice = optim.LBFGS(model.parameters()), Twice(model.parameters())
+
+    model = Learner(hold)
+    step(model, model.twice)
+    small = oicsr.remove_channels(model, plan_of(model))
+    assert [id(p) for p in small.newton._params] == held(small.newton) == [id(p) for p in small.parameters()]
+    assert small.twice.base is not model.twice.base and small.twice.param_groups is small.twice.base.param_groups
+    assert small.twice.base.state[small.two.weight]["exp_avg"].shape == (4, 3)
+    before = small.two.weight.clone()
+    step(small, small.twice)
+    assert not torch.equal(small.two.weight, before) and model.two.weight.shape == (8, 8)
+
+
+def test_what_an_optimizer_keeps_and_nobody_can_copy_is_named() -> None:
+    model = Learner(attribute)
+    model.opt.lock = threading.Lock()
+    said = r"what the AdamW in 'opt' keeps as 'lock' cannot be copied .* Set 'opt' to None for the surgery"
+    with pytest.raises(ValueError, match=said):
+        oicsr.remove_channels(model, plan_of(model))
+
+
+def test_optimizers_that_hold_each_other_follow() -> None:
+    model = Learner(attribute)
+    model.opt.outer, model.other = Sign(model.parameters()), [model.opt]
+    model.opt.outer.inner = model.opt
+    step(model, model.opt)
+    small = oicsr.remove_channels(model, plan_of(model))
+    assert small.opt.outer.inner is small.opt is small.other[0]
+    assert held(small.opt.outer) == held(small.opt) == [id(p) for p in small.parameters()]
+    assert small.opt.state[small.two.weight]["exp_avg"].shape == (4, 3)
+
+
+def test_what_a_held_optimizer_trains_outside_of_the_network_stays_itself() -> None:
+    """Of two networks and one optimiser, each holds it; a temperature of the pruned one goes along as its own."""
+
+    def hold(model: Any) -> None:
+        model.temperature = torch.ones(1, requires_grad=True)
+        model.opt = optim.AdamW([*model.parameters(), model.temperature, *other.parameters()], lr=0.1)
+
+    other = nn.Linear(3, 1)
+    model = Learner(hold)
+    (other(model(ROWS)) * model.temperature).sum().backward()
+    model.opt.step()
+    small = oicsr.remove_channels(model, plan_of(model))
+    assert held(small.opt)[-2:] == held(model.opt)[-2:] == [id(other.weight), id(other.bias)]
+    assert held(small.opt)[-3] == id(small.temperature) != id(model.temperature)
+    assert other.weight in small.opt.state and other.weight in model.opt.state
+    assert small.opt.state[other.weight]["exp_avg"] is not model.opt.state[other.weight]["exp_avg"]
+
+
+def test_open_attention_refuses_to_leave_an_optimizer_behind() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    vars(model)["opt"] = optim.AdamW([*model.linear1.parameters()])
+    assert oicsr.open_attention(model).opt.param_groups
+    vars(model)["opt"] = optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"the AdamW in 'opt' would not train .* its optimiser afterwards"):
+        oicsr.open_attention(model)
 
 
 def test_marks_stay_on_what_is_rescaled() -> None:
