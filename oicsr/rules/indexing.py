@@ -73,6 +73,9 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
     elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
         if len(varying(ids)) > 1 and not tracer.depends_on_input(node.all_input_nodes[0]):
             return [tracer.tie_axis(ids, axis)] * len(sizes)  # a table of more positions than are needed
+        number = _kept_number(tracer, node, sizes[0]) if (start, step, len(sizes)) == (0, 1, 1) else None
+        if number is not None and _repeats(tracer, ids):
+            return [_counted(tracer, node, number, ids.narrow(axis, 0, sizes[0]))]
         if step == 1 and _is_given(tracer, node, [start, *(start + end for end in accumulate(sizes))], sizes, width):
             return _given_pieces(tracer, node, ids.narrow(axis, start, sum(sizes)).split(sizes, axis))
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
@@ -107,6 +110,26 @@ def _kept_sizes(tracer: Tracer, node: fx.Node, name: str, sizes: list[int]) -> s
         return None
     lists = [key for key, value in vars(module).items() if isinstance(value, list | tuple) and list(value) == sizes]
     return lists[0] if len(lists) == 1 else None
+
+
+def _kept_number(tracer: Tracer, node: fx.Node, size: int) -> str | None:
+    """Return the one number on the module of a call that is the size of its piece."""
+    module = (tracer.modules or {}).get(module_path(node))
+    names = [name for name, number in whole_numbers(module) if number == size] if module is not None else []
+    return names[0] if len(names) == 1 else None
+
+
+def _repeats(tracer: Tracer, ids: Tensor) -> bool:
+    """Return whether a value holds some channels more than once (behind one another, both with a sign of their own)."""
+    return len(tracer.sets.find(ids.flatten()).unique()) < ids.numel()
+
+
+def _counted(tracer: Tracer, node: fx.Node, number: str, piece: Tensor) -> Tensor:
+    """Let a number count the slices of a first piece: it goes down by as many as a channel has in it."""
+    tracer.count(node, number, piece.flatten())
+    tracer.cuts.append(Cut(node, (piece.flatten(),), listed=True))
+    tracer.cuts_by_number = True
+    return piece
 
 
 def _is_given(tracer: Tracer, node: fx.Node, places: list[int], sizes: list[int], width: int) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import roi_align, roi_pool
 
-from tests.oicsr.users_networks import CASES, WORDS, built, conv, images, rows, tail
+from tests.oicsr.users_networks import CASES, IMAGES, WORDS, Net, built, conv, images, rows, tail
 
 __all__ = ["CASES"]
 
@@ -41,6 +41,30 @@ def interleaved_in_zeros(net: Any, x: Tensor) -> Tensor:
     y = torch.zeros(len(x), 2 * a.shape[1], *a.shape[2:]).to(x)
     y[:, ::2], y[:, 1::2] = a, b
     return net.o(net.c(y))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the first of channels that are there twice
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class Ghost(nn.Module):
+    """Half of the channels, and as many that are made of them; of an odd number, the last one is left out."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        half = (after + 1) // 2
+        self.oup, self.primary = after, conv(before, half)
+        self.cheap = nn.Sequential(nn.Conv2d(half, half, 3, padding=1, groups=half), nn.BatchNorm2d(half), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        primary = self.primary(x)
+        return torch.cat([primary, self.cheap(primary)], 1)[:, : self.oup]
+
+
+@built("one.primary.0 two.primary.0", IMAGES)
+def ghosts_of_odd_widths() -> nn.Module:
+    return Net(lambda net, x: net.o(net.two(net.one(x))), {"one": Ghost(3, 15), "two": Ghost(15, 13), "o": tail(13)})
 
 
 # ----------------------------------------------------------------------------------------------------------------
