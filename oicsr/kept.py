@@ -18,6 +18,7 @@ from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
 from oicsr.rules.products import ATTENTIONS
 from oicsr.rules.registry import aten
 from oicsr.rules.tracer import INPUT, OUTPUT
+from oicsr.twins import twins_of
 
 SOFTMAX = frozenset(aten("softmax _softmax"))
 VIEWS = frozenset(aten("view reshape unsqueeze squeeze transpose permute expand flatten unflatten mT contiguous clone"))
@@ -102,9 +103,9 @@ def _views(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Coupling]) -> list[str]:
-    """Return what to warn of: modules that never run, and have the shapes of others that lose channels.
+    """Return what to warn of: modules that never run, near one other in their weights, which loses channels.
 
-    They are moving averages of these, mostly, and would no longer fit.
+    They are moving averages of these, and would no longer fit.
 
     Args:
         model: The network.
@@ -119,16 +120,10 @@ def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Cou
             idle[name] = module
     said = []
     for name, module in idle.items():
-        wanted = _shapes(module), _shapes(getattr(module, "module", module))  # of what `AveragedModel` holds
-        for other, twin in model.named_modules():
-            if any(parameter.startswith(f"{other}.") for parameter in cut) and _shapes(twin) in wanted:
-                said.append(
-                    f"{name!r} is never run and stays as it is, with the shapes of {other!r}, which may lose channels: "
-                    f"where it is a moving average, find the couplings of {other!r} and prune both by one plan"
-                )
-                break
+        twins = twins_of(model, module)  # of several, it is the pattern that they were copied from
+        if len(twins) == 1 and any(parameter.startswith(f"{twins[0]}.") for parameter in cut):
+            said.append(
+                f"{name!r} is never run and stays as it is, with weights near those of {twins[0]!r}, which may lose "
+                f"channels: where it is a moving average, find the couplings of {twins[0]!r} and prune both by one plan"
+            )
     return said
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}

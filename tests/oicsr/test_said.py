@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -292,7 +293,7 @@ class Averaged(nn.Module):
 @pytest.mark.parametrize("average", [copy.deepcopy, torch.optim.swa_utils.AveragedModel])
 def test_a_moving_average_that_never_runs_is_named_and_follows_one_plan(average: Callable[..., nn.Module]) -> None:
     model = Averaged(average)
-    said = r"'average' is never run and stays as it is, with the shapes of 'net'.*couplings of 'net' and prune both"
+    said = r"'average' is never run and stays as it is, with weights near those of 'net'.*couplings of 'net' and prune"
     with pytest.warns(oicsr.UnprunedChannelsWarning, match=said):
         assert oicsr.find_couplings(model, ROWS)
     couplings = oicsr.find_couplings(model.net, ROWS)
@@ -300,6 +301,22 @@ def test_a_moving_average_that_never_runs_is_named_and_follows_one_plan(average:
     twin = oicsr.remove_channels(model.average, plan)
     small = oicsr.remove_channels(model.net, plan)
     assert torch.equal(twin(ROWS), small(ROWS)) and small[0].out_features == 3
+
+
+def test_layers_of_one_shape_and_patterns_of_several_layers_are_no_moving_averages() -> None:
+    """An idle layer has the shapes of another one by chance; that which a transformer was made of is near all."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.ModuleDict({"idle": nn.Linear(8, 16), "net": nn.Linear(8, 16), "out": nn.Linear(16, 8), "layer": layer})
+    model["stack"] = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(x: Tensor) -> Tensor:
+        return model["stack"](model["out"](model["net"](x).relu()))  # type: ignore[no-any-return]
+
+    model.forward = forward  # type: ignore[method-assign]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert "net" in {coupling.name for coupling in oicsr.find_couplings(model, torch.randn(2, 5, 8))}
+    assert not [entry for entry in caught if "is never run" in str(entry.message)]
 
 
 def test_another_network_that_never_runs_is_no_moving_average() -> None:
