@@ -33,6 +33,7 @@ from oicsr.strength import suggest_strength, weak_energy
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.ties import tie_couplings
 from oicsr.tracing import Trace, UnprunedChannelsWarning, UntriedWarning, find_couplings, trace_couplings
+from oicsr.twins import UntiedWarning
 from oicsr.wrapping import unwrap
 
 __version__ = "0.1.0"
@@ -63,6 +64,7 @@ __all__ = [
     "ScheduledRegularizer",
     "Trace",
     "UnprunedChannelsWarning",
+    "UntiedWarning",
     "UntriedWarning",
     "add_energy_gradient",
     "channel_energy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
 from oicsr.state import trainable
+from oicsr.twins import UntiedWarning, said_of_untied
 from oicsr.wrapping import unwrap
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -71,11 +73,14 @@ def remove_channels(
 
     Warns:
         AbsorptionWarning: Some constants are not absorbed, or not exactly; the message names layers and reasons.
+        UntiedWarning: A moving average that the network runs (a teacher) loses other channels than its original.
     """
     check_plan(model, plan)
     optimizers = as_optimizers(optimizer)
     model = unwrap(model)
     check_plan_fits(model, plan)
+    for said in said_of_untied(model, plan.slices):
+        warnings.warn(said, UntiedWarning, stacklevel=3)
     before = dict(model.named_parameters())
     for one in optimizers:  # all of them, before anything is changed
         check_optimizer(one, before, plan)
