@@ -7,7 +7,6 @@ network.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -168,8 +167,8 @@ def rows_picked_by_a_mask(net: Any, x: Tensor, mask: Tensor) -> Tensor:
 
 @built("student.0 teacher.0", ROWS)
 def teacher_and_student() -> nn.Module:
-    student = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
-    teacher = copy.deepcopy(student).requires_grad_(False)
+    student, teacher = (nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)) for _ in range(2))
+    teacher.requires_grad_(False)
     return Net(lambda net, x: (net.student(x), net.teacher(x).detach()), {"student": student, "teacher": teacher})
 
 
