@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
 from oicsr.state import trainable
 from oicsr.twins import UntiedWarning, said_of_untied
+from oicsr.warned import warn
 from oicsr.wrapping import unwrap
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -80,7 +80,7 @@ def remove_channels(
     model = unwrap(model)
     check_plan_fits(model, plan)
     for said in said_of_untied(model, plan.slices):
-        warnings.warn(said, UntiedWarning, stacklevel=3)
+        warn(said, UntiedWarning)
     before = dict(model.named_parameters())
     for one in optimizers:  # all of them, before anything is changed
         check_optimizer(one, before, plan)

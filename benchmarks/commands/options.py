@@ -27,9 +27,7 @@ MOST_THREADS = 1024
 class EachOnce(argparse.Action):
     """Stores names, each once and in order: what is named twice is done once, and counted once in a plan."""
 
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         """Store the names of one argument."""
         setattr(namespace, self.dest, list(dict.fromkeys(values)))
 
