@@ -56,13 +56,6 @@ def _slope(regularizer: oicsr.Regularizer, model: nn.Module, direction: dict[str
     return (values[0] - values[1]) / (2 * step)
 
 
-@pytest.mark.parametrize("name", PENALTIES)
-def test_a_model_in_the_place_of_couplings_is_named(name: str) -> None:
-    model, _ = prepared("chain")
-    with pytest.raises(TypeError, match=r"a module: .* the model is given when it is called"):
-        built(name, model, model)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(("name", "net"), CASES)
 def test_a_regularizer_that_adds_its_gradient_agrees_with_autograd(name: str, net: str) -> None:
     model, couplings = prepared(net)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import oicsr
 from baselines import Scoring, Target
-from benchmarks.methods.registry import METHODS
+from benchmarks.methods.registry import METHODS, REGULARIZERS
 from benchmarks.models import MODELS
 
 IMAGES = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -79,3 +79,10 @@ def _trained_without() -> nn.Module:
 
 def _equal(model: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in REGULARIZERS.items() if spec.has_strength])
+def test_a_model_in_the_place_of_couplings_is_named(name: str) -> None:
+    model, _ = dense()
+    with pytest.raises(TypeError, match=r"a module: .* the model is given when it is called"):
+        REGULARIZERS[name].make(model, 0.1)  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def test_all_three_files_of_a_table_hold_it_as_text(kind: str) -> None:
 
 ALLOWED = set("h1 h2 p a img em strong code table thead tbody tr th td ul li details summary br".split())
 
-LINK = re.compile(r"(\.\./){0,2}((figures|perf|experiments|tables)/)?[\w-]+\.(html|png|md(#[\w-]+)?)")
+LINK = re.compile(r"#[\w-]+|(\.\./){0,2}((figures|perf|experiments|tables)/)?[\w-]+\.(html|png|md(#[\w-]+)?)")
 
 
 @pytest.mark.usefixtures("blank_figures")
