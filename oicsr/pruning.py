@@ -66,8 +66,7 @@ def prune(
             `loss + penalty(model)`. Without it, channels are removed from the network as it is.
         strength: The strength of the penalty, OICSR's Group Lasso (see `suggest_strength`); None: its default. For
             `train` only.
-        make_regularizer: Builds another penalty from the couplings; `strength` has no effect then.
-            For `train` only.
+        make_regularizer: Builds another penalty from the couplings, for `train` only; `strength` has no effect then.
         steps: How many times to train and remove.
         schedule: How the target is spread over the steps (see `prune_iteratively`).
         importance: Scores the channels; called as `importance(model, couplings)`.

@@ -153,6 +153,7 @@ def _with_writes(tracer: Tracing, node: fx.Node, found: Axes | list[Axes] | None
             written += [axis for axis in weight_axes(tracer, user) or () if axis is not None]
 
     def joined(axis: Axis) -> Axis:
+        """Return an axis with the sources of what is written along its channels."""
         own = tracer.sets.find(axis.labels)
         alike = [w.sources for w in written if bool(torch.isin(tracer.sets.find(w.labels), own).any())]
         return Axis(axis.labels, axis.sources.union(*alike))
