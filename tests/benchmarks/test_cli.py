@@ -553,6 +553,7 @@ def test_many_runs_are_merged_and_counted(capsys: pytest.CaptureFixture[str], mo
     assert not list(Path("r").glob("runs/*/*/*.tmp")) and not (Path("r") / "runs" / "small" / "record.json").exists()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_runs_whose_commands_are_timed_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert thousand.write_runs(Path("elsewhere"), experiments=2, runs=50) == 50
     assert cli.main(["merge", "elsewhere", "--results", "r"]) == 0

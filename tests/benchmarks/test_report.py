@@ -120,6 +120,7 @@ def write_plainly(results: Path, record: Record) -> None:
     (folder / "history.csv").write_text(history_csv(history))
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.slow
 def test_two_thousand_records_stand_in_one_report(tmp_path: Path) -> None:
     study = experiment("digits", methods=tuple(METHODS)[:25], macs_kept=(0.8, 0.7, 0.5, 0.3), seeds=tuple(range(20)))

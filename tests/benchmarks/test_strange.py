@@ -23,6 +23,8 @@ from benchmarks.running.checkpoints import CheckpointStore, CheckpointWarning
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_cell, small_experiment
 
+pytestmark = pytest.mark.usefixtures("blank_figures")  # it is pages and messages that are read here
+
 SIZES = fake_record(small_cell()).states
 PRUNED, CONFIG = SIZES["pruned"], fake_record(small_cell()).config
 
@@ -123,7 +125,6 @@ STRANGE: dict[str, tuple[Record, str]] = {
 }
 
 
-@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("kind", STRANGE)
 def test_report_names_and_leaves_out_one_strange_record(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
