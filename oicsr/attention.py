@@ -40,6 +40,7 @@ from oicsr.rules.products import ATTENTIONS, SUMS
 
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
+NOT_ZERO = "channels of zeros add something to what comes out (the feature map of a linear attention makes them so)"
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
@@ -69,14 +70,22 @@ def settle_products(tracer: Tracer, attentions: Attentions) -> None:
                 tracer.sets.fix(product.labels, tracer.notable(refusals[path]))
         elif mode == "part":
             for product in products:
-                if product.channels is not None and product.kind != parts[path]:
-                    tracer.sets.fix(product.channels, tracer.notable(refusals[path]))
+                for kind, own in product.sets:
+                    if kind not in (parts[path], "pair"):
+                        tracer.sets.fix(own, tracer.notable(refusals[path]))
         elif mode in ("tied", "both"):
-            own = [p.channels if mode == "tied" else p.heads for p in products]
-            vectors = [vector for vector in own if vector is not None]
+            both = [[p.channels, p.passed] if mode == "tied" else [p.heads] for p in products]
+            vectors = [vector for found in both for vector in found if vector is not None]
             for vector in vectors[1:]:
-                if vector.shape == vectors[0].shape:
-                    tracer.sets.join(vectors[0], vector)
+                _join_alike(tracer, vectors[0], vector)
+
+
+def _join_alike(tracer: Tracer, first: Tensor, second: Tensor) -> None:
+    """Tie channels of two widths, where these are one number, or are so without slices that stay (ones put behind)."""
+    if first.shape != second.shape:
+        first, second = (vector[~tracer.sets.stays(vector)] for vector in (first, second))
+    if first.shape == second.shape:
+        tracer.sets.join(first, second)
 
 
 def _by_module(products: Iterable[Product]) -> dict[str, list[Product]]:
@@ -147,11 +156,11 @@ class Attentions:
         again = False
         groups: dict[tuple[object, ...], list[Site]] = defaultdict(list)
         for site in sites:
-            if site.couplings:
-                groups[site.shape(tracer.modules or {})].append(site)
-            elif site.mode in ("free", "tied") and _may_have_heads(site):
-                self.modes[site.path] = "head"  # rotated, or normalised: heads may go nevertheless
+            if site.mode in ("free", "tied") and _may_have_heads(index, site):
+                self.modes[site.path] = "head"
                 again = True
+            elif site.couplings:
+                groups[site.shape(tracer.modules or {})].append(site)
         found, wrong = follow_norms(tracer, index, found)
         self.modes |= dict.fromkeys(wrong, "none")
         again |= bool(wrong)
@@ -179,8 +188,9 @@ class Attentions:
             if labels:
                 names = _owners(index, labels)
                 within = tuple(couplings[name] for name in names if name in couplings)
-                sets = [_distinct(index, [getattr(p, kind) for p in own]) for kind in ("channels", "heads")]
-                found.append(Site(path, tuple(own), within, mode, *sets))
+                parts = _distinct(index, [vector for p in own for _, vector in p.sets])
+                heads = _distinct(index, [p.heads for p in own])
+                found.append(Site(path, tuple(own), within, mode, parts, heads))
         return found
 
     def _try(
@@ -257,7 +267,10 @@ class Attentions:
                 whole = [coupling for coupling in full if coupling is not None]
                 return len(whole) == len(full) and not prove(self._model, self._inputs, whole).refuted
 
-            self._known[known] = find_repair(self._bench, sites, proven)
+            repair = find_repair(self._bench, sites, proven)
+            linear = not repair.failure and any(p.passed is not None for site in group for p in site.products)
+            trial = [self._bench.with_numbers(c, paths, repair.numbers) for c, paths in sites] if linear else []
+            self._known[known] = Repair(NOT_ZERO) if trial and not proven(trial, repair.power) else repair
         return self._known[known]
 
     def _places(self, site: Site, position: int, paths: Mapping[str, Sequence[str]]) -> list[str]:
@@ -297,7 +310,7 @@ class Attentions:
         keys are the same rows, each takes half of the power.
         """
         queries, keys = (self._rows(tracer, node) for node in _factors(product.node)[:2])
-        mixed = [node for p in site.products if p.kind == "values" for node in _values(p.node)]
+        mixed = [node for p in site.products if p.kind in ("values", "pair") for node in _values(p.node)]
         values = _slices(*(self._rows(tracer, node) for node in mixed))
         alike = _slices(queries) == _slices(keys)
         for rows, other in ((queries, keys), (keys, queries)):
@@ -333,7 +346,8 @@ def _factors(node: fx.Node) -> list[fx.Node]:
 
 def _kind(index: ChannelIndex, site: Site, coupling: Coupling) -> str:
     """Return the kind of the products that hold a coupling's channels; empty where they are of both kinds."""
-    kinds = {p.kind for p in site.products if p.channels is not None and owner_of(index, p.channels) == coupling.name}
+    sets = [pair for product in site.products for pair in product.sets]
+    kinds = {kind for kind, own in sets if kind != "pair" and coupling.name in index.names_of(own)}
     return kinds.pop() if len(kinds) == 1 else ""
 
 
@@ -342,8 +356,16 @@ def _distinct(index: ChannelIndex, vectors: Iterable[Tensor | None]) -> int:
     return len({tuple(index.roots[vector].tolist()) for vector in vectors if vector is not None})
 
 
-def _may_have_heads(site: Site) -> bool:
-    return any(product.kind != "plain" for product in site.products)
+def _may_have_heads(index: ChannelIndex, site: Site) -> bool:
+    """Return whether heads may go though channels cannot, or some of them in linear or cross-covariance attention.
+
+    These are rotated, or normalised.
+    """
+    if not site.couplings:
+        return any(product.kind != "plain" for product in site.products)
+    stays = [not index.names_of(own) for p in site.products if p.passed is not None for _, own in p.sets]
+    others = [p for p in site.products if p.passed is None and p.kind == "scores"]  # of an attention beside it
+    return any(stays) and not any(index.names_of(own) for p in others for _, own in p.sets)
 
 
 def _owners(index: ChannelIndex, labels: Sequence[Tensor]) -> list[str]:
@@ -358,7 +380,8 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
     heads: set[str] = set()
     for number, product in enumerate(tracer.products):
         vector = product.channels if product.channels is not None else product.heads
-        owner = None if vector is None or product.kind == "weight" else owner_of(index, vector)
+        counted = vector is None or product.kind == "weight" or product.passed is not None  # by its parts
+        owner = None if vector is None or counted else owner_of(index, vector)
         if owner is not None:
             products[owner].append(number)
             if product.channels is None:
@@ -379,7 +402,10 @@ def _refusal(module: nn.Module, path: str, failure: str, what: str) -> str:
     name = type(module).__name__
     if isinstance(module, nn.MultiheadAttention):
         return f"the inner width of {path!r} ({name}) is that of its input: oicsr.open_attention(model) sets it free"
+    said = f"{what} in {path or '(root)'!r} ({name}) stays: {failure}"
+    if failure == NOT_ZERO:
+        return said
     return (
-        f"{what} in {path or '(root)'!r} ({name}) stays: {failure}; its code holds a width as a number, or "
+        f"{said}; its code holds a width as a number, or "
         "reshapes back to the input's width: write -1 in its place, or keep the width in an attribute of the module"
     )

@@ -131,9 +131,9 @@ class ChannelIndex:
         for node, paths in places:
             value = tracer.values.get(node)
             for part in value if isinstance(value, list) else [value]:
-                if part is not None and part.ids is not None:
-                    for name in self.names_of(part.ids.flatten()):
-                        found[name].update(dict.fromkeys(paths))
+                sides = () if part is None else (part.ids, *(part.pair or ()))
+                for name in (name for ids in sides if ids is not None for name in self.names_of(ids.flatten())):
+                    found[name].update(dict.fromkeys(paths))
         return defaultdict(list, {name: list(paths) for name, paths in found.items()})
 
     @staticmethod
@@ -245,7 +245,7 @@ def _ends(tracer: Tracer, roots: Tensor) -> Tensor:
     together.new(len(roots))
     products = [product for product in tracer.products if product.kind != "weight"]
     within = {module_path(product.node) for product in products if len(product.labels)}
-    vectors = [p.channels if p.channels is not None else p.heads for p in products]
+    vectors = [vector for p in products for vector in ([p.channels, p.passed] if p.sets else [p.heads])]
     cuts = (cut for cut in tracer.cuts if not cut.listed or module_path(cut.node) in within)
     vectors += [piece for cut in cuts for piece in cut.pieces]
     for vector in vectors:

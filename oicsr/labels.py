@@ -64,6 +64,11 @@ class ChannelSets:
         """Declare that no channel of `labels` may be removed, because of `reason` (the first reason stands)."""
         self._fixed.append((labels.unique(), reason))
 
+    def stays(self, labels: Tensor) -> Tensor:
+        """Return which channels of `labels` are known already to stay, as bool of the shape of `labels`."""
+        fixed = [self.find(own) for own, _ in self._fixed]
+        return torch.isin(self.find(labels), torch.cat(fixed)) if fixed else torch.zeros_like(labels, dtype=torch.bool)
+
     def roots(self) -> Tensor:
         """Return the root of every label, as an int64 tensor indexed by label."""
         return self.find(torch.arange(self._count))

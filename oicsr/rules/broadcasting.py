@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from oicsr.rules.calls import axis_of, gives_many, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import pad_left, varying
 from oicsr.rules.names import ELEMENTWISE, JOINED
+from oicsr.rules.pairs import pair_of
 from oicsr.rules.registry import Value, aten
 from oicsr.rules.tracer import Tracer
 
@@ -28,25 +29,28 @@ class Operand:
         shape: Its shape, with ones in front.
         reason: Why no channels are followed.
         is_activation: Whether it depends on the model's input.
+        pair: In the place of `ids`, those of a value with channels on two axes; elementwise operators meet none.
     """
 
     ids: Tensor | None
     shape: list[int]
     reason: str = ""
     is_activation: bool = True
+    pair: tuple[Tensor, ...] = ()
 
     @staticmethod
     def of(tracer: Tracer, source: fx.Node, rank: int) -> Operand:
         """Return the value at `source` as an operand."""
-        ids = tracer.ids(source)
+        ids, pair = tracer.ids(source), pair_of(tracer, source)
         padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
         shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
-        if ids is None or not varying(ids):
+        if not pair and (ids is None or not varying(ids)):
             shape = pad_left(_narrow(source), rank)
             if reason in tracer.uniform:  # it stands in no channel's way where it is one number along the channels
                 differing = {axis + rank - len(shape_of(source)) for axis in tracer.evaluated.differing(source)}
                 shape = [size if axis in differing else 1 for axis, size in enumerate(shape)]
-        return Operand(padded, shape, reason, tracer.depends_on_input(source))
+        pair = tuple(part.reshape(pad_left(part.shape, rank)) for part in pair)
+        return Operand(padded, shape, reason, tracer.depends_on_input(source), pair)
 
     @property
     def axes(self) -> list[int]:

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.notes import Product
+from oicsr.rules.pairs import single
 from oicsr.rules.products import multiply_matrices
 from oicsr.rules.registry import Result, Value, register_rule
 from oicsr.rules.tracer import Tracer
@@ -27,7 +28,7 @@ def multiply_by_groups(tracer: Tracer, node: fx.Node) -> Result:
     """
     source, stack, ends = source_of(node), argument(node, 1), argument(node, 2)
     if not isinstance(ends, fx.Node):
-        result = multiply_matrices(tracer, node)
+        result = single(tracer, multiply_matrices(tracer, node))
         _tie_blocks(tracer, tracer.ids(source), 2)
         return result
     if len(shape_of(source)) != 2 or len(shape_of(stack)) != 3 or isinstance(argument(node, "bias"), fx.Node):

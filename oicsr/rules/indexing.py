@@ -53,9 +53,9 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
     width = ids.shape[axis]
     if width == 1:
         return [ids] * len(sizes)
-    if set(sizes) <= {0, width}:
-        return [ids.narrow(axis, 0, size) for size in sizes]
     start = int(argument(node, "start", 0)) % width if name in ("slice", "narrow") else 0
+    if set(sizes) <= {0, width} or (name == "slice" and _cuts_constant_end(tracer, node, ids, axis)):
+        return [ids.narrow(axis, start if 0 < size < width else 0, size) for size in sizes]
     step = int(argument(node, "step")) if name == "slice" else 1
     kept = _kept_sizes(tracer, node, name, sizes)
     if kept is not None:
@@ -86,6 +86,18 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+def _cuts_constant_end(tracer: Tracer, node: fx.Node, ids: Tensor, axis: int) -> bool:
+    """Return whether a slice separates the last slices of an axis, counted from its end, all of which stay.
+
+    Ones are put behind the values of a linear attention for its divisor: `out[..., :-1] / out[..., -1:]`.
+    """
+    width, start, end = ids.shape[axis], int(argument(node, "start", 0)), argument(node, "end")
+    is_last = end is None or (isinstance(end, int) and end >= width)
+    count = -start if is_last else -end if start == 0 and isinstance(end, int) else 0
+    is_cut = 0 < count < width and argument(node, "step") == 1
+    return is_cut and bool(tracer.sets.stays(ids.narrow(axis, width - count, count)).all())
 
 
 def gives_shape_only(node: fx.Node) -> bool:

@@ -26,13 +26,15 @@ class Product:
 
     Attributes:
         node: The call.
-        kind: `"scores"`: sums over channels (queries and keys). `"values"`: passes those of a factor on. `"plain"`:
-            holds none. `"weight"`: a layer whose weight is computed.
+        kind: `"scores"`: sums over channels (queries and keys). `"values"`: passes those of a factor on. `"pair"`:
+            passes those of both factors on, each on an axis of its own (keys by values). `"plain"`: holds none.
+            `"weight"`: a layer whose weight is computed.
         labels: All channels of both factors; none of a layer.
         channels: Those that it sums over or passes on, or None where heads alone are left to go. Of a layer, those
             that it produces.
         heads: The heads, where they may go.
         read: Of a layer, the channels that it reads.
+        passed: Beside `channels`, those that it passes on, where there are two sets.
     """
 
     node: fx.Node
@@ -41,6 +43,13 @@ class Product:
     channels: Tensor | None
     heads: Tensor | None
     read: Tensor | None = None
+    passed: Tensor | None = None
+
+    @property
+    def sets(self) -> list[tuple[str, Tensor]]:
+        """The sets of channels that are not heads, each with the kind of product that it takes part in."""
+        kinds = (self.kind, "pair" if self.kind == "pair" else "values")
+        return [(kind, own) for kind, own in zip(kinds, (self.channels, self.passed), strict=True) if own is not None]
 
 
 @dataclass(frozen=True)

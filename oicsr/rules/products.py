@@ -1,9 +1,10 @@
 """Products of activations: matrix products, `einsum` and scaled dot-product attention.
 
 A product of two activations sums over axes that both have. Channels on such an axis (those of queries and keys) go
-together. Channels on an axis of one factor (those of values) pass to the result. Where an activation was split into
-heads, its channels lie on two axes, heads and channels of a head, of which only one can lose slices: which one is
-chosen by module (`Tracer.granularity`, `Tracer.modes`), and the other one is tied.
+together. Channels on an axis of one factor (those of values) pass to the result; where both factors pass some on, as
+keys and values do in linear attention, the result has a pair of them (`oicsr.rules.pairs`). Where an activation was
+split into heads, its channels lie on two axes, heads and channels of a head, of which only one can lose slices: which
+one is chosen by module (`Tracer.granularity`, `Tracer.modes`), and the other one is tied.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from torch import Tensor, fx
 from oicsr.contractions import is_plain, plain_letters
 from oicsr.rules.broadcasting import Operand, combine, narrower
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
-from oicsr.rules.ids import on_axis, squeeze_constant_axes
+from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 from oicsr.rules.notes import Product
+from oicsr.rules.pairs import single
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weighted import add_to_bias, is_weight, multiply_by_weight, sum_with_weight
 
+APART = "multiplies values whose channels lie on different axes"
 SUMS = aten("addmm baddbmm addbmm")  # of a product and what it is added to
 ATTENTIONS = {"aten::scaled_dot_product_attention", "python::flex_attention"}  # whole ones, in one call
 
@@ -34,19 +37,22 @@ class Factor:
     operand: Operand
     letters: str
 
+    def sides(self) -> tuple[Tensor, ...]:
+        """Return the ids, those of each of two axes where they are a pair."""
+        ids = self.operand.ids
+        return self.operand.pair if ids is None else (ids,)
+
     def axes(self) -> str:
         """Return the letters of the axes along which channels lie."""
-        return "".join(self.letters[axis] for axis in self.operand.axes)
+        return "".join(self.letters[axis] for ids in self.sides() for axis in varying(ids))
 
-    def along(self, letter: str, size: int | None = None) -> Tensor | None:
+    def along(self, letter: str) -> Tensor | None:
         """Return the channel of each slice along an axis; None where none lie there."""
-        ids = self.operand.ids
-        if ids is None or letter not in self.axes():
-            return None
-        return ids.flatten() if size is None or ids.numel() == size else None
+        own = [ids for ids in self.sides() if ids.shape[self.letters.index(letter)] > 1]
+        return own[0].flatten() if own else None
 
     def tied(self, tracer: Tracer, letters: str) -> Factor:
-        """Return the factor with the channels along some axes tied."""
+        """Return the factor with the channels along some axes tied; a pair has its axes apart already."""
         ids = self.operand.ids
         if ids is None:
             return self
@@ -77,35 +83,50 @@ def contract(
     summed = "".join(sorted(both - set(result)))
     shape = [sizes[letter] for letter in result]
     before = first, second
-    axes = set(first.axes() + second.axes())
-    if axes & set(batch) and axes - set(batch):
-        tied = "".join(axes - set(batch)) if tracer.takes_heads(node) else batch
-        first, second = first.tied(tracer, tied), second.tied(tracer, tied)
+    first, second = _of_one_axis(tracer, node, first, second, batch)
     if not summed:
         first, second = _apart(tracer, first, second)
     first, second = (_across(tracer, factor, summed) for factor in (first, second))
-    for letter in summed:
+    for letter in [*summed, *(letter for letter in batch if letter in first.axes() and letter in second.axes())]:
         _join(tracer, node, first, second, letter)
-    for letter in batch:
-        if letter in first.axes() and letter in second.axes():
-            _join(tracer, node, first, second, letter)
+    passed = _passed(first, second, result)
     if follow:
-        tracer.note_product(_product(node, before, first, second, summed, result, batch, follow))
-    rows, columns = set(first.axes()) & set(result), set(second.axes()) & set(result)
-    lost = [f for f in (first, second) if set(f.axes()) - set(result) - set(summed) or len(f.axes()) > 1]
-    if lost or (rows and columns and rows != columns):
+        product = _product(node, before, first, second, summed, batch, follow)
+        tracer.note_product(_with_two_sets(product, first, second, passed, batch, summed))
+    lost = [f for f in (first, second) if set(f.axes()) - set(result) - set(summed) or len(f.axes()) > len(f.sides())]
+    if lost or len(passed) > 2:
         return None
-    for factor, passed in ((first, rows), (second, columns)):
-        for letter in passed:  # one at most
-            vector = factor.along(letter)
-            assert vector is not None
-            return Operand(on_axis(vector, result.index(letter), len(result)), shape)
+    own = tuple(on_axis(vector, result.index(letter), len(result)) for letter, vector in passed.items())
+    if len(own) == 2:
+        return Operand(None, shape, tracer.notable(f"{tracer.where(node)} {APART}"), pair=own)
     reason = first.operand.reason or second.operand.reason or "is a product of activations"
-    return Operand(None, shape, reason)
+    return Operand(own[0], shape) if own else Operand(None, shape, reason)
+
+
+def _of_one_axis(tracer: Tracer, node: fx.Node, first: Factor, second: Factor, batch: str) -> tuple[Factor, Factor]:
+    """Return the factors with heads tied, or with the channels of heads; a pair has its axes apart already."""
+    axes = set("".join(factor.axes() for factor in (first, second) if not factor.operand.pair))
+    if not axes & set(batch) or not axes - set(batch):
+        return first, second
+    tied = "".join(axes - set(batch)) if tracer.takes_heads(node) else batch
+    return first.tied(tracer, tied), second.tied(tracer, tied)
+
+
+def _passed(first: Factor, second: Factor, result: str) -> dict[str, Tensor]:
+    """Return the channels that a product passes on, by the letters of their axes in the result."""
+    found: dict[str, Tensor] = {}
+    for factor in (first, second):
+        for letter in factor.axes():
+            vector = factor.along(letter)
+            if letter in result and vector is not None:
+                found.setdefault(letter, vector)
+    return found
 
 
 def _apart(tracer: Tracer, first: Factor, second: Factor) -> tuple[Factor, Factor]:
     """Return the factors of an outer product: where both have channels, on different axes, the fewer of them stay."""
+    if first.operand.pair or second.operand.pair:
+        return first, second
     if not first.axes() or not second.axes() or set(first.axes()) & set(second.axes()):
         return first, second
     kept = narrower(tracer, first.operand, second.operand)
@@ -126,29 +147,33 @@ def _across(tracer: Tracer, factor: Factor, summed: str) -> Factor:
 
 
 def _product(
-    node: fx.Node,
-    before: tuple[Factor, Factor],
-    first: Factor,
-    second: Factor,
-    summed: str,
-    result: str,
-    batch: str,
-    kind: str,
+    node: fx.Node, before: tuple[Factor, Factor], first: Factor, second: Factor, summed: str, batch: str, kind: str
 ) -> Product:
     """Return the note of a product: what its factors held, and the channels that it sums over or passes on."""
-    labels = [f.operand.ids.flatten() for f in before if f.operand.ids is not None]
+    labels = [ids.flatten() for f in before for ids in f.sides()]
     batch = batch if summed else ""  # where nothing is summed up, no axis is one of heads
     vectors = [f.along(letter) for f in (first, second) for letter in f.axes() if letter not in batch]
-    owned = [v for v in vectors if v is not None]
     heads = [f.along(letter) for f in (first, second) for letter in f.axes() if letter in batch]
-    owned_heads = [v for v in heads if v is not None]
     return Product(
         node,
         kind,
         torch.cat(labels).unique() if labels else torch.zeros(0, dtype=torch.int64),
-        owned[0] if owned else None,
-        owned_heads[0] if owned_heads else None,
+        vectors[0] if vectors else None,
+        heads[0] if heads else None,
     )
+
+
+def _with_two_sets(
+    product: Product, first: Factor, second: Factor, passed: dict[str, Tensor], batch: str, summed: str
+) -> Product:
+    """Return the note of a product with both sets of channels, where it passes a pair on or takes one."""
+    own = [vector for letter, vector in passed.items() if letter not in batch]
+    if len(own) == 2:
+        return replace(product, kind="pair", channels=own[0], passed=own[1])
+    over = [vector for f in (first, second) for letter in summed if (vector := f.along(letter)) is not None]
+    if over and own and (first.operand.pair or second.operand.pair):
+        return replace(product, channels=over[0], passed=own[0])
+    return product
 
 
 def _join(tracer: Tracer, node: fx.Node, first: Factor, second: Factor, letter: str) -> None:
@@ -213,7 +238,7 @@ def add_product(tracer: Tracer, node: fx.Node) -> Result:
             return product
     else:
         out = "xy" if sums_up else batch + "xy"
-        product = _multiply(tracer, node, (first, batch + "xz"), (second, batch + "zy"), out)
+        product = single(tracer, _multiply(tracer, node, (first, batch + "xz"), (second, batch + "zy"), out))
     if not isinstance(product, Value) or argument(node, "beta") == 0:
         return product
     summed = Operand(product.ids, list(shape_of(node)), product.reason)
@@ -240,11 +265,11 @@ def _multiply(
         reason = next((operand.reason for operand in operands if operand.ids is None), "is a product of activations")
         return Value(None, reason)
     summed = (set(first[1]) & set(second[1])) - set(out)
-    kind = "scores" if any(letter in factor.axes() for factor in factors for letter in summed) else "values"
+    kind = "scores" if any(all(letter in factor.axes() for factor in factors) for letter in summed) else "values"
     found = contract(tracer, node, factors[0], factors[1], out, follow=kind)
     if found is None:
-        return tracer.opaque(node, "multiplies values whose channels lie on different axes")
-    return Value(found.ids, found.reason)
+        return tracer.opaque(node, APART)
+    return Value(found.ids, found.reason, pair=(found.pair[0], found.pair[1]) if found.pair else None)
 
 
 @register_rule("aten::einsum")
@@ -304,17 +329,17 @@ def attend(tracer: Tracer, node: fx.Node, modify: Callable[[Operand], Operand], 
     leading = "abcdefgh"[: len(query.shape) - 2]
     first, second = Factor(query, leading + "xz"), Factor(key, leading + "yz")
     scores = contract(tracer, node, first, second, leading + "xy", follow="scores")
-    scores = None if scores is None else modify(scores)
+    scores = None if scores is None or scores.pair else modify(scores)
     if scores is not None and scores.ids is not None:  # a table may have been tied to the heads since
         scores = replace(scores, ids=squeeze_constant_axes(tracer.sets.find(scores.ids)))
     kept = None if scores is None else scores.ids
     if scores is None or (kept is not None and kept.shape[-1] > 1):
-        return tracer.opaque(node, "multiplies values whose channels lie on different axes")
+        return tracer.opaque(node, APART)
     found = contract(
         tracer, node, Factor(scores, leading + "xy"), Factor(value, leading + "yz"), leading + "xz", follow="values"
     )
-    if found is None:
-        return tracer.opaque(node, "multiplies values whose channels lie on different axes")
+    if found is None or found.pair:
+        return tracer.opaque(node, APART)
     return Value(found.ids, found.reason)
 
 

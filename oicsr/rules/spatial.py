@@ -10,9 +10,11 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, gives_many, operator_name, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.pairs import PRODUCTS
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
+MOVED = frozenset(aten("transpose permute mT contiguous to _to_copy float"))
 SPATIAL = """
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
@@ -78,11 +80,12 @@ def pad(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """
     old, new = shape_of(source_of(node)), shape_of(node)
     changed = [axis for axis in varying(ids) if old[axis] != new[axis]]
-    kept = tracer.whole(ids, changed)
-    if kept is not None:
-        return kept
     is_constant = operator_name(node) == "aten::constant_pad_nd" or argument(node, "mode") == "constant"
     widths: list[int] = list(argument(node, 1)) if is_constant else [-1]
+    per_head = changed and min(widths) >= 0 and not tracer.takes_heads(node) and _is_factor(node)
+    kept = None if per_head else tracer.whole(ids, changed)
+    if kept is not None:
+        return kept
     if min(widths) < 0:
         return tracer.opaque(node, "changes the channel axis in a form without a rule")
     for axis in changed:
@@ -92,6 +95,20 @@ def pad(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
         parts = [constant.expand([*shape[:axis], count, *shape[axis + 1 :]]) for count in (before, behind)]
         ids = torch.cat([parts[0], ids, parts[1]], axis)
     return ids
+
+
+def _is_factor(node: fx.Node) -> bool:
+    """Return whether a value is a factor of a product: ones behind the values of a linear attention give its divisor.
+
+    There, channels of each head may go, though heads and channels lie on axes of their own.
+    """
+    waiting = list(node.users)
+    while waiting:
+        user = waiting.pop()
+        if user.op == "call_function" and operator_name(user) in PRODUCTS:
+            return True
+        waiting += user.users if user.op == "call_function" and operator_name(user) in MOVED else ()
+    return False
 
 
 @follows("aten::pixel_shuffle")

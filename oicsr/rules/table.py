@@ -19,12 +19,15 @@ class Value:
         ids: The channel of each element: int64, of the value's rank, each axis of the value's size or 1. None where no
             channels are followed.
         reason: Why none are followed; other operators quote it where they cannot go on.
+        pair: In the place of `ids`, those of a value with channels on two axes (see `oicsr.rules.pairs`): for each of
+            these axes, the channels on it.
         depends_on_input: Whether the value depends on the model's input (set by the tracer).
     """
 
     ids: Tensor | None
     reason: str = ""
     depends_on_input: bool = True
+    pair: tuple[Tensor, Tensor] | None = None
 
 
 Result = Value | list[Value]

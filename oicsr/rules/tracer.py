@@ -20,6 +20,7 @@ from oicsr.rules.evaluated import Evaluated
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.notes import Count, Cut, Norm, Product, Slot, said_of_constant
+from oicsr.rules.pairs import ask, held
 from oicsr.rules.table import Result, Value, check_ids, find_leaf, find_rule
 from oicsr.rules.weights import follow_computed, is_wide, keep_computed, keep_rebuilt, note_layer, start_computed
 
@@ -176,13 +177,13 @@ class Tracer:
             call = ModuleCall.read(node, self.modules or {})
             leaf = find_leaf(call.module)
             assert leaf is not None
-            rule, result = leaf.rule, leaf.rule(self, call)
+            rule, result = leaf.rule, ask(self, node, leaf.rule, call)
             result = [result] if isinstance(result, Value) and len(node.meta["val"]) == 1 else result
         else:
             found = find_rule(node)
             rule = found or type(self).opaque
             try:
-                result = rule(self, node)
+                result = ask(self, node, rule, node)
             except RULE_ERRORS as error:  # a form of the operator that its rule did not reckon with
                 why = f"{NO_RULE} for this form ({rule.__name__!r} raises {type(error).__name__}: {error})"
                 result = self.opaque(node, why)
@@ -264,12 +265,10 @@ class Tracer:
 
     def fix(self, node: fx.Node, reason: str) -> None:
         """Fix every channel of a value, because of `reason`: none of them will be removed."""
-        value = self.value(node)
-        found = [part.ids for part in (value if isinstance(value, list) else [value])]
-        found.append(self.elementwise.get(self.parameters.get(node, "")))
-        for ids in found:
+        elements = self.elementwise.get(self.parameters.get(node, ""))
+        for ids, why in [*held(self.value(node), reason), (elements, reason)]:
             if ids is not None:
-                self.sets.fix(ids, reason)
+                self.sets.fix(ids, why)
 
     def opaque(self, node: fx.Node, why: str = NO_RULE) -> Value:
         """Fix every channel that an operator reads, and follow none of its output's."""

@@ -1,0 +1,127 @@
+"""Values with channels on two axes: keys by values in linear attention, queries by keys in cross-covariance attention.
+
+A product that sums over tokens alone passes the channels of both factors on, each on an axis of its own. Ids name one
+channel per element, so such a value has a pair of them. For each of the two, the other's axis is like any axis without
+channels. So an operator that leaves axes apart is asked twice, products take pairs as they are, and for all other
+operators the fewer of the channels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from oicsr.contractions import is_plain
+from oicsr.rules.calls import operator_name, tensor_inputs
+from oicsr.rules.ids import squeeze_constant_axes, varying
+from oicsr.rules.names import ELEMENTWISE
+from oicsr.rules.table import Entry, Result, Value, aten
+from oicsr.rules.weights import has_weight
+
+if TYPE_CHECKING:
+    from oicsr.rules.tracer import Tracer
+
+PRODUCTS = frozenset(aten("matmul mm bmm mv linalg_matmul einsum"))
+APART = (ELEMENTWISE - set(aten("copy"))) | frozenset(  # operators that leave axes apart
+    aten(
+        "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint view reshape flatten unflatten _unsafe_view "
+        "squeeze unsqueeze expand broadcast_to expand_as softmax log_softmax _softmax cumsum"
+    )
+)
+
+
+def pair_of(tracer: Tracer, node: fx.Node) -> tuple[Tensor, ...]:
+    """Return the ids of a value with channels on two axes, those for each axis; nothing for any other value."""
+    value = tracer.values.get(node)
+    if not isinstance(value, Value) or value.pair is None:
+        return ()
+    first, second = (squeeze_constant_axes(tracer.sets.find(ids)) for ids in value.pair)
+    if varying(first) and varying(second):
+        return first, second
+    tracer.values[node] = replace(value, ids=first if varying(first) else second, pair=None)  # one was tied since
+    return ()
+
+
+def ask(tracer: Tracer, node: fx.Node, rule: Entry, call: object) -> Result:
+    """Ask a rule what a call does to the channels of what it reads, which may be pairs."""
+    paired = [source for source in node.all_input_nodes if pair_of(tracer, source)]
+    if paired and not _is_product(tracer, node):
+        sides = _sides(tracer, paired) if operator_name(node).rstrip("_") in APART or _is_permutation(node) else None
+        if sides is not None:
+            results = [_asked(tracer, side, rule, call) for side in sides]
+            return _joined(tracer, results, tracer.reason(paired[0]))
+        for source in paired:
+            tracer.values[source] = single(tracer, tracer.values[source])
+    return rule(tracer, call)
+
+
+def held(result: Result, reason: str) -> list[tuple[Tensor | None, str]]:
+    """Return all ids of a value, each with the reason why they stay: `reason`, or that of a pair for its being one."""
+    parts = result if isinstance(result, list) else [result]
+    pairs = [(ids, part.reason) for part in parts for ids in part.pair or ()]
+    return [*((part.ids, reason) for part in parts), *pairs]
+
+
+def single(tracer: Tracer, result: Result) -> Result:
+    """Return a value without its pair: the fewer of the channels stay, and the others are followed."""
+    if not isinstance(result, Value) or result.pair is None:
+        return result
+    fewer, more = sorted(result.pair, key=lambda ids: len(tracer.sets.find(ids).unique()))
+    tracer.sets.fix(fewer, result.reason)
+    return replace(result, ids=more, pair=None)
+
+
+def _is_product(tracer: Tracer, node: fx.Node) -> bool:
+    """Return whether a call is a product of two activations in a form whose rule takes pairs."""
+    if operator_name(node) not in PRODUCTS or any(n.meta["val"].layout != torch.strided for n in tensor_inputs(node)):
+        return False
+    factors = node.args[:2]
+    if operator_name(node) == "aten::einsum":
+        factors = tuple(node.args[1]) if is_plain(node.args[0]) else ()  # type: ignore[arg-type]
+    return len(factors) == 2 and not any(isinstance(n, fx.Node) and has_weight(tracer, n) for n in factors)
+
+
+def _is_permutation(node: fx.Node) -> bool:
+    if operator_name(node) != "aten::einsum" or not is_plain(node.args[0]):
+        return False
+    before, _, after = str(node.args[0]).replace(" ", "").partition("->")
+    return sorted(before) == sorted(after)
+
+
+def _sides(tracer: Tracer, paired: Sequence[fx.Node]) -> list[dict[fx.Node, Tensor]] | None:
+    """Return the ids to ask with, first those of one axis of all pairs, then those of the other; None where axes vary.
+
+    Axes are counted from the right, as broadcasting does.
+    """
+    sides: dict[tuple[int, ...], dict[fx.Node, Tensor]] = {}
+    for source in paired:
+        for ids in pair_of(tracer, source):
+            sides.setdefault(tuple(axis - ids.ndim for axis in varying(ids)), {})[source] = ids
+    complete = all(len(side) == len(paired) for side in sides.values())
+    return list(sides.values()) if complete and len(sides) == 2 else None
+
+
+def _asked(tracer: Tracer, side: dict[fx.Node, Tensor], rule: Entry, call: object) -> Result:
+    """Ask a rule while the values with pairs have the ids for one axis."""
+    before = {source: tracer.values[source] for source in side}
+    tracer.values |= {source: Value(ids) for source, ids in side.items()}
+    try:
+        return rule(tracer, call)
+    finally:
+        tracer.values |= before
+
+
+def _joined(tracer: Tracer, results: Sequence[Result], reason: str) -> Result:
+    """Return what a rule gave for either axis as one value."""
+    values = [result for result in results if isinstance(result, Value)]
+    left = [value for value in values if value.ids is not None and varying(value.ids)]
+    if len(values) < 2 or len(left) < 2:
+        return left[0] if left else results[0]
+    first, second = (squeeze_constant_axes(tracer.sets.find(value.ids)) for value in left)  # type: ignore[arg-type]
+    pair = Value(None, reason, pair=(first, second))
+    lone = [ids for ids in (first, second) if len(varying(ids)) == 1]
+    return pair if len(lone) == 2 and varying(first) != varying(second) else single(tracer, pair)

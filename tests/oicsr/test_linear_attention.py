@@ -1,0 +1,150 @@
+"""Linear attention and its relatives: channels go where a channel of zeros adds nothing, and heads elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import oicsr
+from oicsr import UnprunedChannelsWarning
+from tests.oicsr.test_attention_kinds import Kinds, X, network, pruned
+
+Maps = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def cosine(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh by the distance of positions (cosFormer): twice as many channels, sines behind cosines."""
+    angles = torch.arange(q.shape[-2], dtype=q.dtype)[:, None] * (math.pi / 2 / q.shape[-2])
+    parts = [torch.cat([x.relu() * angles.cos(), x.relu() * angles.sin()], -1) for x in (q, k)]
+    return parts[0], parts[1]
+
+
+MAPS: dict[str, Maps] = {
+    "relu": lambda q, k: (q.relu(), k.relu()),
+    "squared relu": lambda q, k: (q.relu().square(), k.relu().square()),
+    "scaled": lambda q, k: (q * q.shape[-1] ** -0.5, k),
+    "keys over positions": lambda q, k: (q, k.softmax(-2)),
+    "cosine": cosine,
+    "elu and one": lambda q, k: (functional.elu(q) + 1, functional.elu(k) + 1),
+    "exponential": lambda q, k: (q.exp(), k.exp()),
+    "efficient": lambda q, k: (q.softmax(-1), k.softmax(-2)),
+}
+
+
+class Linear(nn.Module):
+    """Queries times what keys make of values, by one of several feature maps, and in one of several forms."""
+
+    def __init__(self, features: str = "relu", form: str = "@", *, fused: bool = False, heads: int | None = 3) -> None:
+        super().__init__()
+        self.features, self.form, self.num_heads = MAPS[features], form, heads
+        width = 4 * (heads or 2)
+        self.qkv = nn.Linear(12, 3 * width) if fused else None
+        self.q, self.k, self.v = (None if fused else nn.Linear(12, width) for _ in range(3))
+        self.out = nn.Linear(width, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.qkv is not None:
+            parts = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.num_heads is None:
+            parts = self.q(x), self.k(x), self.v(x)
+        else:
+            parts = [p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v)]
+        mixed = self.mixed(*self.features(parts[0], parts[1]), parts[2])
+        return self.out(mixed if self.num_heads is None else mixed.transpose(1, 2).flatten(2))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.form == "plain":
+            return q @ (k.transpose(-2, -1) @ v)
+        if self.form == "ones":
+            mixed = q @ (k.mT @ functional.pad(v, (0, 1), value=1.0))
+            return mixed[..., :-1] / (mixed[..., -1:] + 1)
+        if self.form == "bmm":
+            states = torch.bmm(k.flatten(0, 1).mT, v.flatten(0, 1)) / k.shape[-2]
+            return torch.bmm(q.flatten(0, 1), states).unflatten(0, q.shape[:2])
+        if self.form == "einsum":
+            states = torch.einsum("bhnd,bhne->bhde", k, v)
+            share = 1 / (torch.einsum("bhnd,bhd->bhn", q, k.sum(2)) + 1)
+            return torch.einsum("bhnd,bhde,bhn->bhne", q, states, share)
+        if self.form == "transposed":
+            return torch.einsum("bhed,bhnd->bhne", torch.einsum("bhnd,bhne->bhed", k, v), q)
+        return q @ (k.mT @ v) / ((q * k.sum(-2, keepdim=True)).sum(-1, keepdim=True) + 1)
+
+
+class Covariance(nn.Module):
+    """Attention between channels, with projections of their own: the keys' are in a softmax, the queries' are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(12, 6), nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(6, 12)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).mT for part in (self.q, self.k, self.v))
+        scores = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).mT * self.temperature
+        return self.out((scores.softmax(-1) @ v).mT)
+
+
+class Pooled(nn.Module):
+    """Bilinear pooling: products of the channels of two layers, all of which a layer reads in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(12, 6), nn.Linear(12, 4), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((self.first(x).mT @ self.second(x)).flatten(1))[:, None]
+
+
+QK, V, HEADS = ("channel", 4), ("channel", 4), ("head", 3)
+FORMS = ["@", "plain", "ones", "bmm", "einsum", "transposed"]
+
+
+@pytest.mark.parametrize(
+    ("features", "form"), [("relu", form) for form in FORMS] + [(f, "plain") for f in list(MAPS)[1:5]]
+)
+def test_channels_of_queries_and_keys_go_and_those_of_values(features: str, form: str) -> None:
+    small = pruned(network(lambda: Linear(features, form)), {"attention.q": QK, "attention.v": V}).attention
+    assert (small.q.out_features, small.k.out_features, small.v.out_features) == (9, 9, 9)
+
+
+@pytest.mark.parametrize("form", ["@", "ones"])
+def test_one_projection_loses_a_channel_of_each_head(form: str) -> None:
+    model = network(lambda: Linear(form=form, fused=True))
+    assert pruned(model, {"attention.qkv": QK}).attention.qkv.out_features == 27
+    assert pruned(model, {"attention.qkv": HEADS}, "head").attention.num_heads == 2
+
+
+@pytest.mark.parametrize("features", ["elu and one", "exponential", "efficient"])
+def test_heads_go_where_channels_of_zeros_add_something(features: str) -> None:
+    small = pruned(network(lambda: Linear(features)), {"attention.q": HEADS}).attention
+    assert small.num_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("features", "why"), [("elu and one", "part of .* stays: channels of zeros"), ("efficient", "normalises over the")]
+)
+def test_without_heads_values_go_where_queries_and_keys_cannot(features: str, why: str) -> None:
+    model = network(lambda: Linear(features, heads=None))
+    with pytest.warns(UnprunedChannelsWarning, match=why):
+        oicsr.find_couplings(model, X)
+    assert pruned(model, {"attention.v": ("channel", 8)}).attention.q.out_features == 8
+
+
+def test_without_heads_all_channels_go() -> None:
+    expected: Kinds = {"attention.q": ("channel", 8), "attention.v": ("channel", 8)}
+    pruned(network(lambda: Linear(heads=None)), expected)
+
+
+def test_cross_covariance_loses_queries_and_their_readers() -> None:
+    small = pruned(network(Covariance), {"attention.q": ("channel", 6)}).attention
+    assert (small.q.out_features, small.k.out_features, small.out.in_features) == (4, 8, 4)
+
+
+def test_what_reads_a_matrix_of_channels_in_a_row_leaves_the_fewer_of_them() -> None:
+    small = pruned(network(Pooled), {"attention.first": ("channel", 6)}).attention
+    assert (small.first.out_features, small.second.out_features, small.out.in_features) == (4, 4, 16)
