@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from oicsr.arguments import check_callable, check_cost, check_fit, check_number
+from oicsr.arguments import check_callable, check_count, check_fit
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
+from oicsr.limits import Limits
 from oicsr.names import Names
 from oicsr.penalties import Regularizer
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.selection import select_channels
 from oicsr.surgery import remove_channels
+from oicsr.targets import asked_share, measured
 from oicsr.tracing import Scope, find_couplings
 
 Train = Callable[[nn.Module, Regularizer | None, int], None]
@@ -24,6 +26,7 @@ MakeRegularizer = Callable[[Sequence[Coupling]], Regularizer | None]
 Importance = Callable[[nn.Module, Sequence[Coupling]], Sequence[Tensor]]
 Select = Callable[..., PruningPlan]
 Schedule = Literal["linear", "geometric"]
+CapOf = Literal["original", "current"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def prune_iteratively(
     scope: Scope = "inner",
     ignore: Names = (),
     max_removed: float | Mapping[str, float] | None = None,
-    cap_of: Literal["original", "current"] = "original",
+    cap_of: CapOf = "original",
     round_to: int | Mapping[str, int] = 1,
     absorb: bool = False,
     select: Select = select_channels,
@@ -114,21 +117,31 @@ def prune_iteratively(
         couplings: What `find_couplings(model, example_inputs, scope=scope, ignore=ignore)` gives, where it is known.
 
     Raises:
+        TypeError: An argument is of another kind than it must be.
         ValueError: An argument is out of range, `couplings` are another network's, or the target is out of reach; what
-            was trained so far is in `model` only when the first step fails.
+            was trained so far is in `model` only when the first step fails. All but the last is found before any
+            training.
     """
-    if check_number("steps", steps) < 1 or steps != int(steps):
-        raise ValueError(f"steps is {steps!r}; it must be a whole number, 1 or more")
-    check_callable("train", train)
+    steps = check_count("steps", steps)
+    for name, function in {
+        "train": train,
+        "make_regularizer": make_regularizer,
+        "importance": importance,
+        "select": select,
+    }.items():
+        check_callable(name, function)
+    _check_choice("schedule", schedule, get_args(Schedule))
+    _check_choice("cap_of", cap_of, get_args(CapOf))
     target = _Goal.of(model, macs_kept, params_kept, cost, cost_kept)
     if couplings is None:
         couplings = find_couplings(model, example_inputs, scope=scope, ignore=ignore)
     check_fit(model, couplings)
+    Limits.of(couplings, max_removed, round_to, {})
     current = list(couplings)
     original = {c.name: c.num_channels for c in current}
     macs, params, channels = [count_macs(model, example_inputs)], [count_params(model)], [sum(original.values())]
     plan = PruningPlan.from_kept(current, {})
-    for step in range(int(steps)):
+    for step in range(steps):
         train(model, make_regularizer(current), step)
         following = select(
             importance(model, current),
@@ -167,15 +180,10 @@ class _Goal:
         cost_kept: float | None,
     ) -> _Goal:
         """Read the arguments of `prune_iteratively`."""
-        check_cost(cost)
-        shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
-        given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
-        if len(given) > 1 or (cost is None) != (cost_kept is None):
-            raise ValueError(f"there can be one target, not {given}; cost and cost_kept belong together")
-        ((argument, share),) = given.items()
+        argument, share = asked_share(macs_kept, params_kept, cost, cost_kept)
         if params_kept is not None:
             return _Goal(argument, share, {"dense_cost": count_params(model)})
-        return _Goal(argument, share, {} if cost is None else {"cost": cost, "dense_cost": cost(model)})
+        return _Goal(argument, share, {} if cost is None else {"cost": cost, "dense_cost": measured(cost, model)})
 
     def after(self, step: int, steps: int, schedule: Schedule) -> dict[str, Any]:
         """Return the arguments of `select` at a step."""
@@ -189,8 +197,10 @@ def share_after(step: int, steps: int, macs_kept: float, schedule: Schedule) -> 
         ValueError: `schedule` is unknown.
     """
     done = (step + 1) / steps
-    if schedule == "linear":
-        return 1 - done * (1 - macs_kept)
-    if schedule == "geometric":
-        return float(macs_kept**done)
-    raise ValueError(f"schedule is {schedule!r}; it must be 'linear' or 'geometric'")
+    _check_choice("schedule", schedule, get_args(Schedule))
+    return 1 - done * (1 - macs_kept) if schedule == "linear" else float(macs_kept**done)
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}")

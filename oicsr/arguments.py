@@ -27,6 +27,22 @@ def check_model(model: object, hint: str = "") -> None:
     check_whole(model.named_parameters())
 
 
+def closed_part(model: nn.Module) -> str:
+    """Return what to say of a network whose code cannot be looked into, in part: which module, and what to do."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{name or '(root)'!r} is scripted: put the module that it was made of in its place"
+        if type(module).__module__.startswith("torch.ao.nn.") and hasattr(module, "_packed_params"):
+            return f"{name or '(root)'!r} is quantised, its weights packed: take the network from before that"
+    return ""
+
+
+def check_open(model: nn.Module) -> None:
+    """Raise ValueError where code of a network cannot be looked into: what runs there would be passed over unsaid."""
+    if closed := closed_part(model):
+        raise ValueError(f"{type(model).__name__} cannot be looked into: {closed}")
+
+
 def check_whole(parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ValueError where a parameter is spread over several processes, each of which holds a part."""
     for name, parameter in parameters:
@@ -67,6 +83,18 @@ def check_number(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not (single or isinstance(value, Real)):
         raise TypeError(f"{name} is {str(value)[:80]!r}, a {type(value).__name__}; it must be a number")
     return value
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return an argument as an integer.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is below 1, or not whole.
+    """
+    if not (check_number(name, value) >= 1 and float(value).is_integer()):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+    return int(value)
 
 
 def check_cost(cost: object) -> None:
@@ -112,6 +140,8 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
             raise TypeError(f"scores holds a {type(score).__name__}; {wanted}")
         if score.is_meta:
             raise ValueError("scores are on the meta device, which holds no numbers: load the model's weights first")
+        if score.is_complex() or score.layout != torch.strided:
+            raise TypeError(f"scores holds a tensor of {score.dtype}, {score.layout}; it must be dense and real")
     shapes, expected = [tuple(s.shape) for s in scores], [(c.num_channels,) for c in couplings]
     if shapes != expected:
         raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oicsr.arguments import check_call, check_model
+from oicsr.arguments import check_call, check_model, check_open
 from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain, plain_steps
 from oicsr.copying import undisturbed
 from oicsr.grouped import GROUPED
@@ -331,6 +331,7 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
     """
     check_call(model, example_inputs)
     model, inputs = unwrap(model), as_inputs(example_inputs)
+    check_open(model)
     for tensor in inputs.tensors():
         if tensor.ndim and not tensor.shape[0]:
             raise ValueError(f"example_inputs have shape {tuple(tensor.shape)}; at least one input is needed")

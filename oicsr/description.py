@@ -14,7 +14,7 @@ from oicsr.complexity import Work, count_work
 from oicsr.coupling import Coupling, kept_parts
 from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
-from oicsr.plan import PruningPlan, check_is_plan
+from oicsr.plan import PruningPlan, check_is_plan, check_plan_of
 from oicsr.wrapping import unwrap
 
 if TYPE_CHECKING:
@@ -132,8 +132,6 @@ def describe(
     """
     model = unwrap(model)
     check_fit(model, couplings)
-    if plan is not None:
-        check_is_plan(plan)
     kept = _channels_kept(couplings, plan)
     learned = {name: parameter.numel() for name, parameter in model.named_parameters()}
     sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
@@ -171,11 +169,14 @@ def describe(
 def _channels_kept(couplings: Sequence[Coupling], plan: PruningPlan | None) -> dict[str, int]:
     """Return how many channels of each coupling stay; all of them where a plan does not name it."""
     kept = {coupling.name: coupling.num_channels for coupling in couplings}
-    planned = {} if plan is None else plan.kept
-    unknown = [name for name in planned if name not in kept]
+    if plan is None:
+        return kept
+    check_is_plan(plan)
+    unknown = [name for name in plan.kept if name not in kept]
     if unknown:
         raise ValueError(f"the plan names the coupling {unknown[0]!r}, which is not among the given ones")
-    return kept | {name: len(ids) for name, ids in planned.items()}
+    check_plan_of(couplings, plan)
+    return kept | {name: len(ids) for name, ids in plan.kept.items()}
 
 
 def _products(coupling: Coupling, kept: int, work: Work) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from torch.nn.modules import transformer
 from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
+from oicsr.arguments import closed_part
 from oicsr.copying import MODEL_ERRORS, OTHERS, attributes_kept, first_line, hooks_off, line_of, mode
 from oicsr.grouped import InAnyPrecision
 from oicsr.inputs import Inputs, tensors_in
@@ -169,9 +170,8 @@ def _remedy(model: nn.Module, inputs: Inputs, error: BaseException, derivatives:
     if len(own) == 1 and given - {*own} and "device" in str(error):
         where = ", ".join(sorted(map(str, given)))
         return f"the network is on {own[0]} and example_inputs on {where}: move them to the network's device"
-    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        return f"{scripted[0] or '(root)'!r} is scripted: put the module that it was made of in its place"
+    if closed := closed_part(model):
+        return closed
     line = line_of(error)
     where = "" if line is None else f"{line}: "
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

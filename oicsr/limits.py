@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from oicsr.arguments import check_number
+from oicsr.arguments import check_count, check_number
 from oicsr.coupling import Coupling
 from oicsr.names import per_coupling
 
@@ -44,8 +44,9 @@ class Limits:
         """Read the arguments of `select_channels`.
 
         Raises:
-            TypeError: A cap or a rounding is no number.
-            ValueError: A cap is not in [0, 1], a rounding is below 1, or a name fits no coupling.
+            TypeError: A cap, a rounding or a width is no number.
+            ValueError: A cap is not in [0, 1], a rounding is below 1, a name fits no coupling, or an original width is
+                below the current one.
         """
         caps = per_coupling(max_removed, couplings, None, "max_removed")
         rounding = per_coupling(round_to, couplings, 1, "round_to")
@@ -53,10 +54,8 @@ class Limits:
             if cap is not None and not 0 <= check_number("max_removed", cap) <= 1:
                 raise ValueError(f"max_removed is {cap!r}; it must be in [0, 1]")
         for multiple in rounding:
-            if check_number("round_to", multiple) < 1 or multiple != int(multiple):
-                raise ValueError(f"round_to is {multiple!r}; it must be a whole number, 1 or more")
-        references = (original_widths.get(c.name, c.num_channels) for c in couplings)
-        return Limits(tuple(couplings), tuple(caps), tuple(map(int, rounding)), tuple(references))
+            check_count("round_to", multiple)
+        return Limits(tuple(couplings), tuple(caps), tuple(map(int, rounding)), _references(couplings, original_widths))
 
     @property
     def automatic(self) -> bool:
@@ -112,3 +111,22 @@ class Limits:
             steps += [(values[i], start, block) for i, block in zip(last, blocks, strict=True)]
             start += coupling.num_channels
         return [positions for _, _, positions in sorted(steps, key=lambda step: step[:2])]
+
+
+def _references(couplings: Sequence[Coupling], original_widths: object) -> tuple[int, ...]:
+    """Return the width of each coupling that its cap refers to: the original one, or the current."""
+    if not isinstance(original_widths, Mapping):
+        raise TypeError(
+            f"original_widths is {str(original_widths)[:80]!r}, a {type(original_widths).__name__}; it must be a "
+            "mapping from names of couplings to their numbers of channels"
+        )
+    references = []
+    for coupling in couplings:
+        name, width = coupling.name, original_widths.get(coupling.name, coupling.num_channels)
+        references.append(check_count(f"original_widths[{name!r}]", width))
+        if width < coupling.num_channels:
+            raise ValueError(
+                f"original_widths[{name!r}] is {width!r}, but the coupling has {coupling.num_channels} channels: give "
+                "the widths from before channels were removed"
+            )
+    return tuple(references)

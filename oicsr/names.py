@@ -103,6 +103,10 @@ def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], defa
         return [value] * len(couplings)
     layers = [coupling_layers(coupling) for coupling in couplings]
     for key in value:
+        if not isinstance(key, str):
+            raise TypeError(
+                f"{argument} has the key {key!r}, a {type(key).__name__}; keys are names or patterns of layers"
+            )
         if not any(matches(layer, key) for names in layers for layer in names):
             names = [coupling.name for coupling in couplings]
             raise ValueError(f"{argument} names {key!r}, which fits no coupling{_nearest(key, names)}")

@@ -181,11 +181,12 @@ def shrink_couplings(couplings: Sequence[Coupling], plan: PruningPlan) -> list[C
         plan: The plan that was, or will be, applied to it.
 
     Raises:
-        ValueError: The plan was made for other couplings.
+        ValueError: The plan was made for other couplings, or its channels and its slices do not belong together.
     """
     check_is_plan(plan)
-    _check_plan(couplings, plan)
+    check_plan_of(couplings, plan)
     slices = kept_slices(couplings, plan.kept)
+    _check_cuts(slices, plan)
     kept = {c.name: plan.kept.get(c.name, tuple(range(c.num_channels))) for c in couplings}
     numbers = {(change.module, change.name): change.after for change in attribute_changes(couplings, kept)}
     parts = kept_parts(couplings, plan.kept)
@@ -200,13 +201,13 @@ def check_is_plan(plan: object) -> None:
         )
 
 
-def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
+def check_plan_of(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
     """Raise ValueError unless a plan speaks of channels and widths that couplings have."""
     sizes = {coupling.name: coupling.num_channels for coupling in couplings}
     for name, ids in plan.kept.items():
         if name not in sizes:
             raise ValueError(f"the plan is one of other couplings: there is none called {name!r}")
-        if max(ids) >= sizes[name]:
+        if max(ids, default=0) >= sizes[name]:
             raise ValueError(
                 f"the plan is one of other couplings: it keeps channel {max(ids)} of {name!r}, which has {sizes[name]}"
             )
@@ -217,6 +218,26 @@ def _check_plan(couplings: Sequence[Coupling], plan: PruningPlan) -> None:
             raise ValueError(
                 f"the plan is one of other couplings: it expects {entry.size} slices on axis {entry.dim} of "
                 f"{entry.parameter!r}, which has {width}"
+            )
+
+
+def _check_cuts(slices: Mapping[Axis, Tensor], plan: PruningPlan) -> None:
+    """Raise ValueError where a plan keeps other slices than those that its channels own.
+
+    Args:
+        slices: Which slices stay where the channels of `plan.kept` do, bool by axis.
+        plan: The plan.
+    """
+    cuts = {(entry.parameter, entry.dim): entry.kept for entry in plan.slices}
+    for (name, dim), stays in slices.items():
+        left = tuple(stays.nonzero().flatten().tolist())
+        kept = cuts.get((name, dim), tuple(range(len(stays))))
+        if left != kept:
+            raise ValueError(
+                "the plan is one of other couplings, or was changed by hand: with the channels that it keeps, "
+                f"{len(left)} of {len(stays)} slices on axis {dim} of {name!r} stay, and it keeps {len(kept)}"
+                f"{' others' if len(left) == len(kept) else ''}. Where couplings were tied, pass those that "
+                "`tie_couplings` returns; `PruningPlan.from_kept` makes a plan by hand"
             )
 
 

@@ -20,7 +20,7 @@ from oicsr.names import Names
 from oicsr.penalties import DEFAULT_STRENGTH, GroupLasso, Regularizer
 from oicsr.reach import OutOfReachError
 from oicsr.recalibration import check_batches, recalibrate, try_batches
-from oicsr.selection import TOLERANCE, select_channels
+from oicsr.selection import TOLERANCE, check_tolerance, select_channels
 from oicsr.ties import Tie, tie_couplings
 from oicsr.tracing import Scope, find_couplings
 
@@ -105,6 +105,7 @@ def prune(
     limits = {"max_removed": max_removed, "round_to": round_to}
     select = partial(select_channels, tolerance=tolerance)
     find = partial(_find, model, example_inputs, ignore, tie, granularity, approximate)
+    check_tolerance(tolerance)
     _check_training(train, strength=strength, make_regularizer=make_regularizer)
     if batches is not None:
         check_batches(batches)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from oicsr.arguments import check_callable
 from oicsr.copying import attributes_kept, mode
 from oicsr.state import buffers_kept, devices_of, generators_kept
 from oicsr.wrapping import unwrap
@@ -84,6 +85,8 @@ def recalibrate(
         >>> network = oicsr.recalibrate(network, [torch.randn(16, 3, 8, 8) for _ in range(4)])
     """
     check_batches(batches)
+    if forward is not None:
+        check_callable("forward", forward)
     estimate = _Estimate()
     run, network = forward or _run, unwrap(model)
     with (
@@ -160,6 +163,8 @@ class _Estimate(TorchFunctionMode):
         signature, use_batch = _NORMALIZATIONS[func]
         call = signature.bind(*args, **(kwargs or {}))
         call.apply_defaults()
+        if call.arguments["input"].numel() == 0:  # PyTorch leaves the statistics as they are
+            return func(*args, **(kwargs or {}))
         mean, variance = call.arguments["running_mean"], call.arguments["running_var"]
         if mean is not None and variance is not None:
             count = self.calls.get(id(mean), 0) + 1

@@ -42,7 +42,7 @@ def find_cut(channels: Channels, steps: Sequence[Tensor], target: Target, tolera
     if target.measured:  # each try prunes and measures a network: the two cuts around the target must do
         around = [_after(channels, steps, count) for count in (below, above)]
         return Cut(min(around, key=lambda stays: abs(target.cost(stays) - target.wanted)), nearest=False)
-    filled = _fill(_after(channels, steps, above), steps[above:], target, tolerance)
+    filled = _fill(channels, _after(channels, steps, above), steps[above:], target, tolerance)
     if target.is_near(target.cost(filled), tolerance):
         return Cut(filled, nearest=False)
     swapped = _swap(channels, filled, steps, target, tolerance)
@@ -51,7 +51,7 @@ def find_cut(channels: Channels, steps: Sequence[Tensor], target: Target, tolera
     cut = _nearest(channels, steps, swapped, target, tolerance)
     if cut.nearest or target.is_near(target.cost(cut.stays), tolerance):
         return cut
-    restored = _restore(_after(channels, steps, below), steps[:below], target)
+    restored = _restore(channels, _after(channels, steps, below), steps[:below], target)
     return min([cut, Cut(restored, nearest=False)], key=lambda found: abs(target.cost(found.stays) - target.wanted))
 
 
@@ -78,29 +78,37 @@ def _bracket(channels: Channels, steps: Sequence[Tensor], target: Target) -> tup
     return max(low - 1, 0), low
 
 
-def _fill(stays: Tensor, steps: Sequence[Tensor], target: Target, tolerance: float) -> Tensor:
+def _fill(channels: Channels, stays: Tensor, steps: Sequence[Tensor], target: Target, tolerance: float) -> Tensor:
     """Go on from just above the target, passing over the steps that would overshoot it."""
+    passed: dict[int, int] = {}
     for positions in steps:
+        layer, size = channels.layer_of(int(positions[0])), len(positions)
         trial = stays.clone()
         trial[positions] = False
         cost = target.cost(trial)
-        if cost >= (1 - tolerance) * target.wanted:
-            stays = trial
-            if cost <= target.wanted:
-                return stays
+        if passed.get(layer, size) != size or cost < (1 - tolerance) * target.wanted:
+            passed.setdefault(layer, size)  # a block of another size would leave no multiple of the rounding
+            continue
+        stays = trial
+        if cost <= target.wanted:
+            return stays
     return stays
 
 
-def _restore(stays: Tensor, steps: Sequence[Tensor], target: Target) -> Tensor:
+def _restore(channels: Channels, stays: Tensor, steps: Sequence[Tensor], target: Target) -> Tensor:
     """Go back from the first cut below the target, passing over the steps that would leave more than it.
 
     A last step that leaps, as a whole head does, is made up for by many small ones.
     """
+    passed: dict[int, int] = {}
     for positions in reversed(steps):
+        layer, size = channels.layer_of(int(positions[0])), len(positions)
         trial = stays.clone()
         trial[positions] = True
-        if target.cost(trial) <= target.wanted:
-            stays = trial
+        if passed.get(layer, size) != size or target.cost(trial) > target.wanted:
+            passed.setdefault(layer, size)  # as in `_fill`
+            continue
+        stays = trial
     return stays
 
 

@@ -95,8 +95,7 @@ def select_channels(
         >>> len(plan.kept["0"])
         4
     """  # noqa: E501
-    if not 0 <= check_number("tolerance", tolerance) <= 1:
-        raise ValueError(f"tolerance is {tolerance!r}; it must be in [0, 1]")
+    check_tolerance(tolerance)
     check_couplings(couplings)
     check_call(model, example_inputs)
     if not couplings:
@@ -131,6 +130,12 @@ def select_channels(
     kept = channels.split(cut.stays)
     names = {coupling.name: group[0].name for group in tie_groups(couplings, tie) for coupling in group}
     return PruningPlan.from_kept(couplings, {name: kept[first] for name, first in names.items()})
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise TypeError where a tolerance is no number, ValueError where it is not in [0, 1]."""
+    if not 0 <= check_number("tolerance", tolerance) <= 1:
+        raise ValueError(f"tolerance is {tolerance!r}; it must be in [0, 1]")
 
 
 def _is_predicted(

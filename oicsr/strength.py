@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from oicsr.arguments import check_number, not_finite
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.importance import out_in_energy
-from oicsr.plan import PruningPlan, check_is_plan
+from oicsr.plan import PruningPlan, check_is_plan, check_plan_of
 
 PULL = 2.0  # times the mean norm of a channel
 
@@ -97,7 +98,7 @@ def weak_energy(
         The share, in [0, 1]; NaN where a weight is not finite.
 
     Raises:
-        ValueError: `share` is out of range, there are no couplings, or the plan does not name them.
+        ValueError: `share` is out of range, there are no couplings, or the plan does not name them or is one of others.
     """
     if not couplings:
         raise ValueError("there are no couplings: no channel holds energy")
@@ -112,6 +113,7 @@ def weak_energy(
         missing = [c.name for c in couplings if c.name not in plan.kept]
         if missing:
             raise ValueError(f"the plan does not name the coupling {missing[0]!r}")
+        check_plan_of(couplings, replace(plan, kept={c.name: plan.kept[c.name] for c in couplings}))
         every = torch.cat(energies).double()
         stays = [e.double()[list(plan.kept[c.name])].sum() for e, c in zip(energies, couplings, strict=True)]
         weak = every.sum() - torch.stack(stays).sum()

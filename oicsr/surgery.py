@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from oicsr.arguments import as_optimizers, check_plan
+from oicsr.arguments import as_optimizers, check_open, check_plan
 from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
 from oicsr.copying import copy_model
 from oicsr.heads import Head
@@ -78,6 +79,7 @@ def remove_channels(
     check_plan(model, plan)
     optimizers = as_optimizers(optimizer)
     model = unwrap(model)
+    check_open(model)
     check_plan_fits(model, plan)
     for said in said_of_untied(model, plan.slices):
         warn(said, UntiedWarning)
@@ -344,6 +346,8 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     """Rebuild a network that `save_pruned` wrote, on the CPU, in evaluation mode. Nothing in the file is executed.
 
+    Weights are of the types that they were saved in (half precision, float64), whatever `build_model` builds.
+
     Args:
         path: The file.
         build_model: Builds the network before pruning, with any weights.
@@ -379,7 +383,28 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         raise ValueError(f"{path} holds a {type(others).__name__} where extra states by name are due")
     try:
         model = remove_channels(build_model(), plan)
+        _take_types(model, tensors)
         model.load_state_dict({**tensors, **others})
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} does not fit the model that build_model() gives: {error}") from error
     return model.eval()
+
+
+def _take_types(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Bring the floating-point tensors of `model` to the types of those that it is about to load.
+
+    A buffer that files do not hold (`persistent=False`) follows where all tensors of its type go to one other.
+    """
+    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    own = {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    meta = next((name for name, tensor in own.items() if tensor.is_meta), None)
+    if meta is not None:
+        raise ValueError(f"{meta!r} is on the meta device, which holds no numbers: build the network on the CPU")
+    wanted = {name: tensors[name].dtype for name in own if name in tensors and tensors[name].is_floating_point()}
+    moves: dict[torch.dtype, set[torch.dtype]] = defaultdict(set)
+    for name, dtype in wanted.items():
+        moves[own[name].dtype].add(dtype)
+    for name, tensor in own.items():
+        (other, *others) = moves[tensor.dtype] or (tensor.dtype,)
+        if name in wanted or not (name in tensors or others):
+            tensor.data = tensor.data.to(wanted.get(name, other))

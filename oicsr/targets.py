@@ -159,10 +159,7 @@ class MeasuredCost:
         key = stays.numpy().tobytes()
         if key not in self._known:
             plan = PruningPlan.from_kept(self._channels.couplings, self._channels.split(stays))
-            value = float(check_number("what cost(model) returns", self._cost(remove_channels(self._model, plan))))
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"cost(model) returned {value!r}; it must be finite and not negative")
-            self._known[key] = value
+            self._known[key] = measured(self._cost, remove_channels(self._model, plan))
         return self._known[key]
 
     @staticmethod
@@ -206,6 +203,48 @@ class Target:
         return abs(value - self.wanted) <= tolerance * self.wanted
 
 
+def asked_share(
+    macs_kept: float | None,
+    params_kept: float | None,
+    cost: Callable[[nn.Module], float] | None,
+    cost_kept: float | None,
+) -> tuple[str, float]:
+    """Return the argument that names the target, and the share; half of the MACs where none does.
+
+    Raises:
+        TypeError: A share is no number, or `cost` no function.
+        ValueError: More than one share is given, a share is not in (0, 1], or only one of `cost` and `cost_kept` is.
+    """
+    shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
+    given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
+    if len(given) > 1:
+        raise ValueError(f"there can be one target, not several: {', '.join(f'{k}={v!r}' for k, v in given.items())}")
+    if (cost is None) != (cost_kept is None):
+        raise ValueError("cost and cost_kept belong together: a function of the model, and the share that remains")
+    ((argument, share),) = given.items()
+    check_cost(cost)
+    if not 0 < check_number(argument, share) <= 1:
+        raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
+    return argument, share
+
+
+def measured(cost: Callable[[nn.Module], float], model: nn.Module) -> float:
+    """Return what a cost of the caller's says of a model.
+
+    Raises:
+        TypeError: That is no number.
+        ValueError: It is negative or not finite.
+    """
+    value = float(check_number("what cost(model) returns", cost(model)))
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"cost(model) returned {value!r}; it must be finite and not negative")
+    return value
+
+
+def _reference(argument: str) -> str:
+    return "dense_macs" if argument == "macs_kept" else "dense_cost"
+
+
 def make_target(
     channels: Channels,
     model: nn.Module,
@@ -223,20 +262,12 @@ def make_target(
     With `measure`, MACs are counted on pruned networks, not predicted.
 
     Raises:
-        TypeError: A share is no number, or `cost` no function.
-        ValueError: More than one share is given, a share is not in (0, 1], only one of `cost` and `cost_kept` is, or no
-            MACs are counted.
+        TypeError: As `asked_share`, or `reference` is no number.
+        ValueError: As `asked_share`, or `reference` is not positive and finite, or no MACs are counted.
     """
-    shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
-    given = {name: share for name, share in shares.items() if share is not None} or {"macs_kept": 0.5}
-    if len(given) > 1:
-        raise ValueError(f"there can be one target, not several: {', '.join(f'{k}={v!r}' for k, v in given.items())}")
-    if (cost is None) != (cost_kept is None):
-        raise ValueError("cost and cost_kept belong together: a function of the model, and the share that remains")
-    ((argument, share),) = given.items()
-    check_cost(cost)
-    if not 0 < check_number(argument, share) <= 1:
-        raise ValueError(f"{argument} is {share!r}; it is the share that remains and must be in (0, 1]")
+    argument, share = asked_share(macs_kept, params_kept, cost, cost_kept)
+    if reference is not None and not 0 < check_number(_reference(argument), reference) < math.inf:
+        raise ValueError(f"{_reference(argument)} is {reference!r}; it must be positive and finite")
     function: Cost
     if argument == "macs_kept" and measure:
         function, unit = MeasuredCost.of_macs(channels, model, example_inputs), "MACs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from oicsr.coupling import Coupling
@@ -36,8 +36,8 @@ def tie_couplings(couplings: Sequence[Coupling], tie: Sequence[Tie]) -> list[Cou
         else replace(
             group[0],
             members=tuple(member for coupling in group for member in coupling.members),
-            attributes=tuple(dict.fromkeys(entry for coupling in group for entry in coupling.attributes)),
-            rescaled=tuple(dict.fromkeys(entry for coupling in group for entry in coupling.rescaled)),
+            attributes=tuple(entry for coupling in group for entry in coupling.attributes),  # each follows in turn
+            rescaled=tuple(entry for coupling in group for entry in coupling.rescaled),
             products=tuple(dict.fromkeys(number for coupling in group for number in coupling.products)),
             parts=tuple(part for coupling in group for part in coupling.parts),
         )
@@ -49,9 +49,13 @@ def tie_groups(couplings: Sequence[Coupling], tie: Sequence[Tie]) -> list[list[C
     """Return the couplings in groups that keep the same channels; most groups hold one. Raises as `tie_couplings`."""
     by_name = {coupling.name: coupling for coupling in couplings}
     leaders: dict[str, int] = {}
+    if not isinstance(tie, Collection):
+        raise TypeError(f"tie is {tie!r}, a {type(tie).__name__}; it must be a list of groups of couplings, or empty")
     for number, entries in enumerate(tie):
         if isinstance(entries, str):
             raise ValueError(f"tie holds {entries!r}; it must hold groups of couplings, such as [({entries!r}, ...)]")
+        if not isinstance(entries, Collection):
+            raise TypeError(f"tie holds {entries!r}, a {type(entries).__name__}; it must hold groups of couplings")
         for entry in entries:
             name = entry.name if isinstance(entry, Coupling) else entry
             if name not in by_name:

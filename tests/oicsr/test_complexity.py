@@ -298,3 +298,23 @@ def test_equations_that_are_plain_or_repeat_letters_or_axes_stay() -> None:
         "bi,bi,bi->i": [single, square, square],
     }.items():
         assert plain_steps((equation, factors)) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*", "ignore:.*quantiz.*")
+@pytest.mark.parametrize(
+    ("close", "message"),
+    [
+        (lambda layer: torch.jit.script(layer), "'1' is scripted: put the module that it was made of in its place"),
+        (torch.ao.nn.quantized.dynamic.Linear.from_float, "'1' is quantised, its weights packed: take the network"),
+    ],
+    ids=["scripted", "quantised"],
+)
+def test_parts_that_cannot_be_looked_into_are_refused(close: Callable[[nn.Module], nn.Module], message: str) -> None:
+    """Their MACs would be left out unsaid."""
+    layer = nn.Linear(8, 2)
+    layer.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    model = nn.Sequential(nn.Linear(3, 8), close(layer))
+    plan = oicsr.PruningPlan({}, ())
+    for refused in (lambda: oicsr.count_macs(model, torch.zeros(1, 3)), lambda: oicsr.remove_channels(model, plan)):
+        with pytest.raises(ValueError, match=f"Sequential cannot be looked into: {message}"):
+            refused()

@@ -63,3 +63,13 @@ def test_a_plan_for_other_couplings_is_refused() -> None:
     couplings = oicsr.find_couplings(model, IMAGES)
     with pytest.raises(ValueError, match="names the coupling 'conv2', which is not among"):
         oicsr.describe(model, couplings[:1], oicsr.PruningPlan.from_kept(couplings, {}))
+
+
+def test_a_plan_that_was_applied_is_refused() -> None:
+    model = Chain()
+    couplings = oicsr.find_couplings(model, IMAGES)
+    plan = oicsr.PruningPlan.from_kept(couplings, {"conv1": [1, 5]})
+    small, left = oicsr.remove_channels(model, plan), oicsr.shrink_couplings(couplings, plan)
+    for function in (lambda: oicsr.describe(small, left, plan), lambda: oicsr.weak_energy(small, left, plan=plan)):
+        with pytest.raises(ValueError, match="one of other couplings: it keeps channel 5 of 'conv1', which has 2"):
+            function()

@@ -54,6 +54,22 @@ WRONG: dict[str, tuple[Call, str]] = {
         lambda m, c, p: oicsr.select_channels([[1.0] * 8, [1.0] * 6], c, m, X),  # type: ignore[list-item]
         "scores holds a list; it must be a list of tensors",
     ),
+    "complex scores": (
+        lambda m, c, p: oicsr.select_channels([torch.ones(k.num_channels) + 1j for k in c], c, m, X),
+        "scores holds a tensor of torch.complex64, torch.strided; it must be dense and real",
+    ),
+    "a cap by the number of a layer": (
+        select(max_removed={3: 0.5}),
+        "max_removed has the key 3, a int; keys are names or patterns",
+    ),
+    "widths as a list": (select(original_widths=[8, 6]), "original_widths is '.8, 6.', a list; it must be a mapping"),
+    "MACs as text": (select(dense_macs="9"), "dense_macs is '9', a str; it must be a number"),
+    "no ties": (select(tie=None), "tie is None, a NoneType; it must be a list of groups"),
+    "a tie that can be read once": (select(tie=[iter(["0", "3"])]), "tie holds .*; it must hold groups of couplings"),
+    "a forward that is no function": (
+        lambda m, c, p: oicsr.recalibrate(m, [X], forward=3),  # type: ignore[arg-type]
+        "forward is '3', a int; it must be a function",
+    ),
     "an ignored class": (
         lambda m, c, p: oicsr.find_couplings(m, X, ignore=nn.Conv2d),  # type: ignore[arg-type]
         "is neither the name of a layer, a pattern, nor a module",

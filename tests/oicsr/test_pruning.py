@@ -121,6 +121,16 @@ WASTED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batches that can be read once": ({"batches": iter([IMAGES])}, TypeError, "can be read only once; the first"),
     "images that are no numbers": ({"batches": [IMAGES / 0]}, ValueError, "NaN or infinite: its inputs hold"),
     "half a step": ({"steps": 2.5}, ValueError, "steps is 2.5"),
+    "endless steps": ({"steps": float("inf")}, ValueError, "steps is inf; it must be a whole number"),
+    "an unknown schedule": ({"schedule": "cosine"}, ValueError, "schedule is 'cosine'; it must be 'linear' or"),
+    "more than all MACs": ({"macs_kept": 1.5}, ValueError, "macs_kept is 1.5; it is the share that remains"),
+    "no parameters": ({"params_kept": 0.0}, ValueError, "params_kept is 0.0; it is the share that remains"),
+    "a negative cost": ({"cost": lambda m: -1.0, "cost_kept": 0.5}, ValueError, "returned -1.0; it must be finite"),
+    "a cap above all": ({"max_removed": 2}, ValueError, "max_removed is 2; it must be in"),
+    "a cap of nothing": ({"max_removed": {"conv9": 0.5}}, ValueError, "max_removed names 'conv9', which fits no"),
+    "a rounding to nothing": ({"round_to": 0}, ValueError, "round_to is 0; it must be a whole number"),
+    "a negative tolerance": ({"tolerance": -1}, ValueError, "tolerance is -1; it must be in"),
+    "an importance that is no function": ({"importance": 3}, TypeError, "importance is '3', a int; it must be"),
 }
 
 

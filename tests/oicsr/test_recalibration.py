@@ -186,3 +186,12 @@ def test_a_network_whose_values_are_not_finite_is_named_as_the_cause() -> None:
         next(model.parameters()).fill_(float("inf"))
     with pytest.raises(ValueError, match="its inputs are finite, so the network's own values"):
         oicsr.recalibrate(model, [torch.rand(2, 3, 8, 8)])
+
+
+def test_empty_batches_do_not_count() -> None:
+    model, batch = randomize_norms(Chain()), torch.randn(4, 3, 8, 8)
+    expected = oicsr.recalibrate(copy.deepcopy(model), [batch]).state_dict()
+    found = oicsr.recalibrate(copy.deepcopy(model), [batch[:0], batch, batch[:0]]).state_dict()
+    assert all(torch.equal(values, found[name]) for name, values in expected.items())
+    with pytest.raises(ValueError, match="no layer with running statistics ran"):
+        oicsr.recalibrate(model, [batch[:0]])

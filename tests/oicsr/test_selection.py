@@ -139,6 +139,21 @@ def test_widths_are_rounded() -> None:
     assert all(len(ids) % 8 == 0 for ids in plan.kept.values())
 
 
+def test_widths_are_multiples_where_channels_are_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 channels in blocks of 8, the first block has 4: bringing it back alone would leave 12."""
+    monkeypatch.setattr(search, "ENUMERABLE", 0)
+    widths, layers = (3, 20, 30, 36), list[nn.Module]()
+    for rows, columns in pairwise(widths):
+        layers += [nn.Linear(rows, columns), nn.ReLU()]
+    model, inputs = nn.Sequential(*layers, nn.Linear(36, 3)), torch.zeros(1, 3)
+    couplings = oicsr.find_couplings(model, inputs)
+    scores = scores_for(couplings)
+    with pytest.raises(ValueError, match="no cut comes within"):
+        oicsr.select_channels(scores, couplings, model, inputs, macs_kept=0.3, round_to=8, tolerance=0.05)
+    plan = oicsr.select_channels(scores, couplings, model, inputs, macs_kept=0.3, round_to=8, tolerance=0.1)
+    assert all(len(kept) % 8 == 0 for kept in plan.kept.values())
+
+
 def test_out_of_reach_says_what_is() -> None:
     model = Basic()
     couplings = oicsr.find_couplings(model, IMAGES)
@@ -153,6 +168,10 @@ def test_out_of_reach_says_what_is() -> None:
         ({"macs_kept": 1.5}, "macs_kept is 1.5"),
         ({"max_removed": 2.0}, "max_removed is 2.0"),
         ({"round_to": 0}, "round_to is 0"),
+        ({"round_to": math.inf}, "round_to is inf; it must be a whole number"),
+        ({"dense_macs": math.nan}, "dense_macs is nan; it must be positive and finite"),
+        ({"params_kept": 0.5, "dense_cost": 0}, "dense_cost is 0; it must be positive and finite"),
+        ({"original_widths": {COUPLINGS[0].name: 1}}, r"original_widths\['.*'\] is 1, but the coupling has"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, float], message: str) -> None:

@@ -398,3 +398,36 @@ def test_kept_widths_of_heads_follow_the_layer_that_reads_them(last: int, kept: 
     if classifiers == 1:
         small.reset_classifier(7)
         assert small(images).shape == (2, 7)
+
+
+class Turned(nn.Module):
+    """Two layers, and a table of angles that files do not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("angles", torch.rand(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x * self.angles)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_file_gives_weights_back_in_their_types(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Turned(), torch.randn(4, 3, dtype=dtype)
+    couplings = oicsr.find_couplings(model, torch.zeros(1, 3))
+    plan = oicsr.PruningPlan.from_kept(couplings, {"a": range(5)})
+    small = oicsr.remove_channels(model, plan).to(dtype)
+    oicsr.save_pruned(tmp_path / "small.safetensors", small, plan)
+    again = oicsr.load_pruned(tmp_path / "small.safetensors", lambda: copy.deepcopy(model))
+    assert again.a.weight.dtype == again.angles.dtype == dtype
+    assert torch.equal(again(inputs), small(inputs))
+
+
+def test_a_network_without_numbers_is_not_loaded(tmp_path: Path) -> None:
+    model = Turned()
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, torch.zeros(1, 3)), {"a": range(5)})
+    oicsr.save_pruned(tmp_path / "small.safetensors", oicsr.remove_channels(model, plan), plan)
+    with pytest.raises(ValueError, match=r"'a\.weight' is on the meta device, which holds no numbers: build"):
+        oicsr.load_pruned(tmp_path / "small.safetensors", lambda: Turned().to("meta"))

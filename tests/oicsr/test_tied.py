@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -72,3 +73,30 @@ def test_couplings_of_several_weights_in_one_module_have_names_of_their_own() ->
     assert check_every_channel(Block(), inputs) == {"mlp": 12, "mlp.two[0]": 10}
     result = oicsr.prune(model, inputs, macs_kept=0.5)
     assert result.model.mlp.one.shape[0] < 12 or result.model.mlp.two.shape[0] < 10
+
+
+class Pieces(nn.Module):
+    """The channels of two layers in one piece of a cut, whose size the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1)
+        self.sizes = [16, 6]
+        self.p, self.q = nn.Conv2d(16, 5, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.cat([self.a(x), self.b(x), self.c(x)], 1).split(self.sizes, 1)
+        return self.p(parts[0].relu()) + self.q(parts[1].relu())
+
+
+def test_a_number_follows_each_of_the_couplings_that_are_tied() -> None:
+    model, images = Pieces(), torch.zeros(1, 3, 4, 4)
+    couplings = oicsr.find_couplings(model, images)
+    tied = oicsr.tie_couplings(couplings, [("a", "b")])
+    plan = oicsr.PruningPlan.from_kept(tied, {"a": range(5)})
+    small = oicsr.remove_channels(model, plan)
+    assert small.sizes == [10, 6]
+    assert small(images).shape == (1, 5, 4, 4)
+    assert oicsr.shrink_couplings(tied, plan)[0].num_channels == 5
+    with pytest.raises(ValueError, match=r"it keeps 10\. Where couplings were tied, pass those that"):
+        oicsr.shrink_couplings(couplings, plan)  # of b, the plan says nothing by its name
