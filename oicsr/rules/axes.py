@@ -7,6 +7,7 @@ others stays as it is. Whether zeros stay zeros on the way (not in `exp(w)`) is 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from oicsr.rules.calls import (
     shapes_of,
     source_of,
 )
-from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.ids import on_axis, pad_left, varying
 from oicsr.rules.names import ELEMENTWISE, JOINED
 from oicsr.rules.notes import Product, Slot
 from oicsr.rules.table import Value, aten, find_rule
@@ -47,6 +48,8 @@ MOVED = frozenset(
 SUMS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
 EXTREMES = frozenset(aten("max min"))  # of one tensor, or of two
 EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat"))
+REPEATED = frozenset(aten("repeat tile"))
+CONVOLUTIONS = frozenset(aten("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"))
 MEANS = frozenset(aten("mean var std var_mean std_mean"))
 NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
 SOFTMAXES = frozenset(aten("softmax log_softmax softmin"))
@@ -238,6 +241,12 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     for position, axis in enumerate(axes):
         if axis is None:
             continue
+        copies = _copies_by_group(node, position)
+        if copies:
+            tracer.sets.fix(axis.labels, f"is repeated for each group in {tracer.where(node)}")
+            groups = tracer.sets.new(copies).repeat_interleave(len(axis.labels))
+            found[0][position - len(axes)] = Axis(groups, frozenset())
+            continue
         result = following(_Along(tracer, axis), node, on_axis(axis.labels, position, len(axes)))
         for values, part in zip(result if isinstance(result, list) else [result], found, strict=True):
             ids = values.ids if isinstance(values, Value) else values
@@ -253,6 +262,21 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
         _widen(tracer, node, axes, found[0])
     whole = [tuple(part) for part in found]
     return whole if gives_many(node) else whole[0]
+
+
+def _copies_by_group(node: fx.Node, position: int) -> int:
+    """Return how often an axis is repeated, where that makes one copy for each group of convolutions; 0 elsewhere.
+
+    One kernel of a wavelet for all channels, `conv2d(x, kernel.repeat(channels, 1, 1, 1), groups=channels)`: a copy
+    goes with its channel, though its slices are those of every other copy.
+    """
+    if operator_name(node) not in REPEATED:
+        return 0
+    counts = pad_left(argument(node, 1), len(shape_of(node)))
+    copies = counts[position - len(shape_of(source_of(node)))]
+    users = [u for u in node.users if operator_name(u) in CONVOLUTIONS and argument(u, 1) is node]
+    by_group = users and len(users) == len(node.users) and all(argument(u, "groups") == copies for u in users)
+    return copies if by_group and copies == math.prod(counts) > 1 else 0
 
 
 def _picked(tracer: Tracing, node: fx.Node) -> Axes | None:

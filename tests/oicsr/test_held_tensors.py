@@ -48,6 +48,38 @@ def test_a_kernel_that_is_repeated_for_each_channel_stays_whole(kind: str) -> No
     assert small.kernel.shape == (1, 1, 3, 3) and small.one.out_channels == 5
 
 
+class Wavelet(nn.Module):
+    """A wavelet and its inverse: the same four kernels for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(32, 24, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.kernels = nn.Parameter(torch.rand(4, 1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        width = x.shape[1]
+        bands = functional.conv2d(x, self.kernels.repeat(width, 1, 1, 1), stride=2, groups=width)
+        bands = self.two(bands).relu()
+        width = bands.shape[1] // 4
+        kernels = self.kernels.repeat(width, 1, 1, 1)
+        return self.head(functional.conv_transpose2d(bands, kernels, stride=2, groups=width))
+
+
+def test_a_channel_goes_with_its_own_copy_of_the_kernels_of_a_wavelet() -> None:
+    torch.manual_seed(0)
+    model, x = Wavelet().double(), torch.randn(2, 3, 10, 10, dtype=torch.float64)
+    couplings = oicsr.find_couplings(model, x)
+    assert [(c.name, c.num_channels) for c in couplings] == [("one", 8), ("two", 6)]
+    with torch.no_grad():
+        for parameter, rows in ((model.one, [1, 4, 6]), (model.two, [8, 9, 10, 11])):
+            parameter.weight[rows], parameter.bias[rows] = 0, 0
+    plan = PruningPlan.from_kept(couplings, {"one": [0, 2, 3, 5, 7], "two": [0, 1, 3, 4, 5]})
+    small = oicsr.remove_channels(model, plan)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+    assert small.kernels.shape == (4, 1, 2, 2) and small.two.weight.shape == (20, 20, 3, 3)
+
+
 class Weighted(nn.Module):
     """Divides a weight by its largest entry in each row, as quantisers do."""
 
