@@ -114,14 +114,24 @@ class Site:
     head_sets: int
 
     def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
-        """Return what the attentions that are tried together have in common, their own widths included."""
+        """Return what the attentions that are tried together have in common, their own widths included.
+
+        Feature maps tell whether channels go in a linear one: attentions of one class may have several.
+        """
         module, sizes = modules[self.path], tuple((c.num_channels, c.kind) for c in self.couplings)
         widths = [
             (name, value)
             for name, value in whole_numbers(module)
             if any(value >= count and value % count == 0 for count, _ in sizes)
         ]
-        return type(module), self.mode, sizes, tuple(sorted(widths))
+        return type(module), self.mode, sizes, tuple(sorted(widths)), self._operators()
+
+    def _operators(self) -> tuple[str, ...]:
+        """Return the operators that are called within a linear attention; none of any other."""
+        linear = next((product.node.graph for product in self.products if product.passed is not None), None)
+        calls = (node for node in linear.nodes if node.op == "call_function") if linear is not None else ()
+        inside = f"{self.path}." if self.path else ""
+        return tuple(operator_name(node) for node in calls if f"{module_path(node)}.".startswith(inside))
 
 
 class Attentions:

@@ -40,15 +40,18 @@ class Streams:
         """Take note of the additions of a graph that the tracer has just run through."""
         ancestors = self._ancestors(graph)
         nodes = list(graph.nodes)
+        totals: dict[fx.Node, list[Tensor]] = defaultdict(list)
         for node, joined, ids in self._tracer.added[self._read :]:
             if joined:
                 self._summed.append(ids)
+            totals[node].append(ids.flatten())  # one entry for each axis of a pair
+        for node, parts in totals.items():
             first, *others = node.all_input_nodes
             common = ancestors[first] & reduce(or_, (ancestors[other] for other in others), 0)
             if common:
                 fork = self._tracer.values[nodes[common.bit_length() - 1]]
                 if isinstance(fork, Value) and fork.ids is not None:
-                    self._forks.append((fork.ids, ids))
+                    self._forks.append((fork.ids, torch.cat(parts)))
         self._read = len(self._tracer.added)
 
     def _ancestors(self, graph: fx.Graph) -> dict[fx.Node, int]:

@@ -89,11 +89,12 @@ class Rescaled:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An axis of a weight that is computed from parameters, for the MACs of its layer.
+    """An axis of a weight that is computed from parameters, or of a product of two activations, for its MACs.
 
     Attributes:
         product: The number of the layer among the products of the network (see `oicsr.complexity.Work`).
-        dim: 0 for the axis that starts channels, 1 for the one that reads them.
+        dim: Of a layer, 0 for the axis that starts channels, 1 for the one that reads them. Of a product of
+            activations, a number for each of its sets of channels.
         channels: int64: the channel id of each slice; -1 where a slice belongs to another coupling or to none.
     """
 

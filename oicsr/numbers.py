@@ -63,9 +63,8 @@ def note_parts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coup
     """Return the couplings with what their channels own of weights that are computed, or of products of two sets."""
     found = dict(couplings)
     for number, product in enumerate(tracer.products):
-        second = product.read if product.kind == "weight" else product.passed
-        counts = product.kind == "weight" or second is not None
-        for dim, labels in enumerate((product.channels, second) if counts else ()):
+        counts = product.kind == "weight" or product.passed is not None
+        for dim, labels in enumerate((product.channels, product.read, product.passed) if counts else ()):
             for name, ids in index.parts(labels) if labels is not None else ():
                 if name in found:
                     found[name] = replace(found[name], parts=(*found[name].parts, Part(number, dim, ids)))

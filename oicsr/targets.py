@@ -83,17 +83,16 @@ class WeightCost:
     ) -> None:
         owners = channels.owners()
         self._products = _products_of(channels, products)
-        self._weights: list[tuple[int, list[Tensor]]] = []
+        self._weights: list[tuple[int, int, list[Tensor]]] = []  # whole cost, elements of the axes, owners of slices
         computed = channels.computed(len(products))
         for number, axes in computed.items():
-            self._weights.append((products[number] // math.prod(len(axis) for axis in axes), axes))
+            self._weights.append((products[number], math.prod(len(axis) for axis in axes), axes))
         self._rest = rest + sum(products) - sum(macs for macs, _, _ in self._products)
         self._rest -= sum(products[number] for number in computed)
         for name, count in times.items():
             weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
-            others = weight.numel() // math.prod(len(axis) for axis in axes)
-            self._weights.append((count * others, axes))
+            self._weights.append((count * weight.numel(), math.prod(len(axis) for axis in axes), axes))
 
     def __call__(self, stays: Tensor) -> int:
         """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
@@ -102,7 +101,7 @@ class WeightCost:
         return (
             self._rest
             + products
-            + sum(cost * math.prod(int(padded[axis].sum()) for axis in axes) for cost, axes in self._weights)
+            + sum(cost * math.prod(int(padded[a].sum()) for a in axes) // size for cost, size, axes in self._weights)
         )
 
     @staticmethod

@@ -33,7 +33,7 @@ class Product:
         channels: Those that it sums over or passes on, or None where heads alone are left to go. Of a layer, those
             that it produces.
         heads: The heads, where they may go.
-        read: Of a layer, the channels that it reads.
+        read: Of a layer, the channels that it reads; of a product that passes two sets on, those that it sums over.
         passed: Beside `channels`, those that it passes on, where there are two sets.
     """
 

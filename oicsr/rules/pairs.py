@@ -2,8 +2,8 @@
 
 A product that sums over tokens alone passes the channels of both factors on, each on an axis of its own. Ids name one
 channel per element, so such a value has a pair of them. For each of the two, the other's axis is like any axis without
-channels. So an operator that leaves axes apart is asked twice, products take pairs as they are, and for all other
-operators the fewer of the channels stay.
+channels. So an operator that leaves axes apart is asked twice, products take pairs as they are, layers read one of the
+axes so that channels on the other stay, and for all other operators the fewer of the channels stay.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.contractions import is_plain
-from oicsr.rules.calls import operator_name, tensor_inputs
+from oicsr.rules.calls import argument, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.names import ELEMENTWISE
 from oicsr.rules.table import Entry, Result, Value, aten
@@ -25,6 +25,7 @@ from oicsr.rules.weights import has_weight
 if TYPE_CHECKING:
     from oicsr.rules.tracer import Tracer
 
+Axes = tuple[int, ...]
 PRODUCTS = frozenset(aten("matmul mm bmm mv linalg_matmul einsum"))
 APART = (ELEMENTWISE - set(aten("copy"))) | frozenset(  # operators that leave axes apart
     aten(
@@ -52,10 +53,10 @@ def ask(tracer: Tracer, node: fx.Node, rule: Entry, call: object) -> Result:
     if paired and not _is_product(tracer, node):
         sides = _sides(tracer, paired) if operator_name(node).rstrip("_") in APART or _is_permutation(node) else None
         if sides is not None:
-            results = [_asked(tracer, side, rule, call) for side in sides]
+            results = [_asked(tracer, node, sides, axes, rule, call) for axes in sides]
             return _joined(tracer, results, tracer.reason(paired[0]))
         for source in paired:
-            tracer.values[source] = single(tracer, tracer.values[source])
+            tracer.values[source] = single(tracer, tracer.values[source], _axis_read(node, source))
     return rule(tracer, call)
 
 
@@ -66,11 +67,12 @@ def held(result: Result, reason: str) -> list[tuple[Tensor | None, str]]:
     return [*((part.ids, reason) for part in parts), *pairs]
 
 
-def single(tracer: Tracer, result: Result) -> Result:
-    """Return a value without its pair: the fewer of the channels stay, and the others are followed."""
+def single(tracer: Tracer, result: Result, axis: int | None = None) -> Result:
+    """Return a value without its pair: the channels on an axis are followed, or else the more; the others stay."""
     if not isinstance(result, Value) or result.pair is None:
         return result
-    fewer, more = sorted(result.pair, key=lambda ids: len(tracer.sets.find(ids).unique()))
+    count = [(_axes(ids) == (axis,), len(tracer.sets.find(ids).unique())) for ids in result.pair]
+    fewer, more = result.pair if count[0] <= count[1] else result.pair[::-1]
     tracer.sets.fix(fewer, result.reason)
     return replace(result, ids=more, pair=None)
 
@@ -85,6 +87,16 @@ def _is_product(tracer: Tracer, node: fx.Node) -> bool:
     return len(factors) == 2 and not any(isinstance(n, fx.Node) and has_weight(tracer, n) for n in factors)
 
 
+def _axis_read(node: fx.Node, source: fx.Node) -> int | None:
+    """Return the axis that a layer reads, counted from the right; None of any other call."""
+    name = operator_name(node)
+    if name == "aten::linear" or (name in PRODUCTS and node.args[0] is source):
+        return -1
+    if name.startswith("aten::conv"):
+        return 1 - len(shape_of(argument(node, 1)))
+    return -2 if name in PRODUCTS - set(aten("einsum")) else None
+
+
 def _is_permutation(node: fx.Node) -> bool:
     if operator_name(node) != "aten::einsum" or not is_plain(node.args[0]):
         return False
@@ -92,27 +104,46 @@ def _is_permutation(node: fx.Node) -> bool:
     return sorted(before) == sorted(after)
 
 
-def _sides(tracer: Tracer, paired: Sequence[fx.Node]) -> list[dict[fx.Node, Tensor]] | None:
+def _sides(tracer: Tracer, paired: Sequence[fx.Node]) -> dict[Axes, dict[fx.Node, Tensor]] | None:
     """Return the ids to ask with, first those of one axis of all pairs, then those of the other; None where axes vary.
 
     Axes are counted from the right, as broadcasting does.
     """
-    sides: dict[tuple[int, ...], dict[fx.Node, Tensor]] = {}
+    sides: dict[Axes, dict[fx.Node, Tensor]] = {}
     for source in paired:
         for ids in pair_of(tracer, source):
-            sides.setdefault(tuple(axis - ids.ndim for axis in varying(ids)), {})[source] = ids
+            sides.setdefault(_axes(ids), {})[source] = ids
     complete = all(len(side) == len(paired) for side in sides.values())
-    return list(sides.values()) if complete and len(sides) == 2 else None
+    return sides if complete and len(sides) == 2 else None
 
 
-def _asked(tracer: Tracer, side: dict[fx.Node, Tensor], rule: Entry, call: object) -> Result:
-    """Ask a rule while the values with pairs have the ids for one axis."""
-    before = {source: tracer.values[source] for source in side}
-    tracer.values |= {source: Value(ids) for source, ids in side.items()}
+def _axes(ids: Tensor) -> Axes:
+    """Return the axes along which channels lie, counted from the right."""
+    return tuple(axis - ids.ndim for axis in varying(ids))
+
+
+def _asked(
+    tracer: Tracer, node: fx.Node, sides: dict[Axes, dict[fx.Node, Tensor]], axes: Axes, rule: Entry, call: object
+) -> Result:
+    """Ask a rule while the values with pairs have the ids for one of the axes.
+
+    What an elementwise operator combines with them may have channels on the other axis: a gate or a decay for each of
+    these. Such a value has none meanwhile, as they are followed when the rule is asked about that axis.
+    """
+    apart = {axis for other in sides if other != axes for axis in other}
+    own, combined = sides[axes], operator_name(node).rstrip("_") in ELEMENTWISE
+    lone = {n: tracer.ids(n) for n in node.all_input_nodes if combined and n not in own}
+    hidden = [n for n, ids in lone.items() if ids is not None and varying(ids) and apart.issuperset(_axes(ids))]
+    reason = tracer.notable(f"{tracer.where(node)} combines it with channels on another axis")
+    meanwhile = {n: Value(ids) for n, ids in own.items()} | {n: Value(None, reason) for n in hidden}
+    before, parameters = {n: tracer.values[n] for n in meanwhile}, tracer.parameters
+    tracer.values |= meanwhile
+    tracer.parameters = {n: name for n, name in parameters.items() if n not in hidden}
     try:
         return rule(tracer, call)
     finally:
         tracer.values |= before
+        tracer.parameters = parameters
 
 
 def _joined(tracer: Tracer, results: Sequence[Result], reason: str) -> Result:

@@ -152,7 +152,10 @@ def _product(
     """Return the note of a product: what its factors held, and the channels that it sums over or passes on."""
     labels = [ids.flatten() for f in before for ids in f.sides()]
     batch = batch if summed else ""  # where nothing is summed up, no axis is one of heads
-    vectors = [f.along(letter) for f in (first, second) for letter in f.axes() if letter not in batch]
+    own = [(letter, f) for f in (first, second) for letter in f.axes() if letter not in batch]
+    if kind == "values":  # what one factor alone has on an axis that is summed over stays
+        own = [(letter, f) for letter, f in own if letter not in summed] or own
+    vectors = [f.along(letter) for letter, f in own]
     heads = [f.along(letter) for f in (first, second) for letter in f.axes() if letter in batch]
     return Product(
         node,
@@ -168,9 +171,9 @@ def _with_two_sets(
 ) -> Product:
     """Return the note of a product with both sets of channels, where it passes a pair on or takes one."""
     own = [vector for letter, vector in passed.items() if letter not in batch]
-    if len(own) == 2:
-        return replace(product, kind="pair", channels=own[0], passed=own[1])
     over = [vector for f in (first, second) for letter in summed if (vector := f.along(letter)) is not None]
+    if len(own) == 2:
+        return replace(product, kind="pair", channels=own[0], passed=own[1], read=over[0] if over else None)
     if over and own and (first.operand.pair or second.operand.pair):
         return replace(product, channels=over[0], passed=own[0])
     return product

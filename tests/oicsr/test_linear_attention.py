@@ -89,6 +89,58 @@ class Covariance(nn.Module):
         return self.out((scores.softmax(-1) @ v).mT)
 
 
+class States(nn.Module):
+    """Linear attention with 6 channels of queries and keys and 8 of values, and something done to what they make."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 8), nn.Linear(8, 12)
+        self.rows, self.columns = nn.Parameter(torch.rand(6, 1)), nn.Parameter(torch.rand(8))
+        self.gate, self.layer, self.change = nn.Linear(12, 6), nn.Linear(8, 8), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        states = k.mT @ v
+        if self.change == "rows and columns":
+            states = states * self.rows + self.columns
+        elif self.change == "gate":
+            states = states * self.gate(x.mean(1)).sigmoid()[..., None]
+        elif self.change == "sum":
+            states = states + k[:, :1].mT @ v[:, :1] * 0.5
+        elif self.change == "length":
+            states = functional.normalize(states, dim=-2)
+        elif self.change == "layer":
+            states = self.layer(states)
+        elif self.change == "one batch":
+            states = torch.einsum("bnd,bne->de", k[:1, :1], v[:1, :1])
+        else:
+            return self.out(q @ states @ (states.mT @ states))
+        return self.out(q @ states)
+
+
+class Several(nn.Module):
+    """Attentions of one class and shape, with different feature maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Linear("elu and one", "plain"), Linear(form="plain")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(x + self.first(x))
+
+
+class Rows(nn.Module):
+    """Products of the channels of two layers, whose rows a convolution reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 4), nn.Linear(12, 6)
+        self.rows, self.out = nn.Conv1d(4, 9, 1), nn.Linear(9, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rows(self.first(x).mT @ self.second(x)).mean(-1))[:, None]
+
+
 class Pooled(nn.Module):
     """Bilinear pooling: products of the channels of two layers, all of which a layer reads in a row."""
 
@@ -148,3 +200,35 @@ def test_cross_covariance_loses_queries_and_their_readers() -> None:
 def test_what_reads_a_matrix_of_channels_in_a_row_leaves_the_fewer_of_them() -> None:
     small = pruned(network(Pooled), {"attention.first": ("channel", 6)}).attention
     assert (small.first.out_features, small.second.out_features, small.out.in_features) == (4, 4, 16)
+
+
+Q: Kinds = {"attention.q": ("channel", 6)}
+VALUES: Kinds = {"attention.v": ("channel", 8)}
+CHANGES: dict[str, Kinds] = {
+    "rows and columns": Q | VALUES,
+    "sum": Q | VALUES,
+    "length": VALUES,
+    "layer": VALUES | {"attention.layer": ("channel", 8)},
+    "one batch": Q | VALUES,
+    "chain": Q | VALUES,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_channels_go_whatever_is_done_along_the_other_axis(change: str) -> None:
+    pruned(network(lambda: States(change)), CHANGES[change])
+
+
+def test_a_gate_for_each_row_goes_with_it() -> None:
+    small = pruned(network(lambda: States("gate")), Q | VALUES).attention
+    assert (small.gate.out_features, small.v.out_features) == (4, 6)
+
+
+def test_attentions_of_one_class_lose_what_each_of_them_can() -> None:
+    expected: Kinds = {"attention.first.q": HEADS, "attention.second.q": QK, "attention.second.v": V}
+    pruned(network(Several), expected)
+
+
+def test_a_layer_that_reads_one_axis_loses_its_channels() -> None:
+    small = pruned(network(Rows), {"attention.first": ("channel", 4), "attention.rows": ("channel", 9)}).attention
+    assert (small.first.out_features, small.second.out_features, small.rows.in_channels) == (3, 6, 3)
