@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 
 from oicsr.contractions import is_plain
+from oicsr.rules.axes import Tracing
 from oicsr.rules.calls import argument, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.names import ELEMENTWISE
 from oicsr.rules.table import Entry, Result, Value, aten
 from oicsr.rules.weights import has_weight
-
-if TYPE_CHECKING:
-    from oicsr.rules.tracer import Tracer
 
 Axes = tuple[int, ...]
 PRODUCTS = frozenset(aten("matmul mm bmm mv linalg_matmul einsum"))
@@ -35,7 +33,16 @@ APART = (ELEMENTWISE - set(aten("copy"))) | frozenset(  # operators that leave a
 )
 
 
-def pair_of(tracer: Tracer, node: fx.Node) -> tuple[Tensor, ...]:
+class TracingPairs(Tracing, Protocol):
+    """What is needed here of `oicsr.rules.tracer.Tracer`, which needs this module itself."""
+
+    values: dict[fx.Node, Result]
+
+    def reason(self, node: fx.Node) -> str:
+        """Return why no channels of a value are followed."""
+
+
+def pair_of(tracer: TracingPairs, node: fx.Node) -> tuple[Tensor, ...]:
     """Return the ids of a value with channels on two axes, those for each axis; nothing for any other value."""
     value = tracer.values.get(node)
     if not isinstance(value, Value) or value.pair is None:
@@ -47,7 +54,7 @@ def pair_of(tracer: Tracer, node: fx.Node) -> tuple[Tensor, ...]:
     return ()
 
 
-def ask(tracer: Tracer, node: fx.Node, rule: Entry, call: object) -> Result:
+def ask(tracer: TracingPairs, node: fx.Node, rule: Entry, call: object) -> Result:
     """Ask a rule what a call does to the channels of what it reads, which may be pairs."""
     paired = [source for source in node.all_input_nodes if pair_of(tracer, source)]
     if paired and not _is_product(tracer, node):
@@ -67,7 +74,7 @@ def held(result: Result, reason: str) -> list[tuple[Tensor | None, str]]:
     return [*((part.ids, reason) for part in parts), *pairs]
 
 
-def single(tracer: Tracer, result: Result, axis: int | None = None) -> Result:
+def single(tracer: TracingPairs, result: Result, axis: int | None = None) -> Result:
     """Return a value without its pair: the channels on an axis are followed, or else the more; the others stay."""
     if not isinstance(result, Value) or result.pair is None:
         return result
@@ -77,7 +84,7 @@ def single(tracer: Tracer, result: Result, axis: int | None = None) -> Result:
     return replace(result, ids=more, pair=None)
 
 
-def _is_product(tracer: Tracer, node: fx.Node) -> bool:
+def _is_product(tracer: TracingPairs, node: fx.Node) -> bool:
     """Return whether a call is a product of two activations in a form whose rule takes pairs."""
     if operator_name(node) not in PRODUCTS or any(n.meta["val"].layout != torch.strided for n in tensor_inputs(node)):
         return False
@@ -104,7 +111,7 @@ def _is_permutation(node: fx.Node) -> bool:
     return sorted(before) == sorted(after)
 
 
-def _sides(tracer: Tracer, paired: Sequence[fx.Node]) -> dict[Axes, dict[fx.Node, Tensor]] | None:
+def _sides(tracer: TracingPairs, paired: Sequence[fx.Node]) -> dict[Axes, dict[fx.Node, Tensor]] | None:
     """Return the ids to ask with, first those of one axis of all pairs, then those of the other; None where axes vary.
 
     Axes are counted from the right, as broadcasting does.
@@ -123,7 +130,7 @@ def _axes(ids: Tensor) -> Axes:
 
 
 def _asked(
-    tracer: Tracer, node: fx.Node, sides: dict[Axes, dict[fx.Node, Tensor]], axes: Axes, rule: Entry, call: object
+    tracer: TracingPairs, node: fx.Node, sides: dict[Axes, dict[fx.Node, Tensor]], axes: Axes, rule: Entry, call: object
 ) -> Result:
     """Ask a rule while the values with pairs have the ids for one of the axes.
 
@@ -146,7 +153,7 @@ def _asked(
         tracer.parameters = parameters
 
 
-def _joined(tracer: Tracer, results: Sequence[Result], reason: str) -> Result:
+def _joined(tracer: TracingPairs, results: Sequence[Result], reason: str) -> Result:
     """Return what a rule gave for either axis as one value."""
     values = [result for result in results if isinstance(result, Value)]
     left = [value for value in values if value.ids is not None and varying(value.ids)]
