@@ -216,7 +216,10 @@ CHANGES: dict[str, Kinds] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_channels_go_whatever_is_done_along_the_other_axis(change: str) -> None:
-    pruned(network(lambda: States(change)), CHANGES[change])
+    small = pruned(network(lambda: States(change)), CHANGES[change]).attention
+    queries, layer = 4 if "attention.q" in CHANGES[change] else 6, 6 if "attention.layer" in CHANGES[change] else 8
+    assert (small.q.out_features, small.k.out_features, small.v.out_features) == (queries, queries, 6)
+    assert small.layer.out_features == layer
 
 
 def test_a_gate_for_each_row_goes_with_it() -> None:
@@ -226,7 +229,8 @@ def test_a_gate_for_each_row_goes_with_it() -> None:
 
 def test_attentions_of_one_class_lose_what_each_of_them_can() -> None:
     expected: Kinds = {"attention.first.q": HEADS, "attention.second.q": QK, "attention.second.v": V}
-    pruned(network(Several), expected)
+    small = pruned(network(Several), expected).attention
+    assert [(a.q.out_features, a.v.out_features) for a in (small.first, small.second)] == [(8, 8), (9, 9)]
 
 
 def test_a_layer_that_reads_one_axis_loses_its_channels() -> None:
