@@ -7,12 +7,13 @@ the same dense networks are not independent: they are one stratum, in which each
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
-from benchmarks.analysis.statistics import SMALLEST_SD
+from benchmarks.analysis.statistics import ENOUGH_SEEDS, SMALLEST_SD
 from benchmarks.analysis.tuned import DENSE_DEPENDS_ON, is_tuned, searched_state
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
@@ -178,18 +179,34 @@ def _difference(claim: Claim, ours: Record, rival: Record | None, details: Detai
 
 
 def _over_targets(by_target: Mapping[tuple[str, float], dict[str, float]]) -> dict[str, float]:
-    """Average over the targets of each experiment, then over the experiments that a network takes part in.
-
-    Within an experiment only networks that were run at all of its targets count.
-    """
+    """Average over the targets of each experiment, then over the experiments that a network takes part in."""
     places: dict[str, list[dict[str, float]]] = {}
     for (place, _), values in by_target.items():
         places.setdefault(place, []).append(values)
     found: dict[str, list[float]] = {}
     for cells in places.values():
-        for network in set.intersection(*(set(values) for values in cells)):
-            found.setdefault(network, []).append(_mean([values[network] for values in cells]))
+        for network, value in means_over_targets(cells).items():
+            found.setdefault(network, []).append(value)
     return {network: _mean(values) for network, values in sorted(found.items())}
+
+
+def means_over_targets(cells: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over the targets of one experiment by network.
+
+    A network counts if it was run at all of them, or at exactly those of enough others to be judged by themselves: so
+    a target that was run on networks of its own takes none away, and what is half done does not count.
+
+    Args:
+        cells: Values by network, one mapping for each target.
+    """
+    networks = dict.fromkeys(network for values in cells for network in values)
+    run_at = {network: tuple(network in values for values in cells) for network in networks}
+    alike = Counter(run_at.values())
+    return {
+        network: _mean([values[network] for values in cells if network in values])
+        for network, where in run_at.items()
+        if all(where) or alike[where] >= ENOUGH_SEEDS
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -84,6 +84,14 @@ def shares(text: str) -> list[float]:
     return _each(text, numbers("numbers such as 0.7,0.5", float)(text))
 
 
+def share(text: str) -> float:
+    """Read one share of the MACs."""
+    found = shares(text)
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(f"{_short(text)} names several shares; one is needed")
+    return found[0]
+
+
 def seeds(text: str) -> list[int]:
     """Read a list of seeds such as `0,1` or `0-4`."""
     found: list[int] = []

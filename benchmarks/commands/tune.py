@@ -24,17 +24,19 @@ from benchmarks.commands.options import (
     add_jobs,
     choose_device,
     choose_graphs,
+    positive,
+    share,
 )
 from benchmarks.config import Cell
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
-from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under, tuning_folder
+from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under, tuning_folder, tuning_path
 from benchmarks.running.bench import Bench, bench_at
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
-from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds
+from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds, with_tries
 from benchmarks.training.loop import Score
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
@@ -86,6 +88,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_jobs(parser, "methods")
     add_graphs(parser)
     add_budget(parser)
+    parser.add_argument(
+        "--tries", type=positive, metavar="N", help="strengths to try per method and target (default: the profile's)"
+    )
+    parser.add_argument(
+        "--start-from",
+        type=share,
+        metavar="SHARE",
+        help="start each search at the strength chosen for this share of the MACs (default: at the method's grid)",
+    )
 
 
 def command(options: argparse.Namespace) -> int:
@@ -124,12 +135,34 @@ def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
     if owner != experiment.name:
         return f"{name} ({profile}) uses the strengths of {owner}: tune that experiment"
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
-    tuned = by_method(cells)
+    tuned = {
+        method: [with_tries(cell, options.tries, _start(place, cell, options.start_from)) for cell in cells]
+        for method, cells in by_method(cells).items()
+    }
     if not tuned:
         return f"{name}: no method of profile {profile} has a strength to choose"
     seeds = options.seeds or usual_seeds(place.tuning, name, profile)
     check_joins(place.tuning, cells[0], seeds, torch.device(place.device).type)
     return Plan(tuned, seeds)
+
+
+def _start(place: Place, cell: Cell, share: float | None) -> tuple[float, float] | None:
+    """Return where the search of a run starts: a share of the MACs and the strength that was chosen for it.
+
+    Raises:
+        ValueError: None was.
+    """
+    if share is None:
+        return None
+    path = tuning_path(place.tuning, cell.experiment.name, cell.profile_name)
+    record = read_tuning(path) if path.is_file() else {"chosen": {}}
+    strength = record["chosen"].get(cell.method, {}).get(f"{share:g}")
+    if not strength:
+        raise ValueError(
+            f"--start-from {share:g}: {os.path.relpath(path)} has no strength of {cell.method} at this share; "
+            f"tune it there first (--methods {cell.method} --macs-kept {share:g}), or leave the option out."
+        )
+    return share, strength
 
 
 def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:

@@ -23,7 +23,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.reporting.numbers import NONE, share, signed
 
 EXPLANATION = (
-    "Each claim is tested on paired differences, one for each trained dense network, averaged over the targets; "
+    "Each claim is tested on paired differences, one for each trained dense network, averaged over its targets; "
     "experiments that start from the same networks count once. Every pair of network and data set has the same say. "
     "Strengths were chosen by validation loss before fine-tuning, with several networks the middle of those that tie "
     "with the lowest within a standard error; a weaker one may end higher after it. Effect: mean, with Student's t "

@@ -65,11 +65,15 @@ def search(grid: Sequence[float], tries: int, ask: Ask) -> Tries:
     """
     first = list(grid) if len(grid) <= tries else _middle(grid, tries)
     found: Tries = {f"{strength:g}": ask(strength) for strength in first}
-    ratio = grid[1] / grid[0] if len(grid) > 1 else 2.0
+    ratio = _ratio(grid)
     while len(found) < tries:
         strength = next_strength(found, ratio)
         found[f"{strength:g}"] = ask(float(f"{strength:g}"))
     return found
+
+
+def _ratio(grid: Sequence[float]) -> float:
+    return grid[1] / grid[0] if len(grid) > 1 else 2.0
 
 
 def _middle(grid: Sequence[float], count: int) -> list[float]:
@@ -229,6 +233,31 @@ def by_method(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 def usual_seeds(folder: Path, experiment: str, profile: str) -> Sequence[int]:
     """Return the seeds to tune with where none are given: those of the methods that were tuned before."""
     return seeds_tuned_on(folder, experiment, profile) or TUNING_SEEDS
+
+
+def with_tries(cell: Cell, tries: int | None, start: tuple[float, float] | None = None) -> Cell:
+    """Return a run whose search takes another number of tries, or starts near a strength of another target.
+
+    Args:
+        cell: The run.
+        tries: Number of strengths to try; None for the profile's.
+        start: A share of the MACs, and the strength that was chosen there. A network that keeps more is expected to ask
+            for less, so the first two tries are that strength and the next one of its grid's ratio, towards this
+            target. None: the search starts with the method's grid.
+
+    Raises:
+        ValueError: There are fewer than three tries: the best one cannot lie inside.
+    """
+    profile, grids = cell.profile, dict(cell.profile.grids)
+    if start is not None:
+        method, (share, strength) = find_method(cell.method), start
+        ratio = _ratio(grid_of(cell, method))
+        other = strength / ratio if cell.macs_kept >= share else strength * ratio
+        # the only grid: those of a profile have one length, and this search asks for this method's alone
+        grids = {method.regularizer.name: tuple(sorted(float(f"{value:.6g}") for value in (strength, other)))}
+    changed = replace(profile, tries=profile.tries if tries is None else tries, grids=grids)
+    profiles = {**cell.experiment.profiles, cell.profile_name: changed}
+    return replace(cell, experiment=replace(cell.experiment, profiles=profiles))
 
 
 def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:

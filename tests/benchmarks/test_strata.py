@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.analysis.claims import CLAIMS, Arm, Claim, recovered_after
 from benchmarks.analysis.statistics import paired_effect
-from benchmarks.analysis.strata import rows_of, strata_of
+from benchmarks.analysis.strata import means_over_targets, rows_of, strata_of
 from benchmarks.analysis.tuned import searched_state
 from benchmarks.analysis.verdicts import judge
 from benchmarks.config import Phase
@@ -81,6 +81,25 @@ def test_only_networks_that_were_run_at_all_targets_count() -> None:
     part = [r for r in records if not (r.seed == 0 and r.macs_kept == 0.3 and r.method == PAIR[1])]
     [stratum] = strata_of(ONE, rows_of(part), NOTHING)["small"]
     assert len(stratum.by_network) == 2
+
+
+def test_a_target_that_was_run_on_networks_of_its_own_takes_none_away() -> None:
+    records = records_of(experiment(methods=PAIR, macs_kept=(0.5, 0.3, 0.7), seeds=tuple(range(6))))
+    apart = [r for r in records if (r.seed >= 3) == (r.macs_kept == 0.7)]
+    [stratum] = strata_of(ONE, rows_of(apart), NOTHING)["small"]
+    assert len(stratum.by_network) == 6
+    two_at_70 = [r for r in apart if r.seed != 5]  # too few to be judged by themselves
+    [stratum] = strata_of(ONE, rows_of(two_at_70), NOTHING)["small"]
+    assert len(stratum.by_network) == 3
+
+
+def test_means_are_over_the_targets_that_a_network_was_run_at() -> None:
+    mild = {"a": 1.0, "b": 2.0, "c": 3.0, "half done": 9.0}
+    hard = {"a": 3.0, "b": 4.0, "c": 5.0}
+    other = {"x": 6.0, "y": 7.0, "z": 8.0}
+    assert means_over_targets([mild, hard]) == {"a": 2.0, "b": 3.0, "c": 4.0}
+    assert means_over_targets([mild, hard, other]) == {"a": 2.0, "b": 3.0, "c": 4.0, **other}
+    assert means_over_targets([{**mild, **other}, {**hard, **other}, other]) == {"a": 2.0, "b": 3.0, "c": 4.0, **other}
 
 
 def test_networks_that_strengths_were_chosen_on_stand_in_no_claim() -> None:

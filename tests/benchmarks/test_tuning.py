@@ -285,6 +285,60 @@ def test_trials_that_cannot_join_a_record_are_refused_before_any_training(
     assert not tried and small.read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("target", "lowest", "expected"),
+    [
+        ("0.7", 0.04, {"0.02", "0.04", "0.08"}),  # as expected, it asks for less
+        ("0.7", 0.08, {"0.04", "0.08", "0.16"}),
+        ("0.7", 0.01, {"0.02", "0.04", "0.08"}),
+        ("0.3", 0.16, {"0.08", "0.16", "0.32"}),  # a harder target asks for more
+    ],
+)
+def test_a_search_starts_at_the_strength_of_another_target(
+    target: str, lowest: float, expected: set[str], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_valley(monkeypatch, 0.08)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000") == 0
+    record = json.loads(small.read_text())
+    record["chosen"]["gl-out"]["0.5"] = 0.08
+    small.write_text(json.dumps(record))
+    score_valley(monkeypatch, lowest)
+    assert tune_small("--methods", "gl-out", "--macs-kept", target, "--start-from", "0.5", "--tries", "3") == 0
+    scores = read_tuning(small)["scores"]["gl-out"]
+    assert set(scores[target]) == expected and set(scores) == {"0.5", target}
+
+
+def test_tries_are_those_of_the_command(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out,oicsr-gl", "--seeds", "1000", "--tries", "4") == 0
+    assert len(tried) == 8
+    assert tune_small("--methods", "none", "--tries", "4") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--start-from", "0.4"],
+            "--start-from 0.4: r/tuning/small-quick.json has no strength of gl-out at this share",
+        ),
+        (["--start-from", "0.4,0.5"], "'0.4,0.5' names several shares; one is needed"),
+        (["--start-from", "half"], "'half' is not a comma-separated list of numbers"),
+        (["--tries", "2"], "tries is 2; it must be 3 or more"),
+        (["--tries", "0"], "'0'"),
+    ],
+)
+def test_a_start_or_a_number_of_tries_that_cannot_serve_is_refused_before_any_training(
+    options: list[str], said: str, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    try:
+        code: object = tune_small("--methods", "gl-out", "--seeds", "1000", *options)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2 and said in capsys.readouterr().err and not tried
+
+
 def test_a_method_that_was_tuned_alone_leaves_the_others_their_published_strengths(small: Path) -> None:
     write_tuning(strengths.PUBLISHED_TUNING / small.name, {"gl-out": {"0.5": 0.1}, "oicsr-gl": {"0.5": 0.2}})
     write_tuning(small, {"oicsr-gl": {"0.5": 0.3}})

@@ -12,6 +12,7 @@ from baselines.anatomy import GROUPS
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.evidence import TOY
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Effect, paired_effect
+from benchmarks.analysis.strata import means_over_targets
 from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 from benchmarks.reporting.study import title_of
 
@@ -72,23 +73,22 @@ def side_effects(comparison: Comparison) -> dict[str, Effect]:
     as_it_is = comparison.records[0].config.get("rescale") == "none"  # the same networks stand in another experiment
     if not comparison.current or comparison.evidence.tier is None or as_it_is:
         return {}
-    base, found = _by_network(comparison, BASE), {}
+    found = {}
     for name in PENALTIES:
         for method in (name, f"{name}-prox"):
-            other = _by_network(comparison, method)
-            values = [other[network] - base[network] for network in base if network in other]
+            values = means_over_targets([_differences(comparison, method, target) for target in comparison.targets])
             if method != BASE and len(values) >= ENOUGH_SEEDS:
-                found[method] = paired_effect([values])
+                found[method] = paired_effect([list(values.values())])
     return found
 
 
-def _by_network(comparison: Comparison, method: str) -> dict[str, float]:
-    """Return recalibrated top-1 by dense network, averaged over the targets, of those that were run at all of them."""
-    groups = [comparison.by_network(method, target) for target in comparison.targets]
+def _differences(comparison: Comparison, method: str, target: float) -> dict[str, float]:
+    """Return how much more recalibrated top-1 a method keeps than OICSR-GL, by dense network."""
+    ours, base = (comparison.by_network(name, target) for name in (method, BASE))
     return {
-        network: sum(group[network].states["recalibrated"]["top1"] for group in groups) / len(groups)
-        for network in groups[0]
-        if all(network in group for group in groups)
+        network: ours[network].states["recalibrated"]["top1"] - base[network].states["recalibrated"]["top1"]
+        for network in base
+        if network in ours
     }
 
 
