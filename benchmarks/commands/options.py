@@ -59,8 +59,12 @@ def names(text: str) -> list[str]:
 def methods(text: str) -> list[str]:
     """Read a comma-separated list of methods, or `all`."""
     found = names(text)
-    if found != ["all"]:
+    if "all" not in found:
         return found
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(
+            f"{_short(text)} names all methods and some of them; write all, or their names"
+        )
     from benchmarks.methods.registry import METHODS  # takes seconds: it imports torch
 
     return list(METHODS)

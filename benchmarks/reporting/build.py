@@ -183,10 +183,10 @@ def _latency_drawings(results: Path) -> dict[str, Draw]:
     for path in sorted((results / "perf").glob("*.json")):
         try:
             found: dict[str, Any] = json.loads(read_plain(path))
-            section = found.get("sections", {}).get("latency", {})
+            section = found["sections"].get("latency", {})
             check_name("device", path.stem)
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise RecordError(f"{path} is no readable measurement of speed: {error}") from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise RecordError(f"{path} is no readable measurement of speed: {error!r}") from error
         device = str(found.get("device", path.stem))
         draw = partial(latency.latency_against_macs, device, section)
         drawings[f"{LATENCY}{path.stem}"] = partial(from_file, path, draw)

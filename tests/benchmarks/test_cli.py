@@ -140,6 +140,7 @@ def test_wrong_input_gets_an_error_with_a_suggestion(
         ("--gpu-share", "1.5", "whole number of GPUs"),
         ("--gpu-share", "half", "share of a GPU"),
         ("--methods", ",", "names nothing"),
+        ("--methods", "none,all", "'none,all' names all methods and some of them"),
         ("--macs-kept", "", "names nothing"),
         ("--macs-kept", "half", "not a comma-separated list"),
         ("--jobs", "0", "integer of 1 or more"),

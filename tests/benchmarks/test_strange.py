@@ -211,7 +211,9 @@ def test_what_is_no_plain_file_is_not_read(tmp_path: Path, name: str, harm: Call
     [
         ("perf/cpu.json", '{"sections": {"latency": {"rows": 7}}}'),
         ("perf/cpu.json", '{"sections": {"latency": 7}}'),
-        ("perf/a b.json", "{}"),
+        ("perf/cpu.json", "{}"),
+        ("perf/cpu.json", "[]"),
+        ("perf/a b.json", '{"sections": {}}'),
         ("coverage.csv", "network\nvgg\n"),
         ("coverage.csv", "\xff"),
         ("tuning/small-quick.json", '{"schema": "oicsr-tuning-1", "chosen": {}, "scores": 7}'),
