@@ -10,7 +10,7 @@ import pickle
 import sys
 import traceback
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -54,6 +54,7 @@ GLOBAL_HOOKS = (
 )
 TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
 OTHERS = (TORCH, str(Path(__file__).parent / "_").removesuffix("_"), contextlib.__file__)
+EMPTIED = (dict, OrderedDict)
 CONTAINERS = (list, dict, set, deque)  # a tuple is quicker to ask than a union
 Convert = Callable[[Tensor], Tensor]
 
@@ -131,6 +132,7 @@ def copy_model(
     if convert is not None:
         for tensor in chain(model.parameters(), model.buffers()):
             memo[id(tensor)] = convert(tensor)
+    _empty_ones(model, memo)
     try:
         with CopiedTensors(constants):
             twin = copy.deepcopy(model, memo)
@@ -149,6 +151,14 @@ def copy_model(
             )
     _rebind(twin, memo)
     return twin
+
+
+def _empty_ones(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy the empty dictionaries of all modules, of hooks most of them: `copy.deepcopy` takes far longer over them."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) in EMPTIED and not value:
+                memo.setdefault(id(value), type(value)())
 
 
 def shared(tensor: Tensor) -> Tensor:
@@ -330,7 +340,8 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(attributes)
             for container, content in containers:
-                _refill(container, content)
+                if content or len(container):  # most are empty before and after
+                    _refill(container, content)
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Recurrent layers where shapes alone count: one step tells them, and PyTorch would take all, each in Python."""
+"""Layers where shapes alone count: one step of a recurrent one tells them, and PyTorch would take all, in Python."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from oicsr.grouped import in_any_precision
@@ -19,7 +20,10 @@ OPERATORS = tuple(getattr(torch.ops.aten, name).input for name in LAYERS)  # tho
 
 
 class OneStep(TorchFunctionMode):
-    """On the meta device, recurrent layers by the shapes of one step; products by groups in any precision."""
+    """On the meta device, recurrent layers by the shapes of one step; products by groups in any precision.
+
+    Linear layers go without their bias there: PyTorch has that sum in Python, at ten times the cost of the product.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -27,7 +31,16 @@ class OneStep(TorchFunctionMode):
         is_layer = func in FUNCTIONS and not kwargs and len(args) == 9 and isinstance(args[3], bool)  # and not packed
         if is_layer and isinstance(args[0], Tensor) and args[0].is_meta:
             return _of_one_step(func, *args)
+        if func is functional.linear and len(args) == 3 and not kwargs and _takes_bias(*args):
+            args = args[:2]
         return in_any_precision(func)(*args, **(kwargs or {}))
+
+
+def _takes_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether a linear layer on the meta device can add its bias; where it cannot, PyTorch says why."""
+    if bias is None or not x.is_meta or not x.dtype == weight.dtype == bias.dtype:
+        return False
+    return weight.ndim == 2 and x.shape[-1:] == weight.shape[1:] and bias.shape == weight.shape[:1]
 
 
 @contextmanager
