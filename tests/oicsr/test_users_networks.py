@@ -6,6 +6,7 @@ import copy
 import random
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,24 @@ def found(case: Case, model: nn.Module) -> list[oicsr.Coupling]:
     return couplings
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A case with its network, as tracing left it, and the couplings found."""
+
+    name: str
+    case: Case
+    model: nn.Module
+    couplings: list[oicsr.Coupling]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def traced(request: pytest.FixtureRequest) -> Traced:
+    """Trace a network once for both tests, which follow one another."""
+    case = CASES[request.param]
+    model = made(case)
+    return Traced(request.param, case, model, found(case, model))
+
+
 def half(couplings: Sequence[oicsr.Coupling], seed: int) -> dict[str, list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -81,11 +100,8 @@ def in_double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_users_network_is_pruned_exactly(name: str) -> None:
-    case = CASES[name]
-    model = made(case)
-    couplings = found(case, model)
+def test_a_users_network_is_pruned_exactly(traced: Traced) -> None:
+    case, model, couplings = traced.case, traced.model, traced.couplings
     assert tuple(coupling.name for coupling in couplings) == case.couplings
     inputs = tuple(in_double(value) for value in case.inputs)
     for seed in (0, 1):
@@ -94,7 +110,7 @@ def test_a_users_network_is_pruned_exactly(name: str) -> None:
         set_to_zero(zeroed, couplings, kept)
         small = oicsr.remove_channels(zeroed, oicsr.PruningPlan.from_kept(couplings, kept))
         assert oicsr.count_params(small) < oicsr.count_params(model)
-        for training in [False] if name in RANDOM_IN_TRAINING else [False, True]:
+        for training in [False] if traced.name in RANDOM_IN_TRAINING else [False, True]:
             pairs = zip(
                 outputs(small, inputs, training=training), outputs(zeroed, inputs, training=training), strict=True
             )
@@ -105,11 +121,8 @@ def test_a_users_network_is_pruned_exactly(name: str) -> None:
                 )
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_users_network_trains_on_and_comes_back_from_a_file(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
-    model = made(case)
-    couplings = found(case, model)
+def test_a_users_network_trains_on_and_comes_back_from_a_file(traced: Traced, tmp_path: Path) -> None:
+    case, model, couplings = traced.case, traced.model, traced.couplings
     plan = oicsr.PruningPlan.from_kept(couplings, half(couplings, 0))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     _step(model, case, optimizer)
