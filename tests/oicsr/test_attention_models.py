@@ -14,30 +14,32 @@ from tests.oicsr.attentions import Grouped, Network
 from tests.oicsr.networks import drop_third
 from tests.oicsr.test_attention import check_exact, found
 
+# Swin: a stage of plain windows, a merging of patches, and plain and shifted windows; as many as of 7 in 224 pixels
 SMALL = {
     "vit_tiny_patch16_224": {"depth": 2, "img_size": 64},
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1)},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 2), "num_heads": (3, 6), "img_size": 64, "window_size": 2},
 }
-
-SHALLOW = {"vit_tiny_patch16_224": {"depth": 4}, "swin_tiny_patch4_window7_224": {"depths": (2, 2, 2, 2)}}
+SHALLOW = {
+    "vit_tiny_patch16_224": {"depth": 4, "img_size": 64},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 2, 2), "img_size": 224},
+}
 
 
 def timm_model(name: str, **options: object) -> tuple[nn.Module, Tensor]:
     """Return a network of timm's with an image for it."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    size = int(options.get("img_size", 224))  # type: ignore[call-overload]
+    size = int(options["img_size"])  # type: ignore[call-overload]
     return timm.create_model(name, drop_path_rate=0.0, **options).eval(), torch.randn(1, 3, size, size)
 
 
 def torchvision_vit(depth: int) -> tuple[nn.Module, Tensor]:
-    """Return torchvision's ViT-B/16, of `depth` blocks, with its attentions opened, and an image for it."""
+    """Return torchvision's ViT-B/16, of `depth` blocks for small images, with its attentions opened, and an image."""
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    model = torchvision.models.vit_b_16()
-    model.encoder.layers = model.encoder.layers[:depth]
+    model = torchvision.models.VisionTransformer(64, 16, depth, num_heads=12, hidden_dim=768, mlp_dim=3072)
     nn.init.normal_(model.heads.head.weight, std=0.02)  # zeros, as it comes
-    return oicsr.open_attention(model).eval(), torch.randn(1, 3, 224, 224)
+    return oicsr.open_attention(model).eval(), torch.randn(1, 3, 64, 64)
 
 
 def weights_of_attention(model: nn.Module) -> int:
