@@ -21,7 +21,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.models import MODELS, build_model, input_shape
 from benchmarks.running.run import run_cell
 from oicsr.attention import Granularity
-from oicsr.tracing import Scope
+from oicsr.tracing import Scope, Verify
 from tests.benchmarks.small import small_bench
 
 ROOT = Path(__file__).parent.parent.parent
@@ -120,7 +120,9 @@ def wanted() -> dict[tuple[str, Scope, Granularity], set[tuple[float, float]]]:
 def test_targets_are_within_reach(name: str, scope: Scope, granularity: Granularity) -> None:
     torch.manual_seed(0)
     model, inputs = build_model(name, 10), torch.zeros(1, *input_shape(name))
-    couplings = oicsr.find_couplings(model, inputs, scope=scope, granularity=granularity)
+    # LayerNorms keep the width of their stream where couplings are proved; the others' are proved in test_surgery.py
+    verify: Verify = "numeric" if "vit" in name else "off"
+    couplings = oicsr.find_couplings(model, inputs, scope=scope, granularity=granularity, verify=verify)
     scores, before = [torch.rand(c.num_channels) for c in couplings], oicsr.count_macs(model, inputs)
     for share, max_removed in sorted(wanted()[name, scope, granularity]):
         plan = oicsr.select_channels(scores, couplings, model, inputs, macs_kept=share, max_removed=max_removed)

@@ -195,7 +195,8 @@ def test_tuning_never_touches_the_test_set_and_is_read_by_runs(tmp_path: Path, m
     assert after.strength == 0.0123 and "tuned on validation" in after.strength_source
 
 
-def test_tuning_again_replaces_scores_and_keeps_other_methods(tmp_path: Path) -> None:
+def test_tuning_again_replaces_scores_and_keeps_other_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score_valley(monkeypatch)
     bench = small_bench(tmp_path)
     cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl", "gl-out"])
     path = tune(bench, cells)

@@ -66,11 +66,18 @@ def test_target_is_met_where_single_channels_are_coarse(share: float) -> None:
 AUTHORS_MACS = {0.627: 2563e6, 0.556: 2274e6, 0.500: 2046e6}  # README of the authors' repository, ResNet-50
 
 
-@pytest.mark.parametrize("importance", ["random", "energy"])
-def test_resnet50_lands_on_the_widths_of_the_authors(importance: str) -> None:
+@pytest.fixture(scope="module")
+def resnet50() -> tuple[nn.Module, Tensor, list[oicsr.Coupling]]:
     torch.manual_seed(0)
     model, images = torchvision.models.resnet50(weights=None), torch.zeros(1, 3, 224, 224)
-    couplings = oicsr.find_couplings(model, images)
+    return model, images, oicsr.find_couplings(model, images, verify="off")  # test_tracing.py has them proved
+
+
+@pytest.mark.parametrize("importance", ["random", "energy"])
+def test_resnet50_lands_on_the_widths_of_the_authors(
+    importance: str, resnet50: tuple[nn.Module, Tensor, list[oicsr.Coupling]]
+) -> None:
+    model, images, couplings = resnet50
     assert len(couplings) == 32
     scores = scores_for(couplings) if importance == "random" else oicsr.out_in_energy(model, couplings)
     inner = {member.parameter.rpartition(".")[0] for coupling in couplings for member in coupling.members}

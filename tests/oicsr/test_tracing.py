@@ -65,10 +65,10 @@ def test_all_scope_joins_what_is_added() -> None:
 
 def test_resnet50_has_the_32_inner_widths_of_the_authors() -> None:
     model = torchvision.models.resnet50(weights=None)
-    couplings = oicsr.find_couplings(model, torch.zeros(1, 3, 64, 64))
+    trace = oicsr.trace_couplings(model, torch.zeros(1, 3, 64, 64))
     blocks = [f"layer{stage}.{i}" for stage, count in enumerate((3, 4, 6, 3), 1) for i in range(count)]
-    assert [c.name for c in couplings] == [f"{block}.conv{i}" for block in blocks for i in (1, 2)]
-    assert "conv1" in oicsr.trace_couplings(model, torch.zeros(1, 3, 64, 64)).unpruned
+    assert [c.name for c in trace.couplings] == [f"{block}.conv{i}" for block in blocks for i in (1, 2)]
+    assert "conv1" in trace.unpruned and not (trace.unruled or trace.untried)  # nothing to warn of
 
 
 def test_concatenation_shuffle_groups_and_gates_are_followed() -> None:
