@@ -179,22 +179,19 @@ def test_the_picture_in_contributing_shows_the_arrows_of_the_code() -> None:
 
 
 HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"
+MORE = f"{HEAVY} matplotlib pandas scipy"
 
 
 @pytest.mark.parametrize(
-    ("modules", "heavy"),
+    ("modules", "heavy"),  # modules that may load the same share a process
     [
-        ("benchmarks.cli", f"{HEAVY} torch matplotlib pandas scipy"),
-        ("oicsr", f"{HEAVY} matplotlib pandas scipy"),
-        ("benchmarks.commands.status", f"{HEAVY} matplotlib pandas scipy"),
-        ("benchmarks.commands.merge", f"{HEAVY} matplotlib pandas scipy"),
-        ("benchmarks.commands.list", f"{HEAVY} matplotlib pandas scipy"),
-        ("benchmarks.commands.report", f"{HEAVY} scipy.stats"),
-        ("benchmarks.commands.run", f"{HEAVY} scipy.stats"),
+        ("benchmarks.cli", f"{MORE} torch"),
+        ("oicsr benchmarks.commands.status benchmarks.commands.merge benchmarks.commands.list", MORE),
+        ("benchmarks.commands.report benchmarks.commands.run", f"{HEAVY} scipy.stats"),
     ],
 )
 def test_commands_start_without_what_takes_seconds_to_import(modules: str, heavy: str) -> None:
-    code = f"import sys, {modules}; print(*sys.modules)"
+    code = f"import sys, {', '.join(modules.split())}; print(*sys.modules)"
     # what is compiled or kept in files beside byte code, as in everyday use, is made by the first of two runs
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(2 if "torch" in heavy.split() else 1):

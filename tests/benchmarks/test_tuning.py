@@ -454,12 +454,12 @@ def test_missing_data_are_no_failure_of_a_method(
 
 def test_a_combination_takes_the_strength_of_its_regulariser(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
-    cells = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl"])
+    cells = cells_of(small_experiment(grid_scale=10.0, tries=3), "quick", methods=["oicsr-gl"])
     path = tune(bench, cells)
     record = json.loads(path.read_text())
     record["chosen"]["oicsr-gl"]["0.5"] = 0.0123
     path.write_text(json.dumps(record))
-    (combined,) = cells_of(small_experiment(grid_scale=10.0), "quick", methods=["oicsr-gl+out"])
+    (combined,) = cells_of(small_experiment(grid_scale=10.0, tries=3), "quick", methods=["oicsr-gl+out"])
     own, borrowed = (run_cell(bench, cell) for cell in (cells[0], combined))
     assert borrowed.strength == own.strength
     assert "tuned on validation for oicsr-gl" in borrowed.strength_source

@@ -14,6 +14,7 @@ import oicsr
 from oicsr import Coupling, PruningPlan, UnprunedChannelsWarning
 
 flex = pytest.importorskip("torch.nn.attention.flex_attention")
+pytestmark = pytest.mark.xdist_group("flex attention")  # one process traces each network once
 
 
 class Flex(nn.Module):

@@ -73,6 +73,7 @@ def resnet50() -> tuple[nn.Module, Tensor, list[oicsr.Coupling]]:
     return model, images, oicsr.find_couplings(model, images, verify="off")  # test_tracing.py has them proved
 
 
+@pytest.mark.xdist_group("the authors' ResNet-50")
 @pytest.mark.parametrize("importance", ["random", "energy"])
 def test_resnet50_lands_on_the_widths_of_the_authors(
     importance: str, resnet50: tuple[nn.Module, Tensor, list[oicsr.Coupling]]

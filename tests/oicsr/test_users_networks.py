@@ -58,9 +58,9 @@ class Traced:
     couplings: list[oicsr.Coupling]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
 def traced(request: pytest.FixtureRequest) -> Traced:
-    """Trace a network once for both tests, which follow one another."""
+    """Trace a network once for both tests, which follow one another in one process."""
     case = CASES[request.param]
     model = made(case)
     return Traced(request.param, case, model, found(case, model))
