@@ -77,7 +77,9 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         if number is not None and _repeats(tracer, ids):
             return [_counted(tracer, node, number, ids.narrow(axis, 0, sizes[0]))]
         if step == 1 and _is_given(tracer, node, [start, *(start + end for end in accumulate(sizes))], sizes, width):
-            return _given_pieces(tracer, node, ids.narrow(axis, start, sum(sizes)).split(sizes, axis))
+            left_off = [start, width - start - sum(sizes)]
+            before, *pieces, behind = ids.split([left_off[0], *sizes, left_off[1]], axis)
+            return _given_pieces(tracer, node, pieces, [before, behind])
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
         tracer.tie_pieces(ids, axis, sizes[0])
@@ -152,9 +154,12 @@ def _is_given(tracer: Tracer, node: fx.Node, places: list[int], sizes: list[int]
     return given.issuperset(sizes) or all({place, width - place} & {0, *given} for place in places)
 
 
-def _given_pieces(tracer: Tracer, node: fx.Node, pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Let pieces go by themselves, each of them but for its last slice."""
-    for piece in pieces:
+def _given_pieces(tracer: Tracer, node: fx.Node, pieces: Sequence[Tensor], left_off: Sequence[Tensor]) -> list[Tensor]:
+    """Let pieces go by themselves, each of them but for its last slice.
+
+    A single slice that is left off (`x[..., :-1]`) stays as well: in its place, the code would leave another one off.
+    """
+    for piece in (*pieces, *left_off):
         if piece.numel() == 1:
             tracer.sets.fix(piece, "is a piece of a single channel")
     tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces)))

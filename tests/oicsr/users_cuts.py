@@ -44,6 +44,22 @@ def interleaved_in_zeros(net: Any, x: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------
+# slices that are left off
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@rows("b", a=lambda: nn.Linear(6, 6), warns="'a' could only go all at once", b=lambda: nn.Linear(7, 8))
+def two_ones_behind_and_one_left_off(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(net.b(torch.cat([y, torch.ones_like(y[..., :2])], -1)[..., :-1]).relu())
+
+
+@rows("a b", b=lambda: nn.Linear(15, 8))
+def the_last_one_left_off(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.b(net.a(x).relu()[..., :-1]).relu())
+
+
+# ----------------------------------------------------------------------------------------------------------------
 # the first of channels that are there twice
 # ----------------------------------------------------------------------------------------------------------------
 
