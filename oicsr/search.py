@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,19 +79,11 @@ def _bracket(channels: Channels, steps: Sequence[Tensor], target: Target) -> tup
 
 
 def _fill(channels: Channels, stays: Tensor, steps: Sequence[Tensor], target: Target, tolerance: float) -> Tensor:
-    """Go on from just above the target, passing over the steps that would overshoot it."""
-    passed: dict[int, int] = {}
-    for positions in steps:
-        layer, size = channels.layer_of(int(positions[0])), len(positions)
-        trial = stays.clone()
-        trial[positions] = False
-        cost = target.cost(trial)
-        if passed.get(layer, size) != size or cost < (1 - tolerance) * target.wanted:
-            passed.setdefault(layer, size)  # a block of another size would leave no multiple of the rounding
-            continue
+    """Go on from the last cut above the target, passing over the steps that would overshoot it."""
+    for trial, cost in _taken(channels, stays, steps, lambda cost: cost >= (1 - tolerance) * target.wanted, target):
         stays = trial
         if cost <= target.wanted:
-            return stays
+            break
     return stays
 
 
@@ -100,16 +92,30 @@ def _restore(channels: Channels, stays: Tensor, steps: Sequence[Tensor], target:
 
     A last step that leaps, as a whole head does, is made up for by many small ones.
     """
-    passed: dict[int, int] = {}
-    for positions in reversed(steps):
-        layer, size = channels.layer_of(int(positions[0])), len(positions)
-        trial = stays.clone()
-        trial[positions] = True
-        if passed.get(layer, size) != size or target.cost(trial) > target.wanted:
-            passed.setdefault(layer, size)  # as in `_fill`
-            continue
+    for trial, _ in _taken(channels, stays, steps[::-1], lambda cost: cost <= target.wanted, target):
         stays = trial
     return stays
+
+
+def _taken(
+    channels: Channels, stays: Tensor, steps: Sequence[Tensor], fits: Callable[[float], bool], target: Target
+) -> Iterator[tuple[Tensor, float]]:
+    """Yield what stays after each step that fits, and its cost; a step removes its channels, or brings them back.
+
+    Once a step of a layer was passed over, its steps of other sizes are passed over as well: a block of another size
+    would leave no multiple of the rounding.
+    """
+    passed: dict[int, int] = {}
+    for positions in steps:
+        layer, size = channels.layer_of(int(positions[0])), len(positions)
+        trial = stays.clone()
+        trial[positions] = ~trial[positions]
+        cost = target.cost(trial)
+        if passed.get(layer, size) != size or not fits(cost):
+            passed.setdefault(layer, size)
+            continue
+        stays = trial
+        yield stays, cost
 
 
 def _swap(channels: Channels, stays: Tensor, steps: Sequence[Tensor], target: Target, tolerance: float) -> Tensor:
