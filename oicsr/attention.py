@@ -36,7 +36,8 @@ from oicsr.queries import rescaled_rows
 from oicsr.repair import Bench, Number, Repair, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
-from oicsr.rules.products import ATTENTIONS, SUMS
+from oicsr.rules.names import SUMMED_PRODUCTS
+from oicsr.rules.products import ATTENTIONS
 
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
@@ -182,7 +183,7 @@ class Attentions:
             else:
                 found |= completed
         found, _ = follow_norms(tracer, index, found)
-        found = note_parts(tracer, index, found)
+        found = note_parts(tracer, index, found, graph)
         return None if again else [found[coupling.name] for coupling in couplings]
 
     def _sites(self, tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> list[Site]:
@@ -349,7 +350,7 @@ def _factors(node: fx.Node) -> list[fx.Node]:
     """Return the two factors of the first product that a call makes."""
     if operator_name(node) == "aten::einsum":
         return list(argument(node, 1))
-    if operator_name(node) in SUMS:
+    if operator_name(node) in SUMMED_PRODUCTS:
         return [argument(node, 1), argument(node, 2)]
     return [source_of(node), argument(node, 1)]
 

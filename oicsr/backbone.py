@@ -12,7 +12,7 @@ from torch import nn
 
 from oicsr.complexity import Positions
 from oicsr.copying import MODEL_ERRORS, undisturbed
-from oicsr.coupling import Coupling, Member
+from oicsr.coupling import Call, Coupling, Member
 from oicsr.inputs import Inputs
 
 BACKBONE = "backbone"
@@ -104,7 +104,14 @@ def couplings_of_whole(
                 attributes=tuple(replace(a, module=(prefix + a.module).rstrip(".")) for a in coupling.attributes),
                 rescaled=tuple(replace(r, parameter=prefix + r.parameter) for r in coupling.rescaled),
                 products=tuple(part.products_before + number for number in coupling.products),
-                parts=tuple(replace(p, product=part.products_before + p.product) for p in coupling.parts),
+                parts=tuple(replace(p, product=_of_whole(p.product, part)) for p in coupling.parts),
             )
         )
     return found, left
+
+
+def _of_whole(work: Call, part: Part) -> Call:
+    """Return what a product, or a call of a layer, is among those of the whole network."""
+    if isinstance(work, int):
+        return part.products_before + work
+    return f"{part.name}.{work[0]}", work[1]

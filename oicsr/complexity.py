@@ -10,6 +10,7 @@ ResNet-50 at 224x224 has 4,089,184,256 of them and 25,557,032 parameters.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ SUMMED = {  # those that add a product: where its factors stand
 }
 OVER_BATCH = {torch.addbmm, Tensor.addbmm, Tensor.addbmm_}  # those that sum over axis 0 as well
 CHAINS = {torch.linalg.multi_dot, torch.chain_matmul}  # of many matrices
-PRODUCTS = {
+MULTIPLYING = {
     torch.matmul,
     torch.linalg.matmul,
     Tensor.matmul,
@@ -65,7 +66,7 @@ TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_t
 CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
 DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
 UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
-CALLED = {*CONVOLUTIONS, *TRANSPOSED, *PRODUCTS}
+CALLED = {*CONVOLUTIONS, *TRANSPOSED, *MULTIPLYING}
 OPERATORS = {  # what code that calls operators by their own names means by them, graphs of `torch.export` among it
     "linear": functional.linear,
     "scaled_dot_product_attention": functional.scaled_dot_product_attention,
@@ -121,7 +122,7 @@ class Positions(Mode):
         func = _meant(func, args)
         if getattr(func, "__name__", "").partition(".")[0] in RECURRENT:
             self._note_recurrent(args)
-        if func in PRODUCTS or func in ATTENTIONS:
+        if func in MULTIPLYING or func in ATTENTIONS:
             self._note_product(func, args, kwargs or {}, result)
         if func is functional.bilinear:
             weight = _argument(args, kwargs or {}, 2, "weight")
@@ -300,11 +301,13 @@ class Work:
         others: MACs of weights whose names are not known, and of products in forms that no channels go through.
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer whose
             weight is computed from parameters counts as such a product.
+        calls: How often each call of a weight uses each of its elements, in the order of the calls.
     """
 
     positions: dict[str, int]
     others: int
     products: tuple[int, ...]
+    calls: Mapping[str, Sequence[int]]
 
 
 def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[dict[str, int], int]:
@@ -343,16 +346,16 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
         tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer
         names = {id(tensor): carriers.get(name, name) for name, tensor in tensors}
     batch = _batch_size(inputs, counter)
-    positions: dict[str, int] = {}
+    calls: dict[str, list[int]] = defaultdict(list)
     others = 0
     for weight, count in counter.calls:
         if id(weight) in names:
-            name = names[id(weight)]
-            positions[name] = positions.get(name, 0) + _per_input(count, batch)
+            calls[names[id(weight)]].append(_per_input(count, batch))
         else:
             others += _per_input(count, batch) * weight.numel()
     others += sum(_per_input(macs, batch) for macs in counter.unfollowed)
-    return Work(positions, others, tuple(_per_input(macs, batch) for macs in counter.products))
+    positions = {name: sum(counts) for name, counts in calls.items()}
+    return Work(positions, others, tuple(_per_input(macs, batch) for macs in counter.products), calls)
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:

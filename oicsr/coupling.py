@@ -15,6 +15,7 @@ Side = Literal["out", "in", "norm"]
 SIDES: tuple[Side, ...] = ("out", "in", "norm")
 Axis = tuple[str, int]  # a parameter's qualified name and one of its dimensions
 Kind = Literal["channel", "head"]
+Call = int | tuple[str, int]  # a product by its number, or a weight's name and which of its calls it is, from 0 on
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +90,18 @@ class Rescaled:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An axis of a weight that is computed from parameters, or of a product of two activations, for its MACs.
+    """Channels that a product of activations or a call of a layer costs as much as, beside the widths of parameters.
 
     Attributes:
-        product: The number of the layer among the products of the network (see `oicsr.complexity.Work`).
-        dim: Of a layer, 0 for the axis that starts channels, 1 for the one that reads them. Of a product of
-            activations, a number for each of its sets of channels.
+        product: The number of the product, or of the layer whose weight is computed, among those of the network (see
+            `oicsr.complexity.Work`). Of a layer whose weight is a parameter, its name and the number of the call.
+        dim: Of a layer whose weight is computed, 0 for the axis that starts channels, 1 for the one that reads them. Of
+            a product of activations, a number for each of its sets of channels. 2 and more for channels that a layer
+            runs over one by one, along another axis.
         channels: int64: the channel id of each slice; -1 where a slice belongs to another coupling or to none.
     """
 
-    product: int
+    product: Call
     dim: int
     channels: Tensor
 
@@ -119,7 +122,7 @@ class Coupling:
         rescaled: Slices that are multiplied where channels go.
         products: Which products of activations (of attention) the channels take part in, by the order of their calls:
             each costs as many MACs as there are channels left.
-        parts: What the channels own of weights that are computed.
+        parts: What the channels own of weights that are computed, and the calls of layers that run over them.
     """
 
     name: str
@@ -153,9 +156,9 @@ def kept_slices(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]
 
 
 @indices_on_cpu()
-def kept_parts(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[tuple[int, int], Tensor]:
+def kept_parts(couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]]) -> dict[tuple[Call, int], Tensor]:
     """Return which slices of each axis of a computed weight stay, by the number of its product and the axis."""
-    slices: dict[tuple[int, int], Tensor] = {}
+    slices: dict[tuple[Call, int], Tensor] = {}
     for coupling in couplings:
         stays = channel_mask(coupling, kept)
         for part in coupling.parts:

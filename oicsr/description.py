@@ -11,7 +11,7 @@ from torch import nn
 from oicsr.arguments import check_fit
 from oicsr.changes import AttributeChange
 from oicsr.complexity import Work, count_work
-from oicsr.coupling import Coupling, kept_parts
+from oicsr.coupling import Call, Coupling, kept_parts
 from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
 from oicsr.plan import PruningPlan, check_is_plan, check_plan_of
@@ -19,6 +19,8 @@ from oicsr.wrapping import unwrap
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Sizes = tuple[Mapping[str, int], Mapping[str, int]]  # elements of each parameter, before and after
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ def describe(
     sizes = learned | {name: buffer.numel() for name, buffer in model.named_buffers()}  # kernels may be buffers
     work: Work | None = None if example_inputs is None else count_work(model, example_inputs)
     after = _sizes_after(sizes, plan)
-    none = Work({}, 0, ())
+    none = Work({}, 0, (), {})
     products = [_products(coupling, kept[coupling.name], work or none) for coupling in couplings]
-    computed = _computed(couplings, {} if plan is None else plan.kept, work or none)
+    computed = _computed(couplings, {} if plan is None else plan.kept, work or none, (sizes, after))
+    fewer = {call: left - _whole(call, work or none, (sizes, after))[1] for call, (_, left) in computed.items()}
 
     def row(
         name: str, layers: int, channels: int, stays: int, tensors: Sequence[str], rest: tuple[int, int]
@@ -156,12 +159,14 @@ def describe(
     for coupling, own in zip(couplings, products, strict=True):
         tensors = list(dict.fromkeys(m.parameter for m in coupling.members if m.parameter in sizes))
         layers = len(coupling_layers(coupling))
-        layered = [own, *(computed[number] for number in {part.product for part in coupling.parts} & computed.keys())]
+        calls = {part.product for part in coupling.parts}
+        within = {c for c in calls if isinstance(c, tuple) and c[0] in tensors}  # whose weights are among the tensors
+        layered = [own, *(computed[call] for call in calls - within), *((0, fewer[call]) for call in within)]
         both = sum(whole for whole, _ in layered), sum(left for _, left in layered)
         rows.append(row(coupling.name, layers, coupling.num_channels, kept[coupling.name], tensors, both))
     channels, stays = sum(r.channels for r in rows), sum(r.kept for r in rows)
     others = 0 if work is None else work.others + sum(work.products)
-    rest = others, others + sum(left - whole for whole, left in [*products, *computed.values()])
+    rest = others, others + sum(left - whole for whole, left in products) + sum(fewer.values())
     total = row("whole network", sum(r.layers for r in rows), channels, stays, list(sizes), rest)
     return Description(tuple(rows), total, plan is not None, () if plan is None else plan.attributes)
 
@@ -186,16 +191,25 @@ def _products(coupling: Coupling, kept: int, work: Work) -> tuple[int, int]:
 
 
 def _computed(
-    couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]], work: Work
-) -> dict[int, tuple[int, int]]:
-    """Return the MACs of the layers whose weights are computed, before and after, by the numbers of their products."""
+    couplings: Sequence[Coupling], kept: Mapping[str, Sequence[int]], work: Work, sizes: Sizes
+) -> dict[Call, tuple[int, int]]:
+    """Return the MACs of what the channels own parts of, before and after: see `oicsr.coupling.Part`."""
     stays = kept_parts(couplings, kept)
-    macs = {number: (work.products[number],) * 2 for number, _ in stays if number < len(work.products)}
-    for (number, _), own in stays.items():
-        if number in macs:
-            whole, left = macs[number]
-            macs[number] = whole, left * int(own.sum()) // len(own)
+    macs = {call: _whole(call, work, sizes) for call, _ in stays}
+    for (call, _), own in stays.items():
+        whole, left = macs[call]
+        macs[call] = whole, left * int(own.sum()) // len(own)
     return macs
+
+
+def _whole(call: Call, work: Work, sizes: Sizes) -> tuple[int, int]:
+    """Return the MACs of a product, or of a call of a layer, with all channels that take part, before and after."""
+    if isinstance(call, int):
+        return (work.products[call] if call < len(work.products) else 0,) * 2
+    name, number = call
+    counts = work.calls.get(name, ())
+    count = counts[number] if number < len(counts) else 0
+    return count * sizes[0][name], count * sizes[1][name]
 
 
 def _sizes_after(sizes: Mapping[str, int], plan: PruningPlan | None) -> dict[str, int]:

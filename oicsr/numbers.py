@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from oicsr.collect import ChannelIndex, CouplingId
-from oicsr.coupling import Attribute, Coupling, Part, Rescaled
+from oicsr.coupling import Attribute, Call, Coupling, Part, Rescaled
 from oicsr.rules import Tracer
+from oicsr.rules.calls import operator_name
+from oicsr.rules.copies import CONVOLUTIONS
+from oicsr.rules.names import PRODUCTS, SUMMED_PRODUCTS
+
+LAYERS = CONVOLUTIONS | PRODUCTS | {"aten::linear", "aten::bilinear", *SUMMED_PRODUCTS}  # what a weight's calls are
 
 
 def follow_norms(
@@ -59,16 +65,41 @@ def follow_counts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, C
     return found
 
 
-def note_parts(tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling]) -> dict[str, Coupling]:
-    """Return the couplings with what their channels own of weights that are computed, or of products of two sets."""
+def note_parts(
+    tracer: Tracer, index: ChannelIndex, couplings: Mapping[str, Coupling], graph: fx.Graph
+) -> dict[str, Coupling]:
+    """Return the couplings with what products and layers cost beside the widths of parameters.
+
+    That is what their channels own of weights that are computed, or of products of two sets, and the calls of layers
+    that run over them one by one.
+    """
     found = dict(couplings)
+    entries: list[tuple[Call, int, Tensor | None]] = []
     for number, product in enumerate(tracer.products):
         counts = product.kind == "weight" or product.passed is not None
-        for dim, labels in enumerate((product.channels, product.read, product.passed) if counts else ()):
-            for name, ids in index.parts(labels) if labels is not None else ():
-                if name in found:
-                    found[name] = replace(found[name], parts=(*found[name].parts, Part(number, dim, ids)))
+        sets = (product.channels, product.read, product.passed) if counts else ()
+        entries += [(number, dim, labels) for dim, labels in enumerate(sets)]
+    calls = _calls_of_weights(tracer, graph)
+    passed = [(calls.get((p.node, p.weight)), p.channels) for p in tracer.passed]
+    entries += [(work, 2 + place, own) for place, (work, own) in enumerate(passed) if work is not None]
+    for work, dim, labels in entries:
+        for name, ids in index.parts(labels) if labels is not None else ():
+            if name in found:
+                found[name] = replace(found[name], parts=(*found[name].parts, Part(work, dim, ids)))
     return found
+
+
+def _calls_of_weights(tracer: Tracer, graph: fx.Graph) -> dict[tuple[fx.Node, str], Call]:
+    """Return the number of each call of a layer in a graph among those with the same weight, in their order."""
+    counts: dict[str, int] = defaultdict(int)
+    calls: dict[tuple[fx.Node, str], Call] = {}
+    for node in graph.nodes if tracer.passed else ():
+        if node.op == "call_function" and operator_name(node) in LAYERS and tracer.depends_on_input(node):
+            names = {tracer.parameters[source] for source in node.all_input_nodes if source in tracer.parameters}
+            for name in names:
+                calls[node, name] = name, counts[name]
+                counts[name] += 1
+    return calls
 
 
 def owner_of(index: ChannelIndex, vector: Tensor) -> str | None:

@@ -24,7 +24,7 @@ from oicsr.changes import (
     positions_left,
     scalings,
 )
-from oicsr.coupling import Axis, Coupling, Member, channel_mask, kept_parts, kept_slices
+from oicsr.coupling import Axis, Call, Coupling, Member, channel_mask, kept_parts, kept_slices
 from oicsr.state import indices_on_cpu
 
 PLAN_FORMAT = "oicsr-plan-1"
@@ -246,7 +246,7 @@ def _shrink(
     stays: Tensor,
     slices: Mapping[Axis, Tensor],
     numbers: Mapping[tuple[str, str], float],
-    parts: Mapping[tuple[int, int], Tensor],
+    parts: Mapping[tuple[Call, int], Tensor],
 ) -> Coupling:
     new_ids = torch.cat([torch.cumsum(stays, 0) - 1, torch.tensor([-1])])  # the last one is for the id -1
     members = tuple(

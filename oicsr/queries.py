@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Rescaled
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
-from oicsr.rules.names import JOINED as IN_A_ROW
+from oicsr.rules.names import JOINED
 from oicsr.rules.registry import aten
 from oicsr.state import indices_on_cpu
 
@@ -26,10 +26,10 @@ VIEWS = frozenset(
 )
 SAME = frozenset(aten("contiguous clone detach alias to _to_copy type_as dropout neg float half lift_fresh_copy"))
 FACTORS = frozenset(aten("mul multiply div divide true_divide"))
-SUMS = frozenset(aten("add sub subtract"))
-JOINED = frozenset([*IN_A_ROW, *aten("stack")])
+ADDITIONS = frozenset(aten("add sub subtract"))
+PUT_TOGETHER = frozenset([*JOINED, *aten("stack")])
 LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
-PRODUCTS = frozenset(aten("matmul mm bmm linalg_matmul addmm baddbmm"))  # weight `(..., inputs, outputs)` on the right
+BY_MATRICES = frozenset(aten("matmul mm bmm linalg_matmul addmm baddbmm"))  # by `(..., inputs, outputs)`
 
 
 class NotLinearError(Exception):
@@ -154,7 +154,7 @@ class _Walk:
         if node.target is operator.getitem:
             return [part[node.args[1]] for part in self.of(node.args[0])]  # type: ignore[arg-type]
         name = operator_name(node)
-        if name in LAYERS | PRODUCTS or name == "aten::einsum":
+        if name in LAYERS | BY_MATRICES or name == "aten::einsum":
             return [self._layer(node)]
         if name in SAME:
             return self.of(source_of(node))
@@ -162,9 +162,9 @@ class _Walk:
             return [node.target(part, *node.args[1:], **node.kwargs) for part in self.of(source_of(node))]  # type: ignore[operator]
         if name in FACTORS:
             return self._factor(node)
-        if name in SUMS:
+        if name in ADDITIONS:
             return [self._fit(part, node) for source in self._operands(node) for part in self.of(source)]
-        if name in JOINED:
+        if name in PUT_TOGETHER:
             return self._joined(node)
         raise NotLinearError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oicsr.arguments import check_cost, check_fit, check_number
 from oicsr.complexity import Work, count_macs, count_work, find_tensor
-from oicsr.coupling import Coupling
+from oicsr.coupling import Call, Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.plan import PruningPlan
 from oicsr.surgery import remove_channels
@@ -56,22 +56,24 @@ class Channels:
                 owner[member.channels >= 0] = start + member.channels[member.channels >= 0]
         return owners
 
-    def computed(self, products: int) -> dict[int, list[Tensor]]:
-        """Return the owners of the slices of each computed weight, by the number of its product, axis by axis."""
-        owners: dict[tuple[int, int], Tensor] = {}
+    def parts(self) -> dict[Call, list[Tensor]]:
+        """Return the owners of the slices of each computed weight, and of what other layers run over, axis by axis."""
+        owners: dict[tuple[Call, int], Tensor] = {}
         for start, coupling in zip(self.starts, self.couplings, strict=False):
             for part in coupling.parts:
                 owner = owners.setdefault((part.product, part.dim), torch.full_like(part.channels, self.total))
                 owner[part.channels >= 0] = start + part.channels[part.channels >= 0]
-        axes: dict[int, list[Tensor]] = {}
-        for (number, _), owner in owners.items():
-            if number < products:
-                axes.setdefault(number, []).append(owner)
+        axes: dict[Call, list[Tensor]] = {}
+        for (call, _), owner in owners.items():
+            axes.setdefault(call, []).append(owner)
         return axes
 
 
 class WeightCost:
-    """A cost that each element of a weight adds to, a fixed number of times: predicted exactly, without surgery."""
+    """A cost that each element of a weight adds to, so many times: predicted exactly, without surgery.
+
+    How often is a fixed number, but for layers that run over channels one by one, and for products of activations.
+    """
 
     def __init__(
         self,
@@ -80,19 +82,27 @@ class WeightCost:
         times: Mapping[str, int],
         rest: int = 0,
         products: Sequence[int] = (),
+        calls: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        owners = channels.owners()
+        owners, parts = channels.owners(), channels.parts()
         self._products = _products_of(channels, products)
         self._weights: list[tuple[int, int, list[Tensor]]] = []  # whole cost, elements of the axes, owners of slices
-        computed = channels.computed(len(products))
+        computed = {number: parts[number] for number in range(len(products)) if number in parts}
         for number, axes in computed.items():
-            self._weights.append((products[number], math.prod(len(axis) for axis in axes), axes))
+            self._add(products[number], axes)
         self._rest = rest + sum(products) - sum(macs for macs, _, _ in self._products)
         self._rest -= sum(products[number] for number in computed)
         for name, count in times.items():
             weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
-            self._weights.append((count * weight.numel(), math.prod(len(axis) for axis in axes), axes))
+            over = {n: parts[name, n] for n in range(len((calls or {}).get(name, ()))) if (name, n) in parts}
+            counts = {n: (calls or {})[name][n] for n in over}
+            for n, passed in over.items():
+                self._add(counts[n] * weight.numel(), [*axes, *passed])
+            self._add((count - sum(counts.values())) * weight.numel(), axes)
+
+    def _add(self, cost: int, axes: list[Tensor]) -> None:
+        self._weights.append((cost, math.prod(len(axis) for axis in axes), axes))
 
     def __call__(self, stays: Tensor) -> int:
         """Return the cost when `stays`, bool `(channels of all couplings,)`, says which channels remain."""
@@ -107,7 +117,7 @@ class WeightCost:
     @staticmethod
     def of_macs(channels: Channels, model: nn.Module, work: Work) -> WeightCost:
         """Return the cost in MACs."""
-        return WeightCost(channels, model, work.positions, work.others, work.products)
+        return WeightCost(channels, model, work.positions, work.others, work.products, work.calls)
 
 
 def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -123,7 +133,9 @@ def _products_of(channels: Channels, products: Sequence[int]) -> list[tuple[int,
 class MacsModel:
     """MACs of a network as a function of the channels that stay.
 
-    Each weight costs its positions times the slices that stay on its pruned axes; so the prediction is exact.
+    Each weight costs its positions times the slices that stay on its pruned axes, and a product of activations or a
+    layer that runs over channels one by one as much as channels stay. So the prediction is exact, but where the code
+    makes products that the tracer does not see: `select_channels` looks for these, and measures there.
     """
 
     def __init__(

@@ -7,7 +7,6 @@ others stays as it is. Whether zeros stay zeros on the way (not in `exp(w)`) is 
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,14 @@ from oicsr.rules.calls import (
     shapes_of,
     source_of,
 )
-from oicsr.rules.ids import on_axis, pad_left, varying
-from oicsr.rules.names import ELEMENTWISE, JOINED
-from oicsr.rules.notes import Product, Slot
+from oicsr.rules.copies import copies_by_group, copies_joined
+from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.names import ELEMENTWISE, JOINED, PRODUCTS
+from oicsr.rules.notes import Passed, Product, Slot
 from oicsr.rules.table import Value, aten, find_rule
 
 Key = tuple[str, int]  # a parameter's name and one of its axes
-MOVED = frozenset(
+REARRANGED = frozenset(
     aten(
         "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint numpy_T flatten view view_as reshape "
         "reshape_as unflatten _unsafe_view squeeze unsqueeze expand broadcast_to expand_as repeat tile "
@@ -45,15 +45,13 @@ MOVED = frozenset(
         "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d"
     )
 )
-SUMS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
+REDUCTIONS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
 EXTREMES = frozenset(aten("max min"))  # of one tensor, or of two
-EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat"))
-REPEATED = frozenset(aten("repeat tile"))
-CONVOLUTIONS = frozenset(aten("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"))
+EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat tile repeat_interleave"))
 MEANS = frozenset(aten("mean var std var_mean std_mean"))
 NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
 SOFTMAXES = frozenset(aten("softmax log_softmax softmin"))
-PRODUCTS = frozenset(aten("matmul mm bmm mv dot linalg_matmul einsum tensordot"))
+OF_WEIGHTS = PRODUCTS | {"aten::dot", "aten::tensordot"}  # products that may be weights themselves
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -85,6 +83,7 @@ class Tracing(Protocol):
     weights: dict[fx.Node, Axes | list[Axes] | None]
     axes: dict[tuple[str, int], Tensor]
     rebuilt: set[tuple[str, int]]
+    passed: list[Passed]
     unruled: list[str]
 
     def ids(self, node: fx.Node) -> Tensor | None:
@@ -152,7 +151,7 @@ def _with_writes(tracer: Tracing, node: fx.Node, found: Axes | list[Axes] | None
     written: list[Axis] = []
     for user in node.users:
         name = operator_name(user)
-        if is_computed(tracer, user) and source_of(user) is node and (name in MOVED or name.endswith("_")):
+        if is_computed(tracer, user) and source_of(user) is node and (name in REARRANGED or name.endswith("_")):
             written += [axis for axis in weight_axes(tracer, user) or () if axis is not None]
 
     def joined(axis: Axis) -> Axis:
@@ -190,12 +189,12 @@ def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     name = operator_name(node).rstrip("_")
     if is_pick(tracer, node):
         return _picked(tracer, node)
-    if name in MOVED:
+    if name in REARRANGED:
         return _moved(tracer, node)
-    if name in PRODUCTS:
+    if name in OF_WEIGHTS:
         return _product(tracer, node)
     sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    if name in SUMS | MEANS | EXTREMES and len(sources) == 1 and not gives_many(node):
+    if name in REDUCTIONS | MEANS | EXTREMES and len(sources) == 1 and not gives_many(node):
         return _reduced(tracer, node, exact=name not in MEANS)
     if name in SOFTMAXES:
         return _softmax(tracer, node)
@@ -241,11 +240,9 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     for position, axis in enumerate(axes):
         if axis is None:
             continue
-        copies = _copies_by_group(node, position)
+        copies = copies_by_group(node, position)
         if copies:
-            tracer.sets.fix(axis.labels, f"is repeated for each group in {tracer.where(node)}")
-            groups = tracer.sets.new(copies).repeat_interleave(len(axis.labels))
-            found[0][position - len(axes)] = Axis(groups, frozenset())
+            found[0][position - len(axes)] = _for_each_group(tracer, node, axis, copies)
             continue
         result = following(_Along(tracer, axis), node, on_axis(axis.labels, position, len(axes)))
         for values, part in zip(result if isinstance(result, list) else [result], found, strict=True):
@@ -264,19 +261,10 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     return whole if gives_many(node) else whole[0]
 
 
-def _copies_by_group(node: fx.Node, position: int) -> int:
-    """Return how often an axis is repeated, where that makes one copy for each group of convolutions; 0 elsewhere.
-
-    One kernel of a wavelet for all channels, `conv2d(x, kernel.repeat(channels, 1, 1, 1), groups=channels)`: a copy
-    goes with its channel, though its slices are those of every other copy.
-    """
-    if operator_name(node) not in REPEATED:
-        return 0
-    counts = pad_left(argument(node, 1), len(shape_of(node)))
-    copies = counts[position - len(shape_of(source_of(node)))]
-    users = [u for u in node.users if operator_name(u) in CONVOLUTIONS and argument(u, 1) is node]
-    by_group = users and len(users) == len(node.users) and all(argument(u, "groups") == copies for u in users)
-    return copies if by_group and copies == math.prod(counts) > 1 else 0
+def _for_each_group(tracer: Tracing, node: fx.Node, axis: Axis, copies: int) -> Axis:
+    """Return the axis of copies of a weight, one for each group: the copies may go, not what they are copies of."""
+    tracer.sets.fix(axis.labels, f"is repeated for each group in {tracer.where(node)}")
+    return Axis(tracer.sets.new(copies).repeat_interleave(len(axis.labels)), frozenset())
 
 
 def _picked(tracer: Tracing, node: fx.Node) -> Axes | None:
@@ -374,14 +362,15 @@ def _softmax(tracer: Tracing, node: fx.Node) -> Axes | None:
 
 
 def _stacked(tracer: Tracing, node: fx.Node) -> Axes | None:
-    """Put weights behind one another on a new axis, which stays as it is; the others are tied."""
+    """Put weights behind one another on a new axis, which stays as it is but for copies; the others are tied."""
     parts = [weight_axes(tracer, source) for source in argument(node, 0)]
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):
         return None
     shape = shape_of(argument(node, 0)[0])
     found = [_tied(tracer, node, [part[dim] for part in whole]) if size > 1 else None for dim, size in enumerate(shape)]
-    found.insert(axis_of(node, len(shape) + 1), None)
+    copies = copies_joined(node)
+    found.insert(axis_of(node, len(shape) + 1), Axis(tracer.sets.new(copies), frozenset()) if copies else None)
     return tuple(found)
 
 
@@ -436,7 +425,11 @@ def _joined(tracer: Tracing, node: fx.Node) -> Axes | None:
     sizes = [shape_of(source) for source in argument(node, 0)]
     others = {dim for dim in range(rank) if dim != along and sizes[0][dim] > 1}
     found = [_tied(tracer, node, [part[dim] for part in whole]) if dim in others else None for dim in range(rank)]
-    behind = [axis for part in whole if (axis := part[along]) is not None]
+    behind, copies = [axis for part in whole if (axis := part[along]) is not None], copies_joined(node)
+    if copies and sizes[0][along] == 1:  # as `expand` makes them
+        return (*found[:along], Axis(tracer.sets.new(copies), frozenset()), *found[along + 1 :])
+    if behind and copies_by_group(node, along):
+        return (*found[:along], _for_each_group(tracer, node, behind[0], copies), *found[along + 1 :])
     if len(behind) < len(whole):
         for axis in behind:
             tracer.sets.fix(axis.labels, f"{tracer.where(node)} puts numbers behind it")

@@ -32,7 +32,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[axis] == 1:
         if all(_is_pointwise(node, other, axis) for other in varying(ids)):
-            pass_by(tracer, node, weight)
+            pass_by(tracer, node, weight, ids)
             return Value(ids)
         tracer.fix(source, tracer.notable(f"{tracer.where(node)} {MIXES}"))
     if groups == 1:

@@ -77,8 +77,7 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         if number is not None and _repeats(tracer, ids):
             return [_counted(tracer, node, number, ids.narrow(axis, 0, sizes[0]))]
         if step == 1 and _is_given(tracer, node, [start, *(start + end for end in accumulate(sizes))], sizes, width):
-            left_off = [start, width - start - sum(sizes)]
-            before, *pieces, behind = ids.split([left_off[0], *sizes, left_off[1]], axis)
+            before, *pieces, behind = ids.split([start, *sizes, width - start - sum(sizes)], axis)
             return _given_pieces(tracer, node, pieces, [before, behind])
         tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:

@@ -19,7 +19,7 @@ def linear(tracer: Tracer, node: fx.Node) -> Result:
         return tracer.computed_weight(node, weight)
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[-1] == 1:
-        pass_by(tracer, node, weight)
+        pass_by(tracer, node, weight, ids)
         return Value(ids)
     axis = len(shape_of(node)) - 1
     tracer.read_channels(node, source, weight, axis=axis, dim=1)

@@ -25,5 +25,7 @@ COMBINING = aten(
     bitwise_left_shift bitwise_right_shift
 """
 )
+PRODUCTS = frozenset(aten("matmul mm bmm mv linalg_matmul einsum"))  # of two matrices, or of many
+SUMMED_PRODUCTS = aten("addmm baddbmm addbmm")  # of a product and what it is added to
 ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
 JOINED = aten("cat concat concatenate")

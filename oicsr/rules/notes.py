@@ -34,7 +34,8 @@ class Product:
             that it produces.
         heads: The heads, where they may go.
         read: Of a layer, the channels that it reads; of a product that passes two sets on, those that it sums over.
-        passed: Beside `channels`, those that it passes on, where there are two sets.
+        passed: Beside `channels`, those that it passes on, where there are two sets. Of a layer, those that it runs
+            over one by one, along another axis.
     """
 
     node: fx.Node
@@ -50,6 +51,21 @@ class Product:
         """The sets of channels that are not heads, each with the kind of product that it takes part in."""
         kinds = (self.kind, "pair" if self.kind == "pair" else "values")
         return [(kind, own) for kind, own in zip(kinds, (self.channels, self.passed), strict=True) if own is not None]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A call of a layer that runs over channels one by one, along another axis: it costs as much as there are left.
+
+    Attributes:
+        node: The call.
+        weight: Name of the layer's weight.
+        channels: The channels that it runs over.
+    """
+
+    node: fx.Node
+    weight: str
+    channels: Tensor
 
 
 @dataclass(frozen=True)

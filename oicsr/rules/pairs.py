@@ -19,12 +19,11 @@ from oicsr.contractions import is_plain
 from oicsr.rules.axes import Tracing
 from oicsr.rules.calls import argument, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import squeeze_constant_axes, varying
-from oicsr.rules.names import ELEMENTWISE
+from oicsr.rules.names import ELEMENTWISE, PRODUCTS
 from oicsr.rules.table import Entry, Result, Value, aten
 from oicsr.rules.weights import has_weight
 
 Axes = tuple[int, ...]
-PRODUCTS = frozenset(aten("matmul mm bmm mv linalg_matmul einsum"))
 APART = (ELEMENTWISE - set(aten("copy"))) | frozenset(  # operators that leave axes apart
     aten(
         "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint view reshape flatten unflatten _unsafe_view "

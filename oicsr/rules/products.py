@@ -19,6 +19,7 @@ from oicsr.contractions import is_plain, plain_letters
 from oicsr.rules.broadcasting import Operand, combine, narrower
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
+from oicsr.rules.names import SUMMED_PRODUCTS
 from oicsr.rules.notes import Product
 from oicsr.rules.pairs import single
 from oicsr.rules.registry import Result, Value, aten, register_rule
@@ -26,7 +27,6 @@ from oicsr.rules.tracer import Tracer
 from oicsr.rules.weighted import add_to_bias, is_weight, multiply_by_weight, sum_with_weight
 
 APART = "multiplies values whose channels lie on different axes"
-SUMS = aten("addmm baddbmm addbmm")  # of a product and what it is added to
 ATTENTIONS = {"aten::scaled_dot_product_attention", "python::flex_attention"}  # whole ones, in one call
 
 
@@ -227,7 +227,7 @@ def _along_edges(tracer: Tracer, node: fx.Node, source: fx.Node) -> Result:
     return tracer.opaque(node, "sums up channels")
 
 
-@register_rule(*SUMS)
+@register_rule(*SUMMED_PRODUCTS)
 def add_product(tracer: Tracer, node: fx.Node) -> Result:
     """`beta * bias + alpha * x @ y`: tied to what it is added to, as by an addition. `addbmm` sums over axis 0 too."""
     bias, first, second = (argument(node, position) for position in range(3))

@@ -24,7 +24,7 @@ SUMS = frozenset(aten("sum nansum norm linalg_vector_norm linalg_norm"))
 MAXIMA = frozenset(aten("amax max"))
 POSITIVE = frozenset(aten("relu relu6 abs absolute square norm linalg_vector_norm"))  # of zero, zero; never below it
 ABOVE = frozenset(aten("sigmoid hardsigmoid softmax exp softplus"))  # never below zero
-PRODUCTS = frozenset(aten("mul multiply"))
+MULTIPLICATIONS = frozenset(aten("mul multiply"))
 QUOTIENTS = frozenset(aten("div divide true_divide"))
 SO_THEN = frozenset(  # what leaves such values so
     aten(
@@ -57,9 +57,9 @@ def _is_positive(node: fx.Node, most: int = 32, *, zero: bool = True) -> bool:
         return True
     if name in LIKE_ANOTHER:
         return _is_positive(source_of(node), most - 1, zero=zero)
-    if name in PRODUCTS | QUOTIENTS and isinstance(argument(node, 1), int | float):
+    if name in MULTIPLICATIONS | QUOTIENTS and isinstance(argument(node, 1), int | float):
         return bool(argument(node, 1) > 0) and _is_positive(source_of(node), most - 1, zero=zero)
-    if name in PRODUCTS:
+    if name in MULTIPLICATIONS:
         factors = node.all_input_nodes
         above = len(factors) == len(node.args) and all(_is_positive(f, most - 1, zero=False) for f in factors)
         return above and (not zero or any(_is_positive(factor, most - 1) for factor in factors))

@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.axes import Axes, is_pick, is_vector
-from oicsr.rules.calls import called, module_path, shape_of
+from oicsr.rules.calls import called, module_path, operator_name, shape_of
 from oicsr.rules.doubts import Doubts
 from oicsr.rules.evaluated import Evaluated
 from oicsr.rules.ids import squeeze_constant_axes, varying
 from oicsr.rules.modules import ModuleCall, is_module_call
-from oicsr.rules.notes import Count, Cut, Norm, Product, Slot, said_of_constant
+from oicsr.rules.names import PRODUCTS
+from oicsr.rules.notes import Count, Cut, Norm, Passed, Product, Slot, said_of_constant
 from oicsr.rules.pairs import ask, held
 from oicsr.rules.table import Result, Value, check_ids, find_leaf, find_rule
 from oicsr.rules.weights import follow_computed, is_wide, keep_computed, keep_rebuilt, note_layer, start_computed
@@ -28,7 +28,6 @@ RULE_ERRORS = (RuntimeError, LookupError, TypeError, AssertionError)  # of a rul
 NO_RULE = "has no rule"
 OUTPUT = "is an output of the model"
 INPUT = "is read from the model's input"
-PRODUCTS = {getattr(torch.ops.aten, name).default for name in "matmul mm bmm mv linalg_matmul einsum".split()}
 MAX_LABELLED_ELEMENTS = 1 << 22  # a parameter read elementwise gets one label per element, up to this many
 
 
@@ -57,6 +56,7 @@ class Tracer:
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
         modes: The same by module, where that was found to be another one (see `oicsr.attention`).
         products: Products of activations, in their order.
+        passed: Calls of layers that run over channels one by one, along another axis.
         norms: The means of squares over channels.
         counts: Numbers on modules that count slices.
         cuts: Cuts of a channel axis whose places numbers on modules may give.
@@ -87,6 +87,7 @@ class Tracer:
     granularity: str = "channel"
     modes: Mapping[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
+    passed: list[Passed] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
@@ -190,7 +191,7 @@ class Tracer:
         check_ids(node, result, f"the rule {rule.__name__!r} of {self.where(node)}")
         depends = any(self.depends_on_input(n) for n in node.all_input_nodes)
         if isinstance(result, Value):
-            if node.target in PRODUCTS and result.reason == INPUT:  # its axes need not be the input's
+            if operator_name(node) in PRODUCTS and result.reason == INPUT:  # its axes need not be the input's
                 result = Value(None, self.notable(f"{self.where(node)} gives values that cannot follow the channels"))
             return replace(result, depends_on_input=depends)
         return [replace(value, depends_on_input=depends) for value in result]
@@ -223,9 +224,8 @@ class Tracer:
     def ids(self, node: fx.Node) -> Tensor | None:
         """Return the channel ids of a value; a parameter in an elementwise role gets labels of its own here."""
         value = self.value(node)
-        ids = (
-            self._elementwise_ids(node) if node in self.parameters else value.ids if isinstance(value, Value) else None
-        )
+        own = value.ids if isinstance(value, Value) else None
+        ids = self._elementwise_ids(node) if node in self.parameters else own
         if ids is None or len(varying(ids)) < 2:
             return ids
         return squeeze_constant_axes(self.sets.find(ids))  # channels on several axes may have been tied since
@@ -282,7 +282,7 @@ class Tracer:
 
     def _weights_without_a_rule(self, node: fx.Node, why: str) -> list[str]:
         """Return the weights that an operator reads whose channels no rule starts: the user is always told of them."""
-        if NO_RULE not in why and node.target not in PRODUCTS:
+        if NO_RULE not in why and operator_name(node) not in PRODUCTS:
             return []
         return [self.parameters[n] for n in node.all_input_nodes if n in self.parameters and is_wide(self, n)]
 

@@ -44,9 +44,9 @@ def multiply_by_weight(tracer: Tracer, node: fx.Node, first: fx.Node, second: fx
 def _with_vector(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, *, behind: bool) -> Result:
     """A sum of all channels, each by its number in the weight."""
     rank, size = len(shape_of(source)), len(shape_of(weight))
-    note_layer(tracer, node, weight, read=0)
     if behind and size == 1:
         return sum_over(tracer, node, source, weight, rank - 1)
+    note_layer(tracer, node, weight, read=0)
     if rank == 1 and size == 2:
         tracer.read_channels(node, source, weight, axis=0, dim=0 if behind else 1)
         return Value(tracer.start_channels(weight, dim=1 if behind else 0))
@@ -57,7 +57,9 @@ def sum_over(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, ax
     """Sum over an axis, each slice by its number in a vector; channels on other axes pass."""
     ids = tracer.ids(source)
     if ids is not None and varying(ids) and ids.shape[axis] == 1:
+        note_layer(tracer, node, weight, passed=ids)
         return Value(ids.squeeze(axis))
+    note_layer(tracer, node, weight, read=0)
     tracer.read_channels(node, source, weight, axis=axis, dim=0)
     return Value(None, "is a sum over channels")
 
@@ -119,7 +121,9 @@ def _pass(tracer: Tracer, node: fx.Node, first: Labelled, second: Labelled, out:
     vector = ids.flatten()
     if kept[0] in others:
         tracer.add_slot(weight, others.index(kept[0]), vector, "norm", counts=False)
-    note_layer(tracer, node, weight, rows=others.index(kept[0]) if kept[0] in others else None)
+        note_layer(tracer, node, weight, rows=others.index(kept[0]))
+    else:
+        note_layer(tracer, node, weight, passed=vector)
     return Value(on_axis(vector, out.index(kept[0]), len(out)))
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.coupling import Side
-from oicsr.rules.axes import SUMS, Axis, Tracing, is_computed, weight_axes
+from oicsr.rules.axes import REDUCTIONS, Axis, Tracing, is_computed, weight_axes
 from oicsr.rules.calls import gives_many, operator_name, shape_of
 from oicsr.rules.ids import on_axis
-from oicsr.rules.notes import Product
+from oicsr.rules.notes import Passed, Product
 
 
 def has_weight(tracer: Tracing, weight: Any) -> bool:
@@ -43,18 +43,36 @@ def labels_of(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor | None:
 
 
 def note_layer(
-    tracer: Tracing, node: fx.Node, weight: fx.Node, *, rows: int | None = None, read: int | None = None
+    tracer: Tracing,
+    node: fx.Node,
+    weight: fx.Node,
+    *,
+    rows: int | None = None,
+    read: int | None = None,
+    passed: Tensor | None = None,
 ) -> None:
-    """Remember a layer whose weight is computed, for what it costs; `rows`, `read`: the axes of its weight."""
+    """Remember a layer for what it costs, where the width of its weight alone does not tell.
+
+    Args:
+        tracer: The tracer.
+        node: The call.
+        weight: Its weight; where it is computed, no parameter has its width.
+        rows: The axis of the weight along which channels start.
+        read: The axis that reads channels.
+        passed: The ids of channels that the layer runs over one by one, along another axis.
+    """
     if weight in tracer.parameters:
+        if passed is not None:
+            tracer.passed.append(Passed(node, tracer.parameters[weight], passed.flatten()))
         return
     labels = [None if dim is None else labels_of(tracer, weight, dim) for dim in (rows, read)]
-    tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1]))
+    own = (None if passed is None else passed.flatten(),)
+    tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1], *own))
 
 
-def pass_by(tracer: Tracing, node: fx.Node, weight: fx.Node) -> None:
+def pass_by(tracer: Tracing, node: fx.Node, weight: fx.Node, ids: Tensor) -> None:
     """Remember a layer that runs over channels one by one, along another axis: its own channels stay."""
-    note_layer(tracer, node, weight)
+    note_layer(tracer, node, weight, passed=ids)
     if weight in tracer.parameters:
         own = tracer.start_channels(weight, dim=0)
         tracer.sets.fix(own, "runs along another axis than that of its input's channels")
@@ -82,7 +100,7 @@ def rows_of_sum(tracer: Tracing, node: fx.Node) -> Tensor | None:
 
     None of any other value: element by element, such a weight would be tied along the axes that are summed over.
     """
-    if not is_computed(tracer, node) or operator_name(node) not in SUMS or gives_many(node):
+    if not is_computed(tracer, node) or operator_name(node) not in REDUCTIONS or gives_many(node):
         return None
     axes = weight_axes(tracer, node)
     labelled = [position for position, axis in enumerate(axes or ()) if axis is not None]

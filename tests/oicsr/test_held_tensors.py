@@ -30,6 +30,9 @@ class Blurred(nn.Module):
 REPEATED: dict[str, Callable[[Tensor, int], Tensor]] = {
     "expand": lambda kernel, width: kernel.expand(width, 1, 3, 3),
     "repeat": lambda kernel, width: kernel.repeat(width, 1, 1, 1),
+    "repeat_interleave": lambda kernel, width: kernel.repeat_interleave(width, 0),
+    "cat": lambda kernel, width: torch.cat([kernel] * width),
+    "stack": lambda kernel, width: torch.stack([kernel[0]] * width),
     "a share of its sum": lambda kernel, width: (kernel / kernel.sum()).expand(width, -1, -1, -1),
 }
 
@@ -48,27 +51,35 @@ def test_a_kernel_that_is_repeated_for_each_channel_stays_whole(kind: str) -> No
     assert small.kernel.shape == (1, 1, 3, 3) and small.one.out_channels == 5
 
 
+COPIES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "repeat": lambda kernels, width: kernels.repeat(width, 1, 1, 1),
+    "cat": lambda kernels, width: torch.cat([kernels] * width),
+    "stack": lambda kernels, width: torch.stack([kernels] * width).flatten(0, 1),
+}
+
+
 class Wavelet(nn.Module):
     """A wavelet and its inverse: the same four kernels for every channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeated: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()
         self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(32, 24, 3, padding=1), nn.Conv2d(6, 4, 1)
-        self.kernels = nn.Parameter(torch.rand(4, 1, 2, 2))
+        self.kernels, self.repeated = nn.Parameter(torch.rand(4, 1, 2, 2)), repeated
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.one(x).relu()
         width = x.shape[1]
-        bands = functional.conv2d(x, self.kernels.repeat(width, 1, 1, 1), stride=2, groups=width)
+        bands = functional.conv2d(x, self.repeated(self.kernels, width), stride=2, groups=width)
         bands = self.two(bands).relu()
         width = bands.shape[1] // 4
-        kernels = self.kernels.repeat(width, 1, 1, 1)
+        kernels = self.repeated(self.kernels, width)
         return self.head(functional.conv_transpose2d(bands, kernels, stride=2, groups=width))
 
 
-def test_a_channel_goes_with_its_own_copy_of_the_kernels_of_a_wavelet() -> None:
+@pytest.mark.parametrize("form", COPIES)
+def test_a_channel_goes_with_its_own_copy_of_the_kernels_of_a_wavelet(form: str) -> None:
     torch.manual_seed(0)
-    model, x = Wavelet().double(), torch.randn(2, 3, 10, 10, dtype=torch.float64)
+    model, x = Wavelet(COPIES[form]).double(), torch.randn(2, 3, 10, 10, dtype=torch.float64)
     couplings = oicsr.find_couplings(model, x)
     assert [(c.name, c.num_channels) for c in couplings] == [("one", 8), ("two", 6)]
     with torch.no_grad():

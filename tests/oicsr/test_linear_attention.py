@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import oicsr
-from oicsr import UnprunedChannelsWarning
+from oicsr import PruningPlan, UnprunedChannelsWarning
 from tests.oicsr.test_attention_kinds import Kinds, X, network, pruned
 
 Maps = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -152,6 +152,51 @@ class Pooled(nn.Module):
         return self.out((self.first(x).mT @ self.second(x)).flatten(1))[:, None]
 
 
+class Projected(nn.Module):
+    """Linformer: keys and values of three places, which one weight makes of all five, in one of several forms."""
+
+    def __init__(self, form: str, heads: int | None) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(12, 12) for _ in range(4))
+        self.num_heads, self.form = heads, form
+        self.layer = nn.Linear(5, 3) if form == "linear" else nn.Conv1d(5, 3, 1) if form == "convolution" else None
+        self.places = nn.Parameter(torch.randn(3, 5)) if self.layer is None else None
+
+    def fewer(self, x: Tensor) -> Tensor:
+        if self.form == "convolution":
+            return self.layer(x)
+        if self.form == "linear":
+            return self.layer(x.mT).mT
+        return torch.einsum("kn,bnd->bkd", self.places, x) if self.form == "einsum" else self.places @ x
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.fewer(self.k(x)), self.fewer(self.v(x))
+        if self.num_heads is not None:
+            q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return self.out(mixed if self.num_heads is None else mixed.transpose(1, 2).flatten(2))
+
+
+class Lambdas(nn.Module):
+    """LambdaNetworks: values go through keys, and through a table of positions."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.num_heads, self.form = 3, form
+        self.q, self.k, self.v, self.out = nn.Linear(12, 12), nn.Linear(12, 4), nn.Linear(12, 6), nn.Linear(18, 12)
+        self.table = nn.Parameter(torch.randn(5, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.k(x).softmax(1), self.v(x)
+        if self.form == "einsum":
+            content, place = torch.einsum("bmk,bmv->bkv", k, v), torch.einsum("nmk,bmv->bnkv", self.table, v)
+        else:
+            content, place = k.mT @ v, self.table.permute(0, 2, 1) @ v[:, None]
+        mixed = torch.einsum("bhnk,bkv->bhnv", q, content) + torch.einsum("bhnk,bnkv->bhnv", q, place)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
 QK, V, HEADS = ("channel", 4), ("channel", 4), ("head", 3)
 FORMS = ["@", "plain", "ones", "bmm", "einsum", "transposed"]
 
@@ -236,3 +281,25 @@ def test_attentions_of_one_class_lose_what_each_of_them_can() -> None:
 def test_a_layer_that_reads_one_axis_loses_its_channels() -> None:
     small = pruned(network(Rows), {"attention.first": ("channel", 4), "attention.rows": ("channel", 9)}).attention
     assert (small.first.out_features, small.second.out_features, small.rows.in_channels) == (3, 6, 3)
+
+
+@pytest.mark.parametrize("heads", [3, None])
+@pytest.mark.parametrize("form", ["matrix", "einsum", "linear", "convolution"])
+def test_macs_of_what_runs_over_channels_along_places_go_with_them(form: str, heads: int | None) -> None:
+    count = 4 if heads else 12
+    model = network(lambda: Projected(form, heads))
+    expected: Kinds = {"attention.q": ("channel", count), "attention.v": ("channel", count)}
+    pruned(model, expected)
+    couplings = oicsr.find_couplings(model, X)
+    plan = PruningPlan.from_kept(couplings, {c.name: range(count // 2) for c in couplings})
+    small = oicsr.remove_channels(model, plan)
+    described = oicsr.describe(model, couplings, plan=plan, example_inputs=X)
+    assert (described.total.macs, described.total.macs_kept) == (oicsr.count_macs(model, X), oicsr.count_macs(small, X))
+    left = oicsr.shrink_couplings(couplings, plan)
+    every = torch.ones(count, dtype=torch.bool)
+    assert oicsr.selection.MacsModel(left, small, X).macs(every) == oicsr.count_macs(small, X)
+
+
+@pytest.mark.parametrize("form", ["einsum", "matrix"])
+def test_macs_of_a_table_of_positions_go_with_the_values(form: str) -> None:
+    pruned(network(lambda: Lambdas(form)), {"attention.v": ("channel", 6)})
