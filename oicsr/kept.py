@@ -64,7 +64,7 @@ def _behind(tracer: Tracer, node: fx.Node, path: str) -> tuple[list[tuple[str, s
 
     Layers of one output, such as those that give a score, are looked through; each layer is given with its weight.
     """
-    if operator_name(node) in TIMES and not any(_is_softmax(source) for source in node.all_input_nodes):
+    if operator_name(node) in TIMES and not _weighs_values(tracer, node):
         return [], False
     attends = operator_name(node) in ATTENTIONS
     layers: dict[tuple[str, str], None] = {}
@@ -87,6 +87,13 @@ def _behind(tracer: Tracer, node: fx.Node, path: str) -> tuple[list[tuple[str, s
 def _within(node: fx.Node, path: str) -> bool:
     own = module_path(node)
     return not path or own == path or own.startswith(f"{path}.")
+
+
+def _weighs_values(tracer: Tracer, node: fx.Node) -> bool:
+    """Return whether a product weighs activations by a softmax: not the expected place of a box, of fixed places."""
+    sources = node.all_input_nodes
+    weights = [source for source in sources if _is_softmax(source)]
+    return bool(weights) and any(tracer.depends_on_input(source) for source in sources if source not in weights)
 
 
 def _is_softmax(node: fx.Node) -> bool:

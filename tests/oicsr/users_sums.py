@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, ROWS, Net, built, conv, images, rows, tail, weight
+from tests.oicsr.users_networks import CASES, IMAGES, ROWS, Net, built, conv, images, rows, tail, weight
 
 __all__ = ["CASES"]
 
@@ -386,3 +386,17 @@ def a_mean_over_two_widths(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     y = torch.cat([y, net.b(y)], 1)
     return net.o(net.c(y * net.s(y.mean(1, keepdim=True)).sigmoid()))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# expected places of boxes: a softmax over fixed ones is no attention
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@built("a.0 b.0", IMAGES)
+def places_of_boxes() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        sides = net.o(net.b(net.a(x))).view(len(x), 4, 4, -1)
+        return (sides.softmax(2) * net.places.view(1, 1, -1, 1)).sum(2)
+
+    return Net(run, {"a": conv(3, 16), "b": conv(16, 8), "o": nn.Conv2d(8, 16, 1), "places": torch.arange(4.0)})
