@@ -24,7 +24,7 @@ from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.trials import Bench, Surgery, forms
 from oicsr.wrapping import unwrap
 
-SMALL = 1 << 20  # a network of no more values is tried twice, with other parameters: what stays first goes then
+SMALL = 1 << 20  # a network of no more values is tried twice, with other channels and parameters
 Trial = Callable[[Sequence[Coupling]], str | None]
 
 
@@ -36,13 +36,11 @@ class Proof:
         refuted: Coupling name to the reason why its channels cannot be removed.
         untried: What could not be tried, and why.
         sharp: Whether all was tried, with numbers in float64, in which the least difference shows.
-        stayed: The channels of each coupling that stayed in the (first) trial; all others went.
     """
 
     refuted: Mapping[str, str] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
     sharp: bool = True
-    stayed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -58,8 +56,7 @@ def prove(
 
     All couplings are tried at once. Only where that fails are the ones to blame looked for, by halving; the others are
     then tried together once more. One forward pass of the pruned copy in training mode follows, where the network's
-    own works. A small network (a million values) goes through this twice: what stays in the first trial goes in the
-    second one.
+    own works. A small network (a million values) goes through this twice, with other channels.
 
     The copy is made in float64; of a network that takes more than 4 GiB so, on a device that knows no float64, or of
     code that fails in it, in the network's own precision, in which only larger differences show (above 1e-3 of the
@@ -93,14 +90,14 @@ def prove(
         standing = [coupling for coupling in couplings if coupling.name not in proof.refuted]
         if not standing or sum(parameter.numel() for parameter in model.parameters()) > SMALL:
             return proof
-        again = _prove(model, example_inputs, standing, surgery, seed + 1, proof.stayed)
+        again = _prove(model, example_inputs, standing, surgery, seed + 1)
         return joined(proof, again)
 
 
 def joined(first: Proof, second: Proof) -> Proof:
     """Return what came of two proofs together."""
     untried = tuple(dict.fromkeys([*first.untried, *second.untried]))
-    return Proof({**first.refuted, **second.refuted}, untried, first.sharp and second.sharp, first.stayed)
+    return Proof({**first.refuted, **second.refuted}, untried, first.sharp and second.sharp)
 
 
 def _prove(
@@ -109,14 +106,13 @@ def _prove(
     couplings: Sequence[Coupling],
     surgery: Surgery | None,
     seed: int,
-    stayed: Mapping[str, Sequence[int]] | None = None,
 ) -> Proof:
     failure, refuted = "", dict[str, str]()
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         return Proof(untried=(_untried(model, "it is on the meta device, which holds no numbers"),), sharp=False)
     for dtype, inputs in forms(model, as_inputs(example_inputs)):
         try:
-            bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed, stayed=stayed)
+            bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed)
         except ValueError as error:
             failure = first_line(error)
             break
@@ -151,7 +147,7 @@ def _try_all(bench: Bench, couplings: Sequence[Coupling], refuted: dict[str, str
         standing = [coupling for coupling in couplings if coupling.name not in refuted]
         if standing:
             refuted |= blame(standing, trial)
-    return Proof(refuted, tuple(dict.fromkeys(bench.untried)), bench.is_sharp, bench.kept)
+    return Proof(refuted, tuple(dict.fromkeys(bench.untried)), bench.is_sharp)
 
 
 def blame(couplings: Sequence[Coupling], trial: Trial) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from traceback import walk_tb
@@ -59,7 +59,6 @@ class Bench:
         untried: What could not be tried, in the order found.
         read_of_original: Names of the original's parameters and buffers that the copy was seen to read, and where.
         is_sharp: Whether numbers are compared in float64, and are not random or whole ones.
-        kept: The channels of each coupling that stay.
     """
 
     @indices_on_cpu()
@@ -72,7 +71,6 @@ class Bench:
         surgery: Surgery | None = None,
         dtype: torch.dtype | None = torch.float64,
         seed: int = 0,
-        stayed: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.untried: list[str] = []
         self.read_of_original: dict[str, str] = {}
@@ -87,7 +85,7 @@ class Bench:
         _randomize(self._model, generator)
         self._inputs = inputs.map(lambda tensor: _example(self._convert(tensor), generator))
         self._training_inputs = self._inputs
-        self.kept = choose_kept(couplings, generator, stayed)
+        self._kept = choose_kept(couplings, generator)
         self._tensors = named_tensors(self._model)
         self._lengths = lengths(self._model)
         self._only_readers = False  # whether only the weights that read a channel are set to zero
@@ -218,7 +216,7 @@ class Bench:
         names = tuple(coupling.name for coupling in couplings)
         if self._small is None or self._small[0] != names:
             small = copy_model(self._model, shared)
-            self._surgery(small, PruningPlan.from_kept(couplings, {name: self.kept[name] for name in names}))
+            self._surgery(small, PruningPlan.from_kept(couplings, {name: self._kept[name] for name in names}))
             self._small = names, small
         return self._small[1]
 
@@ -237,7 +235,7 @@ class Bench:
     def _set_to_zero(self, couplings: Sequence[Coupling]) -> None:
         """Put tensors with every slice of the channels that go at zero in the place of the network's."""
         for coupling in couplings:
-            stays = channel_mask(coupling, self.kept)
+            stays = channel_mask(coupling, self._kept)
             for member in coupling.members:
                 tensor = self._tensors[member.parameter]
                 if not self._goes_to_zero(member, tensor):
@@ -322,13 +320,10 @@ def _doubled(tensor: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def choose_kept(
-    couplings: Sequence[Coupling], generator: torch.Generator, stayed: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, tuple[int, ...]]:
+def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
     """Choose the channels of each coupling that stay: an eighth to a quarter of them, five at least where it has more.
 
-    Couplings of one width keep different numbers of channels as long as there are any left to choose from. Those that
-    stayed in another trial go as far as there are others: so each channel goes once, also of a coupling of two.
+    Couplings of one width keep different numbers of channels as long as there are any left to choose from.
     """
     kept: dict[str, tuple[int, ...]] = {}
     taken: dict[int, set[int]] = defaultdict(set)
@@ -341,9 +336,8 @@ def choose_kept(
         free = free or list(range(low, high + 1))
         count = free[int(torch.randint(len(free), (1,), generator=generator))]
         taken[width].add(count)
-        before = set((stayed or {}).get(coupling.name, ()))
-        order = sorted(torch.randperm(width, generator=generator).tolist(), key=before.__contains__)
-        kept[coupling.name] = tuple(sorted(order[:count]))
+        order = torch.randperm(width, generator=generator)[:count]
+        kept[coupling.name] = tuple(sorted(order.tolist()))
     return kept
 
 

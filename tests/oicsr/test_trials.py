@@ -11,7 +11,6 @@ from torch.nn import functional
 
 import oicsr
 from oicsr import Coupling
-from oicsr.coupling import Member, Side
 from oicsr.inputs import as_inputs
 from oicsr.proof import blame
 from oicsr.surgery import slice_module
@@ -75,42 +74,6 @@ def test_what_is_kept_differs_between_couplings_of_one_width() -> None:
     kept = choose_kept([Coupling(str(i), 3, ()) for i in range(4)], torch.Generator().manual_seed(0))
     assert {len(ids) for ids in kept.values()} == {2}
     assert len(choose_kept([Coupling("a", 2, ())], torch.Generator())["a"]) == 1
-
-
-@pytest.mark.parametrize("width", [2, 3, 8, 64])
-def test_what_stayed_goes_in_the_next_trial(width: int) -> None:
-    couplings = [Coupling(str(i), width, ()) for i in range(3)]
-    for seed in range(5):
-        first = choose_kept(couplings, torch.Generator().manual_seed(seed))
-        second = choose_kept(couplings, torch.Generator().manual_seed(seed + 1), first)
-        for name in first:
-            least = max(0, len(first[name]) + len(second[name]) - width)  # of a narrow one, most stay each time
-            assert len(set(first[name]) & set(second[name])) == least
-
-
-class FirstOfTwo(nn.Module):
-    """Two channels, of which the code reads the first one once more: only without it does anything change."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.outer = nn.Linear(4, 2), nn.Linear(2, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.inner(x)
-        return self.outer(h) + h.narrow(1, 0, 1)
-
-
-def test_a_fault_that_one_channel_of_two_shows_is_found_whatever_is_drawn() -> None:
-    model = FirstOfTwo()
-    axes: list[tuple[str, int, Side]] = [
-        ("inner.weight", 0, "out"),
-        ("inner.bias", 0, "out"),
-        ("outer.weight", 1, "in"),
-    ]
-    members = tuple(Member(name, dim, torch.arange(2), side, "bias" not in name) for name, dim, side in axes)
-    assert all(
-        oicsr.prove(model, torch.randn(5, 4), [Coupling("inner", 2, members)], seed=seed).refuted for seed in range(8)
-    )
 
 
 def test_trials_leave_no_trace() -> None:
