@@ -312,7 +312,10 @@ def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mappi
             strength, reason = choose(tries, data.num_classes, len(data.validation))
             for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
                 record[name].setdefault(first.method, {})[target] = value
-        record["provenance"] = provenance(bench.device, data.checksum)
+        before, now = record.get("provenance"), provenance(bench.device, data.checksum)
+        if before and before != now:  # of the trials that others made, on another device perhaps
+            record["earlier_provenance"] = [p for p in record.get("earlier_provenance", []) if p != before] + [before]
+        record["provenance"] = now
         write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return path
 

@@ -251,6 +251,16 @@ def test_tuning_one_more_method_takes_the_seeds_of_the_record_and_keeps_its_stre
     assert list(after["chosen"]) == ["gl-out", "oicsr-gl"] and after["chosen"]["gl-out"] == before["chosen"]["gl-out"]
 
 
+def test_a_record_says_what_its_earlier_trials_were_made_with(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score_valley(monkeypatch)
+    made_with = iter(({"device": "a GPU"}, {"device": "a CPU"}, {"device": "a CPU"}))
+    monkeypatch.setattr(tuning, "provenance", lambda *_: next(made_with))
+    for method in ("gl-out", "oicsr-gl", "gl-separate"):
+        assert tune_small("--methods", method, "--seeds", "1000") == 0
+    record = read_tuning(small)
+    assert (record["provenance"], record["earlier_provenance"]) == ({"device": "a CPU"}, [{"device": "a GPU"}])
+
+
 @pytest.mark.parametrize(("published", "seeds"), [([1000, 1003], [1000, 1003]), (None, [1000, 1001])])
 def test_a_folder_without_a_record_takes_the_seeds_of_the_published_one(
     published: list[int] | None, seeds: list[int], small: Path, monkeypatch: pytest.MonkeyPatch
