@@ -204,8 +204,14 @@ def claims_json(verdicts: Sequence[Verdict]) -> str:
 
 
 def write(artefacts: Mapping[Path, bytes]) -> list[Path]:
-    """Write the files whose content is new; return their paths. Figures that differ in last digits alone stay."""
-    changed = [path for path, content in artefacts.items() if not _holds(path, content)]
+    """Write the files whose content is new; return their paths.
+
+    Figures that differ in last digits alone stay. Where one format of a figure is new, all are: a short line may change
+    no more pixels than a processor does.
+    """
+    new = {path for path, content in artefacts.items() if not _holds(path, content)}
+    drawings = {path.with_suffix("") for path in new if path.suffix in (".svg", ".pdf", ".png")}
+    changed = [path for path in artefacts if path in new or path.with_suffix("") in drawings]
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, artefacts[path], durable=False)  # can be made again

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 
+from benchmarks.reporting.build import write
 from benchmarks.reporting.figures.style import Files, render
 from benchmarks.reporting.same_drawing import same_drawing
 
@@ -53,3 +55,15 @@ def test_what_is_no_drawing_needs_the_same_bytes() -> None:
     assert not same_drawing(".png", draw()["png"], b"no image")
     assert not same_drawing(".svg", draw()["svg"], b"")
     assert not same_drawing(".pdf", draw()["pdf"], b"")
+
+
+def test_where_one_format_of_a_figure_is_new_all_are_written(tmp_path: Path) -> None:
+    """Of a line that changes fewer pixels than a processor may, the picture would stay as it was."""
+    old, near, other = draw(), draw(0.5003), draw(0.5 + 1e-8)
+    paths = {kind: tmp_path / f"figure.{kind}" for kind in KINDS}
+    for kind, path in paths.items():
+        path.write_bytes(old[kind])
+    assert same_drawing(".png", old["png"], near["png"]) and old["png"] != near["png"]
+    assert not write({paths[kind]: other[kind] for kind in KINDS})
+    assert set(write({paths[kind]: near[kind] for kind in KINDS})) == set(paths.values())
+    assert all(path.read_bytes() == near[kind] for kind, path in paths.items())
