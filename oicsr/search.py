@@ -108,14 +108,16 @@ def _taken(
     passed: dict[int, int] = {}
     for positions in steps:
         layer, size = channels.layer_of(int(positions[0])), len(positions)
+        if passed.get(layer, size) != size:
+            continue
         trial = stays.clone()
         trial[positions] = ~trial[positions]
         cost = target.cost(trial)
-        if passed.get(layer, size) != size or not fits(cost):
-            passed.setdefault(layer, size)
-            continue
-        stays = trial
-        yield stays, cost
+        if fits(cost):
+            stays = trial
+            yield stays, cost
+        else:
+            passed[layer] = size
 
 
 def _swap(channels: Channels, stays: Tensor, steps: Sequence[Tensor], target: Target, tolerance: float) -> Tensor:

@@ -95,11 +95,12 @@ class WeightCost:
         for name, count in times.items():
             weight = find_tensor(model, name)
             axes = [owners[name, dim] for dim in range(weight.ndim) if (name, dim) in owners]
-            over = {n: parts[name, n] for n in range(len((calls or {}).get(name, ()))) if (name, n) in parts}
-            counts = {n: (calls or {})[name][n] for n in over}
-            for n, passed in over.items():
-                self._add(counts[n] * weight.numel(), [*axes, *passed])
-            self._add((count - sum(counts.values())) * weight.numel(), axes)
+            elsewhere = count
+            for call, uses in enumerate((calls or {}).get(name, ())):
+                if (name, call) in parts:
+                    self._add(uses * weight.numel(), [*axes, *parts[name, call]])
+                    elsewhere -= uses
+            self._add(elsewhere * weight.numel(), axes)
 
     def _add(self, cost: int, axes: list[Tensor]) -> None:
         self._weights.append((cost, math.prod(len(axis) for axis in axes), axes))

@@ -31,7 +31,15 @@ from benchmarks.config import Cell
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
-from benchmarks.records.strengths import WHEN, Tries, read_tuning, tuned_under, tuning_folder, tuning_path
+from benchmarks.records.strengths import (
+    WHEN,
+    Tries,
+    read_tuning,
+    tuned_strengths,
+    tuned_under,
+    tuning_folder,
+    tuning_path,
+)
 from benchmarks.running.bench import Bench, bench_at
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.side_by_side import choose_jobs
@@ -135,15 +143,16 @@ def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
     if owner != experiment.name:
         return f"{name} ({profile}) uses the strengths of {owner}: tune that experiment"
     cells = cells_of(experiment, profile, methods=options.methods, macs_kept=options.macs_kept)
-    tuned = {
-        method: [with_tries(cell, options.tries, _start(place, cell, options.start_from)) for cell in cells]
-        for method, cells in by_method(cells).items()
-    }
+    tuned = by_method(cells)
     if not tuned:
         return f"{name}: no method of profile {profile} has a strength to choose"
     seeds = options.seeds or usual_seeds(place.tuning, name, profile)
     check_joins(place.tuning, cells[0], seeds, torch.device(place.device).type)
-    return Plan(tuned, seeds)
+    started = {
+        method: [with_tries(cell, options.tries, _start(place, cell, options.start_from)) for cell in cells]
+        for method, cells in tuned.items()
+    }
+    return Plan(started, seeds)
 
 
 def _start(place: Place, cell: Cell, share: float | None) -> tuple[float, float] | None:
@@ -155,8 +164,7 @@ def _start(place: Place, cell: Cell, share: float | None) -> tuple[float, float]
     if share is None:
         return None
     path = tuning_path(place.tuning, cell.experiment.name, cell.profile_name)
-    record = read_tuning(path) if path.is_file() else {"chosen": {}}
-    strength = record["chosen"].get(cell.method, {}).get(f"{share:g}")
+    strength = tuned_strengths(path).get(cell.method, {}).get(f"{share:g}")
     if not strength:
         raise ValueError(
             f"--start-from {share:g}: {os.path.relpath(path)} has no strength of {cell.method} at this share; "

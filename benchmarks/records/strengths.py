@@ -214,7 +214,7 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
     names = method.strength_of or cell.method, method.regularizer.name
     for name, (place, origin) in product(names, ((folder, ""), (PUBLISHED_TUNING, AS_PUBLISHED))):
         path = tuning_path(place, tuned_as, cell.profile_name)
-        chosen = _tuned(path).get(name, {})
+        chosen = tuned_strengths(path).get(name, {})
         target = f"{cell.macs_kept:g}"
         if chosen and tuned_as != cell.experiment.name and target not in chosen:
             target = min(chosen, key=lambda text: abs(math.log(float(text) / cell.macs_kept)))
@@ -242,7 +242,7 @@ def is_tuned_source(source: str) -> bool:
     return source.startswith(("tuned", "none needed", OF_NEAREST))
 
 
-def _tuned(path: Path) -> dict[str, dict[str, float | None]]:
+def tuned_strengths(path: Path) -> dict[str, dict[str, float | None]]:
     """Return the strengths of a tuning record by method and target; none where there is no record.
 
     What was chosen on the networks of comparisons is not tuned: their results would be results of the choice too.

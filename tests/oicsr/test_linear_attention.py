@@ -302,4 +302,5 @@ def test_macs_of_what_runs_over_channels_along_places_go_with_them(form: str, he
 
 @pytest.mark.parametrize("form", ["einsum", "matrix"])
 def test_macs_of_a_table_of_positions_go_with_the_values(form: str) -> None:
-    pruned(network(lambda: Lambdas(form)), {"attention.v": ("channel", 6)})
+    small = pruned(network(lambda: Lambdas(form)), {"attention.v": ("channel", 6)}).attention
+    assert (small.k.out_features, small.v.out_features, small.table.shape) == (4, 4, (5, 5, 4))
