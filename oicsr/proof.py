@@ -21,7 +21,7 @@ from oicsr.arguments import check_call, check_fit
 from oicsr.copying import first_line
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs, as_inputs
-from oicsr.trials import Bench, Surgery, forms
+from oicsr.trials import FEWEST, Bench, Surgery, forms
 from oicsr.wrapping import unwrap
 
 SMALL = 1 << 20  # a network of no more values is tried twice, with other channels and parameters
@@ -36,11 +36,13 @@ class Proof:
         refuted: Coupling name to the reason why its channels cannot be removed.
         untried: What could not be tried, and why.
         sharp: Whether all was tried, with numbers in float64, in which the least difference shows.
+        removed: Coupling name to the channels that some trial removed.
     """
 
     refuted: Mapping[str, str] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
     sharp: bool = True
+    removed: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -56,7 +58,8 @@ def prove(
 
     All couplings are tried at once. Only where that fails are the ones to blame looked for, by halving; the others are
     then tried together once more. One forward pass of the pruned copy in training mode follows, where the network's
-    own works. A small network (a million values) goes through this twice, with other channels.
+    own works. A small network (a million values) goes through this twice, with other channels; its couplings of five
+    channels or fewer, of which a trial removes one, then once more without all that stayed in both.
 
     The copy is made in float64; of a network that takes more than 4 GiB so, on a device that knows no float64, or of
     code that fails in it, in the network's own precision, in which only larger differences show (above 1e-3 of the
@@ -90,14 +93,33 @@ def prove(
         standing = [coupling for coupling in couplings if coupling.name not in proof.refuted]
         if not standing or sum(parameter.numel() for parameter in model.parameters()) > SMALL:
             return proof
-        again = _prove(model, example_inputs, standing, surgery, seed + 1)
-        return joined(proof, again)
+        proof = joined(proof, _prove(model, example_inputs, standing, surgery, seed + 1))
+        kept = _rest(standing, proof)
+        narrow = [coupling for coupling in standing if coupling.name in kept]
+        if not narrow:
+            return proof
+        return joined(proof, _prove(model, example_inputs, narrow, surgery, seed + 2, kept))
+
+
+def _rest(couplings: Sequence[Coupling], proof: Proof) -> dict[str, tuple[int, ...]]:
+    """Return what to keep of narrow couplings so that what stayed in all trials goes: the channels that went."""
+    return {
+        coupling.name: tuple(sorted(proof.removed[coupling.name]))
+        for coupling in couplings
+        if coupling.num_channels <= FEWEST
+        and coupling.name not in proof.refuted
+        and 0 < len(proof.removed.get(coupling.name, ())) < coupling.num_channels
+    }
 
 
 def joined(first: Proof, second: Proof) -> Proof:
     """Return what came of two proofs together."""
     untried = tuple(dict.fromkeys([*first.untried, *second.untried]))
-    return Proof({**first.refuted, **second.refuted}, untried, first.sharp and second.sharp)
+    removed = {
+        name: first.removed.get(name, frozenset()) | second.removed.get(name, frozenset())
+        for name in {**first.removed, **second.removed}
+    }
+    return Proof({**first.refuted, **second.refuted}, untried, first.sharp and second.sharp, removed)
 
 
 def _prove(
@@ -106,13 +128,14 @@ def _prove(
     couplings: Sequence[Coupling],
     surgery: Surgery | None,
     seed: int,
+    kept: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Proof:
     failure, refuted = "", dict[str, str]()
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         return Proof(untried=(_untried(model, "it is on the meta device, which holds no numbers"),), sharp=False)
     for dtype, inputs in forms(model, as_inputs(example_inputs)):
         try:
-            bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed)
+            bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed, kept=kept)
         except ValueError as error:
             failure = first_line(error)
             break
@@ -147,7 +170,7 @@ def _try_all(bench: Bench, couplings: Sequence[Coupling], refuted: dict[str, str
         standing = [coupling for coupling in couplings if coupling.name not in refuted]
         if standing:
             refuted |= blame(standing, trial)
-    return Proof(refuted, tuple(dict.fromkeys(bench.untried)), bench.is_sharp)
+    return Proof(refuted, tuple(dict.fromkeys(bench.untried)), bench.is_sharp, bench.removed())
 
 
 def blame(couplings: Sequence[Coupling], trial: Trial) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from traceback import walk_tb
@@ -71,6 +71,7 @@ class Bench:
         surgery: Surgery | None = None,
         dtype: torch.dtype | None = torch.float64,
         seed: int = 0,
+        kept: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.untried: list[str] = []
         self.read_of_original: dict[str, str] = {}
@@ -85,7 +86,7 @@ class Bench:
         _randomize(self._model, generator)
         self._inputs = inputs.map(lambda tensor: _example(self._convert(tensor), generator))
         self._training_inputs = self._inputs
-        self._kept = choose_kept(couplings, generator)
+        self._kept = choose_kept(couplings, generator) if kept is None else kept
         self._tensors = named_tensors(self._model)
         self._lengths = lengths(self._model)
         self._only_readers = False  # whether only the weights that read a channel are set to zero
@@ -99,6 +100,13 @@ class Bench:
         wide = tensor.dtype if self._dtype is None else WIDER.get(tensor.dtype, tensor.dtype)
         copied = tensor.detach().to(wide, copy=True)
         return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+    def removed(self) -> dict[str, frozenset[int]]:
+        """Return the channels of each coupling that trials remove."""
+        return {
+            coupling.name: frozenset(range(coupling.num_channels)).difference(self._kept[coupling.name])
+            for coupling in self._couplings
+        }
 
     @contextmanager
     def ready(self) -> Iterator[None]:

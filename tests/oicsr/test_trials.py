@@ -13,7 +13,7 @@ import oicsr
 from oicsr import Coupling
 from oicsr.inputs import as_inputs
 from oicsr.proof import blame
-from oicsr.surgery import slice_module
+from oicsr.surgery import apply_plan, slice_module
 from oicsr.trials import Bench, choose_kept
 from tests.oicsr.networks import Basic, Chain
 from tests.oicsr.test_proof import INEXACT, Between, by_hand
@@ -74,6 +74,35 @@ def test_what_is_kept_differs_between_couplings_of_one_width() -> None:
     kept = choose_kept([Coupling(str(i), 3, ()) for i in range(4)], torch.Generator().manual_seed(0))
     assert {len(ids) for ids in kept.values()} == {2}
     assert len(choose_kept([Coupling("a", 2, ())], torch.Generator())["a"]) == 1
+
+
+def narrow(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1))
+
+
+@pytest.mark.parametrize("width", [2, 3, 5])
+def test_a_fault_of_one_channel_of_a_narrow_coupling_is_always_found(width: int) -> None:
+    model = narrow(width)
+    couplings = oicsr.find_couplings(model, IMAGES)
+    name = next(coupling.name for coupling in couplings if coupling.num_channels == width)
+    for channel in range(width):
+
+        def faulty(network: nn.Module, plan: oicsr.PruningPlan, channel: int = channel) -> None:
+            apply_plan(network, plan)
+            if name in plan.kept and channel not in plan.kept[name]:
+                next(network.parameters()).data.mul_(1.1)
+
+        proof = oicsr.prove(model, IMAGES, couplings, surgery=faulty)
+        assert "an output changes" in proof.refuted[name], channel
+
+
+def test_a_proof_says_which_channels_went() -> None:
+    model = narrow(3)
+    couplings = oicsr.find_couplings(model, IMAGES)
+    proof = oicsr.prove(model, IMAGES, couplings)
+    assert not proof.refuted
+    assert proof.removed.keys() == {coupling.name for coupling in couplings}
+    assert all(proof.removed[c.name] == set(range(c.num_channels)) for c in couplings if c.num_channels <= 5)
 
 
 def test_trials_leave_no_trace() -> None:
