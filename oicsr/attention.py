@@ -31,6 +31,7 @@ from oicsr.coupling import Coupling, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.names import first_names
 from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
+from oicsr.open_code import freed
 from oicsr.proof import prove
 from oicsr.queries import rescaled_rows
 from oicsr.repair import Bench, Number, Repair, find_repair
@@ -416,6 +417,8 @@ def _refusal(module: nn.Module, path: str, failure: str, what: str) -> str:
     said = f"{what} in {path or '(root)'!r} ({name}) stays: {failure}"
     if failure == NOT_ZERO:
         return said
+    if freed(module) is not None:
+        return f"{said}: oicsr.open_attention(model) sets its widths free"
     return (
         f"{said}; its code holds a width as a number, or "
         "reshapes back to the input's width: write -1 in its place, or keep the width in an attribute of the module"

@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention` with inner widths of its own: those of PyTorch's are the width of its input."""
+"""Attention with inner widths of its own: those of `nn.MultiheadAttention` are the width of its input."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from oicsr.copying import copy_model
 from oicsr.held import held_optimizers
+from oicsr.open_code import freed, is_freed
 from oicsr.open_windows import OpenWindowAttention, is_window_attention
 from oicsr.rebinding import holds
 
@@ -181,18 +182,20 @@ def _from_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
 
 
 def open_attention(model: nn.Module) -> nn.Module:
-    """Return a copy of a network in which every attention that PyTorch or torchvision holds has free inner widths.
+    """Return a copy of a network in which every attention has inner widths that are free.
 
-    These are `nn.MultiheadAttention`, of which `nn.TransformerEncoderLayer` and its like and torchvision's `vit_b_16`
-    are made, and the attention in windows of torchvision's Swin transformers. Outputs, masks and `state_dict` stay.
-    PyTorch's fused kernel for whole encoder layers in evaluation mode is not used any more.
+    There are three kinds: `nn.MultiheadAttention`, of which `nn.TransformerEncoderLayer` and its like and torchvision's
+    `vit_b_16` are made; the attention in windows of torchvision's Swin transformers; and what is written out in a
+    module's own code, which reshapes to a width that it knows from elsewhere (`x.reshape(B, N, C)`; most of timm's). In
+    such code, -1 takes the place of the width. Outputs, masks and `state_dict` stay. PyTorch's fused kernel for whole
+    encoder layers in evaluation mode is not used any more, and a batch of no examples cannot be reshaped to -1.
 
     Args:
         model: The network; left as it is. A module that is an attention itself is replaced as well.
 
     Raises:
-        ValueError: There is no such module, or one of a derived class, which may compute something else, or the network
-            holds an optimiser of its parameters; says which.
+        ValueError: There is no such module, or one of a class derived from `nn.MultiheadAttention`, which may compute
+            something else, or the network holds an optimiser of its parameters; says which.
     """
     memo: dict[int, Any] = {}
     twin = copy_model(model, memo=memo)
@@ -201,10 +204,12 @@ def open_attention(model: nn.Module) -> nn.Module:
         for name, module in twin.named_modules()
         if isinstance(module, nn.MultiheadAttention) or is_window_attention(module)
     }
-    if not found:
+    written = [(module, kind) for module in twin.modules() if (kind := freed(module)) is not None]
+    if not found and not written:
         raise ValueError(
-            f"{type(model).__name__} holds no nn.MultiheadAttention, which is what open_attention replaces, nor an "
-            "attention in windows of torchvision"
+            f"{type(model).__name__} holds no attention whose widths open_attention can free: no "
+            "nn.MultiheadAttention, no attention in windows of torchvision, and none that reshapes to a width in its "
+            "own code"
         )
     for name, module in found.items():
         if isinstance(module, nn.MultiheadAttention) and type(module) is not nn.MultiheadAttention:
@@ -216,6 +221,8 @@ def open_attention(model: nn.Module) -> nn.Module:
                 f"the {type(optimizer).__name__} in {attribute} would not train the parameters that open_attention "
                 "makes: give the network its optimiser afterwards"
             )
+    for module, kind in written:
+        module.__class__ = kind
     opened: Mapping[int, nn.Module] = {id(module): _opened(module) for module in set(found.values())}
     if id(twin) in opened:
         return opened[id(twin)]
@@ -224,6 +231,11 @@ def open_attention(model: nn.Module) -> nn.Module:
             if id(child) in opened:
                 setattr(parent, name, opened[id(child)])
     return twin
+
+
+def opened_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules that `open_attention` changed, and whose parameters do not tell."""
+    return [name for name, m in model.named_modules() if isinstance(m, OpenWindowAttention) or is_freed(m)]
 
 
 def _opened(module: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ from oicsr.heads import Head
 from oicsr.held import held_optimizers
 from oicsr.inputs import ExampleInputs
 from oicsr.names import named_tensors, whose
+from oicsr.open_attention import opened_modules
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
 from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
@@ -299,8 +300,12 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
             )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     text = plan.to_json()
-    metadata = {"format": FILE_FORMAT, "plan": text, "sha256": _checksum(tensors, text + extra)}
-    save_file(tensors, str(path), metadata=metadata | ({"extra": extra} if extra else {}))
+    cut = {entry.parameter.rpartition(".")[0] for entry in plan.slices}
+    names = [n for n in opened_modules(unwrap(model)) if any(m == n or m.startswith(f"{n}.") for m in cut)]
+    opened = json.dumps(names) if names else ""
+    metadata = {"format": FILE_FORMAT, "plan": text, "sha256": _checksum(tensors, text + extra + opened)}
+    optional = {"extra": extra, "opened": opened}
+    save_file(tensors, str(path), metadata=metadata | {key: value for key, value in optional.items() if value})
 
 
 def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -372,22 +377,37 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata.get("format") != FILE_FORMAT or "plan" not in metadata:
         raise ValueError(f"{path} was not written by save_pruned: its format is {metadata.get('format')!r}")
-    extra = metadata.get("extra", "")
-    if metadata.get("sha256") != _checksum(tensors, metadata["plan"] + extra):
+    extra, opened = metadata.get("extra", ""), metadata.get("opened", "")
+    if metadata.get("sha256") != _checksum(tensors, metadata["plan"] + extra + opened):
         raise ValueError(f"{path} was changed after it was written: its checksum is wrong")
     try:
         plan, others = PruningPlan.from_json(metadata["plan"]), json.loads(extra or "{}")
+        names = json.loads(opened or "[]")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no plan and extra states that can be read: {error}") from error
     if not isinstance(others, dict):
         raise ValueError(f"{path} holds a {type(others).__name__} where extra states by name are due")
+    if not isinstance(names, list):
+        raise ValueError(f"{path} holds a {type(names).__name__} where names of modules are due")
     try:
         model = remove_channels(build_model(), plan)
+        _check_opened(model, names)
         _take_types(model, tensors)
         model.load_state_dict({**tensors, **others})
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} does not fit the model that build_model() gives: {error}") from error
     return model.eval()
+
+
+def _check_opened(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a network whose attention was not opened, where that of the pruned one was: its code fixes the widths."""
+    there = {*opened_modules(unwrap(model))}
+    missing = next((name for name in names if name not in there), None)
+    if missing is not None:
+        raise ValueError(
+            f"the attention {missing!r} was opened before it was pruned: call oicsr.open_attention on the network in "
+            "build_model"
+        )
 
 
 def _take_types(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,12 +1,14 @@
 """The transformers of the attention table: how each is built, small, and what it is given.
 
 Those of timm and torchvision have two blocks where their constructors allow it. Those of Hugging Face's `transformers`,
-where the package is installed, are small configurations with random weights.
+where the package is installed, are small configurations with random weights. All widths of attention that
+`oicsr.open_attention` can free are free, for torch-pruning as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -90,6 +92,8 @@ def build(name: str) -> Built:
         "transformers": _hugging_face,
     }
     model, inputs = builders[source](short)
+    with suppress(ValueError):  # where there is nothing to open
+        model = open_attention(model)
     return model.eval(), inputs
 
 
@@ -116,7 +120,7 @@ def _torchvision(name: str) -> Built:
         encoder: Any = model.encoder
         encoder.layers = encoder.layers[:LAYERS]
     side = 32 if small else 224 if name == "maxvit_t" else 64
-    return model if name == "maxvit_t" else open_attention(model), torch.randn(2, 3, side, side)
+    return model, torch.randn(2, 3, side, side)
 
 
 def _hugging_face(name: str) -> Built:
