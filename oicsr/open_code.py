@@ -29,6 +29,7 @@ CHANNELS = set(
 )
 SHORT = {"d", "e"}  # a depth may be called so, too
 LEAST = 8  # a number in the code from here on may be a width
+_KNOWN: dict[type, Any] = {}  # classes to those in their place, which pickles need to find again
 
 
 def freed(module: nn.Module) -> Kind | None:
@@ -40,7 +41,8 @@ def freed(module: nn.Module) -> Kind | None:
     ready = isinstance(module, fx.GraphModule | torch.jit.ScriptModule) or parametrize.is_parametrized(module)
     if ready or "forward" in vars(module) or is_freed(module) or not _attends(type(module)):
         return None
-    return _freed(type(module))
+    kind: Kind | None = _freed(type(module))
+    return kind
 
 
 def is_freed(module: nn.Module) -> bool:
@@ -63,16 +65,16 @@ def _methods(kind: type) -> dict[str, FunctionType]:
     return {name: value for name, value in vars(kind).items() if isinstance(value, FunctionType)}
 
 
-@cache
-def _freed(kind: Any) -> Any:
+def _freed(kind: type) -> Any:
     """Return the class for another one; it has those for its bases behind it, so that `super()` finds them."""
+    if kind in _KNOWN:
+        return _KNOWN[kind]
     bases = [new for base in kind.__bases__ if _is_own(base) and (new := _freed(base)) is not None]
     made = {name: new for name, method in _methods(kind).items() if (new := _rewritten(method)) is not None}
-    if not made and not bases:
-        return None
     own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     mark = {"_source_of_freed": kind, "__reduce_ex__": _reduce}
-    return type(kind)(kind.__name__, (kind, *bases), {**made, **own, **mark})
+    _KNOWN[kind] = type(kind)(kind.__name__, (kind, *bases), {**made, **own, **mark}) if made or bases else None
+    return _KNOWN[kind]
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:
@@ -185,7 +187,7 @@ def _names(size: ast.expr) -> set[str]:
 def _is_share(size: ast.expr) -> bool:
     """Return whether a size is the width of one head: `C // self.num_heads`."""
     shared = any(isinstance(part, ast.FloorDiv) for part in ast.walk(size))
-    return shared and (not _names(size).isdisjoint(CHANNELS | SHORT) or any(map(_is_last_size, ast.walk(size))))
+    return shared and (not _names(size).isdisjoint(CHANNELS) or any(map(_is_last_size, ast.walk(size))))
 
 
 def _is_channels(size: ast.expr) -> bool:

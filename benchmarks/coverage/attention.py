@@ -261,7 +261,8 @@ HEADER = f"""# Attention
 
 `python -m benchmarks coverage --attention` generates this page and `attention.csv`. Each transformer is built with
 random weights, most of them with one or two blocks a stage, and half of every coupling that takes part in an attention
-is removed, at random: channels of each head, or heads. Error: the largest relative change of an output in float64 where
+is removed, at random: channels of each head, or heads. Widths that the code fixes are set free first, for both tools
+(`oicsr.open_attention`, which changes no output). Error: the largest relative change of an output in float64 where
 what goes was set to zero first; a row passes below {TOLERANCE:g}. Where only heads can go, the rows of channels have
 heads, too. torch-pruning was told the number of heads of each layer that has several, to remove half of each head's
 channels, or of the heads, and the numbers on the modules were set by hand afterwards, as in its own examples; "yes"

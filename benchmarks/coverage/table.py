@@ -88,8 +88,9 @@ convolutional network with weight norm.
   {LIMIT_SECONDS} s of CPU time on one thread.
 - Scope: `inner` (the paper's) if it reaches {MACS_KEPT:.0%}, otherwise `all`. Channels under a LayerNorm are kept,
   since no exact removal exists.
-- Attention in windows of torchvision's Swin transformers has its widths set free first (`oicsr.open_attention`), which
-  changes no output. ViT-H/14 is built for images of 56 pixels, and MViT is tried with one clip, to fit the limit.
+- Attention whose code fixes its widths has them set free (`oicsr.open_attention`), which changes no output: that in
+  windows of torchvision's Swin transformers always, other attention where {MACS_KEPT:.0%} is out of reach as it is.
+  ViT-H/14 is built for images of 56 pixels, and MViT is tried with one clip, to fit the limit.
 - torch-pruning: it removed {PEER_RATIO:.0%} of each layer with its defaults, at most {PEER_REACHED:.0%} of the MACs
   remained, and one training step was finite, within the same limit. Its outputs are not compared.
 

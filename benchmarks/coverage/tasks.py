@@ -120,6 +120,14 @@ def opened(model: nn.Module) -> nn.Module:
     return open_attention(model) if any(map(is_window_attention, model.modules())) else model
 
 
+def freely(model: nn.Module) -> nn.Module | None:
+    """Return a network with all its attention opened, or None where there is nothing to open."""
+    try:
+        return open_attention(model)
+    except ValueError:
+        return None
+
+
 def build_classifier(name: str, classes: int) -> nn.Module:
     """Return a classifier of torchvision or timm."""
     if name not in SMALLER:
