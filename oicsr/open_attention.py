@@ -188,7 +188,7 @@ def open_attention(model: nn.Module) -> nn.Module:
     `vit_b_16` are made; the attention in windows of torchvision's Swin transformers; and what is written out in a
     module's own code, which reshapes to a width that it knows from elsewhere (`x.reshape(B, N, C)`; most of timm's). In
     such code, -1 takes the place of the width. Outputs, masks and `state_dict` stay. PyTorch's fused kernel for whole
-    encoder layers in evaluation mode is not used any more, and a batch of no examples cannot be reshaped to -1.
+    encoder layers in evaluation mode is not used any more, and tensors without elements cannot be reshaped to -1.
 
     Args:
         model: The network; left as it is. A module that is an attention itself is replaced as well.
@@ -209,7 +209,7 @@ def open_attention(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} holds no attention whose widths open_attention can free: no "
             "nn.MultiheadAttention, no attention in windows of torchvision, and none that reshapes to a width in its "
-            "own code"
+            "own code, at hand as a file, and is known for one by its name or a softmax"
         )
     for name, module in found.items():
         if isinstance(module, nn.MultiheadAttention) and type(module) is not nn.MultiheadAttention:
@@ -222,7 +222,7 @@ def open_attention(model: nn.Module) -> nn.Module:
                 "makes: give the network its optimiser afterwards"
             )
     for module, kind in written:
-        module.__class__ = kind
+        object.__setattr__(module, "__class__", kind)
     opened: Mapping[int, nn.Module] = {id(module): _opened(module) for module in set(found.values())}
     if id(twin) in opened:
         return opened[id(twin)]
@@ -233,9 +233,16 @@ def open_attention(model: nn.Module) -> nn.Module:
     return twin
 
 
-def opened_modules(model: nn.Module) -> list[str]:
-    """Return the names of the modules that `open_attention` changed, and whose parameters do not tell."""
-    return [name for name, m in model.named_modules() if isinstance(m, OpenWindowAttention) or is_freed(m)]
+def opened_modules(model: nn.Module) -> dict[str, str]:
+    """Return the names of the modules that `open_attention` changed, where parameters do not tell.
+
+    With each goes the name of what holds the layers that it works on: itself, or what it is in if it has none.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, OpenWindowAttention) or is_freed(m)}
+    return {
+        name: name if any(True for _ in module.parameters()) else name.rpartition(".")[0]
+        for name, module in found.items()
+    }
 
 
 def _opened(module: nn.Module) -> nn.Module:

@@ -158,6 +158,8 @@ class _Walk:
             return [self._layer(node)]
         if name in SAME:
             return self.of(source_of(node))
+        if name in ("aten::view", "aten::_unsafe_view"):  # what was contiguous in the call need not be so here
+            return [part.reshape(*node.args[1:]) for part in self.of(source_of(node))]
         if name in VIEWS:
             return [node.target(part, *node.args[1:], **node.kwargs) for part in self.of(source_of(node))]  # type: ignore[operator]
         if name in FACTORS:

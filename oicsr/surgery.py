@@ -300,8 +300,9 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
             )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     text = plan.to_json()
-    cut = {entry.parameter.rpartition(".")[0] for entry in plan.slices}
-    names = [n for n in opened_modules(unwrap(model)) if any(m == n or m.startswith(f"{n}.") for m in cut)]
+    cut = [f".{entry.parameter}" for entry in plan.slices]
+    around = opened_modules(unwrap(model)).items()
+    names = [name for name, whole in around if any(path.startswith(f".{whole}." if whole else ".") for path in cut)]
     opened = json.dumps(names) if names else ""
     metadata = {"format": FILE_FORMAT, "plan": text, "sha256": _checksum(tensors, text + extra + opened)}
     optional = {"extra": extra, "opened": opened}
@@ -401,7 +402,7 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
 
 def _check_opened(model: nn.Module, names: Sequence[str]) -> None:
     """Refuse a network whose attention was not opened, where that of the pruned one was: its code fixes the widths."""
-    there = {*opened_modules(unwrap(model))}
+    there = opened_modules(unwrap(model))
     missing = next((name for name in names if name not in there), None)
     if missing is not None:
         raise ValueError(

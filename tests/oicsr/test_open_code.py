@@ -9,11 +9,14 @@ import math
 import pickle
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import pytest
 import torch
+import torch as th
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -139,6 +142,42 @@ class NumbersAttention(Numbers):
     pass
 
 
+class Names(Projections):
+    """The width of the input and of a head under other names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, features = x.shape
+        size = features // self.n_head
+        q, k, v = (m(x).view(*x.shape[:2], self.n_head, size).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(b, n, features))
+
+
+class Beside(Projections):
+    """A division by what stands beside it, and sizes by their number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        anything = x.size(2)
+        shape = x.shape[0], x.shape[1], anything
+        q, k, v = (m(x).view(*x.shape[:-1], self.n_head, anything // self.n_head) for m in (self.q, self.k, self.v))
+        y = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.out(torch.reshape(y.transpose(1, 2), (*x.shape[:-1], x.size(2)))).reshape(shape)
+
+
+class TokensFirst(Projections):
+    """Heads lie in the batch, as in fairseq: views of what was made contiguous."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, b, embed_dim = x.transpose(0, 1).shape
+        head_dim = embed_dim // self.n_head
+        q, k, v = (
+            m(x.transpose(0, 1)).contiguous().view(t, b * self.n_head, head_dim).transpose(0, 1)
+            for m in (self.q, self.k, self.v)
+        )
+        y = torch.bmm(torch.softmax(torch.bmm(q * 0.5, k.transpose(1, 2)), -1), v)
+        return self.out(y.transpose(0, 1).contiguous().view(t, b, embed_dim)).transpose(0, 1)
+
+
 class Images(nn.Module):
     """Channels lie behind the batch."""
 
@@ -163,6 +202,9 @@ KINDS = {
     "separate": Separate,
     "shapes": Shapes,
     "helped": Helped,
+    "names": Names,
+    "beside": Beside,
+    "tokens first": TokensFirst,
     "images": Images,
 }
 
@@ -259,22 +301,160 @@ def test_a_file_of_a_network_whose_attention_is_whole_needs_no_opening(tmp_path:
     assert torch.equal(loaded(x), small(x))
 
 
+class OwnView(Separate):
+    """A method of its own has the name of a tensor's, and other things than tensors are reshaped."""
+
+    def view(self, x: Tensor, b: int, c: int) -> Tensor:
+        return x.transpose(1, 2).reshape(b, x.shape[2], c) * c
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        y = functional.scaled_dot_product_attention(*self.parts(x, b, t, c))
+        table = np.reshape(np.arange(t * c), (t, c))
+        return self.out(self.view(y, b, c) + torch.from_numpy(table) + th.reshape(x, (b, t, c)))
+
+
+def closed_over(dim: int) -> nn.Module:
+    class LocalAttention(Separate):
+        def forward(self, x: Tensor) -> Tensor:
+            b, t = x.shape[:2]
+            y = functional.scaled_dot_product_attention(*self.parts(x, b, t, dim))
+            return self.out(y.transpose(1, 2).reshape(b, t, dim))
+
+    return LocalAttention()
+
+
+class Listed(Separate):
+    """Every subclass is entered into a list, by a keyword."""
+
+    known: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls, *, tag: str) -> None:
+        cls.known[tag] = cls
+
+
+class Entered(Listed, tag="entered"):
+    pass
+
+
+@pytest.mark.parametrize("make", [OwnView, lambda: closed_over(WIDTH), Entered])
+def test_opening_changes_no_output_and_no_register(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = WithAttention(make()).double().eval(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    opened = oicsr.open_attention(model)
+    assert is_freed(opened.attention)
+    for tokens in (TOKENS, 3):
+        assert torch.equal(opened(x[:, :tokens]), model(x[:, :tokens]))
+    assert Listed.known == {"entered": Entered}
+
+
+def test_a_method_that_is_replaced_later_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network(Separate)
+    before = oicsr.open_attention(model)(x)
+    monkeypatch.setattr(Separate, "forward", Helped.forward)  # not causal
+    assert not torch.equal(model(x), before)
+    assert torch.equal(oicsr.open_attention(model)(x), model(x))
+
+
+def test_an_opened_network_is_traced_by_fx() -> None:
+    model, x = network(Shapes)
+    traced = fx.symbolic_trace(oicsr.open_attention(model))
+    assert torch.equal(traced(x), model(x))
+
+
+class TokensNamedD(nn.Module):
+    """`d` tokens of 16 channels: no width where it is not the last size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, d, c = x.shape
+        y = self.a(x).view(b, d, 4, 4).relu()
+        return self.out(y.reshape(b, d, -1)) * x.softmax(-1).view(b, d, c)
+
+
+def test_the_free_size_is_not_that_of_tokens() -> None:
+    model, x = network(TokensNamedD)
+    opened = oicsr.open_attention(model)
+    assert not found(opened, x[:, :4])  # 4 of 16 channels could go if 3 tokens came of 4
+
+
+class Products(nn.Module):
+    """An attention without parameters: the layers are those of what it is in."""
+
+    def forward(self, qkv: Tensor, c: int) -> Tensor:
+        b, n, _ = qkv.shape
+        q, k, v = qkv.reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.products, self.proj = nn.Linear(WIDTH, 3 * WIDTH), Products(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.products(self.qkv(x), x.shape[-1]))
+
+
+def with_a_gain(model: nn.Module) -> nn.Module:
+    attention: Any = model.attention
+    nn.utils.parametrize.register_parametrization(attention.qkv, "bias", nn.Identity())
+    attention.register_parameter("gain", nn.Parameter(torch.ones(2)))
+    nn.utils.parametrize.register_parametrization(attention, "gain", nn.Identity())
+    return model
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Around, "attention.products"), (Fused, "attention")])
+def test_files_name_what_was_opened_wherever_its_layers_are(kind: type[nn.Module], name: str, tmp_path: Path) -> None:
+    model, x = network(kind)
+    change = with_a_gain if kind is Fused else nn.Module.eval
+    opened = change(oicsr.open_attention(model))
+    plan = oicsr.PruningPlan.from_kept(couplings := found(opened, x), drop_third(couplings))
+    small, path = oicsr.remove_channels(opened, plan), tmp_path / "small.safetensors"
+    oicsr.save_pruned(path, small, plan)
+    loaded = oicsr.load_pruned(path, lambda: change(oicsr.open_attention(WithAttention(kind()))))
+    assert torch.equal(loaded(x), small(x))
+    with pytest.raises(ValueError, match=f"'{name}' was opened before"):
+        oicsr.load_pruned(path, lambda: change(WithAttention(kind())))
+
+
+class PickledByHand(Fused):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PickledByHand, (), self.__dict__
+
+
+class AsksForItsClass(Fused):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * len(self.__class__.__name__)
+
+
+class MadeWithArguments(Fused):
+    def __new__(cls, size: int) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+
+class Meta(type):
+    pass
+
+
+class OfAnotherKind(Fused, metaclass=Meta):
+    pass
+
+
 def test_what_is_no_plain_code_is_left_alone() -> None:
     own_forward = Fused()
     own_forward.forward = own_forward.forward  # type: ignore[method-assign]
-    weighted = Fused()
-    weighted.register_parameter("gain", nn.Parameter(torch.ones(2)))
-    nn.utils.parametrize.register_parametrization(weighted, "gain", nn.Identity())
     names: dict[str, Any] = {"nn": nn, "__name__": "nowhere"}
     exec("class Attention(nn.Module):\n def forward(self, x):\n  b, n, c = x.shape\n  return x.view(b, n, c)", names)
-    for module in (
-        own_forward,
-        weighted,
-        names["Attention"](),
-        fx.symbolic_trace(Fused()),
-        nn.Softmax(),
-        nn.Linear(1, 1),
-    ):
+    special = [PickledByHand(), AsksForItsClass(), MadeWithArguments(3), OfAnotherKind()]
+    plain = [names["Attention"](), fx.symbolic_trace(Fused()), nn.Softmax(), nn.Linear(1, 1)]
+    for module in (own_forward, with_a_gain(WithAttention(Fused())).attention, *special, *plain):
         assert freed(module) is None
         assert not is_freed(module)
 
