@@ -38,7 +38,8 @@ def test_a_row_says_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "build", small)
     row = attention.examine("own:rigid head")
     assert (row["channels"], row["heads"], row["passed"]) == ("0", "0", "no")
-    assert "'attention' (Rigid) stays: line" in row["reason"] and "reshapes back" in row["reason"]
+    assert "'attention' (Rigid) stays: line" in row["reason"]
+    assert "oicsr.open_attention(model) sets its widths free" in row["reason"]
 
 
 def test_torch_pruning_is_told_the_heads_of_every_layer() -> None:
