@@ -59,6 +59,15 @@ def test_measured_numbers_of_the_comparison_are_those_of_the_results() -> None:
         rows = [row for row in both if row["network"].startswith(f"{library}:")]
         ours, theirs = (sum(row[tool] == "yes" for row in rows) for tool in ("passed", "torch_pruning"))
         assert f"| {words} ({len(rows)} networks) | {ours}, *measured* | {theirs}, *measured* |" in page
+    with (ROOT / "results" / "attention.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    networks, tried = {row["network"] for row in table}, {row["network"] for row in table if row["torch_pruning"]}
+    ours, theirs = ({r["network"] for r in table if r[tool] == "yes"} for tool in ("passed", "torch_pruning"))
+    counts = f"{len(ours & tried)}, *measured* | {len(theirs)}, *measured* |"
+    assert f"removed ({len(tried)} transformers) | {counts}" in page
+    said = [" ".join((ROOT / "docs" / name).read_text("utf-8").split()) for name in ("attention.md", "faq.md")]
+    assert f"Of {len(networks)} transformers that were tried, {len(ours)} lose" in said[0]
+    assert f"[{len(ours)} of the {len(networks)} transformers that were tried]" in said[1]
     perf = json.loads((ROOT / "results" / "perf" / "amd-epyc-2-threads.json").read_text("utf-8"))
     (row,) = [r for r in perf["sections"]["penalty"]["rows"] if (r["model"], r["scope"]) == ("resnet56", "inner")]
     assert (
