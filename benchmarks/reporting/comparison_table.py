@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison, rank, title_of
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
@@ -110,6 +111,7 @@ def notes(comparison: Comparison) -> str:
     parts = [f"Setup level {comparison.level}.", _evidence(comparison)]
     if few < ENOUGH_SEEDS:
         parts.append(f"Fewer than {ENOUGH_SEEDS} seeds in some rows: no conclusion can be drawn from them.")
+    parts.append(_other_networks(comparison))
     if comparison.profile == "quick":
         parts.append("Profile quick: shows that the pipeline works, says nothing about the claim.")
     if comparison.superseded:
@@ -118,6 +120,18 @@ def notes(comparison: Comparison) -> str:
     if comparison.failed:
         parts.append(f"Without a result, and in no mean: {_failed(comparison)}.")
     return " ".join([*(part for part in parts if part), for_markdown(comparison.origins.text)])
+
+
+def _other_networks(comparison: Comparison) -> str:
+    """Say where targets were run on other networks: rows of one and of another do not share their dense accuracy."""
+    seeds = {target: {r.seed for r in comparison.records if r.macs_kept == target} for target in comparison.targets}
+    if not any(one.isdisjoint(other) for one, other in combinations(seeds.values(), 2)):
+        return ""
+    groups: dict[str, list[str]] = {}
+    for target, own in seeds.items():
+        groups.setdefault(", ".join(map(str, sorted(own))), []).append(share(target))
+    places = "; ".join(f"{' and '.join(targets)}: seeds {own}" for own, targets in groups.items())
+    return f"Not all targets were run on the same networks ({places}): read a row against its own dense accuracy."
 
 
 def _failed(comparison: Comparison) -> str:

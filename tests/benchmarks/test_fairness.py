@@ -102,6 +102,17 @@ def test_runs_without_a_result_are_named_under_the_table() -> None:
     assert not found.restricted(["none"]).failed
 
 
+def test_targets_of_other_networks_are_named_under_the_table() -> None:
+    both = records_of(experiment(methods=("oicsr-gl", "gl-out"), macs_kept=(0.7, 0.5, 0.3)))
+    assert "same networks" not in notes(compare(both)[0])
+    moved = [replace(record, seed=record.seed + 3) if record.macs_kept == 0.7 else record for record in both]
+    text = notes(compare(moved)[0]).replace("\N{NO-BREAK SPACE}", " ")
+    said = "(70.0 %: seeds 3, 4, 5; 50.0 % and 30.0 %: seeds 0, 1, 2): read a row against its own dense accuracy."
+    assert f"Not all targets were run on the same networks {said}" in text
+    overlapping = [replace(record, seed=record.seed + 2) if record.macs_kept == 0.7 else record for record in both]
+    assert "same networks" not in notes(compare(overlapping)[0])
+
+
 def test_devices_and_precisions_may_differ_between_seeds_but_not_within_one() -> None:
     def other(record: Record) -> Record:
         elsewhere = {**record.provenance, "device_type": "cpu", "device": "another"}
