@@ -79,10 +79,11 @@ def _methods(kind: type) -> dict[str, FunctionType]:
 
 def _freed(kind: type) -> Any:
     """Return the class for another one; it has those for its bases behind it, so that `super()` finds them."""
-    code = [_methods(base) for base in _own_bases(kind)]
+    around = _own_bases(kind)
+    code = [_methods(base) for base in around]
     if kind in _KNOWN and _KNOWN[kind][0] == code:  # a method may have been replaced since
         return _KNOWN[kind][1]
-    bases = [new for base in kind.__bases__ if base in _own_bases(kind) and (new := _freed(base)) is not None]
+    bases = [new for base in kind.__bases__ if base in around and (new := _freed(base)) is not None]
     made = {name: new for name, method in _methods(kind).items() if (new := _rewritten(method)) is not None}
     own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     mark = {"_source_of_freed": kind, "__reduce_ex__": _reduce}
@@ -174,6 +175,7 @@ class _Writer(ast.NodeTransformer):
         self._methods = set[int]()
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """Note which functions are methods, whose first argument may have methods of these names."""
         self._methods |= {
             id(part) for part in node.body if isinstance(part, ast.FunctionDef) and not part.decorator_list
         }
@@ -181,6 +183,7 @@ class _Writer(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Note the widths that a function names, for the calls in it."""
         before = self.itself, self.widths, self.shares
         if id(node) in self._methods and node.args.args:
             self.itself = node.args.args[0].arg
@@ -193,6 +196,7 @@ class _Writer(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Put -1 in the place of the width, or leave a call as it is."""
         self.generic_visit(node)
         if not isinstance(node.func, ast.Attribute) or node.func.attr not in RESHAPES or node.keywords or not node.args:
             return node
@@ -268,7 +272,9 @@ def _minus_one() -> ast.expr:
 
 
 def _names(size: ast.expr) -> set[str]:
-    return {part.id.lower() for part in ast.walk(size) if isinstance(part, ast.Name)} | _exact(size)
+    """Return the names in a size, as they are and in small letters."""
+    exact = _exact(size)
+    return exact | {name.lower() for name in exact}
 
 
 def _exact(size: ast.expr) -> set[str]:

@@ -8,7 +8,6 @@ where the package is installed, are small configurations with random weights. Al
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from oicsr import open_attention
+from benchmarks.coverage.tasks import freely
 
 TWO: dict[str, Any] = {"depth": 2, "img_size": 64}
 TIMM: dict[str, dict[str, Any]] = {
@@ -92,9 +91,7 @@ def build(name: str) -> Built:
         "transformers": _hugging_face,
     }
     model, inputs = builders[source](short)
-    with suppress(ValueError):  # where there is nothing to open
-        model = open_attention(model)
-    return model.eval(), inputs
+    return (freely(model) or model).eval(), inputs
 
 
 def _timm(name: str) -> Built:
