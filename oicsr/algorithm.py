@@ -116,11 +116,16 @@ def prune_iteratively(
         select: Turns scores into a plan; takes the arguments of `select_channels`.
         couplings: What `find_couplings(model, example_inputs, scope=scope, ignore=ignore)` gives, where it is known.
 
+    Returns:
+        The smaller network, the plan that leads to it from `model`, and the MACs and parameters before and after each
+        removal.
+
     Raises:
         TypeError: An argument is of another kind than it must be.
-        ValueError: An argument is out of range, `couplings` are another network's, or the target is out of reach; what
-            was trained so far is in `model` only when the first step fails. All but the last is found before any
-            training.
+        OutOfReachError: The target is out of reach; what was trained so far is in `model` only when the first step
+            fails.
+        ValueError: An argument is out of range, or `couplings` are another network's: found before any training. Or no
+            cut comes within the tolerance of the target.
     """
     steps = check_count("steps", steps)
     for name, function in {

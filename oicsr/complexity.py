@@ -361,11 +361,18 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
     """Return the multiply-accumulates of all convolutions, linear layers and attention products for one input.
 
-    The paper's FLOPs: no bias, normalisation, activation or pooling. See the module's docstring.
+    The paper's FLOPs: no bias, normalisation, activation or pooling.
 
     Args:
         model: A network, wrapped or not; left as it is, counters and caches included.
-        example_inputs: The arguments of one forward call (see `weight_positions`).
+        example_inputs: The arguments of one forward call (see `find_couplings`).
+
+    Returns:
+        The number for one element of the batch.
+
+    Raises:
+        TypeError: `model` is no module.
+        Exception: What the network's own code raises.
     """
     model = unwrap(model)
     positions, others = weight_positions(model, example_inputs)

@@ -26,7 +26,8 @@ def channel_energy(
     .. math:: E_i = \lVert W^l_{i,:} \rVert_2^2 + \lVert W^{l+1}_{:,i} \rVert_2^2
 
     for a plain pair of layers and both sides (Eq. 8 of Li et al. 2019, as reconstructed in PAPER.md). A depthwise or
-    grouped filter counts on the out-side of the channel that it belongs to; one of few wide groups on both sides.
+    grouped filter counts on the out-side of the channel that it belongs to; a filter of a convolution with few, wide
+    groups counts on both sides.
 
     Args:
         model: The network.

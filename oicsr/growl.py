@@ -102,12 +102,19 @@ def owl_proximal(norms: Tensor, weights: Tensor) -> Tensor:
 class GrOWL:
     r"""GrOWL over channels, as a penalty to be added to the loss (its sub-gradient does the rest).
 
+    .. math:: \lambda \sum_l \sum_i \theta_i \lVert w_{[i]} \rVert_2, \quad
+              \lVert w_{[1]} \rVert \ge \lVert w_{[2]} \rVert \ge \dots
+
+    over the channels of each coupling l (Zhang et al., "Learning to Share", ICLR 2018): the larger a channel's norm
+    among those of its coupling, the larger its weight θ. `"pld"` falls linearly over the first tenth of the channels
+    and is 1 from there on, `"oscar"` falls linearly over all of them, and `"equal"` is Group Lasso.
+
     Args:
         couplings: The couplings of the model.
         sides: Which weights of a channel are in its group: `("in",)` as the authors have it, `("out", "in")` for
             OICSR-GrOWL.
-        strength: λ1, not negative; the whole sequence is scaled by it.
-        weights: The sequence: `"pld"`, `"oscar"` or `"equal"`.
+        strength: λ, not negative (the authors' λ1).
+        weights: The sequence of θ: `"pld"`, `"oscar"` or `"equal"`.
 
     Raises:
         ValueError: `strength` is negative or not finite, or a side or the sequence is unknown.

@@ -55,7 +55,7 @@ class ProximalRegularizer(Regularizer, Protocol):
 
 @runtime_checkable
 class ScheduledRegularizer(Regularizer, Protocol):
-    """A regulariser whose pressure changes while training; its state belongs into a checkpoint."""
+    """A regulariser whose pressure changes while training; its state belongs in a checkpoint."""
 
     def advance(self, model: nn.Module) -> None:
         """Go on by one optimisation step; called before the backward pass of each."""

@@ -88,8 +88,10 @@ def prune(
 
     Raises:
         TypeError: An argument is of another kind than it must be.
-        ValueError: An argument is out of range, or of use with `train` only; the model cannot be traced, or the target
-            is out of reach. With `train`, all of this is found before the training, where scores have no say in it.
+        OutOfReachError: The target is out of reach; the message says which argument to change to which value.
+        ValueError: An argument is out of range, or of use with `train` only; the model cannot be traced, or no cut
+            comes within the tolerance of the target. With `train`, all of this is found before the training, where
+            scores have no say in it.
 
     Example:
         >>> import torch, oicsr

@@ -115,15 +115,17 @@ def _advise_scope(
     return [] if needed is None else [f'couplings found with scope="all" and max_removed={needed:.2f}']
 
 
-def refuse_distance(reached: float, target: Target, tolerance: float, *, nearest: bool) -> NoReturn:
+def refuse_distance(reached: float, target: Target, limits: Limits, tolerance: float, *, nearest: bool) -> NoReturn:
     """Raise ValueError: no cut is within the tolerance; say which one comes nearest."""
     share = reached / (target.wanted / target.share)
     needed = math.ceil(1e3 * abs(reached - target.wanted) / target.wanted) / 1e3
+    rounded = max(limits.rounding, default=1) > 1
     what = "the nearest" if nearest else "the nearest that was found"
     raise ValueError(
         f"no cut comes within {tolerance:.3g} of {amount(target.wanted)} {target.unit}: {what} leaves "
         f"{amount(reached)} ({share:.4f} of {amount(target.wanted / target.share)}). Ask for "
-        f"{target.argument}={share:.4f}, set tolerance={needed:.3f}, or lower round_to."
+        f"{target.argument}={share:.4f}{',' if rounded else ', or'} set tolerance={needed:.3f}"
+        f"{', or lower round_to' if rounded else ''}."
     )
 
 

@@ -83,11 +83,13 @@ def select_channels(
 
     Raises:
         TypeError: An argument is of another kind than it must be; the message names it.
-        ValueError: An argument is out of range, the couplings are not the model's, a score is NaN, or the target is
-            out of reach; the message says what is within reach, and which argument to change to which value.
+        OutOfReachError: The target is below what can be reached with these caps and rounding, and this scope; the
+            message says what is within reach, and which argument to change to which value. A `ValueError`, too.
+        ValueError: An argument is out of range, the couplings are not the model's, a score is NaN, or no cut comes
+            within the tolerance of the target; the message names the nearest.
 
     Example:
-        >>> import time, torch, oicsr
+        >>> import torch, oicsr
         >>> model, images = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 8, 8)
         >>> couplings = oicsr.find_couplings(model, images)
         >>> scores = oicsr.out_in_energy(model, couplings)
@@ -126,7 +128,7 @@ def select_channels(
     cut = find_cut(channels, limits.steps(scores), target, tolerance)
     reached = target.cost(cut.stays)
     if not target.is_near(reached, tolerance):
-        refuse_distance(reached, target, tolerance, nearest=cut.nearest)
+        refuse_distance(reached, target, limits, tolerance, nearest=cut.nearest)
     kept = channels.split(cut.stays)
     names = {coupling.name: group[0].name for group in tie_groups(couplings, tie) for coupling in group}
     return PruningPlan.from_kept(couplings, {name: kept[first] for name, first in names.items()})

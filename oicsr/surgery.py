@@ -274,7 +274,7 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
     """Write a pruned network: its tensors as safetensors, its plan as JSON in the same file's header. No pickle.
 
     Args:
-        path: The file, by custom `*.safetensors`.
+        path: The file, usually `*.safetensors`.
         model: The pruned network.
         plan: The plan from the network that `load_pruned` will be given a constructor of, to `model`
             (`PruningPlan.then` joins several).

@@ -152,7 +152,23 @@ def trace_couplings(
     granularity: Granularity = "channel",
     approximate: Approximate = "none",
 ) -> Trace:
-    """Do the work of `find_couplings`, and also say which layers' channels stay, and why."""
+    """Do the work of `find_couplings`, and also say which layers' channels stay, and why.
+
+    Args:
+        model: As for `find_couplings`, like all others.
+        example_inputs: The arguments of one forward call.
+        scope: Which channels may go.
+        ignore: Layers whose own channels stay.
+        verify: Whether the couplings are proved with numbers.
+        granularity: What goes of an attention.
+        approximate: What may change the outputs.
+
+    Returns:
+        The couplings (`.couplings`) and, by the name of each layer that keeps its channels, the reason (`.unpruned`).
+
+    Raises:
+        TypeError, ValueError: As `find_couplings` does; but nothing is warned of.
+    """
     for name, value, allowed in (("scope", scope, get_args(Scope)), ("verify", verify, get_args(Verify))):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

@@ -54,7 +54,11 @@ def test_the_wheel_holds_the_library_alone() -> None:
 def test_measured_numbers_of_the_comparison_are_those_of_the_results() -> None:
     page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
     with (ROOT / "results" / "coverage.csv").open(encoding="utf-8", newline="") as file:
-        both = [row for row in csv.DictReader(file) if row["torch_pruning"]]
+        covered = list(csv.DictReader(file))
+    timm = [row["passed"] for row in covered if row["network"].startswith("timm:")]
+    guide = (ROOT / "docs" / "prune_your_own.md").read_text("utf-8")
+    assert f"[of {len(timm)} timm networks, {timm.count('yes')}](" in guide
+    both = [row for row in covered if row["torch_pruning"]]
     for library, words in (("torchvision", "Pruned to about half, torchvision"), ("timm", "The same, timm")):
         rows = [row for row in both if row["network"].startswith(f"{library}:")]
         ours, theirs = (sum(row[tool] == "yes" for row in rows) for tool in ("passed", "torch_pruning"))
@@ -73,3 +77,18 @@ def test_measured_numbers_of_the_comparison_are_those_of_the_results() -> None:
     assert (
         f"ResNet-56 | {row['direct ms']:.1f} ms, *measured*" in page and f"| {row['torch-pruning ms']:.1f} ms, " in page
     )
+
+
+def test_what_the_anatomy_says_in_short_is_in_its_table() -> None:
+    page = (ROOT / "docs" / "anatomy.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:9]] for line in page.splitlines() if line.startswith("| A")]
+    found = {(row[0], row[2].count("proximal") > 0, row[7]): row[3] for row in rows if len(row) == 8}
+    for name, proximal, where, outcome in (
+        ("A1", False, "resnet20, resnet56", "holds"),
+        ("A2", False, "digits-resnet", "holds"),
+        ("A3", False, "digits-resnet", "does not hold"),
+        ("A9", False, "digits-resnet", "does not hold"),  # the last of its three: where filters were left alone
+        ("A1", True, "digits-resnet", "does not hold"),
+        ("A6", False, "cifarnet-plain", "does not hold"),
+    ):
+        assert found[name, proximal, where] == f"**{outcome}**", name

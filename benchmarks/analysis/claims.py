@@ -302,8 +302,8 @@ PAPER: tuple[Claim, ...] = (
     ),
     Claim(
         "8",
-        "several removals beat one at high ratios, fine-tuned",
-        "At high ratios (at most 35 % of the MACs kept), several removals leave more accuracy than one.",
+        "several removals beat one where little stays, fine-tuned",
+        "With at most 35 % of the MACs kept, several removals leave more accuracy than one.",
         "Li et al. 2019, Fig. 2",
         ((Arm("oicsr-gl", "several"), Arm("oicsr-gl", "one")),),
         FINETUNED,

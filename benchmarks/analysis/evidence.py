@@ -26,7 +26,7 @@ CURRENT_PROTOCOL = max(STATES_OF)  # verdicts rest on no other
 
 TIER_WORDS = {
     TOY: "handwritten digits",
-    SMALL: "all images of a natural-image data set, short training",
+    SMALL: "all training images, short training",
     FULL: "the field's recipe and length",
 }
 

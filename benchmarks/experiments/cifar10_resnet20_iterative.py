@@ -34,7 +34,7 @@ def removed_in(steps: int) -> Profile:
 EXPERIMENT = Experiment(
     name="cifar10-resnet20-iterative",
     title="CIFAR-10, ResNet-20, five removals",
-    claim="At high ratios several removals leave more accuracy than one.",
+    claim="Where little stays, several removals leave more accuracy than one.",
     model="resnet20",
     dataset="cifar10",
     profiles={"study": removed_in(5)},

@@ -1,7 +1,7 @@
 """Handwritten digits: removal in three steps, each after a third of the regularised training.
 
-Command: `make digits-iterative`. Claim: at high ratios, several removals keep more accuracy than one. Everything else,
-including the total number of epochs, is as in `digits`.
+Command: `make digits-iterative`. Claim: where little stays, several removals keep more accuracy than one. Everything
+else, including the total number of epochs, is as in `digits`.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ STEPS = 3
 EXPERIMENT = Experiment(
     name="digits-iterative",
     title="Digits, small ResNet, three removals",
-    claim="At high ratios several removals leave more accuracy than one.",
+    claim="Where little stays, several removals leave more accuracy than one.",
     model="digits-resnet",
     dataset="digits",
     profiles={

@@ -17,19 +17,21 @@ and selects with `uniform` (`greedy` if the third part is omitted).
 
 Symbols: W^l_{i,:} are the weights that produce channel i: row i of layer l, including the filters of depthwise and
 grouped convolutions that belong to the channel. W^{l+1}_{:,i} are the weights that read it: column i of the next layer.
-⊕ joins two groups of weights into one, λ is the strength, and η is the learning rate. Sums run over prunable channels
+⊕ joins two groups of weights into one, λ is the strength, and η is the learning rate. γ_i and β_i are the scale and the
+shift of the normalisation layer behind channel i (γ_BN where a card has another γ), and σ_i² is its running variance.
+n is the number of channels of a layer. Other symbols are explained on their cards. Sums run over prunable channels
 only. No method penalises biases or the shifts of normalisation layers, unless its card says so.
 
 Entries from the literature were checked, formula by formula, against the code that their cards name (GitHub repository:
-files). "Differs there" says what that code does otherwise. (OICSR has no released training or pruning code.) What
-differs for all entries alike is not repeated:
+files). "Differs there" says what that code does otherwise. (OICSR has no released training or pruning code.)
+These differences apply to all entries and are not repeated:
 
 - Training starts from a trained network; its schedule and the fine-tuning are the experiment's.
 - Channels are scored once per removal, and how many each layer loses follows from the target and the selection. Most
   sources set the share of each layer by hand.
 - Where several layers produce or read the same channels (residual blocks), their filters or columns are one group per
   channel. Most sources treat each layer by itself, or leave such channels alone.
-- Linear layers and depthwise convolutions count as other convolutions do.
+- Linear layers and depthwise convolutions are treated like any other convolution.
 """
 
 
@@ -76,7 +78,11 @@ def _regularizer_card(spec: RegularizerSpec) -> str:
 def _strength(spec: RegularizerSpec) -> str:
     if not spec.has_strength:
         return "none"
-    return f"chosen on the validation split among {', '.join(f'{value:g}' for value in spec.grid)}"
+    grid = ", ".join(f"{value:g}" for value in spec.grid)
+    return (
+        f"searched on the validation split, from the grid {grid}; profiles may scale the grid, and the search goes on "
+        "beyond it while the best strength is at an edge"
+    )
 
 
 def _importance_card(spec: ImportanceSpec) -> str:

@@ -23,10 +23,10 @@ ABOUT = (
 )
 
 
-FIGURE_TEXT = "Recalibrated accuracy of every group of sides, less that of OICSR-GL"
+FIGURE_TEXT = "Recalibrated accuracy of every group of sides, minus that of OICSR-GL"
 
 FIGURE_NOTE = (
-    "Every group of sides that was run, one panel per experiment: recalibrated top-1 less that of OICSR-GL for the "
+    "Every group of sides that was run, one panel per experiment: recalibrated top-1 minus that of OICSR-GL for the "
     "same networks, averaged over the targets, with 95 % intervals. Handwritten digits, a toy, stand in a figure of "
     "their own."
 )

@@ -91,21 +91,21 @@ def _said(verdicts: Sequence[Verdict], tier: str) -> str:
 
 
 KEY_NOTE = (
-    "Percentage points, averaged over targets and networks. Before fine-tuning, *holds* means better by at least a "
-    "point; fine-tuned, not worse by 0.3 points{scratch}. All claims are tested at once (Holm), so that one whose "
-    "interval leaves out zero may still be *not shown*. RESULTS.md has the interval of each."
+    "Percentage points, averaged over targets and networks. Before fine-tuning, *holds* means shown to be better, and "
+    "by a point or more on average; fine-tuned, shown not to be worse by 0.3 points{scratch}. All claims are tested at "
+    "once (Holm), so a claim may be *not shown* although its own interval excludes zero. RESULTS.md has the intervals."
 )
 
 OVERVIEW_NOTE = (
     "Mean difference, its own 95 % interval, and n trained networks. All claims of a column are tested at once (Holm), "
-    "so that one whose interval leaves out zero may still be *not shown*, and a mean below zero *does not hold* "
+    "so a claim may be *not shown* although its own interval excludes zero, and a mean below zero *does not hold* "
     "without being shown to be a *loss*."
 )
 
 BY_NETWORK_NOTE = (
     "Recalibrated / fine-tuned, in percentage points: the means behind the table above, for each network and share of "
-    "the MACs that is kept, over as many trained networks as the heading says, or the brackets of a cell that rests on "
-    "fewer. A verdict holds for their mix alone."
+    "the MACs that is kept. n is the number of trained networks; a cell that rests on fewer gives its own number in "
+    "brackets. The verdicts apply to this mix of networks and targets only."
 )
 
 
@@ -212,7 +212,7 @@ def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
         ours, rival = (for_markdown(find_method(name).title) for name in pair)
         both = [[by_measure.get(measure, {}).get(column, {}) for measure in BY_NETWORK] for column in columns]
         texts = [_means(values, len(networks[column])) for values, column in zip(both, columns, strict=True)]
-        lines.append(f"| {ours} less {rival} | {' | '.join(texts)} |")
+        lines.append(f"| {ours} minus {rival} | {' | '.join(texts)} |")
     return [*lines, "", BY_NETWORK_NOTE]
 
 

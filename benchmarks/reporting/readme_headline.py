@@ -24,10 +24,10 @@ IN_STATE = {PRUNED: "before fine-tuning", RECALIBRATED: "recalibrated", FINETUNE
 HEADLINE_ORDER = ("11", "11f", "12f", "11r")
 HEADLINE_CLAIMS = 4
 HEADLINE_KINDS = (
-    ("Claimed and lost", REFUTED, True),
-    ("Claimed, does not hold", REFUTED, False),
-    ("Claimed, and holds", SUPPORTED, False),
-    ("Claimed, not shown either way", INCONCLUSIVE, False),
+    ("Tested and lost", REFUTED, True),
+    ("Tested, does not hold", REFUTED, False),
+    ("Tested, and holds", SUPPORTED, False),
+    ("Tested, undecided", INCONCLUSIVE, False),
 )
 
 

@@ -72,11 +72,15 @@ def _text(path: Path, methods: set[str], whose: str) -> str:
     if not used or record["schema"] != SCHEMA or compared_seeds(seeds):
         return ""
     counts = sorted({len(t) for targets in used.values() for t in targets.values()})
-    tries = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    tries = (
+        f"{counts[0]} tried for every method and target"
+        if len(counts) == 1
+        else f"{counts[0]} to {counts[-1]} tried, depending on method and target"
+    )
     networks = f"{len(seeds)} {'network' if len(seeds) == 1 else 'networks'} that no comparison uses"
     rule = f" {MIDDLE}" if len(seeds) > 1 else ""
     choice = f"{ONE_CHOICE[search_state(record)]}{rule}"
-    first = f"Strengths: {tries} tried for every method and target, on {networks}. {choice}"
+    first = f"Strengths: {tries}, on {networks}. {choice}"
     return " ".join([first, *([whose] if whose else []), *_not_inside(record, methods)])
 
 

@@ -156,10 +156,17 @@ def test_widths_are_multiples_where_channels_are_brought_back(monkeypatch: pytes
     model, inputs = nn.Sequential(*layers, nn.Linear(36, 3)), torch.zeros(1, 3)
     couplings = oicsr.find_couplings(model, inputs)
     scores = scores_for(couplings)
-    with pytest.raises(ValueError, match="no cut comes within"):
+    with pytest.raises(ValueError, match=r"no cut comes within .*, set tolerance=[\d.]+, or lower round_to\.$"):
         oicsr.select_channels(scores, couplings, model, inputs, macs_kept=0.3, round_to=8, tolerance=0.05)
     plan = oicsr.select_channels(scores, couplings, model, inputs, macs_kept=0.3, round_to=8, tolerance=0.1)
     assert all(len(kept) % 8 == 0 for kept in plan.kept.values())
+
+
+def test_rounding_is_blamed_where_there_is_some() -> None:
+    model, inputs = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(1, 4)
+    couplings = oicsr.find_couplings(model, inputs)
+    with pytest.raises(ValueError, match=r"Ask for macs_kept=0\.6667, or set tolerance=[\d.]+\.$"):
+        oicsr.select_channels(scores_for(couplings), couplings, model, inputs, macs_kept=0.5)
 
 
 def test_out_of_reach_says_what_is() -> None:
