@@ -28,7 +28,7 @@ from oicsr.grouped import InAnyPrecision
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.names import first_names, named_tensors
 from oicsr.recurrences import one_step_exported
-from oicsr.rules import inline_blocks, leaf_modules, split_einsums
+from oicsr.rules import drop_unread, inline_blocks, leaf_modules, split_einsums
 from oicsr.rules.evaluated import CONSTANT
 from oicsr.state import devices_of
 
@@ -83,6 +83,7 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     tensors = (InputKind.PARAMETER, InputKind.BUFFER)
     names = {name: first[str(spec.target)] for name, spec in kinds.items() if spec.kind in tensors}
     split_einsums(graph, names)
+    drop_unread(graph, names)
     _name_modules(graph, twin)
     unread = [node.name for node in graph.nodes if node.op == "placeholder" and not node.users and node.name in names]
     values = {node.name: node.meta["val"] for node in graph.nodes if node.name in unread}

@@ -148,6 +148,27 @@ def _prove(
     return Proof(refuted, (_untried(model, failure),), sharp=False)
 
 
+def outputs_changed(
+    model: nn.Module, example_inputs: ExampleInputs, couplings: Sequence[Coupling], kept: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """Return what happens to a network's outputs where channels of zeros are removed: None where nothing does.
+
+    Args:
+        model: The network; left as it is.
+        example_inputs: The arguments of one forward call.
+        couplings: Those that lose channels.
+        kept: The channels that stay, by coupling.
+    """
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        return None
+    for dtype, inputs in forms(model, as_inputs(example_inputs)):
+        bench = Bench(model, inputs, couplings, dtype=dtype, kept=kept)
+        with bench.ready():
+            if bench.first_run() is None:
+                return bench.disagreement(couplings)
+    return None
+
+
 def _untried(model: nn.Module, why: str) -> str:
     return f"the couplings of {type(model).__name__} could not be tried with numbers: {why}"
 

@@ -20,6 +20,7 @@ from oicsr.search import find_cut
 from oicsr.surgery import apply_plan
 from oicsr.targets import Channels, MacsModel, Target, make_target
 from oicsr.ties import Tie, tie_couplings, tie_groups
+from oicsr.ways import check_way
 from oicsr.wrapping import unwrap
 
 __all__ = ["TOLERANCE", "MacsModel", "select_channels"]
@@ -86,7 +87,8 @@ def select_channels(
         OutOfReachError: The target is below what can be reached with these caps and rounding, and this scope; the
             message says what is within reach, and which argument to change to which value. A `ValueError`, too.
         ValueError: An argument is out of range, the couplings are not the model's, a score is NaN, or no cut comes
-            within the tolerance of the target; the message names the nearest.
+            within the tolerance of the target; the message names the nearest. Or the code asks how wide a value is, and
+            the network would be another one at these widths.
 
     Example:
         >>> import torch, oicsr
@@ -131,7 +133,9 @@ def select_channels(
         refuse_distance(reached, target, limits, tolerance, nearest=cut.nearest)
     kept = channels.split(cut.stays)
     names = {coupling.name: group[0].name for group in tie_groups(couplings, tie) for coupling in group}
-    return PruningPlan.from_kept(couplings, {name: kept[first] for name, first in names.items()})
+    plan = PruningPlan.from_kept(couplings, {name: kept[first] for name, first in names.items()})
+    check_way(model, example_inputs, couplings, plan)
+    return plan
 
 
 def check_tolerance(tolerance: float) -> None:

@@ -26,7 +26,7 @@ from oicsr.mending import Traced, mend
 from oicsr.names import Names, named_layers
 from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import Proof, prove
-from oicsr.rules import Tracer
+from oicsr.rules import Tracer, keep_unread
 from oicsr.rules.doubts import Doubts
 from oicsr.shapes import find_moved, find_rigid
 from oicsr.state import indices_on_cpu
@@ -392,6 +392,7 @@ def _followed(
     streams = Streams(tracer)
     for graph in graphs:
         tracer.run(graph.nodes, graph.names, graph.constants, graph.modules)
+        keep_unread(tracer, graph.nodes, graph.names)
         streams.read(graph.nodes)
         tracer.doubts.closed = True
     settle_products(tracer, attentions)

@@ -331,10 +331,11 @@ def _doubled(tensor: Tensor) -> Tensor:
 def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
     """Choose the channels of each coupling that stay: an eighth to a quarter of them, five at least where it has more.
 
-    Couplings of one width keep different numbers of channels as long as there are any left to choose from.
+    Couplings keep different numbers of channels as long as there are any left to choose from, and those of one width
+    before the others: code may ask whether two values are of one width, and is to be answered as in the network.
     """
     kept: dict[str, tuple[int, ...]] = {}
-    taken: dict[int, set[int]] = defaultdict(set)
+    taken, anywhere = defaultdict[int, set[int]](set), set[int]()
     for coupling in couplings:
         width = coupling.num_channels
         least = min(FEWEST, width - 1)
@@ -342,8 +343,10 @@ def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> di
         free = [n for n in range(low, high + 1) if n not in taken[width]]
         free = free or [n for n in range(high + 1, width) if n not in taken[width]][:1]
         free = free or list(range(low, high + 1))
+        free = [n for n in free if n not in anywhere] or free
         count = free[int(torch.randint(len(free), (1,), generator=generator))]
         taken[width].add(count)
+        anywhere.add(count)
         order = torch.randperm(width, generator=generator)[:count]
         kept[coupling.name] = tuple(sorted(order.tolist()))
     return kept

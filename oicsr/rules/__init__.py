@@ -39,6 +39,7 @@ from oicsr.rules.modules import ModuleCall, leaf_modules
 from oicsr.rules.notes import Product, Slot
 from oicsr.rules.registry import Result, Rule, Value, follows, register_rule
 from oicsr.rules.tracer import Tracer
+from oicsr.rules.unread import drop_unread, keep_unread
 
 FAMILIES = (
     convolution,
@@ -72,8 +73,10 @@ __all__ = [
     "argument",
     "axes_of",
     "axis_of",
+    "drop_unread",
     "follows",
     "inline_blocks",
+    "keep_unread",
     "leaf_modules",
     "on_axis",
     "register_rule",
