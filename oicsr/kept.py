@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from oicsr.collect import STREAM, ChannelIndex, layer_name
 from oicsr.coupling import Coupling
+from oicsr.names import some_of
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
 from oicsr.rules.products import ATTENTIONS
@@ -120,13 +121,8 @@ def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Cou
         couplings: What may go.
     """
     cut = {member.parameter for coupling in couplings for member in coupling.members}
-    idle: dict[str, nn.Module] = {}
-    for name, module in model.named_modules() if unread & {name for name, _ in model.named_parameters()} else ():
-        own = {f"{name}.{key}" for key, _ in module.named_parameters()}
-        if name and own and own <= unread and not any(name.startswith(f"{outer}.") for outer in idle):
-            idle[name] = module
     said = []
-    for name, module in idle.items():
+    for name, module in _idle(model, unread).items():
         twins = twins_of(model, module)  # of several, it is the pattern that they were copied from
         if len(twins) == 1 and any(parameter.startswith(f"{twins[0]}.") for parameter in cut):
             said.append(
@@ -134,3 +130,38 @@ def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Cou
                 f"channels: where it is a moving average, find the couplings of {twins[0]!r} and prune both by one plan"
             )
     return said
+
+
+def said_of_idle(model: nn.Module, unread: Set[str], couplings: Sequence[Coupling]) -> tuple[str, ...]:
+    """Return what to warn of: layers that are not run and may read or normalise channels that go, by their widths.
+
+    Of a module that is not run, that is the first layer; the others read what it gives.
+
+    Args:
+        model: The network.
+        unread: Names of the parameters that its forward reads in no mode.
+        couplings: What may go.
+    """
+    widths = {coupling.num_channels: coupling.name for coupling in reversed(couplings)}
+    found: dict[str, list[str]] = {}
+    for name, module in _idle(model, unread).items():
+        key, first = next(iter(module.named_parameters()))
+        width = first.shape[min(1, first.ndim - 1)] if first.ndim else 0  # of columns, or of a scale
+        if width in widths:
+            found.setdefault(widths[width], []).append(layer_name(f"{name}.{key}"))
+    return tuple(
+        f"{some_of(layers)} {'is' if len(layers) == 1 else 'are'} not run with example_inputs and as wide as "
+        f"{coupling!r}: what reads or normalises its channels elsewhere does not fit any more where they go (pass "
+        f"example_inputs that run it, or ignore={coupling!r})"
+        for coupling, layers in found.items()
+    )
+
+
+def _idle(model: nn.Module, unread: Set[str]) -> dict[str, nn.Module]:
+    """Return the modules of which no parameter is read, without those within others."""
+    idle: dict[str, nn.Module] = {}
+    for name, module in model.named_modules() if unread & {name for name, _ in model.named_parameters()} else ():
+        own = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        if name and own and own <= unread and not any(name.startswith(f"{outer}.") for outer in idle):
+            idle[name] = module
+    return idle

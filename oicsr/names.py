@@ -54,6 +54,13 @@ def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
     return {name: first.setdefault(id(entry), name) for name, entry in named}
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names of a list in quotes, and how many more there are."""
+    others = len(names) - 3
+    more = f" and {others} other{'s' if others > 1 else ''}" if others > 0 else ""
+    return ", ".join(repr(name or "(root)") for name in names[:3]) + more
+
+
 def named_layers(model: nn.Module, names: Names) -> set[str]:
     """Return the layers of a model that are meant by names, patterns or modules; with a module go all layers in it.
 

@@ -21,9 +21,9 @@ from oicsr.counted import miscounted
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
-from oicsr.kept import said_of_averages, said_of_kept
+from oicsr.kept import said_of_averages, said_of_idle, said_of_kept
 from oicsr.mending import Traced, mend
-from oicsr.names import Names, named_layers
+from oicsr.names import Names, named_layers, some_of
 from oicsr.parametrized import plain_twin, said_of_sources
 from oicsr.proof import Proof, prove
 from oicsr.rules import Tracer, keep_unread
@@ -135,7 +135,7 @@ def find_couplings(
     if trace.inexact:
         share = "an unknown share" if trace.deviation is None else f"{trace.deviation:.1%}"
         said = (
-            f"a LayerNorm runs over the channels of {_some(trace.inexact)}: outputs change where they go (by up to "
+            f"a LayerNorm runs over the channels of {some_of(trace.inexact)}: outputs change where they go (by up to "
             f"{share} of the largest where the weaker half of them is set to zero and goes)"
         )
         warn(said, ApproximateWarning)
@@ -182,17 +182,11 @@ def trace_couplings(
     hooked = hooked_modules(model)
     if hooked:
         said = (
-            f"users' hooks do not run while couplings are found, here those of {_some(hooked)}: what a hook changes is "
-            "not followed (write it into forward, or compare the outputs of the pruned network)"
+            f"users' hooks do not run while couplings are found, here those of {some_of(hooked)}: what a hook changes "
+            "is not followed (write it into forward, or compare the outputs of the pruned network)"
         )
         trace = replace(trace, untried=(*trace.untried, said))
     return trace
-
-
-def _some(names: Sequence[str]) -> str:
-    others = len(names) - 3
-    more = f" and {others} other{'s' if others > 1 else ''}" if others > 0 else ""
-    return ", ".join(repr(name or "(root)") for name in names[:3]) + more
 
 
 def _gathered(reasons: Sequence[str]) -> list[str]:
@@ -201,7 +195,7 @@ def _gathered(reasons: Sequence[str]) -> list[str]:
     for reason in dict.fromkeys(reasons):
         alike.setdefault(NAME.sub("\0", reason, count=1), []).append(reason)
     return [
-        first + (f" (likewise {_some([NAME.findall(reason)[0] for reason in others])})" if others else "")
+        first + (f" (likewise {some_of([NAME.findall(reason)[0] for reason in others])})" if others else "")
         for first, *others in alike.values()
     ]
 
@@ -354,7 +348,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
         try:
             graphs.append(export_graph(twin, inputs, training=True))
         except ValueError as error:
-            unused = _some(graph.unused)
+            unused = some_of(graph.unused)
             untried = (f"{error}, in training mode: what only runs there is not followed (it may read {unused})",)
     attentions, passed_over = Attentions(twin, inputs, choices.granularity), frozenset[tuple[str, int]]()
     while True:
@@ -370,7 +364,10 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
     couplings = _without_energy_of_buffers(said_of_sources(completed, computed), model)
     inexact = index.owners([norm.channels for norm in tracer.norms if not norm.exact])
     said = said_of_kept(tracer, index, graph.nodes, unpruned)
-    said += said_of_averages(twin, set.intersection(*(set(one.unused) for one in graphs)), couplings)
+    idle = set.intersection(*(set(one.unused) for one in graphs))
+    averages = said_of_averages(twin, idle, couplings)
+    said += averages
+    untried += () if averages else said_of_idle(twin, idle, couplings)
     trace = Trace(couplings, unpruned, tuple(dict.fromkeys([*tracer.unruled, *said])), untried, inexact)
     return Traced(tracer, index, graph.nodes, twin), trace
 

@@ -329,3 +329,24 @@ def test_inputs_on_another_device_are_named_as_the_cause() -> None:
         oicsr.find_couplings(Chain(), SMALL_IMAGES.to("meta"))
     with pytest.raises(ValueError, match=r"the network is on meta and example_inputs on cpu: move them to the network"):
         oicsr.prune(Chain().to("meta"), SMALL_IMAGES)
+
+
+class Domains(nn.Module):
+    """Has a normalisation for each domain, and a head that `forward` does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), nn.Linear(16, 5)
+        self.norms, self.other = nn.ModuleList([nn.BatchNorm2d(16), nn.BatchNorm2d(16)]), nn.Linear(7, 7)
+
+    def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+        out: Tensor = self.out(self.norms[domain](self.conv(x)).relu())
+        return out
+
+
+def test_layers_that_are_not_run_are_named_where_they_fit_channels_that_go() -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    words = r"'head', 'norms.1' are not run with example_inputs and as wide as 'conv'"
+    with pytest.warns(oicsr.UntriedWarning, match=words):
+        (coupling,) = oicsr.find_couplings(Domains(), images)
+    assert coupling.name == "conv"
