@@ -22,6 +22,7 @@ CONTRACTS = [
     "tests/test_imports.py",
     "tests/baselines/test_contracts.py",
     "tests/baselines/test_golden.py",
+    "tests/baselines/test_methods.py",
     "tests/benchmarks/test_dataset_contracts.py",
     "tests/benchmarks/test_models.py",
     "tests/benchmarks/test_comparison_table.py",
