@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from torch.nn import functional
 from benchmarks.config import Phase, Precision
 from benchmarks.machine.memory import keep_freed_memory
 from benchmarks.machine.processes import current_rank, summed
+from benchmarks.machine.weights_files import READ_ERRORS
 from benchmarks.records.rows import EpochRow
 from benchmarks.training.cuda_graphs import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
 from benchmarks.training.data_parallel import parallel
@@ -241,14 +244,18 @@ class Training:
         return self._step.take(self.model, images, labels, rate, static=True, keep_gradients=keep_gradients)
 
     def snapshot(self) -> Snapshot:
-        """Return everything needed to resume after the last step."""
+        """Return everything needed to resume after the last step.
+
+        Raises:
+            TypeError: The regulariser's state holds what could not be read again.
+        """
         scheduled = self.regularizer if isinstance(self.regularizer, ScheduledRegularizer) else None
         part = self._part if self.steps_done else None
         return {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self._step.state_dict(),
-            "regularizer": dict(scheduled.state_dict()) if scheduled else {},
+            "regularizer": _readable_state(scheduled) if scheduled else {},
             "generator": self.generator.get_state() if part is None else part.generator,
             "torch_generator": torch.get_rng_state(),
             "device_generator": torch.cuda.get_rng_state(self._device)
@@ -273,6 +280,28 @@ class Training:
         if snapshot["device_generator"].numel():
             torch.cuda.set_rng_state(snapshot["device_generator"].cpu(), self._device)
         self.rows = [EpochRow(**row) for row in snapshot["history"]]
+
+
+def _readable_state(regularizer: ScheduledRegularizer) -> dict[str, Any]:
+    """Return the state of a regulariser, which a checkpoint can hold: otherwise the loss would show when resuming.
+
+    Raises:
+        TypeError: It has a value that is not read without executing code; the message names it.
+    """
+    state = dict(regularizer.state_dict())
+    for name, value in state.items():
+        if type(value) is Tensor:
+            continue
+        buffer = io.BytesIO()
+        try:
+            torch.save({name: value}, buffer)
+            torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+        except (*READ_ERRORS, pickle.PicklingError) as error:
+            raise TypeError(
+                f"{type(regularizer).__name__}.state_dict() has {name!r}, a {type(value).__name__} that could not be "
+                "read from a checkpoint; let it hold tensors, numbers, texts, and lists and dictionaries of them"
+            ) from error
+    return state
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -165,6 +167,18 @@ def test_growing_regularizer_advances_each_step_and_survives_a_checkpoint() -> N
     assert again.steps == 4
     second.run_epoch(nothing)
     assert again.steps == 8
+
+
+@pytest.mark.parametrize("value", [{1, 2}.__iter__(), Points(), lambda: 1, [np.random.default_rng(0)]], ids=type)
+def test_a_state_that_could_not_be_read_again_is_refused_before_it_is_saved(value: object) -> None:
+    class Odd(Growing):
+        def state_dict(self) -> dict[str, Any]:
+            return {"steps": self.steps, "plain": {"rates": [0.1, None], "name": "x"}, "odd": value}
+
+    run = training(network(), regularizer=Odd())
+    run.run_epoch(nothing)
+    with pytest.raises(TypeError, match=rf"^Odd\.state_dict\(\) has 'odd', a {type(value).__name__} that could not be"):
+        run.snapshot()
 
 
 def test_schedules() -> None:
