@@ -28,6 +28,7 @@ from benchmarks.running.channel_energies import channel_rows, describe_structure
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
+from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import DivergedError, Score
 from benchmarks.training.step import autocast
 from oicsr import (
@@ -51,9 +52,21 @@ from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
 
-# What makes a run fail: anything that its training, its data or its method may raise. A problem of the machine
-# (OSError: a full disk) is not a property of the run: it ends the sweep, and the run resumes another time.
-RUN_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
+# What a search takes for a failure of one method: the errors of Python that its code may raise. A problem of the
+# machine (OSError: a full disk) is not a property of the method: it ends the search, which resumes another time.
+RUN_FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    AssertionError,
+    NameError,
+    ImportError,
+    StopIteration,
+)
 
 
 def run_cell(bench: Bench, cell: Cell) -> Record:
@@ -89,7 +102,9 @@ def execute(bench: Bench, cell: Cell, strength: Strength) -> Outcome:
     progress, failure = Progress(), None
     try:
         _Run(bench, cell, method, strength, stages, progress).go()
-    except RUN_FAILURES as error:
+    except (OSError, Stopped):  # the machine's trouble (a lost lease is one), or a request: no property of the run
+        raise
+    except Exception as error:  # a method may raise anything, and the other runs are none the worse for it
         failure = describe_failure(error, progress)
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()  # memory that was too little for this run may suffice for the next

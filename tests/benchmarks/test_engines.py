@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.config import Cell
-from benchmarks.machine.leases import lease_path, read_owner, try_lease
+from benchmarks.machine.leases import LeaseLostError, lease_path, read_owner, try_lease
 from benchmarks.records.record import read_record, record_path, write_record
 from benchmarks.running.bench import Bench
 from benchmarks.running.cells import cells_of
@@ -26,7 +26,7 @@ from benchmarks.running.engines.driver import ATTEMPTS, Driver, MachineTroubleEr
 from benchmarks.running.engines.local import InProcess, Processes, _Worker
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.outcome import Outcome
-from benchmarks.running.stopping import Control
+from benchmarks.running.stopping import Control, Stopped
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
 
@@ -201,7 +201,23 @@ def test_task_reports_machine_problems_separately_from_failed_runs(
     assert isinstance(events[-1], Ended) and events[-1].outcome is None and "No space left" in str(events[-1].trouble)
 
 
-@pytest.mark.parametrize("error", [MemoryError("out of memory"), KeyError("no such layer"), ZeroDivisionError("x")])
+class OwnError(Exception):
+    """An error that some method defines."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("out of memory"),
+        KeyError("no such layer"),
+        ZeroDivisionError("x"),
+        AssertionError("scores have other shapes"),
+        NameError("name 'torhc' is not defined"),
+        ImportError("no module of that name"),
+        StopIteration(),
+        OwnError("of a method"),
+    ],
+)
 def test_what_a_run_raises_becomes_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -219,6 +235,24 @@ def test_what_a_run_raises_becomes_its_record(
     failure = ended.outcome.record.failure
     assert failure is not None and failure["kind"] == type(error).__name__
     assert failure["last_good_epoch"] == "regularized 1" and "Traceback" in failure["traceback"]
+
+
+@pytest.mark.parametrize("error", [Stopped("interrupted"), LeaseLostError("taken over"), OSError(28, "No space left")])
+def test_a_stop_and_trouble_of_the_machine_are_no_failure_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("benchmarks.running.run.remove_channels", fail)
+    bench, cell = small_bench(tmp_path), small_cell()
+    events: list[Event] = []
+    from benchmarks.running.run import strength_of
+
+    perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
+    ended = events[-1]
+    assert isinstance(ended, Ended) and ended.outcome is None
+    assert (ended.stopped is None) == isinstance(error, OSError) == (ended.trouble is not None)
 
 
 def test_damaged_data_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
