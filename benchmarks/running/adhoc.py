@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.config import Experiment, Profile
 from benchmarks.datasets import check_dataset
+from benchmarks.datasets.contract import DataError
 from benchmarks.datasets.image_folder import PREFIX, folder_and_size
 from benchmarks.experiments import EXPERIMENTS, find_experiment
 from benchmarks.machine.atomic_write import write_atomically
@@ -21,12 +22,14 @@ from benchmarks.machine.paths import inside
 from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.models import input_shape
+from benchmarks.running.bench import load_splits
 from benchmarks.running.cells import default_profile
 from benchmarks.running.survey import flatten
 from benchmarks.suggest import unknown_name
 
 SCHEMA = "oicsr-experiment-1"
 
+# of the suite's own data sets, which may be missing; others are asked for theirs
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
 SHOWN = 3  # problems that an error lists
@@ -48,24 +51,32 @@ def make_experiments(options: argparse.Namespace, device: torch.device) -> list[
         device: Decides the profile if none is named.
 
     Raises:
-        ValueError: A name is unknown, or a network does not accept the images of a data set.
+        ValueError: A name is unknown, or a network does not accept the images of a data set, or that holds fewer than
+            asked for.
     """
     for dataset in options.datasets:
         check_dataset(dataset)
     pairs = [(dataset, model) for dataset in options.datasets for model in options.models]
-    for dataset, model in pairs:
-        expected, found = input_shape(model), _shape(dataset)
+    experiments = [_experiment(dataset, model, options, device) for dataset, model in pairs]
+    for (dataset, model), experiment in zip(pairs, experiments, strict=True):
+        expected, found = input_shape(model), _shape(dataset, experiment)
         if found is not None and expected[0] != found[0]:
             raise ValueError(f"network {model!r} takes images of {expected}, data set {dataset!r} has {found}")
-    return [_experiment(dataset, model, options, device) for dataset, model in pairs]
+    return experiments
 
 
-def _shape(dataset: str) -> tuple[int, int, int] | None:
-    """Return channels, height and width of the images of a data set; None where any network may be meant."""
+def _shape(dataset: str, experiment: Experiment) -> tuple[int, int, int] | None:
+    """Return channels, height and width of the images of a data set; None where they cannot be read."""
     if dataset.startswith(PREFIX):
         size = folder_and_size(dataset)[1]
         return 3, size, size
-    return SHAPES.get(dataset)
+    if dataset in SHAPES:  # a plan of these needs no data
+        return SHAPES[dataset]
+    (profile,) = experiment.profiles.values()
+    try:
+        return load_splits(dataset, profile.train_images, profile.validation_images, profile.test_images).shape
+    except DataError:  # missing: said before the first run; damaged: its runs fail, and say so
+        return None
 
 
 def _experiment(dataset: str, model: str, options: argparse.Namespace, device: torch.device) -> Experiment:

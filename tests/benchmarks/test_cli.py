@@ -20,6 +20,7 @@ from rich.console import Console
 from benchmarks import cli
 from benchmarks.commands import options
 from benchmarks.config import Cell, Experiment, Phase
+from benchmarks.datasets import DATASETS
 from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import METHODS, find_method
@@ -272,6 +273,18 @@ def test_a_sweep_that_cannot_be_run_is_not_saved(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr()
     assert "999999 test images were asked for" in shown.err and "saved as" not in shown.out
     assert not Path("r/sweeps").exists()
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_new_data_set_is_asked_what_its_images_are_like(
+    plan: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS, "more-digits", DATASETS["digits"])
+    cross = ["sweep", "--models", "digits-resnet,resnet20", "--datasets", "more-digits", "--template", "small"]
+    assert run(*cross, *plan) == 2
+    shown = capsys.readouterr()
+    assert "'resnet20' takes images of (3, 32, 32), data set 'more-digits' has (1, 8, 8)" in shown.err
+    assert "saved as" not in shown.out and not Path("r/sweeps").exists()
 
 
 @pytest.mark.parametrize("plan", [[], ["--plan"]])
