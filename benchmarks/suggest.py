@@ -8,18 +8,25 @@ from collections.abc import Iterable
 
 LISTED = 60  # names that fit in a message
 
-NEAR = 0.4  # similarity from which a name is suggested
+NEAR = 0.55  # similarity from which a name is suggested: below, unrelated words meet by chance
 
 ALIKE = str.maketrans("oil", "011")  # letters that are typed or read for digits
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the text of an error about an unknown name: the nearest known one, and all of them if they are few."""
+def unknown_name(kind: str, name: str, known: Iterable[str], instead: str = "") -> str:
+    """Return the text of an error about an unknown name: the nearest known one, and all of them if they are few.
+
+    Args:
+        kind: What it was to name.
+        name: As it was typed.
+        known: All names of that kind.
+        instead: A sentence on what the name is, where that is known; then none is suggested.
+    """
     names = list(known)
-    near = nearest(name, names)
-    hint = f" Did you mean {near!r}?" if near else ""
+    near = None if instead else nearest(name, names)
+    hint = f"Did you mean {near!r}?" if near else instead
     listed = f"Known: {', '.join(names)}." if len(names) <= LISTED else f"{len(names)} are known."
-    return f"there is no {kind} {name!r}.{hint} {listed}"
+    return " ".join(part for part in (f"there is no {kind} {name!r}.", hint, listed) if part)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

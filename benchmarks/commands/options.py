@@ -93,6 +93,8 @@ def share(text: str) -> float:
     found = shares(text)
     if len(found) > 1:
         raise argparse.ArgumentTypeError(f"{_short(text)} names several shares; one is needed")
+    if not 0 < found[0] <= 1:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is no share of the MACs in (0, 1]")
     return found[0]
 
 

@@ -34,7 +34,7 @@ from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import UNTUNED, choose_strength, tuned_under
 from benchmarks.reporting import build as report
-from benchmarks.reporting.comparison_table import COMMON_NOTES, notes, to_text
+from benchmarks.reporting.comparison_table import TEXT_NOTES, notes, to_text
 from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
 from benchmarks.running.bench import Bench, bench_at
@@ -323,7 +323,7 @@ def show(console: Console, results: Path, cells: Sequence[Cell]) -> list[str]:
         report.write(files)
         console.print(f"\n{title_of(comparison.experiment)}, profile {comparison.profile}", style="bold")
         console.print(to_text(comparison), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"{COMMON_NOTES} {notes(comparison)}", markup=False, highlight=False, style="dim")
+        console.print(f"{TEXT_NOTES} {notes(comparison, for_terminal)}", markup=False, highlight=False, style="dim")
         for kind, folder, suffix in (("table", "tables", "md"), ("plot", "figures", "png")):
             path = os.path.relpath(results / folder / f"{comparison.name}.{suffix}")
             console.print(f"{kind}: {path}", markup=False, highlight=False, soft_wrap=True)

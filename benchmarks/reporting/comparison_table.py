@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison, rank, title_of
@@ -14,15 +14,20 @@ from benchmarks.reporting.columns import COLUMNS, COST_COLUMNS
 from benchmarks.reporting.numbers import NOT_RUN, share
 from benchmarks.reporting.table_files import Sheet
 
+BOLD = "Bold: the best of its target; "
+
 COMMON_NOTES = (
     "Top-1 in % on the test set after the last epoch, mean ± standard deviation over n seeds. Pruned: before "
     "fine-tuning. Recalibrated: the same network, its BatchNorm statistics estimated again on training images, no "
     "weight changed. Change: difference from the dense network of the same seed, in percentage points (± half its 95"
-    f" % interval, from {ENOUGH_SEEDS} seeds on). Bold: the best of its target; ≈: the 95 % interval of its paired "
+    f" % interval, from {ENOUGH_SEEDS} seeds on). {BOLD}≈: the 95 % interval of its paired "
     "difference from the best contains zero. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. "
     "Epochs, and compute in 10^15 MACs: all training of one run, including the dense network's. Setup levels are "
     "those of Wang et al. (A: equal epochs, B: equal compute)."
 )
+
+TEXT_NOTES = COMMON_NOTES.replace(BOLD, "")
+"""Below the table of `to_text`, in which nothing is bold."""
 
 
 NO_VERDICT = "no verdict"
@@ -105,10 +110,15 @@ def marked_place(comparison: Comparison) -> str:
     return f"{comparison.experiment} ({comparison.profile}){MARK if warning(comparison) else ''}"
 
 
-def notes(comparison: Comparison) -> str:
-    """Return what a reader must know about this table in particular."""
+def notes(comparison: Comparison, shown: Callable[[str], str] = for_markdown) -> str:
+    """Return what a reader must know about this table in particular.
+
+    Args:
+        comparison: The table's.
+        shown: Escapes a text from records for where the notes are to stand.
+    """
     few = int(comparison.table["n"].min()) if len(comparison.table) else 0
-    parts = [f"Setup level {comparison.level}.", _evidence(comparison)]
+    parts = [f"Setup level {comparison.level}.", _evidence(comparison, shown)]
     if few < ENOUGH_SEEDS:
         parts.append(f"Fewer than {ENOUGH_SEEDS} seeds in some rows: no conclusion can be drawn from them.")
     parts.append(_other_networks(comparison))
@@ -118,8 +128,8 @@ def notes(comparison: Comparison) -> str:
         records = "1 record" if comparison.superseded == 1 else f"{comparison.superseded} records"
         parts.append(f"Left out: {records} of an older protocol.")
     if comparison.failed:
-        parts.append(f"Without a result, and in no mean: {_failed(comparison)}.")
-    return " ".join([*(part for part in parts if part), for_markdown(comparison.origins.text)])
+        parts.append(f"Without a result, and in no mean: {_failed(comparison, shown)}.")
+    return " ".join([*(part for part in parts if part), shown(comparison.origins.text)])
 
 
 def _other_networks(comparison: Comparison) -> str:
@@ -134,19 +144,19 @@ def _other_networks(comparison: Comparison) -> str:
     return f"Not all targets were run on the same networks ({places}): read a row against its own dense accuracy."
 
 
-def _failed(comparison: Comparison) -> str:
+def _failed(comparison: Comparison, shown: Callable[[str], str]) -> str:
     """Return which runs failed and why: a mean over the others is one over those that did not."""
     in_order = sorted(comparison.failed, key=lambda record: (rank(record.method), -record.macs_kept, record.seed))
     runs = [
         f"{title_of(record)} at {share(record.macs_kept)}, seed {record.seed} ({record.failure_reason})"
         for record in in_order
     ]
-    return for_markdown("; ".join(runs))
+    return shown("; ".join(runs))
 
 
-def _evidence(comparison: Comparison) -> str:
+def _evidence(comparison: Comparison, shown: Callable[[str], str]) -> str:
     evidence = comparison.evidence
-    return f"Evidence: {evidence.tier or 'carries no verdict'} ({for_markdown(evidence.reason)})."
+    return f"Evidence: {evidence.tier or 'carries no verdict'} ({shown(evidence.reason)})."
 
 
 def comparison_sheet(comparison: Comparison, title: str, *, with_missing: bool = True) -> Sheet:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from benchmarks import cli
 from benchmarks.commands import options
+from benchmarks.commands.running import show
 from benchmarks.config import Cell, Experiment, Phase
 from benchmarks.datasets import DATASETS
 from benchmarks.datasets.contract import MissingDataError
@@ -530,6 +531,24 @@ def test_a_report_needs_a_folder_of_records(capsys: pytest.CaptureFixture[str], 
 )
 def test_the_nearest_name_counts_look_alikes_as_the_same(typed: str, meant: str | None) -> None:
     assert nearest(typed, MODELS) == meant
+
+
+def test_what_is_like_no_name_is_not_taken_for_one() -> None:
+    assert nearest("nonsense", EXPERIMENTS) is None and nearest("cifar-resnet56", EXPERIMENTS) == "cifar10-resnet56"
+
+
+def test_a_table_on_a_terminal_has_no_marks_of_markdown(tmp_path: Path) -> None:
+    reason = "scores have shapes [(7,), (11,)] \x1b[31mred"
+    good, bad = small_cell(), small_cell("none")
+    write_record(tmp_path, fake_record(good), fake_history())
+    write_record(tmp_path, fake_record(bad, failure={"reason": reason, "kind": "ValueError"}), fake_history())
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    assert show(console, tmp_path, [good, bad]) == []
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert r"scores have shapes [(7,), (11,)] \x1b[31mred" in said
+    assert "Bold" not in said and "≈: the 95 % interval" in said
+    page = (tmp_path / "tables/small-quick.md").read_text("utf-8")
+    assert r"scores have shapes \[(7,)" in page
 
 
 def load_missing(name: str) -> None:

@@ -23,6 +23,10 @@ def test_combinations_name_their_parts() -> None:
         ("oicsr-gk", "there is no method 'oicsr-gk'. Did you mean 'oicsr-gl'"),
         ("oicsr-gl+ouch", "there is no importance 'ouch'. Did you mean 'out'"),
         ("a+b+c+d", "has 4 parts"),
+        ("taylor+taylor", "there is no regularizer 'taylor'. 'taylor' is an importance; a combination is regularizer+"),
+        ("none+uniform", "there is no importance 'uniform'. 'uniform' is a selection;"),
+        ("greedy", "there is no method 'greedy'. 'greedy' is a selection;"),
+        ("scratch-b+out", "there is no regularizer 'scratch-b'. 'scratch-b' is a method, not a part of one. Known:"),
     ],
 )
 def test_unknown_names(text: str, message: str) -> None:

@@ -66,6 +66,14 @@ def test_an_empty_value_is_not_taken_for_the_default(
     assert not any(empty_folder.iterdir())
 
 
+@pytest.mark.parametrize("given", ["1.5", "0", "-0.5", "nan"])
+def test_a_share_to_start_from_is_checked_before_it_is_looked_up(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "tune", "demo", f"--start-from={given}")
+    assert f"--start-from: '{given}' is no share of the MACs in (0, 1]" in said and "--macs-kept" not in said
+
+
 @pytest.mark.parametrize("kind", ["file", "link that leads nowhere", "pipe"])
 @pytest.mark.parametrize("option", ["--results", "--checkpoints"])
 def test_what_is_no_folder_is_refused(
