@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,6 @@ from benchmarks.config import Cell
 from benchmarks.machine.processes import agreed, current_rank
 from benchmarks.machine.provenance import weights_sha256
 from benchmarks.methods.registry import find_method
-from benchmarks.models import build_model
 from benchmarks.models.mac_conventions import count_macs_with_norm_pool
 from benchmarks.records.recalibrations import KINDS, Recalibrations
 from benchmarks.records.record import Record, write_record
@@ -26,6 +25,7 @@ from benchmarks.records.strengths import Strength, choose_strength
 from benchmarks.running.bench import Bench, fresh_model
 from benchmarks.running.channel_energies import channel_rows, describe_structure, imbalance, mark_kept
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
+from benchmarks.running.reach import couplings_of, out_of_reach
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
 from benchmarks.running.stopping import Stopped
@@ -33,11 +33,11 @@ from benchmarks.training.loop import DivergedError, Score
 from benchmarks.training.step import autocast
 from oicsr import (
     Coupling,
+    OutOfReachError,
     PruningPlan,
     Regularizer,
     count_macs,
     count_params,
-    find_couplings,
     recalibrate,
     remove_channels,
     rescale,
@@ -45,10 +45,7 @@ from oicsr import (
     shrink_couplings,
 )
 from oicsr.algorithm import share_after
-from oicsr.approximate import Approximate
-from oicsr.attention import Granularity
 from oicsr.recalibration import NotFiniteError
-from oicsr.tracing import Scope
 
 SCORING_BATCHES = 8
 
@@ -182,22 +179,6 @@ def validate_recalibrations(
     return Recalibrations(cell.method, cell.macs_kept, cell.seed, strength, top1(0), top1(), **by_kind)
 
 
-@lru_cache(maxsize=8)
-def _couplings(
-    model: str,
-    num_classes: int,
-    shape: tuple[int, int, int],
-    scope: Scope,
-    granularity: Granularity,
-    approximate: Approximate,
-) -> list[Coupling]:
-    """Return the couplings of a network, which many runs share: they depend only on its architecture."""
-    with torch.random.fork_rng(devices=[]):
-        network = build_model(model, num_classes)
-    images = torch.zeros(1, *shape)
-    return find_couplings(network, images, scope=scope, granularity=granularity, approximate=approximate)
-
-
 @dataclass(frozen=True)
 class _Pruned:
     """A network after its last removal.
@@ -250,7 +231,12 @@ class _Run:
         self.progress.states["finetuned"]["weights_sha256"] = weights_sha256(pruned.model)
 
     def to_pruned(self) -> _Pruned:
-        """Train, and remove channels."""
+        """Train, and remove channels.
+
+        Raises:
+            OutOfReachError: No removal can reach the target; nothing was trained.
+        """
+        self.check_reach()
         model = self.fresh()
         dense = self.trainer.train(self.stages[0], model, None, measure=self.on_test)
         if self.on_test:
@@ -260,6 +246,22 @@ class _Run:
         if self.method.ending != "finetune":  # a control from scratch: only the shape is kept
             model = remove_channels(self.fresh(), plan)
         return _Pruned(model, plan, removal, norms, origin_digest(model))
+
+    def check_reach(self) -> None:
+        """Refuse a target that the first removal, or all together where caps refer to the dense network, cannot reach.
+
+        Raises:
+            OutOfReachError: The message says what is within reach.
+        """
+        cell, profile = self.cell, self.cell.profile
+        steps = 1 if profile.cap_of == "original" else profile.steps
+        share = share_after(0, steps, cell.macs_kept, profile.pruning_schedule)
+        what = profile.scope, profile.granularity, profile.approximate
+        limits = share, profile.max_removed, profile.round_to
+        select = self.method.selection.select
+        reason = out_of_reach(cell.experiment.model, self.data.num_classes, self.data.shape, what, select, limits)
+        if reason:
+            raise OutOfReachError(reason)
 
     def finetune(self, pruned: _Pruned) -> StageResult:
         """Train the pruned network, which is recalibrated already, to its end."""
@@ -281,7 +283,7 @@ class _Run:
         """
         profile, progress = self.cell.profile, self.progress
         what = profile.scope, profile.granularity, profile.approximate
-        current = _couplings(self.cell.experiment.model, self.data.num_classes, self.data.shape, *what)
+        current = couplings_of(self.cell.experiment.model, self.data.num_classes, self.data.shape, *what)
         dense, dense_macs = current, count_macs(model, self.inputs)
         plan = PruningPlan.from_kept(current, {})
         for step in range(profile.steps):

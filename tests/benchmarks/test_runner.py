@@ -274,6 +274,38 @@ def test_diverged_run_is_recorded_as_failed(tmp_path: Path) -> None:
     assert survey(bench, [cell], retry_failed=True).todo == [cell]
 
 
+@pytest.mark.parametrize("changes", [{}, {"steps": 2}, {"steps": 2, "cap_of": "current", "max_removed": 0.2}])
+def test_a_target_out_of_reach_is_said_before_any_training(tmp_path: Path, changes: dict[str, Any]) -> None:
+    bench, log = small_bench(tmp_path), Log()
+    cell = small_cell(macs_kept=0.001, **changes)
+    record = run_cell(dataclasses.replace(bench, observers=[log]), cell)
+    assert record.failure is not None and record.failure["kind"] == "OutOfReachError"
+    assert "is out of reach" in record.failure["reason"] and record.failure["last_good_epoch"] is None
+    assert log.trained == [] and not bench.store.folder.exists()
+
+
+def test_a_target_within_reach_of_several_removals_is_not_refused(tmp_path: Path) -> None:
+    cell = small_cell(macs_kept=0.5, steps=3, cap_of="current", max_removed=0.3)
+    assert run_cell(small_bench(tmp_path), cell).complete  # one removal would not do
+
+
+def test_a_selection_that_fails_of_meaningless_scores_is_not_judged_by_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = find_method("oicsr-gl")
+    given: list[Any] = []
+
+    def choosy(scores: Any, *arguments: Any, **options: Any) -> Any:
+        given.append(scores)
+        if len(given) == 1:
+            raise AssertionError("such scores cannot be")
+        return method.selection.select(scores, *arguments, **options)
+
+    selection = dataclasses.replace(method.selection, select=choosy)
+    monkeypatch.setitem(METHODS, "oicsr-gl", dataclasses.replace(method, selection=selection))
+    assert run_cell(small_bench(tmp_path), small_cell()).complete and len(given) == 2
+
+
 def test_run_that_fails_right_after_its_last_removal_leaves_a_record_that_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
