@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oicsr.arguments import check_call, check_model, check_open
+from oicsr.batches import SeenBatch
 from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain, plain_steps
 from oicsr.copying import undisturbed
 from oicsr.grouped import GROUPED
-from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.modes import FLEX_ATTENTION, Mode
 from oicsr.parametrized import make_plain
 from oicsr.wrapping import unwrap
@@ -61,7 +62,6 @@ ATTENTIONS = {functional.scaled_dot_product_attention, FLEX_ATTENTION}
 RECURRENT = {
     f"{name}{end}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for end in ("", "_cell")
 }  # linear layers, one step after the other
-MOSTLY = 0.9  # the share of the MACs that a batch must divide; a table of positions may have layers of its own
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
 DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
@@ -86,8 +86,7 @@ class Positions(Mode):
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
             whose weight is computed counts as such a product.
         unfollowed: MACs of products in forms that channels are not followed through.
-        batch: Inputs in the first layer's batch; 1 where it reads a single one; None before the first call.
-        axis: The axis of the first layer's input that they lie on: 1 in a recurrent layer that has steps in front.
+        seen: The batch, as the first layers see it.
     """
 
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
@@ -97,8 +96,7 @@ class Positions(Mode):
         self.unfollowed: list[int] = []
         self._weights = {id(weight) for weight in weights}
         self._derived: dict[int, tuple[Tensor, bool]] = {}
-        self.batch: int | None = None
-        self.axis = 0
+        self.seen = SeenBatch()
 
     def __torch_function__(
         self,
@@ -108,6 +106,7 @@ class Positions(Mode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is functional.multi_head_attention_forward:  # its own layers and products are looked into
+            self.seen.note_attention(_argument(args, kwargs or {}, 0, "query"))
             with self, plain_attention():
                 return func(*args, **(kwargs or {}))
         steps = plain_steps(args) if _meant(func, args) is torch.einsum else []
@@ -119,6 +118,8 @@ class Positions(Mode):
             return result
         result = func(*args, **(kwargs or {}))
         self._note_derived(args, kwargs or {}, result)
+        if func is Tensor.transpose and {*args[1:], *(kwargs or {}).values()} == {0, 1}:
+            self.seen.note_swapped(result)
         func = _meant(func, args)
         if getattr(func, "__name__", "").partition(".")[0] in RECURRENT:
             self._note_recurrent(args)
@@ -132,15 +133,8 @@ class Positions(Mode):
             values = source if func in TRANSPOSED else result
             # every weight is used once per value of the output that belongs to one output channel
             self._note_weight(weight, values.numel() // weight.shape[0])
-            if self.batch is None:
-                inner = 1 + (CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)  # axes of one input
-                self.batch = source.shape[0] if source.ndim > inner else 1
+            self.seen.note_layer(source, CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)
         return result
-
-    def divisible(self, batch: int) -> int:
-        """Return how many of the MACs belong to layers and products that a batch divides."""
-        layers = sum(count * weight.numel() for weight, count in self.calls if count % batch == 0)
-        return layers + sum(macs for macs in (*self.products, *self.unfollowed) if macs % batch == 0)
 
     def _note_derived(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Remember what is computed from weights alone, or from nothing: it is made once, whatever the inputs."""
@@ -165,8 +159,7 @@ class Positions(Mode):
         for tensor in flat:
             if isinstance(tensor, Tensor) and tensor.ndim == 2 and id(tensor) in self._weights:
                 self.calls.append((tensor, args[0].numel() // args[0].shape[-1]))
-        if self.batch is None:
-            self.batch, self.axis = _recurrent_batch(args)
+        self.seen.note_recurrent(args)
 
     def _note_product(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor
@@ -226,16 +219,6 @@ class Positions(Mode):
             self.products.append(count * weight.numel())
 
 
-def _recurrent_batch(args: Sequence[Any]) -> tuple[int, int]:
-    """Return how many sequences a recurrent layer reads, or states a cell, and on which axis they lie."""
-    source, second = args[0], args[1]
-    if source.ndim == 3:  # `batch_first` is the last argument
-        axis = 0 if args[-1] is True else 1
-        return int(source.shape[axis]), axis
-    packed = isinstance(second, Tensor) and second.ndim == 1  # by the sizes of the steps
-    return (int(second[0]), 1) if packed else (int(source.shape[0]), 0)
-
-
 def _meant(func: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
     """Return the function that an operator called by its own name, `torch.ops.aten.conv2d.default`, stands for."""
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
@@ -260,36 +243,6 @@ def plain_attention() -> Iterator[None]:
 
 def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
     return args[position] if len(args) > position else kwargs[name]
-
-
-def _batch_size(inputs: Inputs, counter: Positions) -> int:
-    """Return how many inputs an example holds.
-
-    That is what the first layer sees where an input or a list of inputs has as many along axis 0, or where it sees a
-    single one. A layer that sees others (frames of videos, windows) leaves axis 0 of the first input. A number by
-    which the positions of layers cannot be divided is no batch: the next likely one is taken then.
-    """
-    seen = counter.batch
-    seconds = [tensor.shape[1] for tensor in inputs.tensors() if tensor.ndim > 2 and counter.axis == 1]
-    sizes = [tensor.shape[0] for tensor in inputs.tensors() if tensor.ndim]
-    sizes += [len(value) for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, list | tuple)]
-    first = seen or 1 if not sizes or seen in (1, *seconds, *sizes) else sizes[0]
-    if first == 1:
-        return 1
-    likely = [size for size in dict.fromkeys([first, seen or 1, *sizes]) if size > 1]
-    whole = sum(count * weight.numel() for weight, count in counter.calls)
-    whole += sum(counter.products) + sum(counter.unfollowed)
-    shares = {size: counter.divisible(size) / max(1, whole) for size in likely}
-    for least in (1.0, MOSTLY):
-        found = [size for size, share in shares.items() if share >= least]
-        if found:
-            return found[0]
-    return 1
-
-
-def _per_input(count: int, batch: int) -> int:
-    """Return what is left of a count for one input; what a batch does not divide is done once for all of it."""
-    return count // batch if count % batch == 0 else count
 
 
 @dataclass(frozen=True)
@@ -345,17 +298,21 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
             inputs.call(twin)
         tensors = chain(twin.named_parameters(), twin.named_buffers())  # the kernel of a blur is a buffer
         names = {id(tensor): carriers.get(name, name) for name, tensor in tensors}
-    batch = _batch_size(inputs, counter)
-    calls: dict[str, list[int]] = defaultdict(list)
-    others = 0
+    used: dict[str, list[int]] = defaultdict(list)
+    others = []
     for weight, count in counter.calls:
         if id(weight) in names:
-            calls[names[id(weight)]].append(_per_input(count, batch))
+            used[names[id(weight)]].append(count)
         else:
-            others += _per_input(count, batch) * weight.numel()
-    others += sum(_per_input(macs, batch) for macs in counter.unfollowed)
+            others.append((count, weight.numel()))
+    whole = [(count, count * weight.numel()) for weight, count in counter.calls]
+    batch = counter.seen.find(inputs, [*whole, *((macs, macs) for macs in (*counter.products, *counter.unfollowed))])
+    calls = {name: batch.shares(counts) for name, counts in used.items()}
+    rest = sum(batch.shares(counter.unfollowed))
+    for count, (_, size) in zip(batch.shares([count for count, _ in others]), others, strict=True):
+        rest += count * size
     positions = {name: sum(counts) for name, counts in calls.items()}
-    return Work(positions, others, tuple(_per_input(macs, batch) for macs in counter.products), calls)
+    return Work(positions, rest, tuple(batch.shares(counter.products)), calls)
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:

@@ -35,7 +35,10 @@ def factors_of(args: Sequence[Any]) -> list[Tensor]:
 
 
 def einsum_macs(args: Sequence[Any]) -> int:
-    """Return the multiply-accumulates of an `einsum`; of more than two factors, taken from left to right."""
+    """Return the multiply-accumulates of an `einsum`; of more than two factors, taken from left to right.
+
+    A product that sums over no axis has none: written with `*`, it would not be counted either.
+    """
     factors = factors_of(args)
     letters, result = _letters(args, factors)
     sizes: dict[Any, int] = {}
@@ -44,9 +47,9 @@ def einsum_macs(args: Sequence[Any]) -> int:
             sizes[letter] = max(sizes.get(letter, 1), int(size))
     macs, left = 0, set(letters[0])
     for number, own in enumerate(letters[1:], start=1):
-        left |= set(own)
-        macs += math.prod(sizes[letter] for letter in left)
-        left &= set(result).union(*letters[number + 1 :])
+        every = left | set(own)
+        left = every & set(result).union(*letters[number + 1 :])
+        macs += math.prod(sizes[letter] for letter in every) if left != every else 0
     return macs
 
 
