@@ -266,7 +266,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
         def flat(*tensors: Tensor) -> tuple[Any, ...]:
             """Call the forward; the exporter refuses modules that keep an activation, so they have it taken away."""
             with attributes_kept(twin):
-                return tuple(tensors_in(inputs.replace(tensors).call(forward)))
+                return tuple(tensors_in(inputs.replace(tensors).call_as_is(forward)))
 
         twin.forward = flat
         try:

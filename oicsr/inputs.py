@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,8 +24,24 @@ class Inputs:
     kwargs: Mapping[str, Any]
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """Return what `model` gives for these arguments."""
+        """Return what `model` gives for a copy of these arguments: a forward may change what it is called with."""
+        return self.copied().call_as_is(model)
+
+    def call_as_is(self, model: Callable[..., Any]) -> Any:
+        """Return what `model` gives for these arguments themselves (those of a trace are copies already)."""
         return model(*self.args, **self.kwargs)
+
+    def copied(self) -> Inputs:
+        """Return the same arguments in other containers and tensors; one that is given twice stays one tensor."""
+        copies: dict[int, Tensor] = {}
+
+        def copy(tensor: Tensor) -> Tensor:
+            """Return the copy of a tensor."""
+            if id(tensor) not in copies:
+                copies[id(tensor)] = _copied(tensor)
+            return copies[id(tensor)]
+
+        return self.map(copy)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors in the arguments, in order."""
@@ -46,6 +63,16 @@ class Inputs:
         """Return the same arguments with other tensors, in the order of `tensors()`."""
         following = iter(tensors)
         return self.map(lambda _: next(following))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy that requires a gradient, and leads it on, where the tensor does; a parameter stays itself."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    if tensor.requires_grad and tensor.is_leaf:
+        return tensor.detach().clone().requires_grad_()
+    with torch.set_grad_enabled(tensor.requires_grad or torch.is_grad_enabled()):
+        return tensor.clone()
 
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | Inputs
@@ -107,6 +134,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, tuple):
         parts = [map_tensors(part, change) for part in value]
+        if all(new is old for new, old in zip(parts, value, strict=True)):
+            return value  # a shape, which is no plain tuple
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, list):
         return [map_tensors(part, change) for part in value]

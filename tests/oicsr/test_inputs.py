@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import oicsr
+from oicsr.absorption import plan_absorption
 from oicsr.inputs import ExampleInputs, as_inputs, map_tensors, tensors_in
+from oicsr.plan import PruningPlan
 from tests.oicsr.networks import drop_third, zero_channels
 
 X, Y = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
@@ -136,3 +138,52 @@ def test_weights_by_keyword_are_counted_and_followed(order: tuple[str, ...]) -> 
     assert [coupling.name for coupling in couplings] == ["one", "two"]
     small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, {"one": [0, 1], "two": [0, 2, 4]}))
     assert small(X).shape == (2, 4) and oicsr.count_macs(small, X) == 6 * 6 * 2 * 27 + 6 * 6 * 2 * 27 + 3 * 4
+
+
+class Changing(nn.Module):
+    """Changes its image in place, which it takes out of a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        image = batch.pop("image").sub_(0.5).div_(2)
+        batch["sizes"].append(2)
+        return self.out(torch.relu(self.conv(image)))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        oicsr.count_macs,
+        lambda model, inputs: oicsr.find_couplings(model, inputs, scope="all"),
+        lambda model, inputs: oicsr.prune(model, inputs, scope="all", macs_kept=0.5),
+        lambda model, inputs: plan_absorption(
+            model, PruningPlan.from_kept(oicsr.find_couplings(model, inputs), {"conv": [0, 1]}), inputs
+        ),
+    ],
+)
+def test_a_forward_may_change_its_inputs(use: Any) -> None:
+    image = X.clone()
+    batch = {"image": image, "sizes": [1]}
+    use(Changing(), (batch,))
+    assert batch["image"] is image and bool((image == X).all()) and batch["sizes"] == [1]
+
+
+def test_a_network_that_changes_its_inputs_is_compared() -> None:
+    (coupling,) = oicsr.find_couplings(Changing(), ({"image": X.clone(), "sizes": []},))  # warnings are errors
+    assert coupling.name == "conv"
+
+
+def test_copies_of_inputs() -> None:
+    leaf, weight = torch.ones(2, requires_grad=True), nn.Parameter(torch.ones(2))
+    inner = leaf * 2
+    shape = X.shape
+    with torch.no_grad():
+        one, other, (twice, kept), copy, size = as_inputs((leaf, inner, [inner, weight], X, shape)).copied().args
+    assert one is not leaf and one.is_leaf and one.requires_grad
+    assert other is twice and other is not inner and other.requires_grad and not other.is_leaf
+    assert kept is weight and size is shape and copy.data_ptr() != X.data_ptr() and not copy.requires_grad
+    sparse, meta = X.to_sparse(), X.to("meta")
+    assert [t.layout for t in as_inputs((sparse, meta)).copied().args] == [sparse.layout, meta.layout]
