@@ -31,7 +31,13 @@ DROPOUTS = {
     functional.alpha_dropout,
     functional.feature_alpha_dropout,
 }
-NOISES = {torch.rand: 0.4, torch.rand_like: 0.4, torch.randn: 0.7, torch.randn_like: 0.7}  # and the number in its place
+NOISES = {  # and the number in its place
+    torch.rand: 0.4,
+    torch.rand_like: 0.4,
+    torch.randn: 0.7,
+    torch.randn_like: 0.7,
+    Tensor.exponential_: 0.7,
+}
 DEFORMED = "torchvision::deform_conv2d"  # whose kernel reads wherever offsets lead: for NaN out of all memory
 DRAWS = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 

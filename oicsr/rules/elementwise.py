@@ -88,6 +88,14 @@ def prelu(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     return ids
 
 
+@follows("aten::bucketize")
+def bucketize(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
+    """Gives the number of the bucket that each element lies in, which need not be zero for zero."""
+    bounds = argument(node, 1)
+    tracer.fix(bounds, tracer.notable(f"{tracer.where(node)} takes bounds from it"))
+    return ids
+
+
 @follows("aten::glu")
 def glu(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Gates the first half of an axis by the second: channel `i` of both halves goes at once."""

@@ -6,15 +6,24 @@ import operator
 
 from torch import fx
 
+from oicsr.rules.decomposed import decompose
+
 
 def inline_blocks(module: fx.GraphModule) -> fx.Graph:
-    """Return the graph of `module` with the graphs of its blocks in place of the calls; `module` changes too."""
+    """Return the graph of `module` with the graphs of its blocks in place of the calls; `module` changes too.
+
+    Composite operators without a rule are written out (see `oicsr.rules.decomposed`).
+    """
+    return decompose(_inlined(module))
+
+
+def _inlined(module: fx.GraphModule) -> fx.Graph:
     graph = module.graph
     for node in list(graph.nodes):
         block = _block_of(module, node)
         if block is None:
             continue
-        inner = inline_blocks(block)
+        inner = _inlined(block)
         inputs = [n for n in inner.nodes if n.op == "placeholder"]
         sources = [n for n in node.args if isinstance(n, fx.Node) and n.op != "get_attr"]
         with graph.inserting_before(node):

@@ -13,6 +13,7 @@ UNARY = aten(
     real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
     randn_like randint_like fill zero uniform normal renorm embedding_renorm sinc signbit isposinf isneginf
     special_entr special_i0e special_i1 special_i1e special_log_ndtr special_ndtri
+    exponential geometric cauchy log_normal fake_quantize_per_tensor_affine
 """
 )
 ADDING = aten("add sub subtract rsub lerp addcmul addcdiv")

@@ -13,8 +13,8 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from oicsr.rules.broadcasting import Operand, combine
-from oicsr.rules.calls import argument, axes_of, operator_name, shape_of, source_of, tensor_inputs
-from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
+from oicsr.rules.calls import argument, axes_of, operator_name, shape_of, shapes_of, source_of, tensor_inputs
+from oicsr.rules.ids import on_axis, pad_left, squeeze_constant_axes, varying
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import has_weight
@@ -187,8 +187,8 @@ def distances_of_pairs(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | R
 
 @register_rule("aten::broadcast_tensors")
 def broadcast_shapes(tracer: Tracer, node: fx.Node) -> Result:
-    """Gives values of one shape, as they were before each loss; others only where they have it already."""
-    sources = list(argument(node, 0))
-    if len({shape_of(source) for source in sources}) > 1:
-        return tracer.opaque(node, "expands values in a form without a rule")
-    return [Value(tracer.ids(source), tracer.reason(source)) for source in sources]
+    """Repeats axes of size 1, which hold no channels, so that all values have one shape."""
+    sources, rank = list(argument(node, 0)), max(len(shape or ()) for shape in shapes_of(node))
+    every = [tracer.ids(source) for source in sources]
+    padded = [None if ids is None else ids.reshape(pad_left(ids.shape, rank)) for ids in every]
+    return [Value(ids, tracer.reason(source)) for ids, source in zip(padded, sources, strict=True)]

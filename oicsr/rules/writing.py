@@ -44,6 +44,26 @@ def scatter(tracer: Tracer, node: fx.Node) -> Result:
     return _put(tracer, node, written, axes, index)
 
 
+@register_rule("aten::index_fill")
+def fill_slices(tracer: Tracer, node: fx.Node) -> Result:
+    """Puts one number at places along an axis that holds no channels."""
+    rank = len(shape_of(node))
+    return _put(tracer, node, Operand(None, [1] * rank), {axis_of(node, rank)}, argument(node, 2))
+
+
+@register_rule(*aten("select_scatter slice_scatter"))
+def put_piece(tracer: Tracer, node: fx.Node) -> Result:
+    """Gives a copy in which a piece along an axis that holds no channels, or a slice of it, is another one."""
+    rank = len(shape_of(node))
+    axis = axis_of(node, rank, default=0)
+    if operator_name(node) == "aten::slice_scatter":
+        return _put(tracer, node, Operand.of(tracer, argument(node, 1), rank), {axis})
+    written = Operand.of(tracer, argument(node, 1), rank - 1)
+    shape = [*written.shape[:axis], 1, *written.shape[axis:]]
+    ids = None if written.ids is None else written.ids.unsqueeze(axis)
+    return _put(tracer, node, replace(written, ids=ids, shape=shape), {axis})
+
+
 @register_rule("aten::index_put")
 def put_by_index(tracer: Tracer, node: fx.Node) -> Result:
     """Puts values at indices, or where masks say, along axes that hold no channels."""
