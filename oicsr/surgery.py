@@ -53,8 +53,9 @@ def remove_channels(
 
     `requires_grad`, gradients, the training mode and marks on parameters (`weight._no_weight_decay = True`) stay.
     Optimisers and lists of parameters that the network itself holds (`self.opt = Adam(self.parameters())`) follow in
-    its place. The same plan prunes a moving average of the weights. Of a wrapped network (`DistributedDataParallel`,
-    `AveragedModel`, `torch.compile`), the network inside is returned, without the wrapper.
+    its place; hooks on parameters stay with the original's. The same plan prunes a moving average of the weights. Of a
+    wrapped network (`DistributedDataParallel`, `AveragedModel`, `torch.compile`), the network inside is returned,
+    without the wrapper.
 
     Args:
         model: The network that the plan was made for.
