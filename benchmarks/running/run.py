@@ -24,6 +24,7 @@ from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import Strength, choose_strength
 from benchmarks.running.bench import Bench, fresh_model
 from benchmarks.running.channel_energies import channel_rows, describe_structure, imbalance, mark_kept
+from benchmarks.running.fingerprints import regularizer_numbers
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
 from benchmarks.running.reach import couplings_of, out_of_reach
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
@@ -288,10 +289,17 @@ class _Run:
         plan = PruningPlan.from_kept(current, {})
         for step in range(profile.steps):
             select = self.selection(step, dense, dense_macs)
-            regularizer = self.build_regularizer(current, step, select)
+            build = partial(self.build_regularizer, current, step, select)
+            regularizer = build()
             if step == 0 and self.on_test:
                 progress.structure["dense"] = describe_structure(model, dense)
-            trained = self.trainer.train(self.stages[1 + step], model, regularizer, measure=step == 0 and self.on_test)
+            trained = self.trainer.train(
+                self.stages[1 + step],
+                model,
+                regularizer,
+                measure=step == 0 and self.on_test,
+                regularizer_numbers=regularizer_numbers(build, model),
+            )
             if step == 0 and self.on_test:
                 self.measure("regularized", model, trained)
                 progress.structure["regularized"] = describe_structure(model, dense)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -17,11 +17,12 @@ from benchmarks.config import Cell, digest
 from benchmarks.datasets import Split
 from benchmarks.machine.leases import PAUSE, Owner
 from benchmarks.machine.precision import resolve_precision
-from benchmarks.machine.processes import current_rank
+from benchmarks.machine.processes import current_rank, from_first
 from benchmarks.machine.provenance import device_name, weights_sha256
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.bench import Bench, splits_of
 from benchmarks.running.checkpoints import CheckpointWarning
+from benchmarks.running.fingerprints import Numbers, differences, network_numbers
 from benchmarks.running.outcome import Progress
 from benchmarks.running.stages import Stage
 from benchmarks.running.stopping import Stopped
@@ -31,6 +32,8 @@ from oicsr import Regularizer, count_macs
 # Steps of the epoch that a checkpoint is in the middle of. It stands with the stage's origin, so that versions of this
 # suite that know only whole epochs skip such a checkpoint instead of training the epoch twice.
 PART = "steps"
+
+FACTS = "made_with"  # a checkpoint's data, network code and regulariser; earlier versions neither write nor read it
 
 PASSES = 3  # forward, input gradient, weight gradient: the same number of multiply-accumulates each
 
@@ -57,6 +60,7 @@ class StageTrainer:
         self.precision = resolve_precision(cell.profile.precision, bench.device.type)
         self.data = splits_of(cell)
         self.inputs = torch.zeros(1, *self.data.shape, device=bench.device)
+        self._network: Numbers = {}
 
     def train(
         self,
@@ -67,6 +71,7 @@ class StageTrainer:
         measure: bool,
         plan: str = "",
         weights: str = "",
+        regularizer_numbers: Numbers | None = None,
     ) -> StageResult:
         """Complete a stage, from its checkpoint if there is one; `model` then holds its weights.
 
@@ -81,6 +86,7 @@ class StageTrainer:
                 again (`export`).
             weights: Digest of the network that the stage originates from, if `model` was derived from it by arithmetic
                 that rounds differently on other machines; by default that of `model`.
+            regularizer_numbers: What tells the regulariser from others of its name (see `fingerprints`).
 
         Raises:
             DivergedError: Training diverged.
@@ -101,14 +107,16 @@ class StageTrainer:
             stage.step,
             graphs=self.bench.graphs,
         )
+        facts = self._facts(stage, model, regularizer_numbers or {})
         torch.manual_seed(stage.seed)  # dropout
         weights = weights or origin_digest(model)
         origin = {"weights": weights, "plan": hashlib.sha256(plan.encode()).hexdigest() if plan else ""}
-        saved = self._load(stage, origin)
+        saved = self._load(stage, origin, facts)
         if saved is None or not _has_scores(saved, measure):
             with self.bench.store.lease(stage.key, self._pause, partial(self._say, stage)) as lease:
-                saved = self._load(stage, origin)  # another run may have trained it while this one waited
-                scores = self._advance(stage, training, saved, origin, lease.check, measure=measure, plan=plan)
+                saved = self._load(stage, origin, facts)  # another run may have trained it while this one waited
+                made = {"origin": origin, FACTS: facts}
+                scores = self._advance(stage, training, saved, made, lease.check, measure=measure, plan=plan)
         else:
             scores = saved["scores"]
             self._restore(stage, training, saved)
@@ -120,15 +128,25 @@ class StageTrainer:
         timing[name] = round(timing.get(name, 0.0) + result.seconds, 3)
         return result
 
-    def _load(self, stage: Stage, origin: dict[str, str]) -> Snapshot | None:
-        """Return the checkpoint of a stage, unless it started from other weights or other removals."""
+    def _facts(self, stage: Stage, model: nn.Module, regularizer: Numbers) -> dict[str, Any]:
+        """Return what this stage is trained with; the network's code is told by the network before any training."""
+        if stage.name == "dense":
+            self._network = network_numbers(model, self.data.shape)
+        facts = {"data": self.data.checksum, "network": self._network, "regularizer": regularizer}
+        return from_first(lambda: facts)
+
+    def _load(self, stage: Stage, origin: dict[str, str], facts: Mapping[str, Any]) -> Snapshot | None:
+        """Return the checkpoint of a stage, unless it started from other weights or removals, or on other code."""
         saved = self.bench.store.load(stage.key)
         if saved is None:
             return None
         found = {name: value for name, value in saved.get("origin", origin).items() if name != PART}
-        if found != origin:
-            message = f"checkpoint {stage.key} of {self.cell.label} starts from another network and is skipped"
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        reason = "starts from another network" if found != origin else ""
+        if not reason and (others := differences(saved.get(FACTS), facts)):
+            reason = f"was trained with other {' and other '.join(others)}"
+        if reason:
+            message = f"checkpoint {stage.key} of {self.cell.label} {reason} and is skipped"
+            warnings.warn(f"{message}: phase {stage.name} is trained anew", CheckpointWarning, stacklevel=2)
             return None
         return saved
 
@@ -151,7 +169,7 @@ class StageTrainer:
         stage: Stage,
         training: Training,
         saved: Snapshot | None,
-        origin: dict[str, str],
+        made: dict[str, Any],
         still_mine: Callable[[], None],
         *,
         measure: bool,
@@ -171,10 +189,10 @@ class StageTrainer:
             except Stopped:
                 if training.steps_done:
                     still_mine()
-                    self._save(stage, training, {"origin": {**origin, PART: training.steps_done}})
+                    self._save(stage, training, {**made, "origin": {**made["origin"], PART: training.steps_done}})
                 raise
             still_mine()
-            self._save(stage, training, {"origin": origin})
+            self._save(stage, training, made)
             control.after_epoch(stage.key, row.seconds)
             self._notify(stage, row, cached=False)
         if saved is not None and _has_scores(saved, measure):
@@ -183,7 +201,7 @@ class StageTrainer:
         test = self.evaluate(training.model, "test") if measure else None
         scores = {"validation": asdict(validation), "test": asdict(test) if test else {}}
         network = {"plan": plan, "num_classes": self.data.num_classes, "input_shape": list(self.data.shape)}
-        self._save(stage, training, {"origin": origin, "scores": scores, "network": network if plan else None})
+        self._save(stage, training, {**made, "scores": scores, "network": network if plan else None})
         return scores
 
     def _save(self, stage: Stage, training: Training, extra: dict[str, Any]) -> None:
