@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.config import target_name
+from benchmarks.records.origins import data_of
 from benchmarks.records.record import Record
 
 LEVELS = ("S1", "S2", "S3.1", "S3.2", "S4.1", "S4.2")
@@ -66,8 +67,8 @@ def check_comparable(records: Sequence[Record]) -> str:
     """Return the setup level of records that may stand in one table.
 
     Raises:
-        UnfairComparisonError: They differ in profile, in the protocol's version, within a seed in device or precision,
-            or in anything but what belongs to a method; two targets have one name; or their level is below S3.2.
+        UnfairComparisonError: They differ in profile, in the protocol's version, within a seed in device, precision or
+            data, or in anything but what belongs to a method; two targets have one name; or their level is below S3.2.
     """
     for name, what in (("experiment", "experiment"), ("profile", "profile"), ("protocol", "protocol version")):
         _refuse_mixed(what, {getattr(record, name) for record in records})
@@ -75,6 +76,7 @@ def check_comparable(records: Sequence[Record]) -> str:
         own = [record for record in records if record.seed == seed]
         _refuse_mixed(f"device type within seed {seed}", {r.provenance.get("device_type") for r in own})
         _refuse_mixed(f"precision within seed {seed}", {r.config.get("precision") for r in own})
+        _refuse_mixed(f"data within seed {seed}", set(data_of(own)))
     for target in sorted({target_name(record.macs_kept) for record in records}):
         own = [record for record in records if target_name(record.macs_kept) == target]
         _refuse_mixed(f"target within {target}", {repr(record.macs_kept) for record in own})

@@ -18,6 +18,8 @@ DATASETS: dict[str, Callable[[], Data]] = {
     "imagenet": load_imagenet,
 }
 
+FIXED = {"cifar10", "cifar100"}  # nothing but files of known checksums is loaded under these names
+
 FOLDER = f"{PREFIX}PATH"  # how any images in class folders are named
 
 
@@ -42,6 +44,7 @@ def check_dataset(name: str) -> None:
 
 __all__ = [
     "DATASETS",
+    "FIXED",
     "FOLDER",
     "Augmentation",
     "Data",

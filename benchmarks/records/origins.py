@@ -11,6 +11,7 @@ from benchmarks.records.record import Record
 NUMBERS = ("torch", "torchvision", "timm", "torch-pruning")  # packages whose version can move a number
 
 SHORT = 8  # digits of a commit
+SHORT_DATA = 12  # digits of a data set's checksum
 
 MANY = 6  # of one kind that are listed by name
 
@@ -25,6 +26,7 @@ class Origins:
         versions: By package, those that were installed.
         devices: Kind and name.
         precisions: Of the forward and backward pass.
+        data: Abbreviated checksums of the data sets.
     """
 
     protocols: tuple[int, ...]
@@ -32,6 +34,7 @@ class Origins:
     versions: dict[str, tuple[str, ...]]
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
+    data: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -43,6 +46,7 @@ class Origins:
             ", ".join(packages) or "versions not recorded",
             _counted(self.devices, "device"),
             " and ".join(self.precisions),
+            f"different data (SHA-256 {' and '.join(self.data)})" if len(self.data) > 1 else "",
         ]
         return f"Origin of the rows: {'; '.join(part for part in parts if part)}."
 
@@ -61,7 +65,14 @@ def origins_of(records: Iterable[Record]) -> Origins:
         tuple(sorted({record.protocol for record in records})),
         *_sources([record.provenance for record in records]),
         tuple(sorted({str(r.config["precision"]) for r in records if r.config.get("precision")})),
+        data_of(records),
     )
+
+
+def data_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the abbreviated checksums of the data that records were made on, as far as they say."""
+    known = {str(record.provenance["data_sha256"]) for record in records if record.provenance.get("data_sha256")}
+    return tuple(sorted(checksum[:SHORT_DATA] for checksum in known))
 
 
 def sources_text(sources: Sequence[Mapping[str, Any]]) -> str:

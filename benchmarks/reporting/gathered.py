@@ -11,6 +11,7 @@ from benchmarks.analysis.fairness import conditions
 from benchmarks.config import target_name
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
+from benchmarks.records.origins import data_of
 from benchmarks.records.record import Record, find_records, run_folder
 from benchmarks.records.table_names import table_name, whose_table
 
@@ -122,6 +123,11 @@ ALIKE: tuple[tuple[str, Callable[[Record], Hashable], Callable[[Record], Shape]]
         lambda r: {"macs_kept": repr(r.macs_kept)},
     ),
     ("device or precision", lambda r: (_table_of(r), r.seed), _within_seed),
+    (
+        "data",
+        lambda r: (_table_of(r), r.seed, bool(data_of([r]))),
+        lambda r: {"data_sha256": "".join(data_of([r]))},
+    ),
 )
 
 

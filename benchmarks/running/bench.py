@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.config import Cell
-from benchmarks.datasets import Data, load_dataset
+from benchmarks.datasets import FIXED, Data, load_dataset
 from benchmarks.datasets.contract import DataError, MissingDataError
 from benchmarks.models import build_model
 from benchmarks.records.record import Record
@@ -85,6 +85,19 @@ def splits_of(cell: Cell) -> Data:
     profile = cell.profile
     limits = profile.train_images, profile.validation_images, profile.test_images
     return load_splits(cell.experiment.dataset, *limits)
+
+
+def data_checksum(cell: Cell) -> str | None:
+    """Return the SHA-256 of a run's data where it may have changed; None where it cannot, or the data are not there.
+
+    Nothing is downloaded.
+    """
+    if cell.experiment.dataset in FIXED:
+        return None
+    try:
+        return splits_of(cell).checksum
+    except (DataError, ValueError):  # missing, damaged or too few
+        return None
 
 
 def check_images(cell: Cell) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks.config import PROTOCOL, Cell
 from benchmarks.machine.paths import unused
 from benchmarks.methods.registry import find_method
+from benchmarks.records.origins import SHORT_DATA, data_of
 from benchmarks.records.record import NewerRecordError, Record, RecordError, read_record, record_path
 from benchmarks.records.strengths import choose_strength
-from benchmarks.running.bench import Bench
+from benchmarks.running.bench import Bench, data_checksum
 from benchmarks.running.outcome import resolved_config
 
 OTHER = "was made with another configuration"
@@ -122,9 +123,19 @@ def _difference(cell: Cell, record: Record, bench: Bench) -> str:
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
+    if difference := _other_data(cell, record):
+        different.append(difference)
     if expected["strength"] != found["strength"]:  # mostly because a search took place in between
         different.append(f"the strength is {strength.source!r} now and was {record.strength_source!r}")
     return "; ".join(different)
+
+
+def _other_data(cell: Cell, record: Record) -> str:
+    """Return how the data of a record differ from the present ones; empty if they do not, or one is unknown."""
+    found, expected = data_of([record]), data_checksum(cell)
+    if not found or not expected or expected.startswith(found):
+        return ""
+    return f"the SHA-256 of the data is {expected[:SHORT_DATA]} now and was {found[0]}"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ from benchmarks.records.strengths import (
     seeds_tuned_on,
     tuning_path,
 )
-from benchmarks.running.bench import Bench, splits_of
+from benchmarks.running.bench import Bench, data_checksum, splits_of
 from benchmarks.running.outcome import resolved_config
 from benchmarks.running.run import RUN_FAILURES, validate
 from benchmarks.running.stopping import Stopped
@@ -263,11 +263,11 @@ def with_tries(cell: Cell, tries: int | None, start: tuple[float, float] | None 
 def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:
     """Return the tuning record that new trials of a run's experiment join; an empty one where there is none.
 
-    Choices are compared over the same networks, by the same criterion and after the same training.
+    Choices are compared over the same networks, by the same criterion, and after the same training on the same data.
 
     Raises:
-        TuningError: The record is of other seeds, another criterion or another training, or cannot be read; or a seed
-            is one of comparisons.
+        TuningError: The record is of other seeds, data, another criterion or another training, or cannot be read; or a
+            seed is one of comparisons.
     """
     path = tuning_path(folder, cell.experiment.name, cell.profile_name)
     fresh = _empty_record(cell, seeds, device_type)
@@ -280,6 +280,8 @@ def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str
         return fresh
     record = read_tuning(path)
     before, now = _conditions(record), _conditions(fresh)
+    data = _data(record)
+    before["data_sha256"], now["data_sha256"] = data, (data_checksum(cell) if data else None) or data
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     if names:
         found = "; ".join(f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names)
@@ -295,6 +297,12 @@ def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
     config = record.get("config")
     shared = {name: record.get(name) for name in ("schema", "criterion", "seeds")}
     return {**shared, **(config if isinstance(config, dict) else {})}
+
+
+def _data(record: Mapping[str, Any]) -> Any:
+    """Return the checksum of the data that a tuning record was made on; None where it does not say."""
+    source = record.get("provenance")
+    return source.get("data_sha256") if isinstance(source, dict) else None
 
 
 def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mapping[str, Tries]) -> Path:

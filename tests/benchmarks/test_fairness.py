@@ -17,6 +17,7 @@ from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.origins import origins_of
 from benchmarks.records.record import Record
+from benchmarks.reporting import gathered
 from benchmarks.reporting.comparison_table import comparison_sheet, missing, notes, to_text, warning
 from benchmarks.reporting.table_files import sheet_latex, sheet_markdown
 from tests.benchmarks.synthetic import experiment, records_of
@@ -128,6 +129,25 @@ def test_devices_and_precisions_may_differ_between_seeds_but_not_within_one() ->
     ):
         with pytest.raises(UnfairComparisonError, match=message):
             check_comparable([odd, *rest])
+
+
+def test_data_may_differ_between_seeds_as_the_table_says_but_not_within_one() -> None:
+    def on(record: Record, data: str | None) -> Record:
+        return replace(record, provenance={**record.provenance, "data_sha256": data and data * 64})
+
+    mixed = [on(record, "a" if record.seed == 0 else "b") for record in RECORDS]
+    assert check_comparable(mixed) == "S4.2"
+    assert f"different data (SHA-256 {12 * 'a'} and {12 * 'b'})" in origins_of(mixed).text
+    assert "different data" not in origins_of([on(record, "a") for record in RECORDS]).text
+    first, *rest = [on(record, "a") for record in RECORDS]
+    assert check_comparable([on(first, None), *rest]) == "S4.2"  # it does not say
+    with pytest.raises(UnfairComparisonError, match=f"data within seed 0: {12 * 'a'}, {12 * 'b'}"):
+        check_comparable([on(first, "b"), *rest])
+    own = [record for record in rest if record.seed == first.seed] * 2
+    odd = gathered._misfits([on(first, "b"), *own, on(own[0], None)])
+    assert list(odd.values()) == [
+        f"it differs from most runs beside it in its data: data_sha256 is {12 * 'b'}, not {12 * 'a'}"
+    ]
 
 
 def test_tables_say_where_their_rows_come_from() -> None:

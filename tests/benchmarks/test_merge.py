@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cli
-from benchmarks.config import Phase, run_name
+from benchmarks.config import Cell, Phase, run_name
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record, read_record, record_path, write_record
 from benchmarks.records.rows import ChannelRow
@@ -72,6 +72,20 @@ def test_company_of_mixed_protocols_is_judged_by_its_own_protocol(tmp_path: Path
     put(tmp_path / "others", fake_record(small_cell("gl-separate")))
     refused = merge(small_bench(tmp_path), tmp_path / "others", KNOWN).refused
     assert "different device type within seed 0" in next(iter(refused.values()))
+
+
+def test_records_of_other_data_are_refused_within_a_seed(tmp_path: Path) -> None:
+    def made_on(data: str, cell: Cell) -> Record:
+        return fake_record(cell, provenance={"device_type": "cpu", "data_sha256": data * 64})
+
+    elsewhere = replace(CELL.experiment, name="elsewhere", dataset="imagefolder:/nowhere")
+    put(tmp_path / "results", made_on("a", replace(CELL, experiment=elsewhere)))
+    put(tmp_path / "others", made_on("b", replace(small_cell("gl-separate"), experiment=elsewhere)))
+    refused = merge(small_bench(tmp_path), tmp_path / "others", {}).refused
+    assert "different data within seed 0" in next(iter(refused.values()))
+    put(tmp_path / "own", made_on("b", CELL))  # the data are here, and others
+    refused = merge(small_bench(tmp_path), tmp_path / "own", KNOWN).refused
+    assert f"and was {12 * 'b'}" in next(iter(refused.values()))
 
 
 def test_times_and_machines_may_differ(tmp_path: Path) -> None:
