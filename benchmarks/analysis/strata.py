@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, SMALLEST_SD
-from benchmarks.analysis.tuned import DENSE_DEPENDS_ON, is_tuned, searched_state
+from benchmarks.analysis.tuned import is_tuned, searched_state
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
-from benchmarks.records.strengths import FIRST_TUNING_SEED
+from benchmarks.records.strengths import DENSE_DEPENDS_ON, FIRST_TUNING_SEED
 
 METHODS_OWN = "regularizer_weight_decay"
 

@@ -14,10 +14,7 @@ from typing import Any
 from benchmarks.config import Experiment, canonical
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.record import Record
-from benchmarks.records.strengths import is_tuned_source, tuning_file
-
-DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
-TRAINING = (*DENSE_DEPENDS_ON, "regularized")
+from benchmarks.records.strengths import TRAINING, is_tuned_source, tuning_file
 
 _FILE = re.compile(r"\((\S+\.json)\)")  # how the source of a strength names its tuning record
 

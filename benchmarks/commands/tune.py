@@ -183,7 +183,10 @@ def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
     stopped, code = "", OK
     for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
-        path = keep(place.bench(), tuned[method], seeds, found.tries) if found.tries else path
+        if found.tries:
+            path = keep(place.bench(), tuned[method], seeds, found.tries)
+            chosen = read_tuning(path)["chosen"][method]
+            code = FAILURE if any(chosen[target] is None for target in found.tries) else code
         for target, reason in found.failed.items():
             print(f"failed: {cells[0].experiment.name}/{method} at {target}: {for_terminal(reason)}", flush=True)
             code = FAILURE

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.config import Cell, Experiment, Profile
+from benchmarks.config import Cell, Experiment, Profile, canonical
 from benchmarks.machine.paths import PUBLISHED_TUNING, inside
 from benchmarks.machine.plain_files import read_plain
 
@@ -36,6 +36,13 @@ FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison 
 UNTUNED = "middle of the grid, not tuned"  # the source of a strength that no tuning record gives
 
 AS_PUBLISHED = ", as published"  # in the source: the record is not one of the results folder
+
+TUNED = "tuned on validation"  # how the source begins of one that was tuned for this training
+
+OTHER_TRAINING = "tuned under other training"  # and of one whose experiment was changed after it was tuned
+
+DENSE_DEPENDS_ON = ("model", "dataset", "weights", "dense", "batch_size", "train_images")
+TRAINING = (*DENSE_DEPENDS_ON, "regularized")  # what a strength is tuned for, by name in a configuration
 
 OF_NEAREST = "that of"  # how the source begins of one that was tuned for the nearest target of another experiment
 
@@ -92,6 +99,12 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         raise TuningError(
             f"{path} is no tuning record of schema {' or '.join(map(repr, SCHEMAS))}. Restore it, or tune again."
         )
+    if not isinstance(data.get("config") or {}, dict):
+        raise TuningError(f"{path}: the config {str(data['config'])[:40]!r} is no table. Restore it, or tune again.")
+    if {"experiment", "profile"} <= data.keys():
+        named = f"{data['experiment']}-{data['profile']}.json"  # as `tuning_file` says
+        if named != path.name:
+            raise TuningError(f"{path} holds what belongs in {named[:200]!r}. Restore it, or tune again.")
     for method, chosen in data["chosen"].items():
         if not isinstance(chosen, dict) or not all(value is None or _is_strength(value) for value in chosen.values()):
             raise TuningError(f"{path}: the strengths of {method!r} are no numbers. Restore it, or tune again.")
@@ -150,11 +163,18 @@ def _check_target(path: Path, target: str) -> None:
 
 
 def _is_score(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or _is_number(value)
 
 
 def _is_strength(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    try:
+        return _is_number(value) and 0 <= float(value) < math.inf
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def search_state(tuning: Mapping[str, Any]) -> str:
@@ -197,7 +217,8 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
 
     A combination such as `oicsr-gl+taylor` that was not tuned takes the strength that was tuned for the method of its
     regulariser's name: another importance for the same weights. Where no strength works at a target, the one of the
-    nearest weaker target that has one is taken, and the source says so. Where the strengths are those of another
+    nearest weaker target that has one is taken, and the source says so. Where the training of the experiment is no
+    longer that of its tuning record, the source says what differs. Where the strengths are those of another
     experiment, which has other targets, the one of the nearest target is taken, and the source says so.
 
     Args:
@@ -224,7 +245,8 @@ def choose_strength(folder: Path, cell: Cell, method: Method) -> Strength:
         works = next(((share, value) for share, value in weaker if share >= float(target) - 1e-6), None)
         if works is None:
             break
-        source = f"tuned on validation{_for(name, cell.method)}{origin} ({path.name})"
+        other = _other_training(cell, path) if tuned_as == cell.experiment.name else ""
+        source = f"{other or TUNED}{_for(name, cell.method)}{origin} ({path.name})"
         if target != f"{cell.macs_kept:g}":
             source = f"{OF_NEAREST} {target}, the nearest target; {source}"
         if chosen[target] is None:
@@ -239,7 +261,7 @@ def is_tuned_source(source: str) -> bool:
 
     The strength of a weaker target, taken where none works, is not.
     """
-    return source.startswith(("tuned", "none needed", OF_NEAREST))
+    return source.startswith((TUNED, "none needed", OF_NEAREST)) and OTHER_TRAINING not in source
 
 
 def tuned_strengths(path: Path) -> dict[str, dict[str, float | None]]:
@@ -251,10 +273,35 @@ def tuned_strengths(path: Path) -> dict[str, dict[str, float | None]]:
 
 
 @lru_cache(maxsize=64)  # `status` asks for every run; parsing 160 KB takes 7 ms
+def _parsed(text: str, path: Path) -> Mapping[str, Any]:
+    return _parse(text, path)
+
+
 def _chosen(text: str, path: Path) -> dict[str, dict[str, float | None]]:
-    record = _parse(text, path)
+    record = _parsed(text, path)
     chosen: dict[str, dict[str, float | None]] = record["chosen"]
     return {} if compared_seeds(record.get("seeds", ())) else chosen
+
+
+def _other_training(cell: Cell, path: Path) -> str:
+    """Return how the training that a tuning record was made with differs from a run's; empty if in nothing."""
+    config = _parsed(_text(path), path).get("config")
+    if not config:  # of the first schema
+        return ""
+    own = cell.experiment
+    now = {"model": own.model, "dataset": own.dataset, "weights": own.weights, **cell.profile.shared}
+    before, present = _by_name(config), _by_name(now)
+    names = [name for name in {**before, **present} if canonical(before.get(name)) != canonical(present.get(name))]
+    listed = "; ".join(f"{name} {before.get(name)}, not {present.get(name)}" for name in names)
+    return f"{OTHER_TRAINING}: {listed};" if names else ""
+
+
+def _by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration that a strength is tuned for, those of phases under dotted names."""
+    values = {name: config.get(name) for name in TRAINING}
+    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return {name: value for name, value in values.items() if name not in tables} | inner
 
 
 def _for(name: str, method: str) -> str:

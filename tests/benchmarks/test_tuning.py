@@ -16,7 +16,7 @@ import pytest
 from benchmarks import cli
 from benchmarks.commands import tune as tune_command
 from benchmarks.commands.tune import Part
-from benchmarks.config import Cell
+from benchmarks.config import Cell, Phase
 from benchmarks.datasets.contract import MissingDataError
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
@@ -391,6 +391,58 @@ def test_a_strength_that_was_chosen_on_a_network_of_comparisons_is_not_tuned(
 def test_seeds_that_are_no_integers_are_no_readable_record(seeds: Any, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match="are no list of integers"):
         read_tuning(write_tuning(tmp_path / "odd.json", {}, seeds=seeds))
+
+
+@pytest.mark.parametrize("change", [{"config": 7}, {"experiment": "other"}, {"profile": ["quick"]}])
+def test_a_record_of_another_experiment_or_without_a_configuration_is_refused(
+    change: dict[str, Any], small: Path
+) -> None:
+    write_tuning(small, {"oicsr-gl": {"0.5": 0.3}}, **{"experiment": "small", "profile": "quick", **change})
+    with pytest.raises(TuningError, match=r"the config '7' is no table|holds what belongs in ['\"](other|small-\[)"):
+        choose_strength(small.parent, small_cell(), find_method("oicsr-gl"))
+
+
+def test_a_strength_of_hundreds_of_digits_is_refused(small: Path) -> None:
+    write_tuning(small, {"oicsr-gl": {"0.5": 10**400}})
+    with pytest.raises(TuningError, match="the strengths of 'oicsr-gl' are no numbers"):
+        choose_strength(small.parent, small_cell(), find_method("oicsr-gl"))
+
+
+def test_a_strength_that_was_tuned_before_the_experiment_was_changed_is_not_tuned(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_valley(monkeypatch)
+    assert tune_small("--methods", "oicsr-gl") == 0
+    method = find_method("oicsr-gl")
+    tuned = choose_strength(small.parent, small_cell(), method)
+    assert tuned.source == "tuned on validation (small-quick.json)"
+    assert choose_strength(small.parent, small_cell(finetune=Phase(9, 0.1), seeds=(0, 1)), method) == tuned
+    longer = small_cell(regularized=Phase(3, 0.02), batch_size=32)
+    found = choose_strength(small.parent, longer, method)
+    said = "tuned under other training: batch_size 64, not 32; regularized.epochs 1, not 3; (small-quick.json)"
+    assert (found.value, found.source) == (tuned.value, said)
+    assert is_tuned_source(tuned.source) and not is_tuned_source(found.source)
+
+
+def test_trials_on_other_data_do_not_join_a_record(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out") == 0
+    record = json.loads(small.read_text())
+    record["provenance"]["data_sha256"] = "0" * 64
+    small.write_text(json.dumps(record))
+    tried.clear()
+    assert tune_small("--methods", "oicsr-gl") == 2
+    assert f"data_sha256 '{64 * '0'}', not '" in capsys.readouterr().err and not tried
+
+
+def test_a_method_of_which_no_strength_works_is_a_failure(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "validate", lambda *_: Score(math.nan, 0.1))
+    assert tune_small("--methods", "gl-out") == 1
+    assert read_tuning(small)["reason"]["gl-out"] == {"0.5": "diverged"}
+    score_valley(monkeypatch)
+    assert tune_small("--methods", "oicsr-gl") == 0  # of what was tuned now
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
