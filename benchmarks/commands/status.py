@@ -16,7 +16,7 @@ from benchmarks.running.adhoc import find_chosen
 from benchmarks.running.bench import bench_at
 from benchmarks.running.cells import by_priority, cells_of, default_profile
 from benchmarks.running.console import count_runs, duration
-from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, PARTIAL, SweepStatus, status_of
+from benchmarks.running.status import DAMAGED, DONE, FAILED, MARKS, MISSING, OTHER, PARTIAL, SweepStatus, status_of
 
 UNKNOWN = "time left unknown: no epoch measured on this machine yet"
 
@@ -47,8 +47,18 @@ def command(options: argparse.Namespace) -> int:
     for (name, profile), sweep in found.items():
         print("\n".join(describe(f"{name} ({profile})", sweep, None if options.all else LISTED)) + "\n")
     marks = ", ".join(f"{mark} {state}" for state, mark in MARKS.items())
-    print(f"{marks}; one mark per seed. Missing runs: python -m benchmarks run --pending{_folders(options)}")
+    print(f"{marks}; one mark per seed. Missing runs: python -m benchmarks run{_choice(options)}{_folders(options)}")
     return 0
+
+
+def _choice(options: argparse.Namespace) -> str:
+    """Return the names and filters as they were given; without any name, what runs everything that they leave."""
+    names = options.experiments or ["--pending"]
+    lists = {"--methods": options.methods, "--seeds": options.seeds, "--macs-kept": options.macs_kept}
+    given = {"--profile": options.profile, **{name: ",".join(map(str, values or ())) for name, values in lists.items()}}
+    filters = [word for name, value in given.items() if value for word in (name, value)]
+    device = ["--device", options.device] if options.device else []
+    return " " + shlex.join([*names, *filters, *device])
 
 
 def _folders(options: argparse.Namespace) -> str:
@@ -68,11 +78,12 @@ def _profiles(experiment: Experiment, options: argparse.Namespace, device: torch
 
 def describe(title: str, sweep: SweepStatus, listed: int | None) -> list[str]:
     """Return the lines of one sweep: counts, the matrix of methods, targets and seeds, and runs that need attention."""
-    states = [DONE, PARTIAL, FAILED, DAMAGED, MISSING]
-    counts = ", ".join(f"{sweep.count(state)} {state}" for state in states if sweep.count(state) or state != DAMAGED)
+    states = [DONE, PARTIAL, FAILED, DAMAGED, OTHER, MISSING]
+    shown = [state for state in states if sweep.count(state) or state not in (DAMAGED, OTHER)]
+    counts = ", ".join(f"{sweep.count(state)} {state}" for state in shown)
     left = f"about {duration(sweep.seconds)} left" if sweep.seconds is not None else UNKNOWN
     lines = [f"{title}: {count_runs(len(sweep.cells))}: {counts}; {left}", *_matrix(sweep)]
-    for state in (PARTIAL, FAILED, DAMAGED, MISSING):
+    for state in (PARTIAL, FAILED, DAMAGED, OTHER, MISSING):
         cells = [cell for cell in sweep.cells if cell.state == state and (cell.detail or state != MISSING)]
         for item in cells[:listed]:
             progress = f" {100 * item.progress:.0f} %" if state == PARTIAL else ""

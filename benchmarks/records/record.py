@@ -196,7 +196,8 @@ def _parse(text: str, where: str) -> Record:
     if extra and not missing - OPTIONAL and _is_whole(data):
         raise NewerRecordError(f"{where} has fields that are unknown here, {sorted(extra)}: {NEWER}")
     if missing - OPTIONAL or extra:
-        raise RecordError(f"{where}: fields missing {sorted(missing)}, unknown {sorted(extra)}")
+        lists = {"missing": sorted(missing - OPTIONAL), "unknown": sorted(extra)}
+        raise RecordError(f"{where}: fields {', '.join(f'{what} {names}' for what, names in lists.items() if names)}")
     for name in TEXTS & data.keys():  # one that joined later may be absent
         if not isinstance(data[name], str):
             raise RecordError(f"{where}: {name!r} is {str(data[name])[:40]!r}; a text is needed")

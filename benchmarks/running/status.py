@@ -1,4 +1,4 @@
-"""Status of experiments: each run done, partial, failed, damaged or missing, and the expected time left."""
+"""Status of experiments: each run done, partial, failed, damaged, other or missing, and the expected time left."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from benchmarks.running.stages import Stage, stages_of
 from benchmarks.running.survey import check_same_configuration
 
 DONE, PARTIAL, FAILED, DAMAGED, MISSING = "done", "partial", "failed", "damaged", "missing"
+OTHER = "of another configuration"  # its record is intact, but was made with other values: `run` refuses it
 
-MARKS = {DONE: "#", PARTIAL: "+", FAILED: "x", DAMAGED: "!", MISSING: "."}
+MARKS = {DONE: "#", PARTIAL: "+", FAILED: "x", DAMAGED: "!", OTHER: "~", MISSING: "."}
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class CellStatus:
         cell: The run.
         state: One of `MARKS`.
         progress: Share of its epochs that are trained, in [0, 1].
-        detail: Why it failed, what is wrong with its record, which older protocol that is of, or its current stage and
-            epoch.
+        detail: Why it failed, what is wrong with its record or differs there, which older protocol that is of, or its
+            current stage and epoch.
     """
 
     cell: Cell
@@ -63,10 +64,13 @@ def status_of(bench: Bench, cells: Sequence[Cell]) -> dict[tuple[str, str], Swee
     records: list[Record] = []
     for cell in cells:
         sweep = found.setdefault(sweep_of(cell), SweepStatus())
-        record, wrong = _record_of(bench, cell)
+        record, state, wrong = _record_of(bench, cell)
         if record is not None and record.complete and record.protocol == PROTOCOL:
             records.append(record)
             sweep.cells.append(CellStatus(cell, DONE, 1.0))
+            continue
+        if state == OTHER:  # nothing that `run` would do
+            sweep.cells.append(CellStatus(cell, OTHER, 1.0, wrong))
             continue
         stages = _stages(bench, cell)
         for stage in stages:
@@ -80,17 +84,21 @@ def status_of(bench: Bench, cells: Sequence[Cell]) -> dict[tuple[str, str], Swee
     return found
 
 
-def _record_of(bench: Bench, cell: Cell) -> tuple[Record | None, str]:
+def _record_of(bench: Bench, cell: Cell) -> tuple[Record | None, str, str]:
+    """Return the record of a run, if it can be used; otherwise what state it is in, and why."""
     path = record_path(bench.results, cell)
     if not path.is_file():
-        return None, ""
+        return None, MISSING, ""
     try:
         record = read_record(path)
+    except RecordError as error:
+        return None, DAMAGED, str(error)
+    try:
         if record.protocol == PROTOCOL:  # another one may well have had other values
             check_same_configuration(cell, record, str(path), bench)
     except RecordError as error:
-        return None, str(error)
-    return record, ""
+        return None, OTHER, str(error)
+    return record, DONE, ""
 
 
 def _stages(bench: Bench, cell: Cell) -> list[Stage]:

@@ -563,7 +563,25 @@ def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_hints_keep_the_folders(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "small", "--results", "my results"]) == 0
-    assert "run --pending --results 'my results'\n" in capsys.readouterr().out
+    assert "benchmarks run small --results 'my results'\n" in capsys.readouterr().out
+
+
+def test_the_hint_of_status_runs_what_was_asked_for_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["small", "--profile", "quick", "--methods", "none,gl-out", "--seeds", "0", "--macs-kept", "0.5"]
+    assert cli.main(["status", *given]) == 0
+    assert f"benchmarks run {' '.join(given)}\n" in capsys.readouterr().out
+    assert cli.main(["status", "--seeds", "0"]) == 0
+    assert "benchmarks run --pending --seeds 0\n" in capsys.readouterr().out
+
+
+def test_status_names_a_record_of_another_configuration_by_another_word_than_a_damaged_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_record(Path("r"), fake_record(small_cell("gl-out"), strength=0.123), fake_history())
+    assert cli.main(["status", "small", "--results", "r", "--checkpoints", "c", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "0 failed, 1 of another configuration, 2 missing" in text and "damaged" not in text.splitlines()[0]
+    assert re.search(r"^  gl-out +~$", text, re.MULTILINE) and "was 0.123" in text
 
 
 def test_budget_keeps_time_for_the_tables() -> None:
