@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from oicsr.coupling import Attribute, Axis, Coupling, Rescaled
 
-NAME = re.compile(r"[^\W\d]\w*(\.\w+)?")  # of an attribute, or of an entry of what it holds
+DEEPEST = 3  # entries within entries of an attribute
+NAME = re.compile(rf"[^\W\d]\w*(\.\w+){{0,{DEEPEST}}}")  # of an attribute, or of an entry of what it holds
 Kept = Mapping[str, Sequence[int]]  # coupling name to the channels that stay
 
 
@@ -169,15 +170,16 @@ def set_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None
 
 
 def _read_number(module: nn.Module, name: str) -> Any:
-    """Return an attribute, or an entry of what it holds (`sizes.1`, `config.heads`); None where there is none."""
-    name, _, entry = name.partition(".")
+    """Return an attribute, or an entry of what it holds (`sizes.1`, `config.enc.heads`); None where there is none."""
+    name, *path = name.split(".")
     value = vars(module).get(name)
-    if not entry:
-        return value
-    named = _named_entries(value)
-    if named is not None:
-        return named.get(entry)
-    return value[int(entry)] if is_sequence(value) and entry.isdigit() and int(entry) < len(value) else None
+    for entry in path:
+        named = _named_entries(value)
+        if named is not None:
+            value = named.get(entry)
+        else:
+            value = value[int(entry)] if is_sequence(value) and entry.isdigit() and int(entry) < len(value) else None
+    return value
 
 
 def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
@@ -201,18 +203,28 @@ def _named_entries(value: object) -> dict[str, Any] | None:
 
 
 def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers on a module by name; those in lists, dictionaries and settings as `name.entry`."""
+    """Yield the whole numbers on a module by name.
+
+    Those in lists, dictionaries and settings go by `name.entry`, and by `name.entry.entry` within one another.
+    """
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
-        elif is_sequence(value):
-            yield from ((f"{name}.{i}", entry) for i, entry in enumerate(value) if type(entry) is int)
         else:
-            yield from (
-                (f"{name}.{key}", entry)
-                for key, entry in (_named_entries(value) or {}).items()
-                if type(entry) is int and type(key) is str and key.isidentifier()
-            )
+            yield from _entries(name, value, DEEPEST)
+
+
+def _entries(name: str, value: object, most: int) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers in a value; settings within something else belong to another part of the network."""
+    parts: Iterable[tuple[Any, Any]]
+    parts = enumerate(value) if is_sequence(value) else (_named_entries(value) or {}).items()
+    for key, entry in parts:
+        if not is_sequence(value) and not (type(key) is str and key.isidentifier()):
+            continue
+        if type(entry) is int:
+            yield f"{name}.{key}", entry
+        elif most > 1 and (type(entry) is dict or is_sequence(entry)):
+            yield from _entries(f"{name}.{key}", entry, most - 1)
 
 
 def _write_number(module: nn.Module, name: str, number: float) -> None:
@@ -221,22 +233,28 @@ def _write_number(module: nn.Module, name: str, number: float) -> None:
     Layers of einops keep the sizes of axes as a dictionary, and beside it as a tuple, from which they read them.
     """
     attributes = vars(module)
-    name, _, entry = name.partition(".")
-    if not entry:
-        attributes[name] = number
-        return
-    old: Any = attributes[name]
+    name, *path = name.split(".")
+    old = attributes[name]
+    new: Any = _with_entry(old, path, number)
+    if isinstance(old, dict) and attributes.get(f"_{name}") == tuple(old.items()):
+        attributes[f"_{name}"] = tuple(new.items())
+    attributes[name] = new
+
+
+def _with_entry(old: Any, path: Sequence[str], number: float) -> Any:
+    """Return a copy of a container with another number at a place in it, which containers around it are copied for."""
+    if not path:
+        return number
+    entry, *rest = path
     if isinstance(old, dict):
-        new = {**old, entry: number}
-        if attributes.get(f"_{name}") == tuple(old.items()):
-            attributes[f"_{name}"] = tuple(new.items())
-        attributes[name] = new
-    elif is_settings(old):
-        attributes[name] = copy.copy(old)
-        vars(attributes[name])[entry] = number  # some are frozen
-    else:
-        entries = [*old[: int(entry)], number, *old[int(entry) + 1 :]]
-        attributes[name] = type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
+        return {**old, entry: _with_entry(old[entry], rest, number)}
+    if is_settings(old):
+        new = copy.copy(old)
+        vars(new)[entry] = _with_entry(vars(old)[entry], rest, number)  # some are frozen
+        return new
+    place = int(entry)
+    entries = [*old[:place], _with_entry(old[place], rest, number), *old[place + 1 :]]
+    return type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
 
 
 def drop_caches(model: nn.Module) -> None:

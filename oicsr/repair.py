@@ -113,9 +113,9 @@ class Bench:
 
     def _counts(self, path: str, name: str, *, read: bool) -> bool:
         """Return whether a number is read, or is not (`read`); of those in settings, only what is read counts."""
-        holder, _, entry = name.partition(".")
+        holder, *entry = name.split(".")
         if entry and is_settings(vars(self.modules[path])[holder]):
-            return read and (path, name) in self._read
+            return read and (path, f"{holder}.{entry[0]}") in self._read
         places = {(path, holder), (path, f"_{holder}")} if entry else {(path, holder)}  # layers of einops read `_sizes`
         return read != places.isdisjoint(self._read)
 

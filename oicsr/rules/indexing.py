@@ -129,6 +129,7 @@ def _kept_number(tracer: Tracer, node: fx.Node, size: int) -> str | None:
     """Return the one number on the module of a call that is the size of its piece."""
     module = (tracer.modules or {}).get(module_path(node))
     names = [name for name, number in whole_numbers(module) if number == size] if module is not None else []
+    names = [name for name in names if name.count(".") < 2] or names
     return names[0] if len(names) == 1 else None
 
 
