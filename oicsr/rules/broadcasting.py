@@ -30,6 +30,7 @@ class Operand:
         reason: Why no channels are followed.
         is_activation: Whether it depends on the model's input.
         pair: In the place of `ids`, those of a value with channels on two axes; elementwise operators meet none.
+        is_buffer: Whether it is a buffer of the model, which nothing learns.
     """
 
     ids: Tensor | None
@@ -37,6 +38,7 @@ class Operand:
     reason: str = ""
     is_activation: bool = True
     pair: tuple[Tensor, ...] = ()
+    is_buffer: bool = False
 
     @staticmethod
     def of(tracer: Tracer, source: fx.Node, rank: int) -> Operand:
@@ -50,7 +52,7 @@ class Operand:
                 differing = {axis + rank - len(shape_of(source)) for axis in tracer.evaluated.differing(source)}
                 shape = [size if axis in differing else 1 for axis, size in enumerate(shape)]
         pair = tuple(part.reshape(pad_left(part.shape, rank)) for part in pair)
-        return Operand(padded, shape, reason, tracer.depends_on_input(source), pair)
+        return Operand(padded, shape, reason, tracer.depends_on_input(source), pair, _is_buffer(tracer, source))
 
     @property
     def axes(self) -> list[int]:
@@ -60,6 +62,12 @@ class Operand:
     def covers(self, other: Operand) -> list[int]:
         """Return those of the other's channel axes on which this one has full size too."""
         return [axis for axis in other.axes if self.shape[axis] == other.shape[axis]]
+
+
+def _is_buffer(tracer: Tracer, source: fx.Node) -> bool:
+    owner, _, name = tracer.parameters.get(source, "").rpartition(".")
+    module = (tracer.modules or {}).get(owner)
+    return module is not None and name in module._buffers
 
 
 def _narrow(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
@@ -164,7 +172,10 @@ def _tie(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> tupl
 
 
 def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Tensor | None:
-    """Combine channels on different axes. Those of a parameter stay (a table of positions), or the fewer."""
+    """Combine channels on different axes. Those of a parameter stay (a table of positions), or the fewer.
+
+    A buffer gives way to a parameter: noise `(height, width)` of which each channel takes its own share.
+    """
     for own, other in ((first, second), (second, first)):
         if own.is_activation and not other.is_activation and not other.covers(own):
             assert other.ids is not None
@@ -175,6 +186,11 @@ def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Te
         return None
     for own, other in ((first, second), (second, first)):
         if own.covers(other):  # along these axes it has as many numbers, none of which follows
+            assert other.ids is not None
+            tracer.sets.fix(other.ids, CROSSED)
+            return own.ids
+    for own, other in ((first, second), (second, first)):
+        if other.is_buffer and not own.is_buffer and not own.is_activation:
             assert other.ids is not None
             tracer.sets.fix(other.ids, CROSSED)
             return own.ids

@@ -243,3 +243,26 @@ class OverChannels(nn.Module):
 def test_channels_stay_never_without_a_word() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="gives values that cannot follow the channels"):
         assert not oicsr.find_couplings(OverChannels(), inputs())
+
+
+class _Noisy(nn.Module):
+    """StyleGAN's noise: one image, of which each channel takes its own share."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.register_buffer("noise", torch.randn((1, 6, 6, 1) if last else (1, 1, 6, 6)))
+        self.share = nn.Parameter(torch.randn(8) if last else torch.randn(8, 1, 1))
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self.noise * self.share
+        return self.two(torch.relu(self.one(x) + (noise.permute(0, 3, 1, 2) if self.last else noise)))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_buffer_gives_way_to_a_parameter_with_a_number_for_each_channel(last: bool) -> None:
+    network, x = _Noisy(last=last), torch.randn(2, 3, 8, 8)
+    (coupling,) = oicsr.find_couplings(network, x)  # warnings are errors
+    assert coupling.name == "one" and "share" in {member.parameter for member in coupling.members}
+    assert check_every_channel(network, x) == {"one": 8}
