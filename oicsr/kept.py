@@ -133,27 +133,34 @@ def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Cou
 
 
 def said_of_idle(model: nn.Module, unread: Set[str], couplings: Sequence[Coupling]) -> tuple[str, ...]:
-    """Return what to warn of: layers that are not run and may read or normalise channels that go, by their widths.
+    """Return what to warn of: entries of a list or dictionary that are not run, beside one of their kind that is cut.
 
-    Of a module that is not run, that is the first layer; the others read what it gives.
+    Such are the normalisations of other domains, the heads of other tasks, the branches of a network of many.
 
     Args:
         model: The network.
         unread: Names of the parameters that its forward reads in no mode.
         couplings: What may go.
     """
-    widths = {coupling.num_channels: coupling.name for coupling in reversed(couplings)}
-    found: dict[str, list[str]] = {}
+    cut = {member.parameter: coupling.name for coupling in couplings for member in coupling.members}
+    found: dict[tuple[str, str], list[str]] = {}
     for name, module in _idle(model, unread).items():
-        key, first = next(iter(module.named_parameters()))
-        width = first.shape[min(1, first.ndim - 1)] if first.ndim else 0  # of columns, or of a scale
-        if width in widths:
-            found.setdefault(widths[width], []).append(layer_name(f"{name}.{key}"))
+        around = name.rpartition(".")[0]
+        entries = model.get_submodule(around).named_children()
+        if not isinstance(model.get_submodule(around), nn.ModuleList | nn.ModuleDict):
+            continue
+        shapes = {key: parameter.shape for key, parameter in module.named_parameters()}
+        for key, other in entries:
+            own = {name: parameter.shape for name, parameter in other.named_parameters()}
+            names = [cut[f"{around}.{key}.{inner}"] for inner in own if f"{around}.{key}.{inner}" in cut]
+            if names and own == shapes:
+                found.setdefault((f"{around}.{key}", names[0]), []).append(name)
+                break
     return tuple(
-        f"{some_of(layers)} {'is' if len(layers) == 1 else 'are'} not run with example_inputs and as wide as "
-        f"{coupling!r}: what reads or normalises its channels elsewhere does not fit any more where they go (pass "
-        f"example_inputs that run it, or ignore={coupling!r})"
-        for coupling, layers in found.items()
+        f"{some_of(entries)} {'is' if len(entries) == 1 else 'are'} not run with example_inputs, as {run!r} is: where "
+        f"channels of {coupling!r} go, what is run alone loses them, and the others do not fit any more (pass "
+        f"example_inputs that run them, or ignore={coupling!r})"
+        for (run, coupling), entries in found.items()
     )
 
 

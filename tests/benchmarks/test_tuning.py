@@ -172,7 +172,7 @@ def test_the_command_tunes_side_by_side_to_the_same_record(tmp_path: Path, monke
     found = []
     for folder, jobs in (("a", "1"), ("b", "2")):
         options = ["--results", folder, "--checkpoints", "c", "--threads", "1", "--jobs", jobs]
-        assert cli.main([*command, *options]) == 0
+        assert cli.main([*command, *options]) == 1  # with so few images no strength works
         found.append(read_tuning(tmp_path / folder / "tuning" / "small-quick.json"))
     assert [len(found[0]["scores"][method]["0.5"]) for method in ("oicsr-gl", "gl-out")] == [3, 3]
     assert found[0]["scores"] == found[1]["scores"] and found[0]["chosen"] == found[1]["chosen"]

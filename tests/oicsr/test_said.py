@@ -332,7 +332,7 @@ def test_inputs_on_another_device_are_named_as_the_cause() -> None:
 
 
 class Domains(nn.Module):
-    """Has a normalisation for each domain, and a head that `forward` does not call."""
+    """Has a normalisation for each domain, and layers that `forward` does not call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,9 +344,9 @@ class Domains(nn.Module):
         return out
 
 
-def test_layers_that_are_not_run_are_named_where_they_fit_channels_that_go() -> None:
+def test_entries_that_are_not_run_are_named_where_one_of_their_kind_is_cut() -> None:
     images = torch.zeros(2, 3, 8, 8)
-    words = r"'head', 'norms.1' are not run with example_inputs and as wide as 'conv'"
+    words = r"^'norms.1' is not run with example_inputs, as 'norms.0' is: where channels of 'conv' go"
     with pytest.warns(oicsr.UntriedWarning, match=words):
         (coupling,) = oicsr.find_couplings(Domains(), images)
     assert coupling.name == "conv"
