@@ -50,22 +50,6 @@ from oicsr.recalibration import NotFiniteError
 
 SCORING_BATCHES = 8
 
-# What a search takes for a failure of one method: the errors of Python that its code may raise. A problem of the
-# machine (OSError: a full disk) is not a property of the method: it ends the search, which resumes another time.
-RUN_FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    AssertionError,
-    NameError,
-    ImportError,
-    StopIteration,
-)
-
 
 def run_cell(bench: Bench, cell: Cell) -> Record:
     """Do one run and write its record, complete or failed.

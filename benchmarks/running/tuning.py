@@ -40,7 +40,7 @@ from benchmarks.records.strengths import (
 )
 from benchmarks.running.bench import Bench, data_checksum, splits_of
 from benchmarks.running.outcome import resolved_config
-from benchmarks.running.run import RUN_FAILURES, validate
+from benchmarks.running.run import validate
 from benchmarks.running.stopping import Stopped
 from benchmarks.training.loop import DivergedError, Score, check_finite
 
@@ -197,9 +197,9 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
             tries[target] = search(grid, cell.profile.tries, partial(ask, cell))
         except Stopped:
             break
-        except DataError:
+        except (OSError, DataError):  # trouble of the machine or of all methods: the search resumes another time
             raise
-        except RUN_FAILURES as error:
+        except Exception as error:  # a method may raise anything, and the others are none the worse for it
             failed[target] = f"{type(error).__name__}: {error}"
             if bench.device.type == "cuda":
                 torch.cuda.empty_cache()  # memory that was too little here may suffice for the next target

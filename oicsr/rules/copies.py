@@ -8,11 +8,10 @@ from torch import fx
 
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import pad_left
-from oicsr.rules.names import JOINED
+from oicsr.rules.names import CONVOLUTIONS, JOINED
 from oicsr.rules.table import aten
 
 REPEATED = frozenset(aten("repeat tile"))
-CONVOLUTIONS = frozenset(aten("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"))
 
 
 def copies_by_group(node: fx.Node, position: int) -> int:

@@ -16,17 +16,11 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from oicsr.rules.calls import operator_name
-from oicsr.rules.copies import CONVOLUTIONS
 from oicsr.rules.evaluated import ERRORS
-from oicsr.rules.names import PRODUCTS, SUMMED_PRODUCTS
-from oicsr.rules.table import aten, find_rule
+from oicsr.rules.names import NUMBERED
+from oicsr.rules.table import find_rule
 
 COMPOSITE = "CompositeImplicitAutograd"
-NUMBERED = (
-    CONVOLUTIONS
-    | PRODUCTS
-    | {*SUMMED_PRODUCTS, *aten("linear bilinear scaled_dot_product_attention dot vdot tensordot inner")}
-)
 
 
 def decompose(graph: fx.Graph) -> fx.Graph:

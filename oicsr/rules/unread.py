@@ -8,10 +8,9 @@ from collections.abc import Container
 from torch import fx
 
 from oicsr.rules.calls import operator_name
-from oicsr.rules.names import PRODUCTS, SUMMED_PRODUCTS
+from oicsr.rules.names import NUMBERED
 from oicsr.rules.tracer import Tracer
 
-NUMBERED = PRODUCTS | {*SUMMED_PRODUCTS, "aten::scaled_dot_product_attention"}  # by the order of their calls
 CHECKS = "aten::_assert"
 UNREAD = "is computed and not read: the module may keep it as an output of its own"
 

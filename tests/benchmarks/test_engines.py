@@ -205,6 +205,20 @@ class OwnError(Exception):
     """An error that some method defines."""
 
 
+def _ended_by(error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Return the last event of a run in which the removal of channels raises an error."""
+    from benchmarks.running.run import strength_of
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("benchmarks.running.run.remove_channels", fail)
+    bench, cell = small_bench(folder), small_cell()
+    events: list[Event] = []
+    perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
+    return events[-1]
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -221,16 +235,7 @@ class OwnError(Exception):
 def test_what_a_run_raises_becomes_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*arguments: object, **more: object) -> None:
-        raise error
-
-    monkeypatch.setattr("benchmarks.running.run.remove_channels", fail)
-    bench, cell = small_bench(tmp_path), small_cell()
-    events: list[Event] = []
-    from benchmarks.running.run import strength_of
-
-    perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
-    ended = events[-1]
+    ended = _ended_by(error, tmp_path, monkeypatch)
     assert isinstance(ended, Ended) and ended.outcome is not None
     failure = ended.outcome.record.failure
     assert failure is not None and failure["kind"] == type(error).__name__
@@ -241,16 +246,7 @@ def test_what_a_run_raises_becomes_its_record(
 def test_a_stop_and_trouble_of_the_machine_are_no_failure_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*arguments: object, **more: object) -> None:
-        raise error
-
-    monkeypatch.setattr("benchmarks.running.run.remove_channels", fail)
-    bench, cell = small_bench(tmp_path), small_cell()
-    events: list[Event] = []
-    from benchmarks.running.run import strength_of
-
-    perform(bench, Task(cell, strength_of(bench, cell)), Control(), events.append)
-    ended = events[-1]
+    ended = _ended_by(error, tmp_path, monkeypatch)
     assert isinstance(ended, Ended) and ended.outcome is None
     assert (ended.stopped is None) == isinstance(error, OSError) == (ended.trouble is not None)
 
