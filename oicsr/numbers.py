@@ -12,8 +12,7 @@ from oicsr.collect import ChannelIndex, CouplingId
 from oicsr.coupling import Attribute, Call, Coupling, Part, Rescaled
 from oicsr.rules import Tracer
 from oicsr.rules.calls import operator_name
-from oicsr.rules.copies import CONVOLUTIONS
-from oicsr.rules.names import PRODUCTS, SUMMED_PRODUCTS
+from oicsr.rules.names import CONVOLUTIONS, PRODUCTS, SUMMED_PRODUCTS
 
 LAYERS = CONVOLUTIONS | PRODUCTS | {"aten::linear", "aten::bilinear", *SUMMED_PRODUCTS}  # what a weight's calls are
 
