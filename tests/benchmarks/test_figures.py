@@ -7,6 +7,7 @@ import json
 import struct
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -123,6 +124,16 @@ def test_a_method_of_too_few_seeds_at_one_target_is_marked_too() -> None:
     records = records_of(experiment())
     fewer = [r for r in records if (r.method, r.macs_kept, r.seed) != ("oicsr-gl", 0.3, 2)]
     assert style.label_of(compare(fewer)[0], "oicsr-gl") == "OICSR-GL *"
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+@pytest.mark.parametrize(("low", "high"), [(-20, 130), (95, 104), (-4, 6)])
+def test_no_tick_marks_an_impossible_accuracy(which: Literal["x", "y"], low: float, high: float) -> None:
+    axes = Figure().subplots()
+    axes.set(xlim=(low, high), ylim=(low, high))
+    accuracy._within_accuracies(axes, which)
+    ticks = axes.get_xticks() if which == "x" else axes.get_yticks()
+    assert len(ticks) > 1 and min(ticks) >= 0 and max(ticks) <= 100
 
 
 @pytest.mark.parametrize(("seeds", "bars"), [(2, False), (3, True)])

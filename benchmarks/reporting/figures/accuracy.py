@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 from benchmarks.analysis.comparison import AFTER_SURGERY, DRAWN_METHODS, MAIN_METHODS, Comparison
 from benchmarks.methods.registry import find_method
@@ -105,13 +106,21 @@ def _curves(axes: Axes, comparison: Comparison, state: str, methods: Sequence[st
         rows = table[table["method"] == method].sort_values("macs")
         look = replace(look_of(method), label=label_of(comparison, method))
         _method_line(axes, rows, state, look, dodge(position, len(methods), span))
-    _within_accuracies(axes.get_ylim, axes.set_ylim)
+    _within_accuracies(axes, "y")
 
 
-def _within_accuracies(get: Callable[[], tuple[float, float]], set_: Callable[[float, float], Any]) -> None:
+class _Accuracies(AutoLocator):
+    """Ticks at possible accuracies alone: the room around them is for error bars and markers."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        return [value for value in super().tick_values(vmin, vmax) if 0 <= value <= 100]
+
+
+def _within_accuracies(axes: Axes, which: Literal["x", "y"]) -> None:
     """Limit an axis to possible accuracies: error bars over few seeds reach beyond."""
-    low, high = get()
-    set_(max(low, -3), min(high, 105))
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    axes.set(**{f"{which}lim": (max(low, -3), min(high, 105))})
+    (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(_Accuracies())
 
 
 def _method_line(axes: Axes, rows: pd.DataFrame, state: str, look: Look, aside: float) -> None:
@@ -201,4 +210,4 @@ def _dots(axes: Axes, comparison: Comparison, target: float, methods: Sequence[s
         if first and len(states) == 1:
             axes.text(0.5, 0.5, NOT_RUN, ha="center", backgroundcolor="white", transform=axes.transAxes)
             axes.set_xticks([])
-    _within_accuracies(axes.get_xlim, axes.set_xlim)
+    _within_accuracies(axes, "x")
