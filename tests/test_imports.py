@@ -178,7 +178,7 @@ def test_the_picture_in_contributing_shows_the_arrows_of_the_code() -> None:
     assert set(drawn) == needed
 
 
-HEAVY = "torch._dynamo torchvision timm sklearn wandb ray torch_pruning"
+HEAVY = "torch._dynamo sympy torchvision timm sklearn wandb ray torch_pruning"
 MORE = f"{HEAVY} matplotlib pandas scipy"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, is_symbolic
 
 UNKNOWN = 1_000_003  # a prime: no split of an axis of so many, and no width of a layer, fits it by chance
 
@@ -35,7 +35,13 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def _static(value: Tensor) -> tuple[int, ...]:
-    return tuple(UNKNOWN if is_symbolic(size) and free_unbacked_symbols(size) else int(size) for size in value.shape)
+    return tuple(size if isinstance(size, int) else _symbolic(size) for size in value.shape)
+
+
+def _symbolic(size: torch.SymInt) -> int:
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # imports SymPy: 0.3 s
+
+    return UNKNOWN if free_unbacked_symbols(size) else int(size)
 
 
 def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
