@@ -85,7 +85,10 @@ class Data(Protocol):
     def evaluation_batches(
         self, split: Split, batch_size: int, device: torch.device, rank: Rank = ALONE
     ) -> Iterator[Batch]:
-        """Yield the images of a split as they are, in order; each process takes its share of the batches."""
+        """Yield the images of a split as they are, in order; each process takes its share of the batches.
+
+        Training images come in a fixed random order: importances that use data read only the first of them.
+        """
         ...
 
 

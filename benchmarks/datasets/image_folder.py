@@ -116,9 +116,13 @@ class FolderSplits:
     def evaluation_batches(
         self, split: Split, batch_size: int, device: torch.device, rank: Rank = ALONE
     ) -> Iterator[Batch]:
-        """Yield the images of a split, resized and cropped, in order; each process takes its share of the batches."""
+        """Yield the images of a split, resized and cropped, in order; each process takes its share of the batches.
+
+        The order of training images is random and fixed: importances read only the first ones, and files are by class.
+        """
         files: Files = getattr(self, split)
-        batches = torch.arange(len(files)).split(batch_size)[rank.index :: rank.count]
+        order = _order(len(files)) if split == "train" else torch.arange(len(files))
+        batches = order.split(batch_size)[rank.index :: rank.count]
         items = [[(i, 0) for i in batch.tolist()] for batch in batches]
         return _load(files, evaluation_transform(self.image_size), items, self.workers, device)
 
@@ -300,8 +304,11 @@ def read_folder(root: Path, image_size: int = IMAGE_SIZE) -> FolderSplits:
     else:
         everything, classes = _files(root)
         train, test = _split(everything, round(TEST_SHARE * len(everything)))
+    count = len(train) + len(test)
     checksum = _checksum(root, [*train.paths, *test.paths], [*train.labels.tolist(), *test.labels.tolist()])
     train, validation = _split(train, min(MOST_VALIDATION, round(VALIDATION_SHARE * len(train))))
+    if not (len(test) and len(validation)):
+        raise DataError(f"{root.absolute()} has too few images: of {count}, none are left for validation or testing")
     return FolderSplits(train, validation, test, len(classes), checksum, image_size, default_workers())
 
 
@@ -334,9 +341,14 @@ def _files(root: Path) -> tuple[Files, list[str]]:
     return Files(paths, torch.tensor(labels)), found.classes
 
 
+def _order(count: int) -> Tensor:
+    """Return a fixed permutation."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
 def _split(files: Files, count: int) -> tuple[Files, Files]:
     """Split off `count` files by a fixed permutation; both parts keep their order."""
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    order = _order(len(files)).tolist()
     return files.take(sorted(order[count:])), files.take(sorted(order[:count]))
 
 

@@ -49,7 +49,7 @@ class DataSplits:
     """A data set.
 
     Attributes:
-        train: Training images, without the validation split.
+        train: Training images, without the validation split; in a fixed random order, as often only the first are used.
         validation: Fixed images of the training set that choose strengths.
         test: Evaluated once per state, after the last epoch.
         num_classes: Labels run from 0 to this minus 1.

@@ -66,6 +66,17 @@ def test_splits_are_fixed_and_disjoint(data: FolderSplits, folder: Path) -> None
         data.limited(1000)
 
 
+def test_importances_read_training_images_of_all_classes(data: FolderSplits) -> None:
+    """They read the first few batches only, and the files are in the order of their classes."""
+    shares = [list(data.evaluation_batches("train", 24, CPU, Rank(index, 2))) for index in range(2)]
+    (_, first), *_ = data.evaluation_batches("train", 24, CPU)
+    assert len(first.unique()) > 5 and torch.equal(first, shares[0][0][1])
+    everything = torch.cat([labels for share in shares for _, labels in share])
+    assert torch.equal(everything.sort().values, data.train.labels.sort().values)
+    (_, tested), *_ = data.evaluation_batches("test", 24, CPU)
+    assert torch.equal(tested, data.test.labels[:24])
+
+
 def test_checksum_is_of_the_list_of_files(folder: Path, tmp_path: Path) -> None:
     first = read_folder(folder).checksum
     assert read_folder(folder, 64).checksum == first
@@ -194,6 +205,15 @@ def test_a_folder_without_test_images_is_split(folder: Path) -> None:
     data = read_folder(folder / "train")
     assert len(data.test) == 48 and len(data.train) + len(data.validation) == 192
     assert set(data.test.paths).isdisjoint(data.train.paths + data.validation.paths)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_folder_of_too_few_images_is_named(count: int, tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    for number in range(count):
+        Image.new("RGB", (8, 8)).save(tmp_path / "class" / f"{number}.png")
+    with pytest.raises(DataError, match=f"too few images: of {count}, none are left for validation or testing"):
+        read_folder(tmp_path)
 
 
 def test_what_is_missing_or_wrong_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
