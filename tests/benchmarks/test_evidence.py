@@ -37,6 +37,12 @@ def changed(epochs: dict[str, int] | None = None, dense: float | None = None, **
         (changed(LONG), FULL, "the field's length"),
         (changed({**LONG, "dense": 20}), SMALL, "all images"),
         (changed({**LONG, "finetune": 20}), SMALL, "all images"),
+        # a control from scratch trains longer at its end, whichever record is read first
+        (
+            [*changed({**LONG, "finetune": 400})[:1], *changed({**LONG, "finetune": 20})],
+            SMALL,
+            "all images, 320 epochs",
+        ),
         (changed({**LONG, "dense": 0}, weights="pretrained"), FULL, "the field's length"),
         (changed(dataset="digits"), TOY, "digits is a toy"),
         (changed(train_images=4000, test_images=3000), None, "4,000 training images and 3,000 test images"),
