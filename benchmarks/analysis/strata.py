@@ -96,11 +96,16 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
         if carries_verdicts(record):
             places.setdefault((record.experiment, record.profile), []).append(record)
     found = []
-    for (experiment, profile), group in sorted(places.items()):
+    for _, group in sorted(places.items()):
         tier = evidence_of(group).tier
         if tier is not None:
-            found += [Row(record, tier, network_of(record), f"{experiment} ({profile})") for record in group]
+            found += [Row(record, tier, network_of(record), place_of(record)) for record in group]
     return found
+
+
+def place_of(record: Record) -> str:
+    """Return experiment and profile of a run."""
+    return f"{record.experiment} ({record.profile})"
 
 
 def dense_scores(record: Record) -> tuple[float | None, ...]:

@@ -1,7 +1,8 @@
 """Verdicts: what the records say about each claim, with effect, interval and multiplicity, for each tier of evidence.
 
 Both directions are tested at 2.5 %, on one difference per trained network, every network-and-data-set pair with the
-same weight. Within a tier, p values are adjusted over all claims by Holm's method.
+same weight. Within a tier, p values are adjusted over all claims by Holm's method. A run that diverged has no accuracy,
+and leaving it out favours its method: such a claim is open.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from typing import Any
 from benchmarks.analysis.claims import CLAIMS, Claim
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, TIERS, dataset_title, evidence_of
 from benchmarks.analysis.statistics import CONFIDENCE, ENOUGH_SEEDS, Effect, bootstrap_interval, holm, paired_effect
-from benchmarks.analysis.strata import Stratum, carries_verdicts, rows_of, strata_of
+from benchmarks.analysis.strata import Stratum, carries_verdicts, place_of, rows_of, strata_of
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
+from benchmarks.records.strengths import FIRST_TUNING_SEED
 
 NOT_RUN, SUPPORTED, REFUTED, INCONCLUSIVE = "not run", "supported", "refuted", "inconclusive"
 
 VERDICTS = (REFUTED, INCONCLUSIVE, SUPPORTED, NOT_RUN)  # in the order of reports: losses first
 
 WORDS = {SUPPORTED: "holds on {}", REFUTED: "does not hold on {}", INCONCLUSIVE: "not shown on {}"}
+
+DIVERGED = "DivergedError"  # kind of failure of a run whose loss was no longer finite
 
 OPEN = "the interval allows for both answers, all comparisons considered"
 
@@ -45,6 +49,7 @@ class Finding:
         p_holm: The same, adjusted over the claims of the tier.
         strata: What it rests on.
         lost: Whether ours is significantly worse than its rival, adjusted over the claims of the tier as well.
+        diverged: How many runs of ours and of the rival diverged, in the experiments that it rests on.
     """
 
     verdict: str
@@ -56,6 +61,7 @@ class Finding:
     p_holm: float | None = None
     strata: tuple[Stratum, ...] = field(default=())
     lost: bool = False
+    diverged: tuple[int, int] = (0, 0)
 
     @property
     def n(self) -> int:
@@ -131,7 +137,9 @@ def judge(records: Sequence[Record], details: Details, claims: Sequence[Claim] =
     strata = [strata_of(claim, rows, details) for claim in claims]
     findings: list[list[Finding]] = [[] for _ in claims]
     for tier in TIERS:
-        drafts = [_draft(claim, tier, found.get(tier, ())) for claim, found in zip(claims, strata, strict=True)]
+        drafts = [
+            _draft(claim, tier, found.get(tier, ()), records) for claim, found in zip(claims, strata, strict=True)
+        ]
         for position, finding in enumerate(_adjusted(claims, drafts)):
             if finding is not None:
                 findings[position].append(finding)
@@ -141,7 +149,7 @@ def judge(records: Sequence[Record], details: Details, claims: Sequence[Claim] =
     ]
 
 
-def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...]) -> Finding | None:
+def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...], records: Sequence[Record]) -> Finding | None:
     """Return the finding before p values are adjusted."""
     if not strata:
         return None
@@ -151,7 +159,25 @@ def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...]) -> Finding | No
     values = [list(stratum.by_network.values()) for stratum in enough]
     effect = paired_effect(values, [stratum.smallest_sd for stratum in enough])
     p = min(1.0, 2 * _side(claim, effect))
-    return Finding(INCONCLUSIVE, "", tier, effect, bootstrap_interval(values), p, strata=enough)
+    diverged = _diverged(claim, enough, records)
+    return Finding(INCONCLUSIVE, "", tier, effect, bootstrap_interval(values), p, strata=enough, diverged=diverged)
+
+
+def _diverged(claim: Claim, strata: Sequence[Stratum], records: Sequence[Record]) -> tuple[int, int]:
+    """Return how many runs of ours and of the rival diverged in the experiments of some strata, and the other's not."""
+    places = {place for stratum in strata for place in stratum.where.split("; ")}
+    found = [
+        record
+        for record in records
+        if (record.failure or {}).get("kind") == DIVERGED
+        and (record.protocol == CURRENT_PROTOCOL and record.seed < FIRST_TUNING_SEED)
+        and (record.macs_kept <= claim.highest_macs_kept and place_of(record) in places)
+    ]
+    ours, rivals = (
+        {(r.profile, r.seed, r.macs_kept) for r in found if any(arm and arm.takes(r) for arm in side)}
+        for side in zip(*claim.pairs, strict=True)
+    )
+    return len(ours - rivals), len(rivals - ours)
 
 
 def _adjusted(claims: Sequence[Claim], drafts: Sequence[Finding | None]) -> list[Finding | None]:
@@ -179,6 +205,17 @@ def _side(claim: Claim, effect: Effect) -> float:
 
 
 def _decide(claim: Claim, draft: Finding, p_loss: float) -> Finding:
+    """Return the verdict, which is open where it may be owed to runs that are in no mean because they diverged."""
+    found = _decided(claim, draft, p_loss)
+    ours, rivals = draft.diverged
+    favoured, of = (ours, "ours") if found.verdict == SUPPORTED else (rivals, "the rival")
+    if found.verdict == INCONCLUSIVE or not favoured:
+        return found
+    reason = f"{favoured} {'run' if favoured == 1 else 'runs'} of {of} diverged, and {'is' if favoured == 1 else 'are'}"
+    return replace(found, verdict=INCONCLUSIVE, reason=f"{reason} in no mean", lost=False)
+
+
+def _decided(claim: Claim, draft: Finding, p_loss: float) -> Finding:
     effect, more = draft.effect, claim.kind == "more"
     assert effect is not None and draft.p_holm is not None
     if draft.p_holm > 1 - CONFIDENCE:

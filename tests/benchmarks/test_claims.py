@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,36 @@ def test_quick_untuned_and_few_carry_no_verdict() -> None:
     assert verdict_on("1", older) == ("not run", "records of protocol 1 only")
     failed = [replace(record, status="failed") for record in records_of(experiment())]
     assert verdict_on("1", failed)[0] == "not run"
+
+
+def diverging(records: list[Record], method: str, *, kind: str = "DivergedError", **changes: Any) -> list[Record]:
+    """Return the records with the first one of a method replaced by that of a failed run."""
+    failed = next(record for record in records if record.method == method)
+    failure = {"reason": "the loss is nan", "kind": kind}
+    changed = replace(failed, status="failed", states={}, failure=failure, **changes)
+    return [changed if record is failed else record for record in records]
+
+
+def test_runs_that_diverged_win_nothing_for_their_method() -> None:
+    """They are in no mean: what is left of their method is better than the method."""
+    records = records_of(experiment(seeds=tuple(range(6))))
+    why = "1 run of ours diverged, and is in no mean"
+    assert verdict_on("1", diverging(records, "oicsr-gl")) == ("inconclusive", why)
+    assert verdict_on("3a", diverging(records, "oicsr-gl")) == ("inconclusive", why)
+    assert verdict_on("1", diverging(records, "gl-out"))[0] == "supported"  # it would have been no better for it
+    assert verdict_on("1", diverging(diverging(records, "gl-out"), "oicsr-gl"))[0] == "supported"  # so did its pair
+    worse = records_of(experiment(seeds=tuple(range(6))), effect={"oicsr-gl": -0.2})
+    assert verdict_on("1", diverging(worse, "gl-out"))[1] == "1 run of the rival diverged, and is in no mean"
+    assert not judge(diverging(worse, "gl-out"), NOTHING, [claim("1")])[0].best.lost
+    assert verdict_on("1", diverging(worse, "oicsr-gl"))[0] == "refuted"
+
+
+def test_runs_that_ended_for_other_reasons_or_elsewhere_open_no_claim() -> None:
+    records = records_of(experiment(seeds=tuple(range(6))))
+    assert verdict_on("1", diverging(records, "oicsr-gl", kind="WorkerDied"))[0] == "supported"
+    others: list[dict[str, Any]] = [{"seed": 1000}, {"protocol": 1}, {"experiment": "another"}]
+    for changes in others:
+        assert verdict_on("1", diverging(records, "oicsr-gl", **changes))[0] == "supported"
 
 
 def test_a_quick_record_moves_no_number() -> None:
