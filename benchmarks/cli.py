@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from benchmarks.config import ExperimentFileError
 from benchmarks.escape import for_terminal
 from benchmarks.machine.screen import lasting_screen
 from benchmarks.suggest import unknown_name
@@ -78,7 +79,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         print(f"python -m benchmarks: {unknown_name('command', argv[0], COMMANDS)}", file=sys.stderr)
         return USAGE
-    options = build_parser(argv[0] if argv else None).parse_args(argv)
+    try:
+        parser = build_parser(argv[0] if argv else None)
+    except ExperimentFileError as error:  # modules of commands import the experiments
+        print(f"python -m benchmarks: {for_terminal(str(error))}", file=sys.stderr)
+        return USAGE
+    options = parser.parse_args(argv)
     with lasting_screen() as screen:
         code = _do(options)
     if screen.lost:

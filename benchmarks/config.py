@@ -41,6 +41,26 @@ SearchState = Literal["recalibrated", "finetuned"]
 
 WantedPrecision = Literal["float32", "bfloat16", "auto"]
 
+CapOf = Literal["original", "current"]
+
+Schedule = Literal["cosine", "step"]
+
+# values of a profile that are one of a few names
+CHOICES: dict[str, Any] = {
+    "scope": Scope,
+    "granularity": Granularity,
+    "approximate": Approximate,
+    "cap_of": CapOf,
+    "pruning_schedule": PruningSchedule,
+    "precision": WantedPrecision,
+    "rescale": Rescale,
+    "search_state": SearchState,
+}
+
+
+class ExperimentFileError(ValueError):
+    """The file of an experiment defines none, or one that cannot be."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -59,7 +79,7 @@ class Phase:
 
     epochs: int
     learning_rate: float
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Schedule = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
     decay: float = 0.1
     warmup_epochs: float = 0.0
@@ -68,10 +88,16 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        if self.epochs < 0 or self.learning_rate <= 0:
-            raise ValueError(f"a phase needs epochs >= 0 and a learning rate > 0, not {self}")
-        if self.schedule not in ("cosine", "step"):
-            raise ValueError(f"schedule is {self.schedule!r}; it must be 'cosine' or 'step'")
+        _need("epochs", self.epochs, _whole(self.epochs, 0), "a whole number, 0 or more")
+        _need("learning_rate", self.learning_rate, 0 < _number(self.learning_rate) < math.inf, "a number above 0")
+        _need("schedule", self.schedule, self.schedule in get_args(Schedule), "'cosine' or 'step'")
+        for name in ("warmup_epochs", "weight_decay"):
+            value = getattr(self, name)
+            _need(name, value, 0 <= _number(value) < math.inf, "a number, 0 or more")
+        _need("momentum", self.momentum, 0 <= _number(self.momentum) < 1, "a number, 0 or more and below 1")
+        _need("decay", self.decay, 0 < _number(self.decay) <= 1, "in (0, 1]")
+        within = isinstance(self.milestones, tuple) and all(0 < _number(share) < 1 for share in self.milestones)
+        _need("milestones", self.milestones, within, "a tuple of shares of the phase, each in (0, 1)")
 
     @cached_property
     def plain(self) -> Mapping[str, Any]:
@@ -88,11 +114,26 @@ class Phase:
         return self.learning_rate * self.decay ** sum(done >= share for share in self.milestones)
 
 
+def _need(name: str, value: object, holds: bool, what: str) -> None:
+    """Raise ValueError unless a value is what it must be."""
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {what}")
+
+
+def _number(value: object) -> float:
+    """Return a number as it is, and anything else as NaN, which lies in no range."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
 def check_shares(macs_kept: Sequence[float]) -> None:
     """Raise ValueError unless all targets are in (0, 1], and each has a name of its own."""
     named: dict[str, float] = {}
     for share in macs_kept:
-        if not 0 < share <= 1:
+        if not 0 < _number(share) <= 1:
             raise ValueError(f"macs_kept is {share!r}; it is the share of MACs that remains and must be in (0, 1]")
         other = named.setdefault(target_name(share), share)
         if other != share:
@@ -153,7 +194,7 @@ class Profile:
     granularity: Granularity = "channel"
     approximate: Approximate = "none"
     max_removed: float = 0.9
-    cap_of: Literal["original", "current"] = "original"
+    cap_of: CapOf = "original"
     round_to: int = 1
     steps: int = 1
     pruning_schedule: PruningSchedule = "linear"
@@ -167,23 +208,35 @@ class Profile:
     search_state: SearchState = "recalibrated"
 
     def __post_init__(self) -> None:
-        """Refuse impossible targets, and grids of unequal length: no method may be tuned harder than another."""
+        """Refuse impossible values, and grids of unequal length: no method may be tuned harder than another."""
+        for name in ("methods", "macs_kept", "seeds"):
+            self._check_list(name)
+        for seed in self.seeds:
+            _need("seed", seed, _whole(seed, 0), "a whole number, 0 or more")
         check_shares(self.macs_kept)
-        if self.rescale not in get_args(Rescale):
-            raise ValueError(f"rescale is {self.rescale!r}; it must be one of {get_args(Rescale)}")
-        if self.search_state not in get_args(SearchState):
-            raise ValueError(f"search_state is {self.search_state!r}; it must be one of {get_args(SearchState)}")
-        if self.granularity not in get_args(Granularity):
-            raise ValueError(f"granularity is {self.granularity!r}; it must be one of {get_args(Granularity)}")
-        if self.approximate not in get_args(Approximate):
-            raise ValueError(f"approximate is {self.approximate!r}; it must be one of {get_args(Approximate)}")
-        if self.recalibration_images < 1:
-            raise ValueError(f"recalibration_images is {self.recalibration_images!r}; it must be 1 or more")
-        if self.tries < 3:
-            raise ValueError(f"tries is {self.tries!r}; it must be 3 or more: the best and one on each side")
+        for name, choice in CHOICES.items():
+            value = getattr(self, name)
+            _need(name, value, value in get_args(choice), f"one of {get_args(choice)}")
+        for name in ("batch_size", "round_to", "steps", "recalibration_images"):
+            value = getattr(self, name)
+            _need(name, value, _whole(value, 1), "1 or more, a whole number")
+        for name in ("train_images", "validation_images", "test_images"):
+            value = getattr(self, name)
+            _need(name, value, value is None or _whole(value, 1), "None, for all, or a whole number, 1 or more")
+        _need("max_removed", self.max_removed, 0 <= _number(self.max_removed) <= 1, "in [0, 1]")
+        _need("grid_scale", self.grid_scale, 0 < _number(self.grid_scale) < math.inf, "a number above 0")
+        _need("tries", self.tries, _whole(self.tries, 3), "3 or more: the best and one on each side")
         sizes = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")
+
+    def _check_list(self, name: str) -> None:
+        """Refuse a single value, and one that is named twice: its runs would have one name."""
+        value = getattr(self, name)
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        _need(name, value, several, "a tuple; one of a single value ends with a comma, as in ('none',)")
+        twice = [each for each in dict.fromkeys(value) if value.count(each) > 1]
+        _need(name, value, not twice, f"without repetition, and names {twice[0]!r} twice" if twice else "")
 
     @cached_property
     def shared(self) -> Mapping[str, Any]:

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
-from benchmarks.config import Experiment
+from benchmarks.config import Experiment, ExperimentFileError
 from benchmarks.suggest import unknown_name
 
 
-def _discover() -> dict[str, Experiment]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found = [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
-    return {experiment.name: experiment for experiment in found}
+def discover(package: str, path: Iterable[str]) -> dict[str, Experiment]:
+    """Return the experiments of the modules in a package, by name.
+
+    Raises:
+        ExperimentFileError: A file defines an experiment that cannot be, or two files define one of the same name.
+    """
+    found: dict[str, Experiment] = {}
+    files: dict[str, str] = {}
+    for info in pkgutil.iter_modules(path):
+        experiment = _defined_in(f"{package}.{info.name}")
+        if experiment is None:  # a file of what several experiments share
+            continue
+        other = files.setdefault(experiment.name, f"{info.name}.py")
+        if other != f"{info.name}.py":
+            message = f"{other} and {info.name}.py both define the experiment {experiment.name!r}"
+            raise ExperimentFileError(f"{message}; give one of them another name")
+        found[experiment.name] = experiment
+    return found
 
 
-EXPERIMENTS: dict[str, Experiment] = _discover()
+def _defined_in(module: str) -> Experiment | None:
+    file = f"{module.rpartition('.')[2]}.py"
+    try:
+        experiment = getattr(importlib.import_module(module), "EXPERIMENT", None)
+    except (ValueError, TypeError) as error:  # a wrong value, or a misspelt field
+        raise ExperimentFileError(f"{file} defines no usable experiment: {error}") from error
+    if experiment is not None and not isinstance(experiment, Experiment):
+        raise ExperimentFileError(f"EXPERIMENT in {file} is {experiment!r}; it must be an Experiment")
+    return experiment
+
+
+EXPERIMENTS: dict[str, Experiment] = discover(__name__, __path__)
 
 
 def find_experiment(name: str) -> Experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 import oicsr
-from benchmarks.config import Cell
+from benchmarks import cli
+from benchmarks.config import Cell, ExperimentFileError, Phase
 from benchmarks.datasets import DATASETS
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, discover
 from benchmarks.experiments import shared_profiles as recipes
 from benchmarks.experiments.cifar10_resnet20_iterative import removed_in
 from benchmarks.methods.registry import find_method
@@ -128,3 +130,116 @@ def test_targets_are_within_reach(name: str, scope: Scope, granularity: Granular
         plan = oicsr.select_channels(scores, couplings, model, inputs, macs_kept=share, max_removed=max_removed)
         kept = oicsr.count_macs(oicsr.remove_channels(model, plan), inputs) / before
         assert kept == pytest.approx(share, rel=0.011)
+
+
+PHASE = Phase(epochs=2, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", 1.5, "epochs is 1.5; it must be a whole number"),
+        ("epochs", -1, "epochs is -1"),
+        ("learning_rate", math.nan, "learning_rate is nan; it must be a number above 0"),
+        ("learning_rate", math.inf, "learning_rate is inf"),
+        ("learning_rate", "0.1", "learning_rate is '0.1'"),
+        ("schedule", "linear", "schedule is 'linear'; it must be 'cosine' or 'step'"),
+        ("warmup_epochs", -1, "warmup_epochs is -1"),
+        ("weight_decay", -5e-4, "weight_decay is -0.0005"),
+        ("momentum", 1.5, "momentum is 1.5"),
+        ("decay", 0.0, "decay is 0.0"),
+        ("milestones", (30, 60), r"milestones is \(30, 60\); it must be a tuple of shares of the phase"),
+        ("milestones", 0.5, "milestones is 0.5"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(PHASE, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("methods", "none", r"methods is 'none'; it must be a tuple; .* as in \('none',\)"),
+        ("methods", ("none", "l1", "none"), "names 'none' twice"),
+        ("macs_kept", 0.5, "macs_kept is 0.5; it must be a tuple"),
+        ("macs_kept", ("0.5",), r"macs_kept is '0.5'; .* must be in \(0, 1\]"),
+        ("seeds", 3, "seeds is 3; it must be a tuple"),
+        ("seeds", (0, 0), "names 0 twice"),
+        ("seeds", (-1,), "seed is -1; it must be a whole number, 0 or more"),
+        ("scope", "iner", r"scope is 'iner'; it must be one of \('inner', 'all'\)"),
+        ("cap_of", "dense", r"cap_of is 'dense'; it must be one of \('original', 'current'\)"),
+        ("pruning_schedule", "lin", "pruning_schedule is 'lin'"),
+        ("precision", "fp16", "precision is 'fp16'"),
+        ("batch_size", 0, "batch_size is 0; it must be 1 or more"),
+        ("steps", 0, "steps is 0; it must be 1 or more"),
+        ("steps", 2.0, "steps is 2.0"),
+        ("round_to", 0, "round_to is 0"),
+        ("train_images", 0, "train_images is 0; it must be None, for all"),
+        ("max_removed", 2.0, r"max_removed is 2.0; it must be in \[0, 1\]"),
+        ("grid_scale", -1.0, "grid_scale is -1.0; it must be a number above 0"),
+        ("tries", 2, "tries is 2; it must be 3 or more"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(EXPERIMENTS["demo"].profile("quick"), **{name: value})  # type: ignore[arg-type]
+
+
+EXPERIMENT_FILE = """
+from dataclasses import replace
+from benchmarks.experiments.demo import EXPERIMENT as DEMO
+EXPERIMENT = replace(DEMO, name={!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"one": EXPERIMENT_FILE.format("mine"), "two": EXPERIMENT_FILE.format("mine")},
+            "one.py and two.py both define the experiment 'mine'; give one of them another name",
+        ),
+        ({"one": "EXPERIMENT = 3"}, "EXPERIMENT in one.py is 3; it must be an Experiment"),
+        (
+            {"one": "from benchmarks.config import Phase\nEXPERIMENT = Phase(epochs=-1, learning_rate=0.1)"},
+            "one.py defines no usable experiment: epochs is -1",
+        ),
+        (
+            {"one": "from benchmarks.config import Phase\nEXPERIMENT = Phase(epoch=1, learning_rate=0.1)"},
+            "one.py defines no usable experiment: .*unexpected keyword argument 'epoch'",
+        ),
+    ],
+)
+def test_a_file_that_defines_no_experiment_of_its_own_is_named(
+    files: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"experiments_of_{tmp_path.name}"
+    (tmp_path / package).mkdir()
+    for name, text in {"__init__": "", "shared": "METHODS = ()", **files}.items():
+        (tmp_path / package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ExperimentFileError, match=message):
+        discover(package, [str(tmp_path / package)])
+
+
+def test_files_of_experiments_are_found_and_those_of_shared_values_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"experiments_of_{tmp_path.name}"
+    (tmp_path / package).mkdir()
+    for name, text in {"__init__": "", "shared": "METHODS = ()", "one": EXPERIMENT_FILE.format("mine")}.items():
+        (tmp_path / package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(discover(package, [str(tmp_path / package)])) == ["mine"]
+
+
+def test_an_experiment_that_cannot_be_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build_parser(chosen: str | None = None) -> cli.Parser:
+        raise ExperimentFileError("one.py defines no usable experiment: epochs is -1")
+
+    monkeypatch.setattr(cli, "build_parser", build_parser)
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err == "python -m benchmarks: one.py defines no usable experiment: epochs is -1\n"
