@@ -37,7 +37,7 @@ from benchmarks.reporting import build as report
 from benchmarks.reporting.comparison_table import TEXT_NOTES, notes, to_text
 from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
-from benchmarks.running.bench import Bench, bench_at
+from benchmarks.running.bench import Bench, bench_at, check_network
 from benchmarks.running.console import ConsoleObserver, count_runs, duration
 from benchmarks.running.engines.contract import Engine
 from benchmarks.running.engines.driver import Driver, SweepOutcome
@@ -132,6 +132,8 @@ def _run(
     for damaged in found.damaged:
         line = f"{for_terminal(damaged)}; the run is done again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for cell in {cell.experiment.name: cell for cell in found.todo}.values():
+        check_network(cell)
     if options.plan:
         return _show_plan(bench, cells, found, console)
     keep(cells)

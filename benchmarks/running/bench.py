@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.config import Cell
 from benchmarks.datasets import FIXED, Data, load_dataset
 from benchmarks.datasets.contract import DataError, MissingDataError
-from benchmarks.models import build_model
+from benchmarks.models import build_model, input_shape
 from benchmarks.records.record import Record
 from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import tuning_folder
@@ -113,6 +113,31 @@ def check_images(cell: Cell) -> None:
         raise
     except DataError:
         return
+
+
+def check_network(cell: Cell) -> None:
+    """Make sure that the network of a run takes the images of its data set, if these are there.
+
+    Raises:
+        ValueError: It does not, or it is unknown.
+    """
+    experiment = cell.experiment
+    try:
+        data = splits_of(cell)
+    except DataError:  # said before the first run, or by each
+        return
+    if input_shape(experiment.model) == data.shape:
+        return
+    model = fresh_model(cell, data.num_classes, torch.device("cpu")).eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *data.shape))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{experiment.name}: network {experiment.model!r} does not take the images of {data.shape} that data set "
+            f"{experiment.dataset!r} has ({reason})"
+        ) from error
 
 
 def fresh_model(cell: Cell, num_classes: int, device: torch.device) -> nn.Module:

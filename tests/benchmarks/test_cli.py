@@ -289,6 +289,24 @@ def test_a_new_data_set_is_asked_what_its_images_are_like(
 
 
 @pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_network_that_takes_other_images_is_refused_before_any_run(
+    plan: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXPERIMENTS, "small", replace(small_experiment(), model="resnet20"))
+    assert run("run", "small", *plan) == 2
+    message = "small: network 'resnet20' does not take the images of (1, 8, 8) that data set 'digits' has"
+    assert message in capsys.readouterr().err and not Path("r/runs").exists()
+
+
+def test_a_network_may_take_images_that_its_name_does_not_tell(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "my-net", MODELS["digits-plain"])  # said to be for CIFAR
+    monkeypatch.setitem(EXPERIMENTS, "small", replace(small_experiment(), model="my-net"))
+    assert run("run", "small", "--plan") == 0
+
+
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
 def test_a_saved_sweep_is_not_overwritten_by_one_of_other_values(
     plan: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
