@@ -236,7 +236,7 @@ def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Conso
     warn_of_untuned(bench, todo, say)
     minutes = options.budget_minutes
     limit = None if minutes is None else budget_seconds(minutes, process_age())
-    trackers = open_trackers(options.trackers, options.wandb, bench.tuning)
+    trackers = open_trackers(options.trackers, options.wandb, bench.tuning, bench.results)
     try:
         with (
             on_signals() as asked,

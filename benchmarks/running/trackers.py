@@ -193,10 +193,17 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != "none"]
 
 
-def open_trackers(names: Sequence[str], mode: Mode, tuning: Path) -> list[Tracker]:
-    """Return the trackers of these names; `mode` is that of Weights & Biases, `tuning` where strengths are read."""
+def open_trackers(names: Sequence[str], mode: Mode, tuning: Path, results: Path | None = None) -> list[Tracker]:
+    """Return the trackers of these names.
+
+    Args:
+        names: See `check_trackers`.
+        mode: Of Weights & Biases.
+        tuning: Where strengths are read.
+        results: Folder of the records, for the overview of Weights & Biases.
+    """
     make: dict[str, Callable[[], Tracker]] = {
-        "wandb": lambda: WandbSink(mode, Path("wandb"), tuning),
+        "wandb": lambda: WandbSink(mode, Path("wandb"), tuning, results),
         "tensorboard": lambda: Mirror(TensorBoardFiles(Path("tensorboard")), tuning),
         "mlflow": lambda: Mirror(MlflowRuns(), tuning),
         "csv": lambda: Mirror(CsvFiles(Path("tracks")), tuning),

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.config import Cell, digest
+from benchmarks.config import PROTOCOL, Cell, digest
 from benchmarks.escape import for_markdown
-from benchmarks.records.record import STATES, Record
+from benchmarks.records.record import STATES, Record, find_records
 from benchmarks.records.rows import EpochRow
 from benchmarks.running.run_config import run_config
 from benchmarks.running.stages import Stage
@@ -185,13 +185,22 @@ def _curves(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
 
 
 class WandbSink:
-    """Mirrors events into W&B; after a failure it warns once and stops mirroring."""
+    """Mirrors events into W&B; after a failure it warns once and stops mirroring.
 
-    def __init__(self, mode: Mode, folder: Path, tuning: Path = Path("results/tuning")) -> None:
-        self._place, self._tuning = Place(mode, folder), tuning
+    Args:
+        mode: See `Place`.
+        folder: Where W&B keeps its files.
+        tuning: Where strengths are read.
+        results: Whose records of earlier commands belong into the overview, too; None: those of this command alone.
+    """
+
+    def __init__(
+        self, mode: Mode, folder: Path, tuning: Path = Path("results/tuning"), results: Path | None = None
+    ) -> None:
+        self._place, self._tuning, self._results = Place(mode, folder), tuning, results
         self._runs: dict[str, Any] = {}
         self._epochs: dict[str, int] = {}
-        self._rows: dict[tuple[str, str], list[list[Any]]] = {}
+        self._rows: dict[tuple[str, str], dict[str, list[Any]]] = {}
         self._broken = mode == "disabled"
 
     def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
@@ -215,7 +224,7 @@ class WandbSink:
     def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
         """Write the results and end the W&B run."""
         if record.complete:
-            self._rows.setdefault((cell.experiment.name, cell.profile_name), []).append(overview_row(record))
+            self._rows.setdefault((cell.experiment.name, cell.profile_name), {})[cell.run_id] = overview_row(record)
         self._guarded(lambda: self._finish(cell.label, record))
 
     def _finish(self, label: str, record: Record) -> None:
@@ -224,7 +233,7 @@ class WandbSink:
         run.finish(exit_code=0 if record.complete else 1)
 
     def close(self) -> None:
-        """Log accuracy against MACs of the finished runs, and end all W&B runs (also those of stopped runs)."""
+        """Log accuracy against MACs of all recorded runs of these experiments; end all W&B runs, stopped ones too."""
         for run in self._runs.values():
             self._guarded(run.finish)
         if not os.environ.get("WANDB_SWEEP_ID"):
@@ -232,9 +241,12 @@ class WandbSink:
                 self._guarded(partial(self._overview, experiment, profile, rows))
         self._runs, self._rows = {}, {}
 
-    def _overview(self, experiment: str, profile: str, rows: list[list[Any]]) -> None:
+    def _overview(self, experiment: str, profile: str, rows: Mapping[str, list[Any]]) -> None:
+        earlier = find_records(self._results, [experiment]).records if self._results else []
+        present = [r for r in earlier if r.complete and r.profile == profile and r.protocol == PROTOCOL]
+        rows = {**{record.run_id: overview_row(record) for record in present}, **rows}
         run = open_run(self._place, experiment, profile, f"{profile}-overview", OVERVIEW, {"experiment": experiment})
-        log_overview(run, rows)
+        log_overview(run, rows.values())
         run.finish()
 
     def _guarded(self, action: Callable[[], object]) -> None:

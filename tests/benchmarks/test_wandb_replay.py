@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ def test_sink_writes_what_publish_writes(tmp_path: Path, opened: dict[str, FakeR
     assert live.summary == later.summary and live.exit_code == later.exit_code == 0
     assert [sorted(point) for point in live.logged] == [sorted(point) for point in later.logged]
     assert live.logged[-1] == pytest.approx(later.logged[-1], rel=1e-5)
+
+
+def test_the_overview_of_a_sweep_holds_the_runs_of_earlier_commands(tmp_path: Path, opened: dict[str, FakeRun]) -> None:
+    """The overview of a later command replaces that of an earlier one."""
+    results = tmp_path / "results"
+    write(results, CELLS[0])
+    other = replace(CELLS[1].experiment, profiles={"another": CELLS[1].profile})
+    write(results, Cell(other, "another", "l1", 0, 0.5))
+    sink = WandbSink("offline", tmp_path / "wandb", results=results)
+    sink.run_started(CELLS[1], [])
+    sink.run_finished(CELLS[1], fake_record(CELLS[1]), [])
+    sink.close()
+    table = opened["quick-overview"].logged[0]["accuracy_against_macs_table"]
+    assert [row[:3] for row in table.data] == [[cell.method, cell.seed, cell.macs_kept] for cell in CELLS[:2]]
 
 
 def test_offline_run_of_wandb_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
