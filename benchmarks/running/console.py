@@ -143,9 +143,10 @@ class ConsoleObserver:
         self._bars.update(self._sweep, info=f"about {duration(self.seconds_left())} left")
         if not cached and row.epoch == stage.phase.epochs and not self._console.is_terminal:
             left = duration(self.seconds_left())
+            epochs = "1 epoch" if row.epoch == 1 else f"{row.epoch} epochs"
             self._spoken = time.monotonic()
             self._console.print(
-                f"  {whose}{stage.name}{step}: {row.epoch} epochs, {info}; about {left} left",
+                f"  {whose}{stage.name}{step}: {epochs}, {info}; about {left} left",
                 highlight=False,
                 soft_wrap=True,
             )
