@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oicsr.beside import replace_tensors, said_of_ties
 from oicsr.plan import PruningPlan, Slice
 
 STUCK = "that cannot be sliced"
@@ -53,19 +54,27 @@ def check_optimizer(
         )
     cut = {entry.parameter for entry in plan.slices}
     for one in _with_inner(optimizer):
-        by_element = _keys_by_element(one)
-        for parameter, state in one.state.items():
-            name = names.get(id(parameter))
-            for key, value in state.items() if name is not None else ():
-                why = _why_stuck(value, parameter, is_cut=name in cut, by_element=key in by_element)
-                if why:
-                    kind = type(one).__name__
-                    instead = f"Set {held} to None for the surgery" if held else "Leave `optimizer` out"
-                    raise ValueError(
-                        f"the {kind}{held and f' in {held}'} keeps {key!r} ({_describe(value)}) for {name!r}, whose "
-                        f"shape is {tuple(parameter.shape)}: {why}. {instead}, and make a new {kind} of the smaller "
-                        "network's parameters"
-                    )
+        said = _said_of_state(one, names, cut) or said_of_ties(one, names)
+        if said:
+            kind = type(one).__name__
+            instead = f"Set {held} to None for the surgery" if held else "Leave `optimizer` out"
+            raise ValueError(
+                f"the {kind}{held and f' in {held}'} keeps {said}. {instead}, and make a new {kind} of the smaller "
+                "network's parameters"
+            )
+
+
+def _said_of_state(one: torch.optim.Optimizer, names: Mapping[int, str], cut: Container[str]) -> str:
+    """Return what to say of the first state of an optimiser that cannot be sliced; empty where all can be."""
+    by_element = _keys_by_element(one)
+    for parameter, state in one.state.items():
+        name = names.get(id(parameter))
+        for key, value in state.items() if name is not None else ():
+            why = _why_stuck(value, parameter, is_cut=name in cut, by_element=key in by_element)
+            if why:
+                shape = tuple(parameter.shape)
+                return f"{key!r} ({_describe(value)}) for {name!r}, whose shape is {shape}: {why}"
+    return ""
 
 
 def holds(optimizer: torch.optim.Optimizer, parameters: Container[int]) -> bool:
@@ -153,9 +162,8 @@ def rebind(
     """Let an optimiser of the parameters `before` hold those of `after`, its state sliced alike; others stay in it."""
     names = {id(parameter): name for name, parameter in before.items()}
     by_name = slices_by_name(plan.slices)
-    for one in _with_inner(optimizer):
-        for group in one.param_groups:
-            group["params"][:] = [after[names[id(p)]] if id(p) in names else p for p in group["params"]]
+    for one in [*_with_inner(optimizer)]:
+        replace_tensors(one, {key: after[name] for key, name in names.items()})
         for old in [parameter for parameter in one.state if id(parameter) in names]:
             name, state = names[id(old)], one.state.pop(old)
             one.state[after[name]] = {key: _sliced_state(value, old, by_name[name]) for key, value in state.items()}

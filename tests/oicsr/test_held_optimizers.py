@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn, optim
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import oicsr
 
@@ -211,6 +213,77 @@ def test_the_state_of_a_wrapped_optimizer_follows() -> None:
     small = oicsr.remove_channels(model, plan_of(model), optimizer=optimizer)
     assert {id(p) for p in optimizer.base.state} == {id(p) for p in small.parameters()} == {*held(optimizer)}
     assert torch.equal(optimizer.base.state[small.one.weight]["exp_avg"], before[KEPT["one"]])
+
+
+class Beside(optim.SGD):
+    """Trains what it lists once more, beside the groups."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        own = list(parameters)
+        super().__init__(own, lr=0.1)
+        self.every, self.places = {"all": tuple(own)}, {parameter: i for i, parameter in enumerate(own)}
+        self.itself = [self.every]
+        self.itself.append(self.itself)
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            for parameter in self.every["all"]:
+                parameter.sub_(parameter.grad, alpha=0.1 + self.places[parameter])
+
+
+def test_parameters_that_an_optimizer_lists_beside_its_groups_are_replaced() -> None:
+    model = Learner()
+    optimizer = Beside(model.parameters())
+    every, places = optimizer.every, optimizer.places
+    small = oicsr.remove_channels(model, plan_of(model), optimizer=optimizer)
+    assert [id(p) for p in every["all"]] == [id(p) for p in places] == [id(p) for p in small.parameters()]
+    assert [*places.values()] == [*range(6)] and optimizer.itself[0] is every
+    before = small.two.weight.clone()
+    step(small, optimizer)
+    assert not torch.equal(small.two.weight, before)
+
+
+@pytest.mark.parametrize("views", [False, True], ids=["lists", "buckets"])
+def test_an_optimizer_of_several_processes_sends_the_new_parameters(
+    views: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It went on to send the old ones, so that the weights of the processes drifted apart unsaid."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = Learner()
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optim.Adam, parameters_as_bucket_view=views, lr=0.1)
+        step(model, optimizer)
+        plan, sent = plan_of(model), list[int]()
+        if views:
+            with pytest.raises(ValueError, match=r"keeps '_buckets', the memory .* Leave `optimizer` out, and make a"):
+                oicsr.remove_channels(model, plan, optimizer=optimizer)
+            assert held(optimizer) == [id(p) for p in model.parameters()]
+            return
+        small = oicsr.remove_channels(model, plan, optimizer=optimizer)
+        assert [id(p) for p in optimizer._all_params] == [id(p) for p in small.parameters()]
+        send = torch.distributed.broadcast
+        monkeypatch.setattr(
+            torch.distributed, "broadcast", lambda *a, **k: sent.append(_owner(small, k["tensor"])) or send(*a, **k)
+        )
+        step(small, optimizer)
+        assert sorted(sent) == [0, 1, 2, 3, 4, 5]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _owner(model: nn.Module, tensor: Tensor) -> int:
+    """Return which parameter has the memory of a tensor; -1 where none has."""
+    return next((i for i, p in enumerate(model.parameters()) if p.data_ptr() == tensor.data_ptr()), -1)
+
+
+def test_an_optimizer_that_keeps_the_network_is_refused() -> None:
+    model = Learner()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    optimizer.layers = [model.one, model.two]
+    with pytest.raises(ValueError, match=r"keeps 'layers', the Linear itself: it would go on with the larger network"):
+        oicsr.remove_channels(model, plan_of(model), optimizer=optimizer)
+    optimizer.layers = [nn.Linear(2, 2)]
+    oicsr.remove_channels(model, plan_of(model), optimizer=optimizer)
 
 
 def test_a_held_optimizer_that_cannot_follow_is_named_by_its_attribute() -> None:
