@@ -27,11 +27,18 @@ def check_model(model: object, hint: str = "") -> None:
     check_whole(model.named_parameters())
 
 
+def scripted_part(model: nn.Module) -> str:
+    """Return what to say of the first scripted module of a network, whose calls nobody sees; empty without one."""
+    names = (name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule))
+    name = next(names, None)
+    return "" if name is None else f"{name or '(root)'!r} is scripted: put the module that it was made of in its place"
+
+
 def closed_part(model: nn.Module) -> str:
     """Return what to say of a network whose code cannot be looked into, in part: which module, and what to do."""
+    if scripted := scripted_part(model):
+        return scripted
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            return f"{name or '(root)'!r} is scripted: put the module that it was made of in its place"
         if type(module).__module__.startswith("torch.ao.nn.") and hasattr(module, "_packed_params"):
             return f"{name or '(root)'!r} is quantised, its weights packed: take the network from before that"
     return ""

@@ -75,12 +75,22 @@ def line_of(error: BaseException) -> str | None:
 def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put a model into training or evaluation mode, and give every module its own mode back on leaving."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
     try:
+        _set_mode(model, training=training)
         yield
     finally:
         for module, was_training in modes:
             module.training = was_training
+
+
+def _set_mode(model: nn.Module, *, training: bool) -> None:
+    try:
+        model.train(training)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{type(model).__name__} has one mode alone ({first_line(error)}), as what torch.export returns: take the "
+            "network that was exported, and export it again afterwards"
+        ) from error
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from oicsr.arguments import check_callable
+from oicsr.arguments import check_callable, scripted_part
 from oicsr.copying import attributes_kept, mode
 from oicsr.state import buffers_kept, devices_of, generators_kept
 from oicsr.wrapping import unwrap
@@ -70,10 +70,10 @@ def recalibrate(
 
     Raises:
         TypeError: `batches` is nothing that holds batches, or a batch is of a form that is not known.
-        ValueError: There are no batches, `batches` is a single tensor, no layer with running statistics ran, or a batch
-            makes statistics NaN or infinite (`NotFiniteError`). After this or any other error the statistics are as
-            they were. An error of the network itself keeps its type; where the batch is a tuple, a list or a mapping,
-            its message says how the batch was read.
+        ValueError: There are no batches, `batches` is a single tensor, no layer with running statistics ran, a part of
+            the network is scripted or exported, or a batch makes statistics NaN or infinite (`NotFiniteError`). After
+            this or any other error the statistics are as they were. An error of the network itself keeps its type;
+            where the batch is a tuple, a list or a mapping, its message says how the batch was read.
 
     Note:
         With several processes each one sees its own batches only, `SyncBatchNorm` included. Give all of them the same
@@ -89,6 +89,7 @@ def recalibrate(
         check_callable("forward", forward)
     estimate = _Estimate()
     run, network = forward or _run, unwrap(model)
+    _check_seen(network)
     with (
         generators_kept(network),
         buffers_kept(network, but=estimate.calls),
@@ -121,12 +122,19 @@ def check_batches(batches: object) -> None:
         raise TypeError(f"batches is a {type(batches).__name__}; it must be a list of batches or a loader of them")
 
 
+def _check_seen(model: nn.Module) -> None:
+    """Raise ValueError where a part of a network is scripted: its normalisation layers would keep their statistics."""
+    if scripted := scripted_part(model):
+        raise ValueError(f"statistics of {type(model).__name__} cannot all be estimated: {scripted}")
+
+
 def try_batches(model: nn.Module, batches: Iterable[Any]) -> None:
     """Run a network on the first of some batches, and leave no trace: it fails where `recalibrate` would, but sooner.
 
     Raises:
         TypeError: The batches can be read only once, or the first one is of a form that is not known.
-        ValueError: There are no batches, or the first one makes statistics NaN or infinite.
+        ValueError: There are no batches, a part of the network is scripted, or the first one makes statistics
+            NaN or infinite.
     """
     if isinstance(batches, Iterator):
         raise TypeError(
@@ -134,6 +142,7 @@ def try_batches(model: nn.Module, batches: Iterable[Any]) -> None:
             "training, and all are needed after it: pass a list of batches or a loader of them"
         )
     network, estimate = unwrap(model), _Estimate()
+    _check_seen(network)
     with generators_kept(network), buffers_kept(network), attributes_kept(network), mode(network, training=False):
         for batch in batches:
             with torch.no_grad(), estimate:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import oicsr
+from oicsr.recalibration import try_batches
 from tests.oicsr.networks import Chain, randomize_norms
 
 
@@ -77,6 +78,26 @@ def test_changes_statistics_only() -> None:
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+@pytest.mark.parametrize("batches_first", [True, False], ids=["tried before", "recalibrated"])
+def test_a_scripted_normalisation_is_refused_and_nothing_changes(batches_first: bool) -> None:
+    """Nobody sees what it calls: it would keep its old statistics, beside others that are new."""
+    model, batches = randomize_norms(Chain()), [torch.randn(4, 3, 8, 8)]
+    model.bn2 = torch.jit.script(model.bn2)
+    before = copy.deepcopy({name: value.clone() for name, value in model.state_dict().items()})
+    run = try_batches if batches_first else oicsr.recalibrate
+    with pytest.raises(ValueError, match=r"cannot all be estimated: 'bn2' is scripted: put the module"):
+        run(model, batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_exported_network_is_refused_by_name() -> None:
+    images = torch.randn(4, 3, 8, 8)
+    exported = torch.export.export(Chain().eval(), (images,)).module()
+    with pytest.raises(ValueError, match=r"has one mode alone .* take the network that was exported"):
+        oicsr.recalibrate(exported, [images])
 
 
 def test_instance_norm_and_broken_statistics() -> None:
