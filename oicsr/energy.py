@@ -75,7 +75,8 @@ def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -
     .. math:: \nabla_w \mathrel{+}= 2 w \Big( \frac{\partial P}{\partial E_{out(w)}}
         + \frac{\partial P}{\partial E_{in(w)}} \Big)
 
-    A weight without `.grad` is given one; a frozen weight is passed over. Nothing is copied to the host.
+    A weight without `.grad` is given one; a sparse one (`nn.Embedding(sparse=True)`) becomes dense, as by autograd. A
+    frozen weight is passed over. Nothing is copied to the host.
 
     Args:
         model: The network.
@@ -93,10 +94,17 @@ def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -
     table = layout.table(parameters)
     factors = 2 * energy_grad
     weights = [parameter.detach() for parameter in parameters]  # every operation on a plain tensor is quicker
-    targets = [p.grad if p.requires_grad else None for p in parameters]
+    targets = [_dense_gradient(p) if p.requires_grad else None for p in parameters]
     passes.add_products_(targets, weights, table, factors)
     missing = [p.requires_grad and p.grad is None for p in parameters]
     if any(missing):
         for parameter, gradient in zip(parameters, passes.products(weights, missing, table, factors), strict=True):
             if gradient is not None:
                 parameter.grad = gradient
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor | None:
+    """Return the gradient of a parameter, which is made dense where it is not."""
+    if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+        parameter.grad = parameter.grad.to_dense()
+    return parameter.grad

@@ -181,6 +181,27 @@ def test_gradients_in_another_memory_order_than_the_weights(block: int) -> None:
     assert torch.allclose(got, model.conv2.weight.grad, atol=1e-6)
 
 
+def test_the_sparse_gradient_of_an_embedding_becomes_dense_as_by_autograd() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(20, 8, sparse=True), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.out(self.words(ids).mean(1).relu())
+
+    model, ids = Sparse(), torch.tensor([[0, 3, 3], [7, 1, 0]])
+    penalty = oicsr.GroupLasso(oicsr.find_couplings(model, ids), strength=0.5)
+    (model(ids).sum() + penalty(model)).backward()
+    wanted = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model(ids).sum().backward()
+    assert model.words.weight.grad.is_sparse
+    penalty.add_gradient(model)
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-6)
+
+
 def test_frozen_weights_count_but_get_no_gradient() -> None:
     model = Chain()
     couplings = couplings_of(Chain)
