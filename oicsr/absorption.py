@@ -18,6 +18,7 @@ from oicsr.copying import as_it_was
 from oicsr.inputs import ExampleInputs, Inputs, as_inputs
 from oicsr.normalized import normalized_layers, row_name
 from oicsr.plan import PruningPlan
+from oicsr.state import indices_on_cpu
 from oicsr.surgery import check_plan_fits
 from oicsr.warned import warn
 from oicsr.wrapping import unwrap
@@ -86,7 +87,7 @@ def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: Example
     check_call(model, example_inputs)
     check_plan_fits(unwrap(model), plan)
     removed = {
-        (entry.parameter, entry.dim): torch.tensor(sorted(set(range(entry.size)).difference(entry.kept)))
+        (entry.parameter, entry.dim): torch.tensor(sorted({*range(entry.size)}.difference(entry.kept)), device="cpu")
         for entry in plan.slices
     }
     model, inputs = unwrap(model), as_inputs(example_inputs)
@@ -127,6 +128,14 @@ def absorb_constants(model: nn.Module, plan: PruningPlan, example_inputs: Exampl
         warn(str(absorption), AbsorptionWarning)
 
 
+def _pads(padding: str | int | Sequence[int]) -> bool:
+    """Return whether a padding of a convolution adds anything."""
+    if isinstance(padding, str):
+        return padding == "same"
+    return padding != 0 if isinstance(padding, int) else any(padding)
+
+
+@indices_on_cpu()
 def _disturbed(x: Tensor) -> Tensor:
     """Return the same values at other places; larger and with noise unless they are integers."""
     generator = torch.Generator().manual_seed(0)
@@ -234,12 +243,11 @@ class _Watch(TorchFunctionMode):
             return
         axis = -1 if linear else 1 - weight.ndim
         padding = 0 if linear else _argument(args, kwargs, 4, "padding", 0)
-        padded = padding == "same" or (padding != "valid" and bool(torch.tensor(padding).any()))
         reading = _Reading.of(
             source.movedim(axis, 0).flatten(1),
             columns.to(source.device),
             1 if linear else _argument(args, kwargs, 6, "groups", 1),
-            padded,
+            _pads(padding),
             self._name(_argument(args, kwargs, 2, "bias")),
         )
         before = self.readings.get(name)

@@ -23,6 +23,7 @@ from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
 from oicsr.layout import Layout, check_sides
 from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, safe_sqrt
+from oicsr.state import indices_on_cpu
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
 TRANSITION = 0.1  # the share of channels whose weights fall, as the authors set it for VGG-16
@@ -219,11 +220,12 @@ class _Ordered:
     def __init__(self, sizes: Sequence[int], weights: str) -> None:
         self._total = sum(sizes)
         widest = max(sizes, default=0)
-        self._positions = torch.full((len(sizes), widest), self._total)
-        self._sequence = torch.zeros(len(sizes), widest, dtype=torch.float64)
-        for row, positions in enumerate(torch.arange(self._total).split(list(sizes))):
-            self._positions[row, : len(positions)] = positions
-            self._sequence[row, : len(positions)] = SEQUENCES[weights](len(positions))
+        with indices_on_cpu():
+            self._positions = torch.full((len(sizes), widest), self._total)
+            self._sequence = torch.zeros(len(sizes), widest, dtype=torch.float64)
+            for row, positions in enumerate(torch.arange(self._total).split(list(sizes))):
+                self._positions[row, : len(positions)] = positions
+                self._sequence[row, : len(positions)] = SEQUENCES[weights](len(positions))
 
     def rows(self, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Return norms and weights, each `(couplings, widest)`."""

@@ -11,9 +11,11 @@ from oicsr.arguments import check_fit
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.layout import check_sides
+from oicsr.state import indices_on_cpu
 from oicsr.wrapping import unwrap
 
 
+@indices_on_cpu()
 def _per_weight(energy: Tensor, coupling: Coupling, model: nn.Module, sides: Sequence[Side]) -> Tensor:
     """Divide by the number of weights of each channel."""
     sizes = torch.zeros(coupling.num_channels + 1, dtype=energy.dtype)

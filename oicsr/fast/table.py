@@ -16,6 +16,7 @@ from torch import Tensor
 
 from oicsr.fast.tiles import Tiles, make_tiles
 from oicsr.reference import Term, energy_type
+from oicsr.state import indices_on_cpu
 
 CACHE_BLOCK = 1 << 19  # elements worked on at once on a CPU, 2 MiB of float32: measured best with one and two threads
 SERIAL_ELEMENTS = 1 << 22  # below, waking a CPU's other threads for every operation takes longer than they save
@@ -71,6 +72,7 @@ class Table:
     terms: tuple[Term, ...] = ()
 
 
+@indices_on_cpu()
 def make_table(weights: Sequence[Tensor], terms: Sequence[Term], channels: int) -> Table:
     """Sort weights into buckets.
 

@@ -61,7 +61,9 @@ class Tiles:
                 return None
             if len(self._addresses) >= MAX_ADDRESSES:
                 self._addresses.clear()
-            found = self._addresses[key] = _to_device(torch.tensor(key, dtype=torch.int64), self.shapes.device)
+            found = self._addresses[key] = _to_device(
+                torch.tensor(key, dtype=torch.int64, device="cpu"), self.shapes.device
+            )
         if capturing:
             self._captured.append(found)
         return found

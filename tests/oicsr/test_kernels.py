@@ -17,6 +17,7 @@ from torch import nn
 
 import oicsr
 from oicsr.fast import tiles
+from oicsr.layout import Layout
 from tests.oicsr.networks import Chain
 from tests.oicsr.test_fast import couplings_of, quiet_couplings
 
@@ -92,6 +93,21 @@ def test_where_kernels_cannot_run_pytorch_does_the_work_after_one_warning(monkey
     penalty.add_gradient(model)  # warnings are errors here
     oicsr.ProximalGroupLasso(couplings).proximal_step(model, 0.1)
     assert torch.equal(model.conv2.weight.grad, 2 * wanted)
+
+
+def test_tables_of_tiles_and_addresses_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the default device: pinned memory is the CPU's, and ids of channels are sorted there."""
+    monkeypatch.setattr(tiles, "KERNEL_DEVICES", {"cpu"})
+    model, couplings = Chain(), couplings_of(Chain)
+    layout = Layout.of(couplings, ("out", "in"))
+    weights = [weight.detach() for weight in layout.weights(model)]
+    with torch.device("meta"):
+        found = layout.table(weights).tiles
+        assert found is not None
+        addresses = found.addresses(weights)
+    wanted = Layout.of(couplings, ("out", "in")).table(weights).tiles
+    assert addresses is not None and addresses.tolist() == [weights[i].data_ptr() for i in found.weights]
+    assert wanted is not None and torch.equal(found.places, wanted.places) and torch.equal(found.starts, wanted.starts)
 
 
 def no_compiler() -> AbstractContextManager[None]:

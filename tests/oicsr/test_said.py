@@ -182,6 +182,28 @@ def test_any_default_device_will_do(on_meta: bool) -> None:
     assert small.conv1.weight.is_meta == on_meta
 
 
+def test_what_trains_and_scores_takes_any_default_device() -> None:
+    """Of a network on the CPU, whatever the device that tensors are made on without one (`set_default_device`)."""
+    model, images = Chain().eval(), SMALL_IMAGES
+    couplings = oicsr.find_couplings(model, images)
+    plan = oicsr.PruningPlan.from_kept(couplings, {c.name: range(0, c.num_channels, 2) for c in couplings})
+
+    def values() -> list[Tensor]:
+        """Return what each function gives."""
+        penalties = [kind(couplings) for kind in (oicsr.GroupLasso, oicsr.GrOWL, oicsr.ProximalGroupLasso)]
+        small = oicsr.remove_channels(model, plan, absorb=True, example_inputs=images)
+        return [
+            *(penalty(model) for penalty in penalties),
+            *oicsr.out_in_energy(model, couplings, "size"),
+            *oicsr.recalibrate(small, [images]).state_dict().values(),
+        ]
+
+    expected = values()
+    with torch.device("meta"):
+        found = values()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     "make", [torch.tensor, lambda ids: torch.tensor(ids).numpy(), lambda ids: list(torch.tensor(ids))]
 )
