@@ -97,7 +97,9 @@ def prune_iteratively(
     Args:
         model: The network to start from. `train` changes its weights; its widths stay.
         example_inputs: Inputs of one forward call.
-        train: Called as `train(model, regularizer, step)` before each removal; trains in place.
+        train: Called as `train(model, regularizer, step)` before each removal; trains in place. From
+            the second step on the network comes without a wrapper that `model` has: wrap it again there (without
+            `DistributedDataParallel`, processes train apart and prune other channels).
         make_regularizer: Builds the regulariser for the couplings of the network as it is at each step; may return
             None for training without one.
         importance: Scores the channels at each step: the lower, the sooner they go.

@@ -63,7 +63,8 @@ def prune(
         cost: Any cost of a model, as a target in place of MACs (see `select_channels`).
         cost_kept: The share of that cost.
         train: Called as `train(model, penalty, step)` before each removal, it trains in place with
-            `loss + penalty(model)`. Without it, channels are removed from the network as it is.
+            `loss + penalty(model)`. From the second step on the network comes without a wrapper that `model` has
+            (see `prune_iteratively`). Without it, channels are removed from the network as it is.
         strength: The strength of the penalty, OICSR's Group Lasso (see `suggest_strength`); None: its default. For
             `train` only.
         make_regularizer: Builds another penalty from the couplings, for `train` only; `strength` has no effect then.
