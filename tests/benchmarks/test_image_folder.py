@@ -236,10 +236,11 @@ def test_what_is_missing_or_wrong_is_named(folder: Path, tmp_path: Path, monkeyp
 def test_classes_must_agree_and_damaged_images_are_named(tmp_path: Path) -> None:
     for path in ("train/cat", "train/dog", "val/cat", "val/cow"):
         (tmp_path / path).mkdir(parents=True)
-        Image.new("RGB", (40, 40)).save(tmp_path / path / "a.png")
+        for name in "abc":
+            Image.new("RGB", (40, 40)).save(tmp_path / path / f"{name}.png")
     with pytest.raises(DataError, match="other classes, such as 'cow'"):
         read_folder(tmp_path)
     (tmp_path / "val/cow").rename(tmp_path / "val/dog")
     (tmp_path / "val/dog/a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"val/dog/a\.png is not a readable image"):
-        list(replace(read_folder(tmp_path), workers=0).evaluation_batches("test", 2, CPU))
+        list(replace(read_folder(tmp_path), workers=0).evaluation_batches("test", 6, CPU))
