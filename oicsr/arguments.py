@@ -14,6 +14,8 @@ from oicsr.names import named_tensors, whose
 from oicsr.plan import check_is_plan
 from oicsr.wrapping import unwrap
 
+DIVERGED = "Load weights from before training diverged, and lower the learning rate or the strength"
+
 
 def check_model(model: object, hint: str = "") -> None:
     """Raise unless `model` is a module, and whole; `hint` is what else the message says.
@@ -137,7 +139,7 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
 
     Raises:
         TypeError: It is no sequence, or holds something else than tensors.
-        ValueError: Shapes differ from those of the couplings, or a score is NaN.
+        ValueError: Shapes differ from those of the couplings.
     """
     wanted = "it must be a list of tensors, one per coupling, such as out_in_energy(model, couplings)"
     if not isinstance(scores, Sequence) or isinstance(scores, str):
@@ -152,23 +154,31 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
     shapes, expected = [tuple(s.shape) for s in scores], [(c.num_channels,) for c in couplings]
     if shapes != expected:
         raise ValueError(f"scores have shapes {shapes}; the couplings need {expected}")
+
+
+def check_no_nan(scores: Sequence[Tensor], couplings: Sequence[Coupling], model: nn.Module) -> None:
+    """Raise ValueError where a score is NaN: what it was made of is no number."""
     for score, coupling in zip(scores, couplings, strict=True):
         if bool(score.isnan().any()):
-            named = ", ".join(repr(member.parameter) for member in coupling.members)
+            broken = _not_finite(model, [coupling]) or _not_finite(model, couplings)
+            reason = f"{broken}. {DIVERGED}" if broken else "All weights are finite: look at how the scores are made"
             raise ValueError(
                 f"the scores of coupling {coupling.name!r} contain NaN: {int(score.isnan().sum())} of {len(score)} "
-                f"channels. Weights that are not finite give such scores: look at {named}, and train with a lower "
-                "learning rate or strength where they are"
+                f"channels. {reason}"
             )
 
 
 def not_finite(model: nn.Module, couplings: Sequence[Coupling]) -> str:
     """Return what to say of a network whose channels have energies that are not finite: which weight, what to do."""
+    return f"{_not_finite(model, couplings) or 'squares of weights overflow'}. {DIVERGED}"
+
+
+def _not_finite(model: nn.Module, couplings: Sequence[Coupling]) -> str:
+    """Return which weight of some couplings is not finite; empty where all are."""
     tensors = named_tensors(unwrap(model))
     names = dict.fromkeys(member.parameter for coupling in couplings for member in coupling.members)
     broken = next((name for name in names if not bool(tensors[name].isfinite().all())), None)
-    what = "squares of weights overflow" if broken is None else f"{broken!r} holds numbers that are not finite"
-    return f"{what}. Load weights from before training diverged, and lower the learning rate or the strength"
+    return "" if broken is None else f"{broken!r} holds numbers that are not finite"
 
 
 def check_couplings(couplings: object) -> None:

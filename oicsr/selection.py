@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_call, check_couplings, check_fit, check_number, check_scores
+from oicsr.arguments import check_call, check_couplings, check_fit, check_no_nan, check_number, check_scores
 from oicsr.complexity import count_macs
 from oicsr.copying import MODEL_ERRORS, copy_model, shared
 from oicsr.coupling import Coupling
@@ -107,6 +107,7 @@ def select_channels(
     check_scores(scores, couplings)
     model = unwrap(model)
     check_fit(model, couplings)
+    check_no_nan(scores, couplings, model)
     tied = tie_couplings(couplings, tie)
     scores = _tied_scores(scores, couplings, tie)
     channels = Channels(tied)

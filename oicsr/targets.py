@@ -275,7 +275,7 @@ def make_target(
 
     Raises:
         TypeError: As `asked_share`, or `reference` is no number.
-        ValueError: As `asked_share`, or `reference` is not positive and finite, or no MACs are counted.
+        ValueError: As `asked_share`, or `reference` is not positive and finite, or the model costs nothing.
     """
     argument, share = asked_share(macs_kept, params_kept, cost, cost_kept)
     if reference is not None and not 0 < check_number(_reference(argument), reference) < math.inf:
@@ -296,5 +296,7 @@ def make_target(
             f"no MACs are counted in {type(model).__name__}: it calls no convolution, linear layer or product that "
             "count_macs knows; aim at params_kept, or at a cost of your own"
         )
+    if not dense and reference is None:
+        raise ValueError(f"{argument} is {share!r}, a share of nothing: the model as it is has 0 {unit}")
     wanted = share * (dense if reference is None else reference)
     return Target(function, wanted, dense, share, argument, unit, measured=measure or cost is not None)

@@ -199,10 +199,15 @@ def test_wrong_scores_are_refused() -> None:
         oicsr.select_channels(scores_for(COUPLINGS)[:-1], COUPLINGS, COUPLED, CIFAR)
     broken = scores_for(COUPLINGS)
     broken[2][1] = float("nan")
-    with pytest.raises(ValueError, match=r"'layer2\.0\.conv1' contain NaN"):
+    with pytest.raises(ValueError, match=r"'layer2\.0\.conv1' contain NaN: 1 of .* All weights are finite"):
         oicsr.select_channels(broken, COUPLINGS, COUPLED, CIFAR)
     with pytest.raises(ValueError, match="no couplings"):
         oicsr.select_channels([], [], COUPLED, CIFAR)
+
+
+def test_a_cost_of_nothing_has_no_share() -> None:
+    with pytest.raises(ValueError, match=r"cost_kept is 0\.5, a share of nothing.* 0 units of cost"):
+        oicsr.select_channels(scores_for(COUPLINGS), COUPLINGS, COUPLED, CIFAR, cost=lambda model: 0.0, cost_kept=0.5)
 
 
 def test_keeping_everything_removes_nothing() -> None:

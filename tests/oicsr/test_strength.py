@@ -128,5 +128,5 @@ def test_a_network_that_diverged_is_neither_sparse_nor_given_a_strength(value: f
     assert math.isnan(oicsr.weak_energy(model, couplings))
     with pytest.raises(ValueError, match=rf"is {value}: '2\.weight' holds numbers that are not finite\. .*lower"):
         oicsr.suggest_strength(model, couplings, learning_rate=0.1, steps=10)
-    with pytest.raises(ValueError, match=r"'0' contain NaN: . of 3 channels.*look at '0\.weight', '2\.weight'"):
+    with pytest.raises(ValueError, match=r"'0' contain NaN: . of 3 channels\. '2\.weight' holds numbers"):
         oicsr.select_channels(oicsr.out_in_energy(model, couplings), couplings, model, torch.zeros(1, 2))
