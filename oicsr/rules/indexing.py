@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,8 +39,8 @@ def cut(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     Equal pieces of the channel axis are tied to one another, so that a cut in halves stays a cut in halves whatever
     is removed; of slices with a step (`x[:, ::2]`), neighbours go together. Where the module keeps the sizes of the
     pieces in a list, the list follows. Where numbers on the module give the places of a cut, it is found out later
-    which of them follow (`oicsr.attention`). Any other cut of the channel axis, whose position is a number in the code,
-    fixes its channels.
+    which of them follow (`oicsr.attention`). A cut at shares of the width is followed on trust. Any other cut of the
+    channel axis, whose position is a number in the code, fixes its channels.
     """
     sizes = [shape[axis_of(node, ids.ndim)] for shape in shapes_of(node) if shape is not None]
     values = [Value(piece) for piece in _pieces(tracer, node, ids, sizes)]
@@ -59,11 +60,7 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
     step = int(argument(node, "step")) if name == "slice" else 1
     kept = _kept_sizes(tracer, node, name, sizes)
     if kept is not None:
-        pieces = ids.split(sizes, axis)
-        for position, piece in enumerate(pieces):
-            tracer.count(node, f"{kept}.{position}", piece.flatten())
-        tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces), listed=True))
-        return list(pieces)
+        return _listed_pieces(tracer, node, ids.split(sizes, axis), kept)
     if sizes == [1] * len(sizes):
         if gives_shape_only(node):
             return [tracer.sets.new_fixed(1, "gives a shape").reshape([1] * ids.ndim)] * len(sizes)
@@ -76,10 +73,12 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         number = _kept_number(tracer, node, sizes[0]) if (start, step, len(sizes)) == (0, 1, 1) else None
         if number is not None and _repeats(tracer, ids):
             return [_counted(tracer, node, number, ids.narrow(axis, 0, sizes[0]))]
-        if step == 1 and _is_given(tracer, node, [start, *(start + end for end in accumulate(sizes))], sizes, width):
+        places = [start, *(start + end for end in accumulate(sizes))]
+        if step == 1 and _is_given(tracer, node, places, sizes, width):
             before, *pieces, behind = ids.split([start, *sizes, width - start - sum(sizes)], axis)
             return _given_pieces(tracer, node, pieces, [before, behind])
-        tracer.opaque(node, "cuts the channel axis into unequal pieces")
+        if step != 1 or not _cuts_at_shares(tracer, node, ids, axis, places):
+            tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
         tracer.tie_pieces(ids, axis, sizes[0])
         tracer.cuts_by_number |= name not in ("chunk", "unsafe_chunk")
@@ -87,6 +86,16 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+def _cuts_at_shares(tracer: Tracer, node: fx.Node, ids: Tensor, axis: int, places: list[int]) -> bool:
+    """Return whether code may cut at shares of the width (`x[:, c // 4 :]`), on trust; ties the blocks in between."""
+    block = math.gcd(ids.shape[axis], *places)
+    if block == 1 or not tracer.doubts.allow(tracer.sets, node, ids):
+        return False
+    tracer.tie_pieces(ids, axis, block)
+    tracer.cuts_by_number = True
+    return True
 
 
 def _cuts_constant_end(tracer: Tracer, node: fx.Node, ids: Tensor, axis: int) -> bool:
@@ -123,6 +132,14 @@ def _kept_sizes(tracer: Tracer, node: fx.Node, name: str, sizes: list[int]) -> s
         return None
     lists = [key for key, value in vars(module).items() if isinstance(value, list | tuple) and list(value) == sizes]
     return lists[0] if len(lists) == 1 else None
+
+
+def _listed_pieces(tracer: Tracer, node: fx.Node, pieces: Sequence[Tensor], kept: str) -> list[Tensor]:
+    """Let pieces go by themselves, whose sizes the list `kept` on the module holds."""
+    for position, piece in enumerate(pieces):
+        tracer.count(node, f"{kept}.{position}", piece.flatten())
+    tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces), listed=True))
+    return list(pieces)
 
 
 def _kept_number(tracer: Tracer, node: fx.Node, size: int) -> str | None:

@@ -251,3 +251,39 @@ def aligned_regions(net: Any, x: Tensor, boxes: Tensor) -> Tensor:
 @images("a.0 b.0", BOXES)
 def pooled_regions(net: Any, x: Tensor, boxes: Tensor) -> Tensor:
     return net.o(net.b(roi_pool(net.a(x), boxes, 3)))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# cuts at shares of the width
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@images("a.0 q b.0", q=lambda: nn.Conv2d(4, 4, 3, padding=1))
+def a_layer_over_the_first_quarter(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    quarter = x.shape[1] // 4
+    return net.o(net.b(torch.cat((net.q(x[:, :quarter]), x[:, quarter:]), 1)))
+
+
+@images("a.0 b.0")
+def eighths_are_shifted_in_time(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    fold, shifted = x.shape[1] // 8, torch.zeros_like(x)
+    shifted[:-1, :fold] = x[1:, :fold]
+    shifted[1:, fold : 2 * fold] = x[:-1, fold : 2 * fold]
+    shifted[:, 2 * fold :] = x[:, 2 * fold :]
+    return net.o(net.b(shifted))
+
+
+@images("a.0 b.0")
+def three_eighths_as_a_gate(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    part = x.shape[1] // 8
+    gates, rest = x.split([3 * part, x.shape[1] - 3 * part], 1)
+    return net.o(net.b(torch.cat((rest, gates.sigmoid()), 1)))
+
+
+@images("b.0", warns="cuts the channel axis into unequal pieces")
+def twelve_channels_by_number(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return net.o(net.b(torch.cat((x[:, 4:], x[:, :4].sigmoid()), 1)))
