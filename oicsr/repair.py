@@ -183,12 +183,13 @@ def find_repair(
                 furthest = run
         for numbers, run in fitting:
             completed, run = _completed(bench, sites, numbers, run, candidates) if unread else (numbers, run)
-            repair = Repair("", completed, _power(bench.whole, run, sites))
-            sure = len(fitting) == 1 and not _is_doubtful(repair, sites, candidates)
+            powers = _powers(bench.whole, run, sites)
             couplings = [bench.with_numbers(c, paths, completed) for c, paths in sites]
-            if sure or prove(couplings, repair.power):
-                return repair
-            unproven.append(repair)
+            for repair in [Repair("", completed, power) for power in powers]:
+                sure = len(fitting) == len(powers) == 1 and not _is_doubtful(repair, sites, candidates)
+                if sure or prove(couplings, repair.power):
+                    return repair
+                unproven.append(repair)
     return unproven[-1] if unproven else Repair(furthest.failure or "the shape of an output changes")
 
 
@@ -240,14 +241,19 @@ def _says_width(name: str, *, heads: bool) -> bool:
     return both or (number if heads else per_head)
 
 
-def _power(whole: Run, run: Run, sites: Sites) -> float:
-    """Return by which power of the share that stays the factors in the code change, to a quarter; 0 where none do."""
+def _powers(whole: Run, run: Run, sites: Sites) -> list[float]:
+    """Return by which powers of the share that stays the factors in the code may change, to a quarter; 0 where none do.
+
+    First all factors of an attention together, then each by itself: one that runs several times has several of each.
+    """
     if len(whole.factors) != len(run.factors):
-        return math.nan
+        return [math.nan]
     changes = [math.log(b / a) for a, b in zip(whole.factors, run.factors, strict=True) if a != b and a * b > 0]
     shares = sum(math.log((c.num_channels - 1) / c.num_channels) for c, _ in sites)
+    times = max(1, len(changes) // len(sites))
     power = sum(changes) / shares if changes else 0.0
-    return round(power * 4) / 4 if abs(power * 4 - round(power * 4)) < 1e-3 else math.nan
+    fitting = [p for n in dict.fromkeys((1, times)) if abs(4 * (p := power / n) - round(4 * p)) < 1e-3]
+    return [round(4 * p) / 4 for p in fitting] or [math.nan]
 
 
 def changed_powers(whole: Run, run: Run, coupling: Coupling) -> tuple[float, ...]:

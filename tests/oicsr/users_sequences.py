@@ -174,3 +174,28 @@ def features_multiplied_with_each_other(net: Any, x: Tensor, number: Tensor) -> 
     x = net.b(net.a(x).relu()).relu()
     y = torch.cat([x, net.e(number), net.e(number + 3)], 1).view(len(x), -1, x.shape[1])
     return net.o(torch.cat([x, torch.bmm(y, y.transpose(1, 2)).flatten(1)], 1))
+
+
+class SharedAttention(nn.Module):
+    """One attention that is called twice (ALBERT, Perceiver)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end, self.heads = nn.Linear(6, 12), nn.Linear(12, 3), 2
+        self.query, self.key, self.value = nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(12, 16)
+        self.out = nn.Linear(16, 12)
+
+    def attend(self, x: Tensor) -> Tensor:
+        layers = (self.query, self.key, self.value)
+        query, key, value = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers)
+        return self.out(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        x = x + self.attend(x)
+        return self.end(x + self.attend(x))
+
+
+@built("start query value", SEQUENCES)
+def an_attention_that_is_called_twice() -> nn.Module:
+    return SharedAttention()
