@@ -8,7 +8,7 @@ from collections.abc import Container
 from torch import fx
 
 from oicsr.rules.calls import operator_name
-from oicsr.rules.names import NUMBERED
+from oicsr.rules.names import ELEMENTWISE, NUMBERED
 from oicsr.rules.tracer import Tracer
 
 CHECKS = "aten::_assert"
@@ -33,9 +33,13 @@ def drop_unread(graph: fx.Graph, parameters: Container[str]) -> None:
 
 
 def keep_unread(tracer: Tracer, graph: fx.Graph, parameters: Container[str]) -> None:
-    """Fix the channels that a layer gives and nothing reads: a module that keeps them (`self.auxiliary`) wants all."""
+    """Fix the channels that a layer gives and nothing reads: a module that keeps them (`self.auxiliary`) wants all.
+
+    What is only multiplied with a parameter (a state that decays, after the last step of a loop) has no own ones.
+    """
     for node in _layers(graph, parameters):
-        if not node.users and not node.is_impure():
+        own = operator_name(node).rstrip("_") not in ELEMENTWISE
+        if own and not node.users and not node.is_impure():
             tracer.fix(node, UNREAD)
 
 

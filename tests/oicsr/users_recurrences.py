@@ -267,3 +267,14 @@ def states_that_an_lstm_projects() -> nn.Module:
             return self.out(found) + cells.mean()
 
     return Projects()
+
+
+@rows("a b", v=lambda: nn.Linear(6, 16), d=lambda: weight(16))
+def averages_that_decay(net: Any, x: Tensor) -> Tensor:
+    """The last states are multiplied by the decay once more, and not read any more (RWKV)."""
+    keys, values = net.a(x[:, None] + x[:, :3, None]).exp(), net.v(x[:, None] * x[:, :3, None])
+    above, below, outputs = torch.zeros_like(keys[:, 0]), torch.zeros_like(keys[:, 0]), []
+    for key, value in zip(keys.unbind(1), values.unbind(1), strict=True):
+        outputs.append((above + key * value) / (below + key))
+        above, below = net.d.exp() * above + key * value, net.d.exp() * below + key
+    return net.o(net.b(torch.stack(outputs, 1).mean(1)))
