@@ -194,6 +194,9 @@ def _of_call(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
     if name in OF_WEIGHTS:
         return _product(tracer, node)
     sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    if name in MEANS and gives_many(node):  # a variance and a mean
+        axes = _reduced(tracer, node, exact=False)
+        return None if axes is None else [axes] * len(shapes_of(node))
     if name in REDUCTIONS | MEANS | EXTREMES and len(sources) == 1 and not gives_many(node):
         return _reduced(tracer, node, exact=name not in MEANS)
     if name in SOFTMAXES:
@@ -385,7 +388,7 @@ def _reduced(tracer: Tracing, node: fx.Node, *, exact: bool) -> Axes | None:
         axis = axes[position]
         if axis is not None and not exact:
             tracer.sets.fix(axis.labels, tracer.notable(f"{tracer.where(node)} {STANDARDISED}"))
-    if len(shape_of(node)) == len(axes):
+    if len(shapes_of(node)[0] or ()) == len(axes):
         return tuple(None if position in gone else axis for position, axis in enumerate(axes))
     return tuple(axis for position, axis in enumerate(axes) if position not in gone)
 

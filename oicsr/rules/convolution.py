@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from oicsr.rules.calls import argument, operator_name, shape_of, source_of
+from oicsr.rules.calls import argument, module_path, operator_name, shape_of, source_of
 from oicsr.rules.correlation import correlate, is_correlation
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
@@ -38,7 +38,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     if groups == 1:
         tracer.read_channels(node, source, weight, axis=axis, dim=1)
         out = tracer.start_channels(weight, dim=0)
-    elif _is_thinned(tracer, weight, shape[1], shape[0] // groups, groups):
+    elif _is_thinned(tracer, node, shape[1], shape[0] // groups):
         tracer.read_channels(node, source, weight, axis=axis, dim=1, groups=groups)
         out = tracer.start_channels(weight, dim=0)
         tracer.tie_pieces(out, 0, len(out) // groups)
@@ -74,7 +74,7 @@ def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     if groups == 1:
         tracer.read_channels(node, source, weight, axis=axis, dim=0)
         out = tracer.start_channels(weight, dim=1)
-    elif _is_thinned(tracer, weight, shape[0] // groups, shape[1], groups):
+    elif _is_thinned(tracer, node, shape[0] // groups, shape[1]):
         _read_groups(tracer, node, source, weight, axis, groups)
         out = tracer.start_channels(weight, dim=1).repeat(groups)
     else:
@@ -89,20 +89,43 @@ def convolve_transposed(tracer: Tracer, node: fx.Node) -> Result:
     return Value(on_axis(out, axis, len(shape_of(node))))
 
 
-def _is_thinned(tracer: Tracer, weight: fx.Node, inputs: int, outputs: int, groups: int) -> bool:
+def _is_thinned(tracer: Tracer, node: fx.Node, inputs: int, outputs: int) -> bool:
     """Return whether groups of so many inputs and outputs are better thinned out than removed.
 
-    A group of few is most of a layer. Channel `i` of a group then goes with channel `i` of every other group, and the
-    inputs without the outputs.
+    A group of few is most of a layer, and none goes whose inputs stay (the image's channels). Channel `i` of a group
+    then goes with channel `i` of every other group, and the inputs without the outputs. Where code calls a function,
+    the number of groups may be fixed there, or follow the width: what fails in the proof is done in the other way.
     """
+    source, weight, groups = source_of(node), argument(node, 1), int(argument(node, "groups"))
     few = groups <= FEW_GROUPS and groups < min(inputs, outputs)
-    return tracer.thinned.setdefault(tracer.parameters.get(weight, weight.name), few)
+    thin = few or (outputs > 1 and _stays(tracer, source))
+    other = outputs > 1 and _is_refuted(tracer, node)
+    return tracer.thinned.setdefault(tracer.parameters.get(weight, weight.name), thin != other)
+
+
+def _is_refuted(tracer: Tracer, node: fx.Node) -> bool:
+    """Return whether the proof spoke against the groups of a call that is not that of a module of convolution."""
+    module, ids = (tracer.modules or {}).get(module_path(node)), tracer.ids(source_of(node))
+    if ids is None or hasattr(module, "groups") or tracer.doubts.distrusted is None:
+        return False
+    return not tracer.doubts.allow(tracer.sets, node, ids)
+
+
+def _stays(tracer: Tracer, source: fx.Node) -> bool:
+    """Return whether none of a layer's inputs can go, as far as that is known where it is called."""
+    ids = tracer.ids(source)
+    if ids is None:
+        return not any(tracer.is_uniform(source, axis) for axis in range(len(shape_of(source))))
+    return bool(tracer.sets.stays(ids).all())
 
 
 def _read_groups(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, axis: int, groups: int) -> None:
     """Let the rows of a transposed weight, those of all groups behind one another, follow the layer's input."""
     ids, size = tracer.ids(source), shape_of(weight)[0]
-    vector = None if ids is None else tracer.channels(ids, axis, size)
+    if ids is None:
+        tracer.keep_axis(weight, 0, tracer.reason(source))
+        return
+    vector = tracer.channels(ids, axis, size)
     if vector is None:
         tracer.fix(source, tracer.notable(f"{tracer.where(node)} reads channels that lie on another axis"))
         return

@@ -445,3 +445,31 @@ def a_low_rank_parametrization() -> nn.Module:
 def matrices_of_a_flattened_basis(net: Any, x: Tensor, edges: Tensor) -> Tensor:
     matrices = (net.c @ net.d.view(2, -1)).view(3, 6, -1)
     return net.o(net.b(torch.einsum("rij,jd,rde->ie", edges, x, matrices).relu()).relu())
+
+
+@images("w", w=lambda: weight(8, 16, 3, 3), warns="standardises a weight")
+def a_weight_standardised_by_its_variance_and_mean(net: Any, x: Tensor) -> Tensor:
+    spread, mean = torch.var_mean(net.w, dim=(1, 2, 3), keepdim=True)
+    return net.o(functional.conv2d(net.a(x), (net.w - mean) / (spread + 1e-5).sqrt()).relu())
+
+
+@built("0 2 4", IMAGES)
+def groups_of_colours() -> nn.Module:
+    thin = [nn.Conv2d(3, 24, 3, groups=3), nn.ReLU(), nn.Conv2d(24, 24, 3, groups=3), nn.ReLU()]
+    return nn.Sequential(*thin, nn.Conv2d(24, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+@built("0 1", SERIES)
+def several_filters_for_each_series() -> nn.Module:
+    return nn.Sequential(nn.ConvTranspose1d(4, 16, 3, groups=4), nn.Conv1d(16, 12, 1), nn.ReLU(), nn.Conv1d(12, 3, 1))
+
+
+@images("a.0 w", w=lambda: weight(16, 5, 3, 3), o=lambda: tail(20))
+def four_groups_by_number(net: Any, x: Tensor) -> Tensor:
+    return net.o(functional.conv_transpose2d(net.a(x), net.w, groups=4).relu())
+
+
+@images("a.0", a=lambda: conv(3, 32), w=lambda: weight(40, 8, 3, 3), o=lambda: tail(40))
+def groups_of_eight(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return net.o(functional.conv2d(x, net.w, groups=x.shape[1] // 8).relu())
