@@ -156,16 +156,26 @@ def killed_workers(arena: Arena, count: int, engine: str) -> Tally:
     for _ in range(count):
         arena.clear()
         command = arena.start("--engine", engine, "--jobs", "2")
-        command.wait_for(lambda: bool(arena.stage_owners()))
+        hit = _kill_a_worker(arena, command)
+        code = command.wait()
+        loss = f"exit code {code}: {command.text()[-1500:]}" if code else None
+        loss = loss or (None if hit else "no worker was at work")
+        tally.note(loss or arena.loss())
+    return tally
+
+
+def _kill_a_worker(arena: Arena, command: Running) -> bool:
+    """Kill a worker a random moment after one was seen at work; return whether there was one before the command ended.
+
+    A stage may end within that moment: then the next one is waited for.
+    """
+    while command.wait_for(lambda: bool(arena.stage_owners())):
         time.sleep(arena.random.uniform(0, 0.1))
         victims = arena.stage_owners()
         if victims:
             os.kill(victims[0], signal.SIGKILL)
-        code = command.wait()
-        loss = f"exit code {code}: {command.text()[-1500:]}" if code else None
-        loss = loss or (None if victims else "no worker was at work")
-        tally.note(loss or arena.loss())
-    return tally
+            return True
+    return False
 
 
 def jumping_clock(arena: Arena, count: int) -> Tally:

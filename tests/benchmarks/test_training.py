@@ -188,7 +188,7 @@ def test_schedules() -> None:
     assert [step.rate_at(e) for e in (0, 4.9, 5, 7.5, 9.9)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
     with pytest.raises(ValueError, match="schedule is 'linear'"):
         Phase(1, 0.1, schedule="linear")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="epochs >= 0"):
+    with pytest.raises(ValueError, match="epochs is -1"):
         Phase(-1, 0.1)
 
 
