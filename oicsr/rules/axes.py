@@ -319,7 +319,7 @@ def _tied(tracer: Tracing, node: fx.Node, axes: Sequence[Axis | None]) -> Axis |
 
 def _product(tracer: Tracing, node: fx.Node) -> Axes | None:
     """A product of weights (a low-rank update, a mixture of kernels): axes that several have are tied."""
-    form = _letters(node)
+    form = factors_and_letters(node)
     if form is None:
         return None
     sources, letters, out = form
@@ -335,7 +335,7 @@ def _product(tracer: Tracing, node: fx.Node) -> Axes | None:
     return tuple(found[letter] for letter in out)
 
 
-def _letters(node: fx.Node) -> tuple[list[fx.Node], list[str], str] | None:
+def factors_and_letters(node: fx.Node) -> tuple[list[fx.Node], list[str], str] | None:
     """Return the factors of a product, a letter for each axis of each, and those of the result; None for odd forms."""
     name = operator_name(node)
     if name == "aten::einsum":

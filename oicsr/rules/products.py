@@ -9,13 +9,14 @@ one is chosen by module (`Tracer.granularity`, `Tracer.modes`), and the other on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 from oicsr.contractions import is_plain, plain_letters
+from oicsr.rules.axes import factors_and_letters
 from oicsr.rules.broadcasting import Operand, combine, narrower
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
@@ -23,8 +24,10 @@ from oicsr.rules.names import SUMMED_PRODUCTS
 from oicsr.rules.notes import Product
 from oicsr.rules.pairs import single
 from oicsr.rules.registry import Result, Value, aten, register_rule
+from oicsr.rules.sums import sum_of_elements
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weighted import add_to_bias, is_weight, multiply_by_weight, sum_with_weight
+from oicsr.rules.weights import rows_of_sum
 
 APART = "multiplies values whose channels lie on different axes"
 ATTENTIONS = {"aten::scaled_dot_product_attention", "python::flex_attention"}  # whole ones, in one call
@@ -205,6 +208,8 @@ def multiply_matrices(tracer: Tracer, node: fx.Node) -> Result:
     first, second = source_of(node), argument(node, 1)
     if first.meta["val"].layout != torch.strided and not is_weight(tracer, second):
         return _along_edges(tracer, node, second)
+    if is_weight(tracer, first) and is_weight(tracer, second):
+        return _of_weights(tracer, node)
     if is_weight(tracer, first) or is_weight(tracer, second):
         return multiply_by_weight(tracer, node, first, second)
     count = len(shape_of(node))
@@ -291,9 +296,42 @@ def einsum(tracer: Tracer, node: fx.Node) -> Result:
         return sum_with_weight(
             tracer, node, (sources[activation], letters[activation]), (sources[weight], letters[weight]), out
         )
+    if all(weights):
+        return _of_weights(tracer, node)
     if not plain or len(sources) != 2 or any(weights):
         return _give_up(tracer, node, "is in a form without a rule")
     return _multiply(tracer, node, (sources[0], letters[0]), (sources[1], letters[1]), out)
+
+
+def _of_weights(tracer: Tracer, node: fx.Node) -> Value:
+    """A product of weights that an activation meets element by element: factors, multiplied and summed up.
+
+    Where several axes are left, they are followed as if the code had spread the factors over one another.
+    """
+    rows = rows_of_sum(tracer, node)
+    if rows is not None:
+        return Value(rows)
+    form = factors_and_letters(node)
+    if form is None:
+        return _give_up(tracer, node, "multiplies weights in a form without a rule")
+    sources, letters, out = form
+    order = out + "".join(dict.fromkeys(letter for part in letters for letter in part if letter not in out))
+    operands = [
+        _aligned(Operand.of(tracer, source, len(part)), part, order)
+        for source, part in zip(sources, letters, strict=True)
+    ]
+    return sum_of_elements(tracer, node, operands, set(range(len(out), len(order))))
+
+
+def _aligned(operand: Operand, letters: str, order: str) -> Operand:
+    """Return an operand with each axis at the place of its letter in an order, and the others of size one."""
+
+    def spread(sizes: Sequence[int]) -> list[int]:
+        return [sizes[letters.index(letter)] if letter in letters else 1 for letter in order]
+
+    moved = sorted(range(len(letters)), key=lambda axis: order.index(letters[axis]))
+    ids = None if operand.ids is None else operand.ids.permute(moved).reshape(spread(operand.ids.shape))
+    return replace(operand, ids=ids, shape=spread(operand.shape))
 
 
 @register_rule("aten::scaled_dot_product_attention")

@@ -89,8 +89,18 @@ def add_up(tracer: Tracer, node: fx.Node, ids: Tensor, axes: Set[int]) -> Value:
     return added_up(tracer, node, ids) or tracer.opaque(node, OVER)
 
 
-def _of_all(tracer: Tracer, node: fx.Node, operands: Sequence[Operand], axes: Set[int], *, keep: bool = False) -> Value:
-    """Sum up what an elementwise function of several operands gives."""
+def sum_of_elements(
+    tracer: Tracer, node: fx.Node, operands: Sequence[Operand], axes: Set[int], *, keep: bool = False
+) -> Value:
+    """Sum up what an elementwise function of several operands gives.
+
+    Args:
+        tracer: The tracer.
+        node: The call that does both.
+        operands: What it combines.
+        axes: The axes that are summed over.
+        keep: Whether these stay, with size one.
+    """
     value, _ = combine(tracer, node, operands)
     if value.ids is None:
         return value
@@ -109,14 +119,14 @@ def _operands(tracer: Tracer, sources: Sequence[fx.Node]) -> list[Operand]:
 def similarity(tracer: Tracer, node: fx.Node) -> Result:
     """Sums products, and squares, over an axis of two values, whose channels are tied."""
     operands = _operands(tracer, tensor_inputs(node))
-    return _of_all(tracer, node, operands, axes_of(node, len(operands[0].shape)))
+    return sum_of_elements(tracer, node, operands, axes_of(node, len(operands[0].shape)))
 
 
 @register_rule("aten::pairwise_distance")
 def distance(tracer: Tracer, node: fx.Node) -> Result:
     """The norm of a difference along the last axis. What is added to it (1e-6) hardly shows in channels of zeros."""
     operands = _operands(tracer, tensor_inputs(node))
-    return _of_all(tracer, node, operands, {len(operands[0].shape) - 1}, keep=bool(argument(node, "keepdim")))
+    return sum_of_elements(tracer, node, operands, {len(operands[0].shape) - 1}, keep=bool(argument(node, "keepdim")))
 
 
 @register_rule("aten::cdist")
@@ -130,7 +140,7 @@ def distances(tracer: Tracer, node: fx.Node) -> Result:
         return _to_rows_of_a_weight(tracer, node, weight)
     first, second = _operands(tracer, [source_of(node), argument(node, 1)])
     rank = len(first.shape)
-    return _of_all(tracer, node, [_widened(first, rank - 1), _widened(second, rank - 2)], {rank})
+    return sum_of_elements(tracer, node, [_widened(first, rank - 1), _widened(second, rank - 2)], {rank})
 
 
 def _to_rows_of_a_weight(tracer: Tracer, node: fx.Node, weight: fx.Node) -> Result:
@@ -152,7 +162,7 @@ def _widened(operand: Operand, axis: int) -> Operand:
 def scalar(tracer: Tracer, node: fx.Node) -> Result:
     """A number from all elements of two values."""
     operands = _operands(tracer, tensor_inputs(node))
-    return _of_all(tracer, node, operands, set(range(len(operands[0].shape))))
+    return sum_of_elements(tracer, node, operands, set(range(len(operands[0].shape))))
 
 
 @register_rule(*aten("triplet_margin_loss cosine_embedding_loss"))
@@ -161,7 +171,7 @@ def loss_of_rows(tracer: Tracer, node: fx.Node) -> Result:
     count = 3 if operator_name(node) == "aten::triplet_margin_loss" else 2  # the last one is a label otherwise
     operands = _operands(tracer, tensor_inputs(node)[:count])
     last = len(operands[0].shape) - 1
-    value = _of_all(tracer, node, operands, {last})
+    value = sum_of_elements(tracer, node, operands, {last})
     return value if value.ids is None else tracer.opaque(node, OVER)
 
 
@@ -174,7 +184,7 @@ def loss_of_elements(tracer: Tracer, node: fx.Node) -> Result:
     if reduction == 1:
         followed = any(operand.axes for operand in operands)
         return tracer.opaque(node, "averages over the channels") if followed else Value(None, operands[0].reason)
-    value = _of_all(tracer, node, operands, set(range(len(operands[0].shape))))
+    value = sum_of_elements(tracer, node, operands, set(range(len(operands[0].shape))))
     return value if value.ids is None else tracer.opaque(node, OVER)
 
 

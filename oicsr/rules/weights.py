@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.coupling import Side
-from oicsr.rules.axes import REDUCTIONS, Axis, Tracing, is_computed, weight_axes
+from oicsr.rules.axes import OF_WEIGHTS, REDUCTIONS, Axis, Tracing, is_computed, weight_axes
 from oicsr.rules.calls import gives_many, operator_name, shape_of
 from oicsr.rules.ids import on_axis
 from oicsr.rules.notes import Passed, Product
@@ -96,11 +96,13 @@ def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:
 
 
 def rows_of_sum(tracer: Tracing, node: fx.Node) -> Tensor | None:
-    """Return the channels of a sum over all axes but one of a weight (squared lengths of its rows).
+    """Return the channels of a sum over all axes but one of a weight, or of a product of some.
+
+    So are squared lengths of its rows, and what a matrix makes of a vector.
 
     None of any other value: element by element, such a weight would be tied along the axes that are summed over.
     """
-    if not is_computed(tracer, node) or operator_name(node) not in REDUCTIONS or gives_many(node):
+    if not is_computed(tracer, node) or operator_name(node) not in REDUCTIONS | OF_WEIGHTS or gives_many(node):
         return None
     axes = weight_axes(tracer, node)
     labelled = [position for position, axis in enumerate(axes or ()) if axis is not None]

@@ -473,3 +473,19 @@ def four_groups_by_number(net: Any, x: Tensor) -> Tensor:
 def groups_of_eight(net: Any, x: Tensor) -> Tensor:
     x = net.a(x)
     return net.o(functional.conv2d(x, net.w, groups=x.shape[1] // 8).relu())
+
+
+@images("a.0", c=lambda: weight(16, 6), rate=lambda: weight(16, 6), step=lambda: weight(16), o=lambda: tail(16))
+def the_kernel_of_a_diagonal_state_space(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).flatten(2)
+    length = x.shape[-1]
+    decay = (-net.rate.exp() * net.step.exp()[:, None])[..., None] * torch.arange(length, device=x.device)
+    kernel = torch.einsum("hn,hnl->hl", net.c, decay.exp())
+    product = torch.fft.rfft(kernel, n=2 * length) * torch.fft.rfft(x, n=2 * length)
+    return net.o(torch.fft.irfft(product, n=2 * length)[..., :length, None].relu())
+
+
+@rows("a", w=lambda: weight(16, 5), v=lambda: weight(5), s=lambda: weight(16, 5), o=lambda: nn.Linear(16, 3))
+def scales_from_products_of_weights(net: Any, x: Tensor) -> Tensor:
+    scale = net.w @ net.v + torch.einsum("hn,hn,n->h", net.w, net.s, net.v)
+    return net.o((net.a(x) * scale).relu())
