@@ -174,6 +174,11 @@ def _remedy(model: nn.Module, inputs: Inputs, error: BaseException, derivatives:
         return f"the network is on {own[0]} and example_inputs on {where}: move them to the network's device"
     if closed := closed_part(model):
         return closed
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        return (
+            "its weights were made under torch.inference_mode: they can be neither traced nor trained. Take a copy, "
+            "copy.deepcopy(model), outside of that mode"
+        )
     line = line_of(error)
     where = "" if line is None else f"{line}: "
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

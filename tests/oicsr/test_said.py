@@ -353,6 +353,14 @@ def test_inputs_on_another_device_are_named_as_the_cause() -> None:
         oicsr.prune(Chain().to("meta"), SMALL_IMAGES)
 
 
+def test_a_network_that_was_made_in_inference_mode_is_refused_with_the_way_out() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode: .* Take a copy, copy\.deepcopy\(model\)"):
+        oicsr.find_couplings(model, torch.randn(2, 4))
+    assert oicsr.find_couplings(copy.deepcopy(model), torch.randn(2, 4))
+
+
 class Domains(nn.Module):
     """Has a normalisation for each domain, and layers that `forward` does not call."""
 
