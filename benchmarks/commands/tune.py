@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from benchmarks.commands.options import (
     choose_device,
     choose_graphs,
     positive,
+    seeds,
     share,
 )
 from benchmarks.config import Cell
@@ -32,8 +34,10 @@ from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
 from benchmarks.records.strengths import (
+    FIRST_TUNING_SEED,
     WHEN,
-    Tries,
+    TriesOf,
+    compared_seeds,
     read_tuning,
     tuned_strengths,
     tuned_under,
@@ -44,7 +48,17 @@ from benchmarks.running.bench import Bench, bench_at
 from benchmarks.running.cells import cells_of, default_profile
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
-from benchmarks.running.tuning import TUNING_SEEDS, by_method, check_joins, keep, tune_method, usual_seeds, with_tries
+from benchmarks.running.tuning import (
+    TUNING_SEEDS,
+    best_two,
+    by_method,
+    check_joins,
+    keep,
+    try_again,
+    tune_method,
+    usual_seeds,
+    with_tries,
+)
 from benchmarks.training.loop import Score
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
@@ -105,6 +119,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="start each search at the strength chosen for this share of the MACs (default: at the method's grid)",
     )
+    parser.add_argument(
+        "--again",
+        type=seeds,
+        metavar="SEEDS",
+        help="try the best two strengths of the record again, on further networks, and choose between them over all",
+    )
 
 
 def command(options: argparse.Namespace) -> int:
@@ -123,11 +143,40 @@ def command(options: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What the search of one method found, and why it stopped before its last target (empty: it did not)."""
+
+    tries: TriesOf
+    stopped: str = ""
+    failed: Mapping[str, str] = field(default_factory=dict)  # by target: why the method cannot be run
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What is to be tuned of an experiment: its runs by method, and the seeds of the networks."""
+    """What is to be tuned of an experiment.
+
+    Attributes:
+        tuned: Its runs by method.
+        seeds: Seeds of the networks of all trials.
+        again: Seeds of further networks for the best two strengths; empty: a new search.
+        recorded: The trials so far by method, where the best two are tried again.
+    """
 
     tuned: Mapping[str, Sequence[Cell]]
     seeds: Sequence[int]
+    again: Sequence[int] = ()
+    recorded: Mapping[str, TriesOf] = field(default_factory=dict)
+
+    def search(self, bench: Bench, method: str) -> Part:
+        """Search the strengths of a method."""
+        cells = self.tuned[method]
+        if self.again:
+            found = try_again(bench, cells, self.again, self.recorded[method], _tell_try)
+        else:
+            found = tune_method(bench, cells, self.seeds, _tell_try)
+        done = len(found.tries) + len(found.failed) == len(cells)
+        stopped = "" if done else bench.control.stop_reason() or OUT_OF_TIME
+        return Part(found.tries, stopped, found.failed)
 
 
 def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
@@ -147,12 +196,43 @@ def _plan(place: Place, name: str, options: argparse.Namespace) -> Plan | str:
     if not tuned:
         return f"{name}: no method of profile {profile} has a strength to choose"
     seeds = options.seeds or usual_seeds(place.tuning, name, profile)
-    check_joins(place.tuning, cells[0], seeds, torch.device(place.device).type)
+    record = check_joins(place.tuning, cells[0], seeds, torch.device(place.device).type)
+    if options.again:
+        return _plan_again(options, tuned, seeds, record)
     started = {
         method: [with_tries(cell, options.tries, _start(place, cell, options.start_from)) for cell in cells]
         for method, cells in tuned.items()
     }
     return Plan(started, seeds)
+
+
+def _plan_again(
+    options: argparse.Namespace, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], record: Mapping[str, Any]
+) -> Plan:
+    """Return the plan to try the best two strengths of a record again.
+
+    Raises:
+        ValueError: The options contradict one another, a method has no trials, or a network was used before.
+    """
+    for name, given in (("--tries", options.tries), ("--start-from", options.start_from)):
+        if given is not None:
+            raise ValueError(f"--again tries the best two strengths of the record, so that {name} has no effect")
+    if compared := compared_seeds(options.again):
+        raise ValueError(
+            f"--again: seed {compared[0]} is one of comparisons; take seeds of {FIRST_TUNING_SEED} or more"
+        )
+    recorded: dict[str, TriesOf] = {}
+    for method, cells in tuned.items():
+        recorded[method] = record["scores"].get(method, {})
+        for cell in cells:
+            target = f"{cell.macs_kept:g}"
+            if target not in recorded[method]:
+                raise ValueError(f"--again: {method} has no trials at {target}; tune it there first, without --again")
+            best_two(recorded[method][target])
+            used = {*seeds, *record.get("again", {}).get(method, {}).get(target, [])}
+            if twice := [seed for seed in options.again if seed in used]:
+                raise ValueError(f"--again: {method} at {target} was tried on seed {twice[0]} already")
+    return Plan(tuned, seeds, options.again, recorded)
 
 
 def _start(place: Place, cell: Cell, share: float | None) -> tuple[float, float] | None:
@@ -177,14 +257,14 @@ def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:
     if isinstance(plan, str):
         print(plan)
         return OK
-    tuned, seeds, path = plan.tuned, plan.seeds, None
+    tuned, path = plan.tuned, None
     cells = [cell for cells in tuned.values() for cell in cells]
     place, jobs = _shared_out(place, cells, len(tuned), jobs_asked)
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
     stopped, code = "", OK
-    for method, found in search(place, tuned, seeds, jobs):  # written as they come: nothing done is lost
+    for method, found in search(place, plan, jobs):  # written as they come: nothing done is lost
         if found.tries:
-            path = keep(place.bench(), tuned[method], seeds, found.tries)
+            path = keep(place.bench(), tuned[method], plan.seeds, found.tries, plan.again)
             chosen = read_tuning(path)["chosen"][method]
             code = FAILURE if any(chosen[target] is None for target in found.tries) else code
         for target, reason in found.failed.items():
@@ -219,31 +299,22 @@ def _shared_out(place: Place, cells: Sequence[Cell], methods: int, asked: int | 
     return replace(place, threads=1), jobs
 
 
-@dataclass(frozen=True)
-class Part:
-    """What the search of one method found, and why it stopped before its last target (empty: it did not)."""
-
-    tries: Mapping[str, Tries]
-    stopped: str = ""
-    failed: Mapping[str, str] = field(default_factory=dict)  # by target: why the method cannot be run
-
-
 Found = Iterator[tuple[str, Part]]
 
 
-def _one_by_one(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
+def _one_by_one(place: Place, plan: Plan, jobs: int) -> Found:
     with on_signals() as asked:
         bench = place.bench(asked)
-        for method, cells in tuned.items():
-            yield method, _search(bench, cells, seeds)
+        for method in plan.tuned:
+            yield method, plan.search(bench, method)
 
 
-def _side_by_side(place: Place, tuned: Mapping[str, Sequence[Cell]], seeds: Sequence[int], jobs: int) -> Found:
+def _side_by_side(place: Place, plan: Plan, jobs: int) -> Found:
     """Yield what each search found; where one ends in an error, the others stop and are yielded before it is raised."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with on_signals() as asked, ProcessPoolExecutor(jobs, context, _obey, (stop, os.getpid())) as pool:
-        pending = {pool.submit(_in_process, place, cells, seeds): method for method, cells in tuned.items()}
+        pending = {pool.submit(_in_process, place, plan, method): method for method in plan.tuned}
         errors: list[BaseException] = []
         try:
             while pending:
@@ -276,16 +347,9 @@ def _obey(stop: Event, parent: int) -> None:
     _told[:] = [lambda: stop.is_set() or os.getppid() != parent]
 
 
-def _in_process(place: Place, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
+def _in_process(place: Place, plan: Plan, method: str) -> Part:
     (told,) = _told
-    return Part({}, INTERRUPT) if told() else _search(place.bench(told), cells, seeds)
-
-
-def _search(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int]) -> Part:
-    found = tune_method(bench, cells, seeds, _tell_try)
-    done = len(found.tries) + len(found.failed) == len(cells)
-    stopped = "" if done else bench.control.stop_reason() or OUT_OF_TIME
-    return Part(found.tries, stopped, found.failed)
+    return Part({}, INTERRUPT) if told() else plan.search(place.bench(told), method)
 
 
 def _tell_try(cell: Cell, strength: float, score: Score | None) -> None:

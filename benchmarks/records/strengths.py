@@ -29,7 +29,11 @@ CRITERIA: Mapping[str, str] = {  # by the state that a search compares: how its 
 
 WHEN: Mapping[str, str] = {"recalibrated": "before fine-tuning", "finetuned": "after fine-tuning"}  # that state is
 
-Tries = dict[str, Mapping[str, Any]]  # by strength: {"loss": [...], "top1": [...]}, one value per network
+Tries = dict[str, Mapping[str, Any]]
+"""By strength: `{"loss": [...], "top1": [...]}`, one value per network; more for the best two, if tried again."""
+
+TriesOf = Mapping[str, Tries]
+"""By target."""
 
 FIRST_TUNING_SEED = 1000  # networks of these seeds serve tuning; no comparison uses them
 
@@ -116,6 +120,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         method: _scores(path, method, targets) for method, targets in _items(path, data.get("scores", {}))
     }
     data["reason"] = {method: _reasons(path, method, given) for method, given in _items(path, data.get("reason", {}))}
+    data["again"] = {method: _again(path, method, given) for method, given in _items(path, data.get("again", {}))}
     return data
 
 
@@ -126,6 +131,15 @@ def _reasons(path: Path, method: str, given: Any) -> dict[str, str]:
     for target in given:
         _check_target(path, target)
     return given
+
+
+def _again(path: Path, method: str, given: Any) -> dict[str, list[int]]:
+    """Return the seeds of the further networks that the best two strengths of a method were tried on, by target."""
+    for target, seeds in _items(path, given):
+        _check_target(path, target)
+        if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+            raise TuningError(f"{path}: the further seeds of {method!r} are no integers. Restore it, or tune again.")
+    return dict(given)
 
 
 def _scores(path: Path, method: str, targets: Any) -> dict[str, dict[str, Any]]:
@@ -280,7 +294,8 @@ def _parsed(text: str, path: Path) -> Mapping[str, Any]:
 def _chosen(text: str, path: Path) -> dict[str, dict[str, float | None]]:
     record = _parsed(text, path)
     chosen: dict[str, dict[str, float | None]] = record["chosen"]
-    return {} if compared_seeds(record.get("seeds", ())) else chosen
+    further = [seed for targets in record["again"].values() for seeds in targets.values() for seed in seeds]
+    return {} if compared_seeds([*record.get("seeds", ()), *further]) else chosen
 
 
 def _other_training(cell: Cell, path: Path) -> str:

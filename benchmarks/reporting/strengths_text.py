@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,32 @@ def _text(path: Path, methods: set[str], whose: str) -> str:
     rule = f" {MIDDLE}" if len(seeds) > 1 else ""
     choice = f"{ONE_CHOICE[search_state(record)]}{rule}"
     first = f"Strengths: {tries}, on {networks}. {choice}"
-    return " ".join([first, *([whose] if whose else []), *_not_inside(record, methods)])
+    return " ".join([first, *([whose] if whose else []), *_again(record, methods), *_not_inside(record, methods)])
+
+
+def _again(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
+    """Yield a sentence for every number of further networks that the best two strengths were tried on."""
+    numbers = {len(seeds) for targets in record["again"].values() for seeds in targets.values()}
+    for number in sorted(numbers):
+        found = _methods_at(record["again"], methods, lambda seeds: len(seeds) == number)  # noqa: B023  # used at once
+        if found:
+            networks = "a further network" if number == 1 else f"{number} further networks"
+            yield f"The best two were tried again on {networks}, and chosen from over all: {', '.join(found)}."
 
 
 def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
     """Yield a sentence for every way in which the best strength is not inside those tried."""
     for reason, words in NOT_INSIDE.items():
-        found = []
-        for method, targets in sorted(record["reason"].items()):
-            at = sorted((float(target) for target, why in targets.items() if why == reason), reverse=True)
-            if at and method in methods:
-                found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")
+        found = _methods_at(record["reason"], methods, lambda why: why == reason)  # noqa: B023  # used at once
         if found:
             yield f"{words}: {', '.join(found)}."
+
+
+def _methods_at(values: Mapping[str, Mapping[str, Any]], methods: set[str], holds: Callable[[Any], bool]) -> list[str]:
+    """Return the titles of methods with the targets whose value meets a condition."""
+    found = []
+    for method, targets in sorted(values.items()):
+        at = sorted((float(target) for target, value in targets.items() if holds(value)), reverse=True)
+        if at and method in methods:
+            found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")
+    return found

@@ -31,6 +31,7 @@ from benchmarks.records.strengths import (
     FIRST_TUNING_SEED,
     SCHEMA,
     Tries,
+    TriesOf,
     TuningError,
     compared_seeds,
     grid_of,
@@ -112,7 +113,8 @@ def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, s
 
     Strengths whose loss exceeds the best one's by at most the standard error of that difference (over the same
     networks) tie with it. Among the contiguous tied strengths around the best, the one nearest to their geometric
-    middle is chosen. With one network, only equal losses tie.
+    middle is chosen. With one network, only equal losses tie. Where some strengths were tried on more networks than
+    others, the choice is between those.
 
     Args:
         tries: The scores of each strength.
@@ -123,7 +125,7 @@ def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, s
         The strength, and `"inside"` or `"edge"` for the position of the best one among those tried; None with
         `"chance"` if the best accuracy is no better than guessing, and with `"diverged"` if every strength diverged.
     """
-    losses = mean_losses(tries)
+    losses = mean_losses(on_most_networks(tries))
     strengths = sorted(losses)
     best = min(strengths, key=lambda strength: (losses[strength], strength))
     if math.isinf(losses[best]):
@@ -141,7 +143,27 @@ def choose(tries: Tries, num_classes: int, images: int) -> tuple[float | None, s
             at += step
     middle = (math.log(min(row)) + math.log(max(row))) / 2
     chosen = min(row, key=lambda strength: (round(abs(math.log(strength) - middle), 9), strength))
-    return chosen, "edge" if position in (0, len(strengths) - 1) else "inside"
+    tried = [float(text) for text in tries]
+    return chosen, "edge" if best in (min(tried), max(tried)) else "inside"
+
+
+def on_most_networks(tries: Tries) -> Tries:
+    """Return the trials of the strengths that were tried on the most networks."""
+    most = max(len(found["loss"]) for found in tries.values())
+    return {text: found for text, found in tries.items() if len(found["loss"]) == most}
+
+
+def best_two(tries: Tries) -> list[float]:
+    """Return the two strengths with the lowest mean losses, in ascending order.
+
+    Raises:
+        ValueError: Training diverged with all strengths but one, or with all.
+    """
+    losses = mean_losses(on_most_networks(tries))
+    trained = [strength for strength, loss in losses.items() if math.isfinite(loss)]
+    if len(trained) < 2:
+        raise ValueError(f"of the strengths {', '.join(tries)} fewer than two could be trained")
+    return sorted(sorted(trained, key=lambda strength: (losses[strength], strength))[:2])
 
 
 def _ties(tries: Tries, best: float, other: float) -> bool:
@@ -183,18 +205,55 @@ def tune_method(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], tell:
         OSError: The machine has a problem (a full disk).
     """
 
-    def ask(cell: Cell, strength: float) -> Mapping[str, Any]:
-        scores = [_try(bench, replace(cell, seed=seed), strength, tell) for seed in seeds]
-        return {
-            "loss": [score and round(score.loss, 6) for score in scores],
-            "top1": [score and round(score.top1, 6) for score in scores],
-        }
+    def find(cell: Cell) -> Tries:
+        grid = grid_of(cell, find_method(cell.method))
+        return search(grid, cell.profile.tries, partial(_ask, bench, cell, seeds, tell))
 
+    return _each_target(bench, cells, find)
+
+
+def try_again(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], recorded: TriesOf, tell: Tell) -> Searched:
+    """Try the best two strengths of one method at all its targets again, on further networks.
+
+    Args:
+        bench: Where to train.
+        cells: Runs of one method, one per target.
+        seeds: Further networks.
+        recorded: The trials so far, by target as text.
+        tell: As for `tune_method`.
+
+    Returns:
+        All trials of each target, those so far included.
+
+    Raises:
+        DataError: The data are missing or damaged, for all methods alike.
+        OSError: The machine has a problem (a full disk).
+    """
+
+    def find(cell: Cell) -> Tries:
+        tries = dict(recorded[f"{cell.macs_kept:g}"])
+        for strength in best_two(tries):
+            before, now = tries[f"{strength:g}"], _ask(bench, cell, seeds, tell, strength)
+            tries[f"{strength:g}"] = {name: [*before[name], *now[name]] for name in now}
+        return tries
+
+    return _each_target(bench, cells, find)
+
+
+def _ask(bench: Bench, cell: Cell, seeds: Sequence[int], tell: Tell, strength: float) -> Mapping[str, Any]:
+    scores = [_try(bench, replace(cell, seed=seed), strength, tell) for seed in seeds]
+    return {
+        "loss": [score and round(score.loss, 6) for score in scores],
+        "top1": [score and round(score.top1, 6) for score in scores],
+    }
+
+
+def _each_target(bench: Bench, cells: Sequence[Cell], find: Callable[[Cell], Tries]) -> Searched:
     tries, failed = dict[str, Tries](), dict[str, str]()
     for cell in cells:
-        target, grid = f"{cell.macs_kept:g}", grid_of(cell, find_method(cell.method))
+        target = f"{cell.macs_kept:g}"
         try:
-            tries[target] = search(grid, cell.profile.tries, partial(ask, cell))
+            tries[target] = find(cell)
         except Stopped:
             break
         except (OSError, DataError):  # trouble of the machine or of all methods: the search resumes another time
@@ -305,8 +364,15 @@ def _data(record: Mapping[str, Any]) -> Any:
     return source.get("data_sha256") if isinstance(source, dict) else None
 
 
-def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mapping[str, Tries]) -> Path:
+def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: TriesOf, again: Sequence[int] = ()) -> Path:
     """Write the trials of one method and the choice into the tuning record; return its path.
+
+    Args:
+        bench: Where they were made.
+        cells: Runs of one method, one per target.
+        seeds: Networks of all trials of the record.
+        found: The trials by target.
+        again: Further networks that the best two strengths were tried on, beside those that the record names.
 
     Raises:
         TuningError: See `check_joins`.
@@ -320,12 +386,24 @@ def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Mappi
             strength, reason = choose(tries, data.num_classes, len(data.validation))
             for name, value in (("scores", tries), ("chosen", strength), ("reason", reason)):
                 record[name].setdefault(first.method, {})[target] = value
+            _note_again(record, first.method, target, again)
         before, now = record.get("provenance"), provenance(bench.device, data.checksum)
         if before and before != now:  # of the trials that others made, on another device perhaps
             record["earlier_provenance"] = [p for p in record.get("earlier_provenance", []) if p != before] + [before]
         record["provenance"] = now
         write_atomically(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return path
+
+
+def _note_again(record: dict[str, Any], method: str, target: str, seeds: Sequence[int]) -> None:
+    """Write down which further networks the best two strengths were tried on; a new search begins with none."""
+    noted = record.setdefault("again", {}).setdefault(method, {})
+    noted[target] = [*noted.get(target, []), *seeds] if seeds else []
+    record["again"] = {
+        name: kept for name, given in record["again"].items() if (kept := {key: of for key, of in given.items() if of})
+    }
+    if not record["again"]:
+        del record["again"]
 
 
 def _empty_record(cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:

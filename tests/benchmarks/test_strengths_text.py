@@ -45,6 +45,15 @@ def test_it_says_how_many_were_tried_on_what_and_where_the_best_is_not_inside(tm
     assert "No strength works, the accuracy of the best is at chance level: Group Lasso (out) (at 50.0 %)." in text
 
 
+def test_it_says_which_choices_further_networks_confirmed(tmp_path: Path) -> None:
+    once, twice = {"0.5": [1002], "0.3": [1002]}, {"0.5": [1002, 1003]}
+    write(tmp_path, again={"oicsr-gl": once, "gl-out": twice, "slimming": once})
+    with patch.dict(EXPERIMENTS, {"study": STUDY}):
+        text = strengths_text(tmp_path, COMPARISON)
+    assert "again on a further network, and chosen from over all: OICSR-GL (at 50.0 %, 30.0 %). The best two" in text
+    assert "again on 2 further networks, and chosen from over all: Group Lasso (out) (at 50.0 %). The best is" in text
+
+
 def test_it_says_where_the_search_compared_fine_tuned_networks(tmp_path: Path) -> None:
     write(tmp_path, criterion="validation loss of the fine-tuned network, mean over networks")
     with patch.dict(EXPERIMENTS, {"study": STUDY}):

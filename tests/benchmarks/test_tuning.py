@@ -350,6 +350,116 @@ def test_a_start_or_a_number_of_tries_that_cannot_serve_is_refused_before_any_tr
     assert code == 2 and said in capsys.readouterr().err and not tried
 
 
+def score_by_seed(monkeypatch: pytest.MonkeyPatch, lowest: Mapping[int, float]) -> list[tuple[str, int, float]]:
+    """Let trials cost nothing: the loss is smallest at a strength of each network's own. Return what is tried."""
+
+    def score(bench: Bench, cell: Cell, strength: float) -> Score:
+        tried.append((cell.method, cell.seed, strength))
+        return Score(abs(math.log(strength / lowest[cell.seed])), 0.9)
+
+    tried: list[tuple[str, int, float]] = []
+    monkeypatch.setattr(tuning, "validate", score)
+    return tried
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_the_best_two_are_tried_again_on_further_networks_and_chosen_from_over_all(
+    jobs: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = score_by_seed(monkeypatch, {1000: 0.009, 1001: 0.019})  # 0.01 is nearest to the first, 0.02 to both
+    if jobs == "2":  # in processes, which the counting of trials does not reach
+        monkeypatch.setattr(tune_command, "_in_process", search_by_seed)
+    both = ["--methods", "gl-out,oicsr-gl", "--jobs", jobs]
+    grid = small_experiment(tries=3, grids={"gl-out": (0.01, 0.02, 0.04), "oicsr-gl": (0.005, 0.01, 0.02)})
+    monkeypatch.setitem(EXPERIMENTS, "small", grid)
+    assert tune_small(*both, "--seeds", "1000") == 0
+    first = read_tuning(small)
+    assert {name: chosen["0.5"] for name, chosen in first["chosen"].items()} == {"gl-out": 0.01, "oicsr-gl": 0.01}
+    tried.clear()
+    assert tune_small(*both, "--again", "1001") == 0
+    after = read_tuning(small)
+    if jobs == "1":
+        assert tried == [(name, 1001, value) for name in ("gl-out", "oicsr-gl") for value in BEST_TWO[name]]
+    assert (after["seeds"], after["again"]) == ([1000], {"gl-out": {"0.5": [1001]}, "oicsr-gl": {"0.5": [1001]}})
+    for name, (low, high) in BEST_TWO.items():
+        before, scores = first["scores"][name]["0.5"], after["scores"][name]["0.5"]
+        assert {value for value, found in scores.items() if len(found["loss"]) == 2} == {f"{low:g}", f"{high:g}"}
+        assert all(found["loss"][0] == before[value]["loss"][0] for value, found in scores.items())
+        means = {value: (abs(math.log(value / 0.009)) + abs(math.log(value / 0.019))) / 2 for value in (low, high)}
+        assert tuning.mean_losses(tuning.on_most_networks(scores)) == pytest.approx(means, abs=1e-6)
+    assert after["chosen"]["gl-out"]["0.5"] == 0.01 and after["reason"]["gl-out"]["0.5"] == "edge"
+    assert after["reason"]["oicsr-gl"]["0.5"] == "inside"
+    assert tune_small("--methods", "gl-out") == 0  # a new search begins anew
+    assert read_tuning(small)["again"] == {"oicsr-gl": {"0.5": [1001]}}
+
+
+BEST_TWO = {"gl-out": (0.01, 0.02), "oicsr-gl": (0.005, 0.01)}
+
+
+def search_by_seed(*arguments: Any) -> Part:
+    """Search in a process of the pool, where trials cost nothing and each network has its own best strength."""
+    with pytest.MonkeyPatch.context() as patch:
+        score_by_seed(patch, {1000: 0.009, 1001: 0.019})
+        return IN_PROCESS(*arguments)
+
+
+def test_further_networks_turn_the_choice_and_the_weaker_one_is_taken_where_two_disagree() -> None:
+    found = tries({0.1: [3.0], 0.2: [1.0, 3.0, 3.0], 0.4: [1.1, 1.0, 1.2], 0.8: [2.0]})
+    assert choose(found, 10, 1000) == (0.4, "inside")
+    assert tuning.best_two(found) == [0.2, 0.4]
+    two = tries({0.1: [3.0], 0.2: [1.1, 1.0], 0.4: [1.0, 1.3], 0.8: [2.0]})
+    assert choose(two, 10, 1000) == (0.2, "inside")
+    assert choose(tries({0.1: [3.0], 0.2: [1.1, 1.0], 0.4: [1.0, None], 0.8: [2.0]}), 10, 1000) == (0.2, "inside")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--again", "1001", "--tries", "3"],
+            "--again tries the best two strengths of the record, so that --tries has",
+        ),
+        (["--again", "1001", "--start-from", "0.5"], "so that --start-from has no effect"),
+        (["--again", "0"], "--again: seed 0 is one of comparisons; take seeds of 1000 or more"),
+        (["--again", "1000"], "--again: gl-out at 0.5 was tried on seed 1000 already"),
+        (["--again", "1001", "--macs-kept", "0.7"], "--again: gl-out has no trials at 0.7; tune it there first"),
+        (["--again", "1001", "--methods", "gl-separate"], "--again: gl-separate has no trials at 0.5"),
+        (["--again", "1001", "--seeds", "1002"], "has seeds [1000], not [1002]"),
+        (["--again", "1002"], "--again: gl-out at 0.5 was tried on seed 1002 already"),
+        (
+            ["--again", "1001", "--methods", "oicsr-gl"],
+            "of the strengths 0.1, 0.2, 0.4 fewer than two could be trained",
+        ),
+    ],
+)
+def test_further_networks_that_cannot_serve_are_refused_before_any_training(
+    options: list[str], said: str, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = score_valley(monkeypatch)
+    assert tune_small("--methods", "gl-out", "--seeds", "1000") == 0
+    assert tune_small("--methods", "gl-out", "--again", "1002") == 0
+    record = json.loads(small.read_text())
+    record["scores"]["oicsr-gl"] = {"0.5": tries({0.1: [None], 0.2: [1.0], 0.4: [None]})}
+    small.write_text(json.dumps(record))
+    tried.clear()
+    arguments = options if "--methods" in options else ["--methods", "gl-out", *options]
+    assert tune_small(*arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not tried
+
+
+def test_a_strength_that_was_confirmed_on_a_network_of_comparisons_is_not_tuned(tmp_path: Path) -> None:
+    scores = {"oicsr-gl": {"0.5": tries({0.1: [1.0, 1.0], 0.2: [2.0, 2.0]})}}
+    again = {"oicsr-gl": {"0.5": [0]}}
+    path = write_tuning(
+        tmp_path / "small-quick.json", {"oicsr-gl": {"0.5": 0.1}}, seeds=[1000], scores=scores, again=again
+    )
+    assert strengths.tuned_strengths(path) == {}
+    write_tuning(path, {"oicsr-gl": {"0.5": 0.1}}, seeds=[1000], again={"oicsr-gl": {"0.5": ["a"]}})
+    with pytest.raises(TuningError, match="the further seeds of 'oicsr-gl' are no integers"):
+        read_tuning(path)
+
+
 def test_a_method_that_was_tuned_alone_leaves_the_others_their_published_strengths(small: Path) -> None:
     write_tuning(strengths.PUBLISHED_TUNING / small.name, {"gl-out": {"0.5": 0.1}, "oicsr-gl": {"0.5": 0.2}})
     write_tuning(small, {"oicsr-gl": {"0.5": 0.3}})
@@ -482,9 +592,9 @@ def test_an_error_in_one_search_stops_the_others_and_loses_nothing(
     assert list(read_tuning(small)["chosen"]) == ["oicsr-gl"]
 
 
-def search_until_told(place: tune_command.Place, cells: list[Cell], seeds: list[int]) -> Part:
+def search_until_told(place: tune_command.Place, plan: tune_command.Plan, method: str) -> Part:
     """Fail for one method; for the others, search in a process of the pool until told to stop."""
-    if cells[0].method == "gl-out":
+    if method == "gl-out":
         raise OSError("the disk is full")
     (told,) = tune_command._told
     for _ in range(1000):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from benchmarks.analysis.comparison import Comparison, rank
 from benchmarks.analysis.statistics import summarize
@@ -162,7 +162,14 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
         metric = _metric(tuning)
         for axes, method in zip(panels, methods, strict=False):
             axes.set_title(_short(find_method(method).title), fontsize=9)
-            _strength_panel(axes, scores[method], targets, tuning["chosen"].get(method, {}), metric)
+            first = {target: _on_first(tries, len(tuning["seeds"])) for target, tries in scores[method].items()}
+            _strength_panel(axes, first, targets, tuning["chosen"].get(method, {}), metric)
+            _mark_further(axes, scores[method], first, targets, metric)
+        if metric == "loss":  # the loss of the weakest strengths is several times the best one's
+            panels[0].set_yscale("log")
+            panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+            panels[0].yaxis.set_minor_formatter(NullFormatter())
         for axes in panels[len(methods) :]:
             axes.set_axis_off()
         for axes in _lowest(panels, len(methods), columns):
@@ -171,9 +178,27 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
         legend_below(figure, panels[0])
         networks = len(tuning["seeds"])
         count = "one network only" if networks == 1 else f"{networks} networks"
+        if tuning.get("again"):
+            count = f"{'one network' if networks == 1 else count}; cross: mean with further ones"
         when = WHEN[search_state(tuning)]
         headline(figure, f"{title}: strength search\nvalidation images, {when}, {count}; ring: chosen")
         return render(figure)
+
+
+def _on_first(tries: Tries, networks: int) -> Tries:
+    """Return trials without those that were made again on further networks, which the best two strengths alone have."""
+    return {text: {name: values[:networks] for name, values in found.items()} for text, found in tries.items()}
+
+
+def _mark_further(
+    axes: Axes, tries: Mapping[str, Tries], first: Mapping[str, Tries], targets: Sequence[str], metric: str
+) -> None:
+    """Mark the mean over all networks of the strengths that were tried on further ones."""
+    for position, target in enumerate(targets):
+        for text, found in tries.get(target, {}).items():
+            if len(found[metric]) > len(first[target][text][metric]) and _known(found, metric):
+                mean = (1 if metric == "loss" else 100) * summarize(found[metric]).mean
+                axes.plot([float(text)], [mean], color=TARGET_COLOURS[position % len(TARGET_COLOURS)], marker="x")
 
 
 def _metric(tuning: Mapping[str, Any]) -> str:
