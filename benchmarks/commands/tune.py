@@ -123,7 +123,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--again",
         type=seeds,
         metavar="SEEDS",
-        help="try the best two strengths of the record again, on further networks, and choose between them over all",
+        help="try the best two strengths of the record again, on further networks, and choose between them over all "
+        "(default: a new search)",
     )
 
 

@@ -137,7 +137,7 @@ def test_evaluation_is_resize_and_centre_crop(data: FolderSplits) -> None:
 def test_a_run_goes_end_to_end_and_learns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OICSR_WORKERS", "1")
     profile = replace(PROFILE, batch_size=24, train_images=None, validation_images=None, test_images=None)
-    profile = replace(profile, dense=replace(profile.dense, epochs=2))
+    profile = replace(profile, dense=replace(profile.dense, epochs=4))
     experiment = Experiment("own", "Own", "It works.", "resnet20", f"imagefolder:{folder}@16", {"quick": profile})
     record = run_cell(small_bench(tmp_path), Cell(experiment, "quick", "oicsr-gl", 0, 0.5))
     assert record.complete, record.failure

@@ -171,6 +171,7 @@ def zero_everything(model: nn.Module, couplings: Sequence[Coupling], kept: dict[
 
 
 def test_a_tied_weight_at_the_output_is_not_pruned() -> None:
+    torch.manual_seed(0)  # with other weights all of the encoder's six units may be off, which is another warning
     check_right_or_refused(TiedAutoencoder(), torch.randn(2, 3, 8, 8), {"conv", "encoder"})
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="is read by 'encoder.weight', which rebuilds it"):
         couplings = oicsr.find_couplings(TiedAutoencoder(), IMAGES)
