@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,9 +53,9 @@ def check_optimizer(
             f"the {type(optimizer).__name__} holds none of the model's parameters: it is an optimiser of another "
             "model, or of this one before surgery"
         )
-    cut = {entry.parameter for entry in plan.slices}
+    cut = slices_by_name(plan.slices)
     for one in _with_inner(optimizer):
-        said = _said_of_state(one, names, cut) or said_of_ties(one, names)
+        said = _said_of_state(one, names, cut) or _said_of_factors(one, names, cut) or said_of_ties(one, names)
         if said:
             kind = type(one).__name__
             instead = f"Set {held} to None for the surgery" if held else "Leave `optimizer` out"
@@ -75,6 +76,38 @@ def _said_of_state(one: torch.optim.Optimizer, names: Mapping[int, str], cut: Co
                 shape = tuple(parameter.shape)
                 return f"{key!r} ({_describe(value)}) for {name!r}, whose shape is {shape}: {why}"
     return ""
+
+
+def _said_of_factors(one: torch.optim.Optimizer, names: Mapping[int, str], cut: Mapping[str, Sequence[Slice]]) -> str:
+    """Return what to say of the first mean over an axis that the smaller weight would be kept a mean over no longer.
+
+    Some Adafactors (big_vision's, timm's `adafactorbv`) work out at each step which axes they take means over: the two
+    largest ones, from a size on that is an option of theirs.
+    """
+    for group in one.param_groups:
+        least = group.get("min_dim_size_to_factor", math.inf)
+        for parameter in group["params"] if one.state else ():
+            name, shape = names.get(id(parameter), ""), tuple(parameter.shape)
+            after = _shape_after(shape, cut.get(name, ()))
+            if _factored(shape, least) != _factored(after, least):
+                return (
+                    f"means over axes of {name!r}, whose shape is {shape}, and would keep others, or none, of the "
+                    f"shape {after} after surgery"
+                )
+    return ""
+
+
+def _shape_after(shape: tuple[int, ...], slices: Sequence[Slice]) -> tuple[int, ...]:
+    smaller = list(shape)
+    for entry in slices:
+        smaller[entry.dim] = len(entry.kept)
+    return tuple(smaller)
+
+
+def _factored(shape: tuple[int, ...], least: float) -> list[int]:
+    """Return the two largest axes, the last ones of equal ones, in ascending order; none if one is below a size."""
+    axes = sorted(range(len(shape)), key=lambda axis: (shape[axis], axis))[-2:]
+    return axes if len(axes) == 2 and shape[axes[0]] >= least else []  # none are, where the option is missing
 
 
 def holds(optimizer: torch.optim.Optimizer, parameters: Container[int]) -> bool:

@@ -205,6 +205,35 @@ def test_rows_and_columns_of_a_state_follow() -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("least", "kept", "follows"),
+    [(16, range(40), True), (16, range(20), False), (16, range(12), False), (128, range(12), True)],
+)
+def test_means_over_the_largest_axes_follow_as_long_as_these_stay_the_largest(
+    least: int, kept: range, follows: bool
+) -> None:
+    """timm's Adafactor works out its axes at each step: below a size there are none, and the largest comes last."""
+    pytest.importorskip("timm")
+    from timm.optim.adafactor_bv import AdafactorBigVision
+
+    model = nn.Sequential(nn.Linear(30, 48), nn.ReLU(), nn.Linear(48, 44), nn.ReLU(), nn.Linear(44, 2))
+    optimizer, rows = AdafactorBigVision(model.parameters(), min_dim_size_to_factor=least), torch.randn(4, 30)
+    model(rows).square().sum().backward()
+    optimizer.step()
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, rows), {"0": [*kept], "2": [*range(18)]})
+    if not follows:
+        with pytest.raises(
+            ValueError, match=r"keeps means over axes of '.*', whose shape is .*, and would keep others"
+        ):
+            oicsr.remove_channels(model, plan, optimizer=optimizer)
+        assert model[0].weight.shape == (48, 30)
+        return
+    small = oicsr.remove_channels(model, plan, optimizer=optimizer)
+    small(rows).square().sum().backward()
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in small.parameters())
+
+
 def test_several_optimizers_share_the_parameters() -> None:
     """Muon takes matrices only, so that users have a second optimiser for the rest; both follow, or none."""
     torch.manual_seed(0)
