@@ -91,7 +91,10 @@ def _again(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
         found = _methods_at(record["again"], methods, lambda seeds: len(seeds) == number)  # noqa: B023  # used at once
         if found:
             networks = "a further network" if number == 1 else f"{number} further networks"
-            yield f"The best two were tried again on {networks}, and chosen from over all: {', '.join(found)}."
+            yield (
+                f"The best two were tried again on {networks}, and chosen from over all, the weaker one where they tie "
+                f"within a standard error: {', '.join(found)}."
+            )
 
 
 def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:

@@ -50,8 +50,9 @@ def test_it_says_which_choices_further_networks_confirmed(tmp_path: Path) -> Non
     write(tmp_path, again={"oicsr-gl": once, "gl-out": twice, "slimming": once})
     with patch.dict(EXPERIMENTS, {"study": STUDY}):
         text = strengths_text(tmp_path, COMPARISON)
-    assert "again on a further network, and chosen from over all: OICSR-GL (at 50.0 %, 30.0 %). The best two" in text
-    assert "again on 2 further networks, and chosen from over all: Group Lasso (out) (at 50.0 %). The best is" in text
+    tie = "and chosen from over all, the weaker one where they tie within a standard error"
+    assert f"again on a further network, {tie}: OICSR-GL (at 50.0 %, 30.0 %). The best two" in text
+    assert f"again on 2 further networks, {tie}: Group Lasso (out) (at 50.0 %). The best is" in text
 
 
 def test_it_says_where_the_search_compared_fine_tuned_networks(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ MARKS: dict[tuple[bool, bool], tuple[str, Any]] = {
 
 ASIDE = 0.2  # of a row, between its marks
 
-TITLE = "Which sides a penalty needs: recalibrated top-1 minus that of OICSR-GL"
+TITLE = "Which sides a penalty needs:\nrecalibrated top-1 minus that of OICSR-GL"
 
 
 def sides_figure(comparisons: Sequence[Comparison], *, toy: bool = False) -> Files | None:
