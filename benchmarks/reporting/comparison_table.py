@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 from benchmarks.analysis.comparison import DENSE_LONG, MAIN_METHODS, Comparison, rank, title_of
@@ -133,15 +133,30 @@ def notes(comparison: Comparison, shown: Callable[[str], str] = for_markdown) ->
 
 
 def _other_networks(comparison: Comparison) -> str:
-    """Say where targets were run on other networks: rows of one and of another do not share their dense accuracy."""
-    seeds = {target: {r.seed for r in comparison.records if r.macs_kept == target} for target in comparison.targets}
-    if not any(one.isdisjoint(other) for one, other in combinations(seeds.values(), 2)):
+    """Say where rows rest on other networks, which do not share their dense accuracy."""
+    rows: dict[tuple[float, str], list[int]] = {}
+    for record in comparison.records:
+        rows.setdefault((record.macs_kept, record.method), []).append(record.seed)
+    sets = {frozenset(seeds) for (target, _), seeds in rows.items() if target in comparison.targets}
+    if not any(one.isdisjoint(other) for one, other in combinations(sets, 2)):
         return ""
     groups: dict[str, list[str]] = {}
-    for target, own in seeds.items():
-        groups.setdefault(", ".join(map(str, sorted(own))), []).append(share(target))
+    for target in comparison.targets:
+        own = {_seeds_text(seeds) for (share_, _), seeds in rows.items() if share_ == target}
+        groups.setdefault(" or ".join(sorted(own)), []).append(share(target))
     places = "; ".join(f"{' and '.join(targets)}: seeds {own}" for own, targets in groups.items())
-    return f"Not all targets were run on the same networks ({places}): read a row against its own dense accuracy."
+    return f"Not all rows rest on the same networks ({places}): read a row against its own dense accuracy."
+
+
+def _seeds_text(seeds: Iterable[int]) -> str:
+    """Return seeds in order, those that follow one another as a range: `0–2, 6`."""
+    spans: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    return ", ".join(f"{span[0]}–{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
 def _failed(comparison: Comparison, shown: Callable[[str], str]) -> str:

@@ -103,15 +103,21 @@ def test_runs_without_a_result_are_named_under_the_table() -> None:
     assert not found.restricted(["none"]).failed
 
 
-def test_targets_of_other_networks_are_named_under_the_table() -> None:
+def test_rows_of_other_networks_are_named_under_the_table() -> None:
     both = records_of(experiment(methods=("oicsr-gl", "gl-out"), macs_kept=(0.7, 0.5, 0.3)))
     assert "same networks" not in notes(compare(both)[0])
     moved = [replace(record, seed=record.seed + 3) if record.macs_kept == 0.7 else record for record in both]
     text = notes(compare(moved)[0]).replace("\N{NO-BREAK SPACE}", " ")
-    said = "(70.0 %: seeds 3, 4, 5; 50.0 % and 30.0 %: seeds 0, 1, 2): read a row against its own dense accuracy."
-    assert f"Not all targets were run on the same networks {said}" in text
+    said = "(70.0 %: seeds 3–5; 50.0 % and 30.0 %: seeds 0–2): read a row against its own dense accuracy."
+    assert f"Not all rows rest on the same networks {said}" in text
     overlapping = [replace(record, seed=record.seed + 2) if record.macs_kept == 0.7 else record for record in both]
     assert "same networks" not in notes(compare(overlapping)[0])
+    apart = [
+        replace(record, seed=record.seed + 4) if (record.method, record.macs_kept) == ("gl-out", 0.5) else record
+        for record in both
+    ]  # of one target, one row rests on other networks than the other
+    text = notes(compare(apart)[0]).replace("\N{NO-BREAK SPACE}", " ")
+    assert "(70.0 % and 30.0 %: seeds 0–2; 50.0 %: seeds 0–2 or 4–6): read a row" in text
 
 
 def test_devices_and_precisions_may_differ_between_seeds_but_not_within_one() -> None:
