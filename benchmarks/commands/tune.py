@@ -230,7 +230,7 @@ def _plan_again(
             if target not in recorded[method]:
                 raise ValueError(f"--again: {method} has no trials at {target}; tune it there first, without --again")
             best_two(recorded[method][target])
-            used = {*seeds, *record.get("again", {}).get(method, {}).get(target, [])}
+            used = {*seeds, *record["again"].get(method, {}).get(target, [])}
             if twice := [seed for seed in options.again if seed in used]:
                 raise ValueError(f"--again: {method} at {target} was tried on seed {twice[0]} already")
     return Plan(tuned, seeds, options.again, recorded)

@@ -134,16 +134,14 @@ def notes(comparison: Comparison, shown: Callable[[str], str] = for_markdown) ->
 
 def _other_networks(comparison: Comparison) -> str:
     """Say where rows rest on other networks, which do not share their dense accuracy."""
-    rows: dict[tuple[float, str], list[int]] = {}
-    for record in comparison.records:
-        rows.setdefault((record.macs_kept, record.method), []).append(record.seed)
-    sets = {frozenset(seeds) for (target, _), seeds in rows.items() if target in comparison.targets}
-    if not any(one.isdisjoint(other) for one, other in combinations(sets, 2)):
+    table = comparison.table
+    sets = {target: {*table["seeds"][table["macs_kept"] == target]} for target in comparison.targets}
+    seeds = {text: {*map(int, text.split())} for own in sets.values() for text in own}
+    if not any(one.isdisjoint(other) for one, other in combinations(seeds.values(), 2)):
         return ""
     groups: dict[str, list[str]] = {}
-    for target in comparison.targets:
-        own = {_seeds_text(seeds) for (share_, _), seeds in rows.items() if share_ == target}
-        groups.setdefault(" or ".join(sorted(own)), []).append(share(target))
+    for target, own in sets.items():
+        groups.setdefault(" or ".join(sorted(_seeds_text(seeds[text]) for text in own)), []).append(share(target))
     places = "; ".join(f"{' and '.join(targets)}: seeds {own}" for own, targets in groups.items())
     return f"Not all rows rest on the same networks ({places}): read a row against its own dense accuracy."
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,11 @@ def _text(path: Path, methods: set[str], whose: str) -> str:
 
 def _again(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
     """Yield a sentence for every number of further networks that the best two strengths were tried on."""
-    numbers = {len(seeds) for targets in record["again"].values() for seeds in targets.values()}
-    for number in sorted(numbers):
-        found = _methods_at(record["again"], methods, lambda seeds: len(seeds) == number)  # noqa: B023  # used at once
-        if found:
+    numbers = {
+        method: {target: len(seeds) for target, seeds in targets.items()} for method, targets in record["again"].items()
+    }
+    for number in sorted({number for targets in numbers.values() for number in targets.values()}):
+        if found := _methods_at(numbers, methods, number):
             networks = "a further network" if number == 1 else f"{number} further networks"
             yield (
                 f"The best two were tried again on {networks}, and chosen from over all, the weaker one where they tie "
@@ -100,16 +101,15 @@ def _again(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
 def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
     """Yield a sentence for every way in which the best strength is not inside those tried."""
     for reason, words in NOT_INSIDE.items():
-        found = _methods_at(record["reason"], methods, lambda why: why == reason)  # noqa: B023  # used at once
-        if found:
+        if found := _methods_at(record["reason"], methods, reason):
             yield f"{words}: {', '.join(found)}."
 
 
-def _methods_at(values: Mapping[str, Mapping[str, Any]], methods: set[str], holds: Callable[[Any], bool]) -> list[str]:
-    """Return the titles of methods with the targets whose value meets a condition."""
+def _methods_at(values: Mapping[str, Mapping[str, Any]], methods: set[str], wanted: Any) -> list[str]:
+    """Return the titles of methods with the targets that have a value."""
     found = []
     for method, targets in sorted(values.items()):
-        at = sorted((float(target) for target, value in targets.items() if holds(value)), reverse=True)
+        at = sorted((float(target) for target, value in targets.items() if value == wanted), reverse=True)
         if at and method in methods:
             found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")
     return found

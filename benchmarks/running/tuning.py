@@ -395,15 +395,15 @@ def keep(bench: Bench, cells: Sequence[Cell], seeds: Sequence[int], found: Tries
     return path
 
 
-def _note_again(record: dict[str, Any], method: str, target: str, seeds: Sequence[int]) -> None:
+def _note_again(record: Mapping[str, Any], method: str, target: str, seeds: Sequence[int]) -> None:
     """Write down which further networks the best two strengths were tried on; a new search begins with none."""
-    noted = record.setdefault("again", {}).setdefault(method, {})
-    noted[target] = [*noted.get(target, []), *seeds] if seeds else []
-    record["again"] = {
-        name: kept for name, given in record["again"].items() if (kept := {key: of for key, of in given.items() if of})
-    }
-    if not record["again"]:
-        del record["again"]
+    noted = record["again"].setdefault(method, {})
+    if seeds:
+        noted.setdefault(target, []).extend(seeds)
+    else:
+        noted.pop(target, None)
+    if not noted:
+        del record["again"][method]
 
 
 def _empty_record(cell: Cell, seeds: Sequence[int], device_type: str) -> dict[str, Any]:
@@ -418,4 +418,5 @@ def _empty_record(cell: Cell, seeds: Sequence[int], device_type: str) -> dict[st
         "scores": {},
         "chosen": {},
         "reason": {},
+        "again": {},
     }

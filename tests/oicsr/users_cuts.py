@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import roi_align, roi_pool
 
-from tests.oicsr.users_networks import CASES, IMAGES, WORDS, Net, built, conv, images, rows, tail
+from tests.oicsr.users_networks import CASES, IMAGES, WORDS, Net, built, conv, images, rows, shifted_in_time, tail
 
 __all__ = ["CASES"]
 
@@ -267,12 +267,7 @@ def a_layer_over_the_first_quarter(net: Any, x: Tensor) -> Tensor:
 
 @images("a.0 b.0")
 def eighths_are_shifted_in_time(net: Any, x: Tensor) -> Tensor:
-    x = net.a(x)
-    fold, shifted = x.shape[1] // 8, torch.zeros_like(x)
-    shifted[:-1, :fold] = x[1:, :fold]
-    shifted[1:, fold : 2 * fold] = x[:-1, fold : 2 * fold]
-    shifted[:, 2 * fold :] = x[:, 2 * fold :]
-    return net.o(net.b(shifted))
+    return net.o(net.b(shifted_in_time(net.a(x), 8)))
 
 
 @images("a.0 b.0")

@@ -202,14 +202,18 @@ def half_is_overwritten(net: Any, x: Tensor) -> Tensor:
     return net.o(net.b(y))
 
 
+def shifted_in_time(x: Tensor, parts: int) -> Tensor:
+    """Take the first part of the channels from the next image, the second from the one before (TSM)."""
+    fold, shifted = x.shape[1] // parts, torch.zeros_like(x)
+    shifted[:-1, :fold] = x[1:, :fold]
+    shifted[1:, fold : 2 * fold] = x[:-1, fold : 2 * fold]
+    shifted[:, 2 * fold :] = x[:, 2 * fold :]
+    return shifted
+
+
 @images("a b.0", a=lambda: nn.Conv2d(3, 16, 3))
 def quarters_are_shifted_in_time(net: Any, x: Tensor) -> Tensor:
-    y = net.a(x)
-    fold, z = y.shape[1] // 4, torch.zeros_like(y)
-    z[:-1, :fold] = y[1:, :fold]
-    z[1:, fold : 2 * fold] = y[:-1, fold : 2 * fold]
-    z[:, 2 * fold :] = y[:, 2 * fold :]
-    return net.o(net.b(z))
+    return net.o(net.b(shifted_in_time(net.a(x), 4)))
 
 
 @images("a.0 f b.0", f=lambda: nn.Linear(16, 4), g=lambda: nn.Linear(4, 16))
