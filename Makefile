@@ -1,7 +1,8 @@
 # `make` shows what there is. Every experiment is a target of its name: `make cifar10-resnet56`.
 # Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|study|cpu|paper,
 # JOBS=N (runs at a time; by default as many as suit), WANDB=online|offline|disabled, ARGS="any other option of
-# python -m benchmarks run". The published records are in results/.
+# python -m benchmarks run". The published records are in results/. A name that is not an option stops make; what a
+# command reads from its environment goes before `make`: `OICSR_DATA=DIR make cifar10-resnet56`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,6 +18,10 @@ RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(
   $(if $(MACS_KEPT),--macs-kept $(MACS_KEPT)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) \
   $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
+OPTIONS := ARGS CHECKPOINTS CHROMIUM JOBS MACS_KEPT METHODS MINUTES OUT PARTS PROFILE PYTHON RESULTS SEEDS TESTS VENV WANDB
+MISSPELT := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),\
+  $(filter-out $(OPTIONS) OICSR_% OMP_% CUDA_% WANDB_% UV_% PIP_% MAKE%,$(name)))))
+$(if $(MISSPELT),$(error "$(MISSPELT)" is no option; the options are $(OPTIONS) (an environment variable goes before "make")))
 
 .PHONY: help setup test lint docs notebooks package sbom types report check faults perf gpu paper test-web clean $(EXPERIMENTS)
 

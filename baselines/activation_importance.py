@@ -28,6 +28,7 @@ from baselines.channels import over_mean, sum_slices, zeros
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling, Member
 from oicsr.coupling import SIDES
+from oicsr.wrapping import unwrap
 
 
 def rectified_moment(scale: Tensor, shift: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class _Walk:
     """
 
     def __init__(self, model: nn.Module, coupling: Coupling) -> None:
-        self._model = model
+        self._model = unwrap(model)
         self._size = coupling.num_channels
         none = zeros(model, coupling)
         self._scale = self._shift = self._normalised = none

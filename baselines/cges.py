@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from baselines.channels import channel_sums, counted, per_slice
 from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
+from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
 from oicsr.layout import Layout
 from oicsr.penalties import check_penalised, check_strength, safe_sqrt
 from oicsr.proximal import shrink_groups_
+from oicsr.wrapping import unwrap
 
 MARGIN = 0.2  # m
 
@@ -81,9 +83,16 @@ class ProximalCges:
         self, couplings: Sequence[Coupling], sides: Sequence[Side], strength: float, margin: float = MARGIN
     ) -> None:
         self._penalty = Cges(couplings, sides, strength, margin)
-        self.strength = self._penalty.strength
-        self._couplings = list(couplings)
-        self._layout = Layout.of(couplings, tuple(sides))
+        self._couplings, self._layout = self._penalty._couplings, self._penalty._layout
+
+    @property
+    def strength(self) -> float:
+        """λ; it may be set between steps."""
+        return self._penalty.strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        self._penalty.strength = check_strength(strength)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
@@ -98,11 +107,10 @@ class ProximalCges:
             learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
-            ValueError: `learning_rate` is negative.
+            TypeError: `learning_rate` is no number.
+            ValueError: It is negative or not finite.
         """
-        if not learning_rate >= 0:
-            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
-        step = learning_rate * self.strength
+        model, step = unwrap(model), self.strength * check_learning_rate(learning_rate)
         exclusive = self._penalty.exclusive_share
         shrink_groups_(model, self._layout, step * (1 - exclusive))
         sides = self._penalty.sides

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from oicsr import Coupling, Member
 from oicsr.arguments import check_width
 from oicsr.coupling import Side
+from oicsr.wrapping import unwrap
 
 Value = Callable[[str, Tensor], Tensor]  # a parameter's name and the parameter, to a value per element
 
@@ -25,7 +26,7 @@ def weight_of(model: nn.Module, member: Member) -> Tensor:
     Raises:
         ValueError: It is not as wide as the member says: the coupling is another network's.
     """
-    weight = model.get_parameter(member.parameter)
+    weight = unwrap(model).get_parameter(member.parameter)
     check_width(member.parameter, member.dim, len(member.channels), weight)
     return weight
 
@@ -95,7 +96,7 @@ def scale_channels(model: nn.Module, coupling: Coupling, sides: Sequence[Side], 
 
     Running statistics are no parameters, and stay; a frozen parameter is left alone.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(unwrap(model).named_parameters())
     for member in coupling.members:
         weight = parameters.get(member.parameter)
         if weight is not None and weight.requires_grad and member.side in sides:

@@ -19,6 +19,7 @@ from baselines.channels import over_mean
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling, Member
 from oicsr.copying import mode
+from oicsr.wrapping import unwrap
 
 IMAGES = 32
 NOISE = 1e-12  # eigenvalues below this share of the largest count as zero
@@ -80,6 +81,7 @@ def feature_maps(model: nn.Module, couplings: Sequence[Coupling], images: Tensor
     A reading layer that takes its inputs in groups is skipped; where no other is, it is what the first layer of
     the coupling gives, without activation.
     """
+    model = unwrap(model)
     taps = [_tap(model, coupling) for coupling in couplings]
     with mode(model, training=False), _watched(model, taps) as seen:
         model(images)

@@ -18,6 +18,7 @@ from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
 from oicsr.penalties import check_penalised, check_strength, group_layout, safe_sqrt
+from oicsr.state import trainable
 
 
 class GroupHoyer:
@@ -42,7 +43,8 @@ class GroupHoyer:
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
         energies = energy_vector(model, self._layout)
-        self._owner = self._owner.to(energies.device)
+        with trainable():  # it is kept for calls outside inference mode
+            self._owner = self._owner.to(energies.device)
         zeros = energies.new_zeros(len(self._layout.sizes))
         norms = zeros.index_add(0, self._owner, safe_sqrt(energies))
         squares = zeros.index_add(0, self._owner, energies)

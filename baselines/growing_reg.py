@@ -24,6 +24,7 @@ from oicsr.coupling import channel_mask
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.layout import Layout
 from oicsr.penalties import check_penalised
+from oicsr.state import trainable
 
 CEILING = 1.0
 Choose = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]  # L1 norms of filters to those that must go
@@ -68,14 +69,16 @@ class GrowingPenalty:
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the chosen filters of `model`, a scalar."""
         energies = energy_vector(model, self._layout)
-        self._chosen = self._chosen.to(energies.device)
+        with trainable():  # it is kept for calls outside inference mode
+            self._chosen = self._chosen.to(energies.device)
         return self.strength / 2 * torch.where(self._chosen, energies, 0).sum()
 
     @torch.no_grad()
     def add_gradient(self, model: nn.Module) -> None:
         """Add `λ w` to the gradients of the chosen filters."""
         energies = energy_vector(model, self._layout)
-        self._chosen = self._chosen.to(energies.device)
+        with trainable():  # it is kept for calls outside inference mode
+            self._chosen = self._chosen.to(energies.device)
         by_energy = self.strength / 2 * self._chosen.to(energies.dtype)
         add_energy_gradient(model, self._layout, by_energy)
         self.last_value = (by_energy * energies).sum()

@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from baselines.channels import channel_sums, counted, per_slice, scale_channels
 from baselines.method import PROXIMAL_STRENGTH, RegularizerSpec, Target, grid_around
 from oicsr import Coupling, group_lasso
+from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
 from oicsr.layout import Layout
 from oicsr.penalties import check_penalised, check_strength
+from oicsr.wrapping import unwrap
 
 GROUP: tuple[Side, ...] = ("out", "norm")
 MOST = 0.9  # of a coupling's channels
@@ -67,6 +69,7 @@ class HalfSpace:
     def advance(self, model: nn.Module) -> None:
         """Remember the weights before a step."""
         names = {m.parameter for c in self._couplings for m in counted(c, GROUP)}
+        model = unwrap(model)
         self._before = {name: model.get_parameter(name).detach().clone() for name in names}
         self._steps += 1
 
@@ -79,15 +82,15 @@ class HalfSpace:
             learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
-            ValueError: `learning_rate` is negative, or `advance` was not called before.
+            TypeError: `learning_rate` is no number.
+            ValueError: It is negative or not finite, or `advance` was not called before.
         """
-        if not learning_rate >= 0:
-            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
+        model, step = unwrap(model), self.strength * check_learning_rate(learning_rate)
         if self._couplings and not self._before:
             raise ValueError("the weights before the step are not known; call advance(model) before each step")
         squares = channel_sums(model, self._couplings, GROUP, lambda name, weight: self._before[name].square())
         for coupling, square in zip(self._couplings, squares, strict=True):
-            pull = learning_rate * self.strength * torch.where(square > 0, square.rsqrt(), 0)
+            pull = step * torch.where(square > 0, square.rsqrt(), 0)
             for member in counted(coupling, GROUP):
                 weight = model.get_parameter(member.parameter)
                 if weight.requires_grad:

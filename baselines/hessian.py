@@ -27,6 +27,7 @@ from baselines.method import ImportanceSpec, Score, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
 from oicsr.coupling import SIDES, Side
+from oicsr.wrapping import unwrap
 
 IMAGES = 256  # at most
 CHUNK = 16  # images whose gradients are held at once
@@ -93,6 +94,7 @@ def fisher_diagonal(
     Raises:
         ValueError: There is no batch.
     """
+    model = unwrap(model)
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     chosen = {name: weights.pop(name) for name in names}
 

@@ -27,6 +27,7 @@ from baselines.method import RegularizerSpec, Target
 from oicsr import Coupling
 from oicsr.coupling import channel_mask
 from oicsr.penalties import check_penalised
+from oicsr.wrapping import unwrap
 
 SMALL = 1e-8  # as in the source
 
@@ -96,6 +97,7 @@ class Hesso:
 @torch.no_grad()
 def saliency(model: nn.Module, couplings: Sequence[Coupling]) -> list[Tensor]:
     """Return the mean of the five criteria, `(num_channels,)` per coupling; missing gradients count as zero."""
+    model = unwrap(model)
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     sums = [
         torch.cat(channel_sums(model, couplings, GROUP, value))

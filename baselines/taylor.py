@@ -24,6 +24,7 @@ from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
 from oicsr.copying import mode
 from oicsr.coupling import SIDES
+from oicsr.wrapping import unwrap
 
 BATCHES = 30  # mini-batches that the authors average over between two removals
 GROUP_BATCHES = 50  # mini-batches whose gradients Isomorphic Pruning adds up
@@ -58,6 +59,7 @@ def gate_gradients(model: nn.Module, couplings: Sequence[Coupling], images: Tens
 
 def weight_gradients(model: nn.Module, names: Sequence[str], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return the gradient of the cross-entropy of one batch by parameter; a scalar zero where there is none."""
+    model = unwrap(model)
     weights = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in model.named_parameters()}
     with mode(model, training=False), torch.enable_grad():
         loss = functional.cross_entropy(functional_call(model, weights, (images,)), labels)

@@ -155,7 +155,7 @@ class _Reading:
         groups: Groups of the convolution (1 for a linear layer); every group has these columns.
         low: The smallest value seen of each removed channel, `(groups, columns)`.
         high: The largest.
-        precision: The relative precision of the values.
+        tolerance: How far values may lie apart that count as the same.
         padded: Whether zeros were added around the input.
         biases: Names of the biases that it was called with; None stands for none, or for one that is computed.
     """
@@ -164,27 +164,29 @@ class _Reading:
     groups: int
     low: Tensor
     high: Tensor
-    precision: float
+    tolerance: float
     padded: bool
     biases: set[str | None]
 
     @staticmethod
     def of(values: Tensor, columns: Tensor, groups: int, padded: bool, bias: str | None) -> _Reading:
         """Read the input of one call, `(channels, positions)`."""
-        grouped = values.detach().double().unflatten(0, (groups, -1))[:, columns]
-        return _Reading(
-            columns, groups, grouped.amin(2), grouped.amax(2), torch.finfo(values.dtype).eps, padded, {bias}
-        )
+        values, precision = values.detach(), torch.finfo(values.dtype).eps
+        # constants are the same values in half precision too: a tolerance of its rounding would let others pass
+        tolerance = 100 * min(precision, torch.finfo(torch.float32).eps) * float(values.abs().max())
+        grouped = values.double().unflatten(0, (groups, -1))[:, columns]
+        return _Reading(columns, groups, grouped.amin(2), grouped.amax(2), tolerance, padded, {bias})
 
     def join(self, other: _Reading) -> _Reading:
         """Return what this call and another one of the same layer read."""
         low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
         padded, biases = self.padded or other.padded, self.biases | other.biases
-        return replace(self, low=low, high=high, padded=padded, biases=biases)
+        tolerance = max(self.tolerance, other.tolerance)
+        return replace(self, low=low, high=high, tolerance=tolerance, padded=padded, biases=biases)
 
     def is_constant(self) -> Tensor:
         """Return which removed channels always had the same value, bool `(groups, columns)`."""
-        return self.high - self.low <= 100 * self.precision * (1 + self.high.abs())
+        return self.high - self.low <= self.tolerance
 
     def shift(self, weight: Tensor) -> Tensor:
         """Return what the constant channels add to each output channel, `(rows,)`."""

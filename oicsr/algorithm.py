@@ -20,6 +20,7 @@ from oicsr.selection import select_channels
 from oicsr.surgery import remove_channels
 from oicsr.targets import asked_share, measured
 from oicsr.tracing import Scope, find_couplings
+from oicsr.wrapping import unwrap
 
 Train = Callable[[nn.Module, Regularizer | None, int], None]
 MakeRegularizer = Callable[[Sequence[Coupling]], Regularizer | None]
@@ -124,10 +125,12 @@ def prune_iteratively(
 
     Raises:
         TypeError: An argument is of another kind than it must be.
-        OutOfReachError: The target is out of reach; what was trained so far is in `model` only when the first step
-            fails.
+        OutOfReachError: The target is out of reach of a step.
         ValueError: An argument is out of range, or `couplings` are another network's: found before any training. Or no
             cut comes within the tolerance of the target.
+
+    An error that `select` raises after training carries the network so far, trained and not yet cut again, as a
+    `PruningResult`: `error.result`.
     """
     steps = check_count("steps", steps)
     for name, function in {
@@ -150,17 +153,21 @@ def prune_iteratively(
     plan = PruningPlan.from_kept(current, {})
     for step in range(steps):
         train(model, make_regularizer(current), step)
-        following = select(
-            importance(model, current),
-            current,
-            model,
-            example_inputs,
-            max_removed=max_removed,
-            original_widths=original if cap_of == "original" else None,
-            dense_macs=macs[0],
-            round_to=round_to,
-            **target.after(step, steps, schedule),
-        )
+        try:
+            following = select(
+                importance(model, current),
+                current,
+                model,
+                example_inputs,
+                max_removed=max_removed,
+                original_widths=original if cap_of == "original" else None,
+                dense_macs=macs[0],
+                round_to=round_to,
+                **target.after(step, steps, schedule),
+            )
+        except ValueError as error:  # the training is not lost
+            error.result = PruningResult(model, plan, current, macs, params, channels)  # type: ignore[attr-defined]
+            raise
         model = remove_channels(model, following, absorb=absorb, example_inputs=example_inputs)
         current = shrink_couplings(current, following)
         plan = plan.then(following)
@@ -190,7 +197,9 @@ class _Goal:
         argument, share = asked_share(macs_kept, params_kept, cost, cost_kept)
         if params_kept is not None:
             return _Goal(argument, share, {"dense_cost": count_params(model)})
-        return _Goal(argument, share, {} if cost is None else {"cost": cost, "dense_cost": measured(cost, model)})
+        return _Goal(
+            argument, share, {} if cost is None else {"cost": cost, "dense_cost": measured(cost, unwrap(model))}
+        )
 
     def after(self, step: int, steps: int, schedule: Schedule) -> dict[str, Any]:
         """Return the arguments of `select` at a step."""

@@ -20,7 +20,7 @@ from oicsr.coupling import Coupling, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.plan import PruningPlan
 from oicsr.reference import slice_energies
-from oicsr.state import indices_on_cpu
+from oicsr.state import indices_on_cpu, one_at_a_time
 from oicsr.surgery import apply_plan
 
 Approximate = Literal["none", "layer_norm"]
@@ -60,6 +60,7 @@ def _rms_norm(
     return normalized if bias is None else normalized + bias
 
 
+@one_at_a_time()
 @torch.no_grad()
 def deviation(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -> float | None:
     """Return by how much outputs change where the weaker half of the channels of some couplings, set to zero, goes.

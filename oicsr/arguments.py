@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -91,6 +92,18 @@ def check_number(name: str, value: Any) -> Any:
     single = isinstance(value, Tensor) and value.numel() == 1
     if isinstance(value, bool) or not (single or isinstance(value, Real)):
         raise TypeError(f"{name} is {str(value)[:80]!r}, a {type(value).__name__}; it must be a number")
+    return value
+
+
+def check_learning_rate(value: Any) -> Any:
+    """Return the learning rate of a proximal step; a tensor is not read: that would wait for its device.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or not finite.
+    """
+    if not isinstance(value, Tensor) and not 0 <= check_number("learning_rate", value) < math.inf:
+        raise ValueError(f"learning_rate is {value!r}; it must be a finite number, 0 or more")
     return value
 
 

@@ -14,6 +14,7 @@ from oicsr.complexity import Positions
 from oicsr.copying import MODEL_ERRORS, undisturbed
 from oicsr.coupling import Call, Coupling, Member
 from oicsr.inputs import Inputs
+from oicsr.state import one_at_a_time
 
 BACKBONE = "backbone"
 
@@ -43,6 +44,7 @@ class _FirstCall(Exception):
         self.inputs = inputs
 
 
+@one_at_a_time()
 @torch.no_grad()
 def backbone_call(model: nn.Module, inputs: Inputs) -> Part | None:
     """Return the `backbone` of a network with the arguments of its first call; None where it has none that is called.

@@ -29,6 +29,7 @@ from oicsr.grouped import GROUPED
 from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.modes import FLEX_ATTENTION, Mode
 from oicsr.parametrized import make_plain
+from oicsr.state import one_at_a_time
 from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}  # function -> spatial axes
@@ -272,6 +273,7 @@ def weight_positions(model: nn.Module, example_inputs: ExampleInputs) -> tuple[d
     return work.positions, work.others + sum(work.products)
 
 
+@one_at_a_time()
 def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
     """Return how often each element of each weight is used for one input, and what products of activations take.
 

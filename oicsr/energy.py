@@ -100,7 +100,7 @@ def add_energy_gradient(model: nn.Module, layout: Layout, energy_grad: Tensor) -
     if any(missing):
         for parameter, gradient in zip(parameters, passes.products(weights, missing, table, factors), strict=True):
             if gradient is not None:
-                parameter.grad = gradient
+                parameter.grad = gradient.to(parameter.dtype)  # the factors are wider where weights of two types mix
 
 
 def _dense_gradient(parameter: Tensor) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import traceback
 import warnings
 from collections.abc import Container, Iterator, Mapping, Set
@@ -30,7 +29,7 @@ from oicsr.names import first_names, named_tensors
 from oicsr.recurrences import one_step_exported
 from oicsr.rules import drop_unread, inline_blocks, leaf_modules, split_einsums
 from oicsr.rules.evaluated import CONSTANT
-from oicsr.state import devices_of
+from oicsr.state import Muted, devices_of, one_at_a_time
 
 DETECT = "_detect_is_causal_mask"
 TRACES = "do_not_emit_stack_traces"
@@ -57,6 +56,7 @@ class Graph:
     modules: Mapping[str, nn.Module]
 
 
+@one_at_a_time()
 def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     """Trace a copy of a network in one mode; what its forward keeps in its modules is put back.
 
@@ -266,7 +266,7 @@ def _export(twin: nn.Module, inputs: Inputs, *, training: bool) -> torch.export.
     ):
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the caller's
         own, forward, noted = vars(twin).get("forward"), twin.forward, _Derivatives()
-        quiet = redirect_stderr(io.StringIO())  # where it fails, it prints the whole graph
+        quiet = redirect_stderr(Muted())  # where it fails, it prints the whole graph
 
         def flat(*tensors: Tensor) -> tuple[Any, ...]:
             """Call the forward; the exporter refuses modules that keep an activation, so they have it taken away."""

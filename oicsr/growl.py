@@ -18,12 +18,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
 from oicsr.layout import Layout, check_sides
 from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, safe_sqrt
-from oicsr.state import indices_on_cpu
+from oicsr.proximal import warn_of_rounding
+from oicsr.state import indices_on_cpu, trainable
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
 TRANSITION = 0.1  # the share of channels whose weights fall, as the authors set it for VGG-16
@@ -61,31 +63,31 @@ SEQUENCES: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def decreasing_fit(values: Tensor) -> Tensor:
+def decreasing_fit(values: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
     """Return, row by row, the nearest sequence that never rises (isotonic regression by pooling adjacent violators).
 
-    All rows and all places where a sequence rises are pooled at once; the few rounds that this takes are the only loop.
+    One pass over the values on the host, each pooled once at most: to pool all rises of a round side by side takes a
+    round per channel where one block takes up its neighbours in turn, as channels do whose norms GrOWL has tied.
 
     Args:
         values: `(rows, length)`.
+        lengths: How many values of each row to fit, the others are returned as they are; by default all.
     """
-    flat = values.flatten()
-    starts = torch.ones_like(flat, dtype=torch.bool)
-    row_starts = torch.zeros_like(values, dtype=torch.bool)
-    row_starts[:, :1] = True
-    row_starts = row_starts.flatten()
-    while True:
-        first = starts.nonzero().flatten()
-        lengths = torch.diff(first, append=first.new_tensor([len(flat)]))
-        means = torch.segment_reduce(flat, "mean", lengths=lengths)
-        rises = torch.zeros_like(first, dtype=torch.bool)
-        rises[1:] = (means[1:] > means[:-1]) & ~row_starts[first[1:]]
-        if not bool(rises.any()):
-            return means.repeat_interleave(lengths).reshape(values.shape)
-        starts[first[rises]] = False  # a block that is above the one before it belongs to it in the solution
+    fitted = values.clone()
+    for row, length in zip(fitted, lengths or [values.shape[1]] * len(fitted), strict=True):
+        totals: list[float] = []
+        counts: list[int] = []
+        for value in row[:length].tolist():
+            total, count = value, 1
+            while totals and totals[-1] * count < total * counts[-1]:  # the block before has a smaller mean
+                total, count = total + totals.pop(), count + counts.pop()
+            totals.append(total)
+            counts.append(count)
+        row[:length] = values.new_tensor([t / c for t, c in zip(totals, counts, strict=True) for _ in range(c)])
+    return fitted
 
 
-def owl_proximal(norms: Tensor, weights: Tensor) -> Tensor:
+def owl_proximal(norms: Tensor, weights: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
     """Return the proximal point of the ordered weighted L1 norm, row by row, exactly.
 
     Sort, subtract the weights, fit the nearest sequence that never rises, cut at zero, and put back in place
@@ -94,9 +96,10 @@ def owl_proximal(norms: Tensor, weights: Tensor) -> Tensor:
     Args:
         norms: `(rows, length)`, not negative.
         weights: `(rows, length)`, not negative and never rising along a row; times the step size.
+        lengths: How many norms of each row there are, where zeros with weights of zero fill it up; by default all.
     """
     ordered, order = norms.sort(dim=1, descending=True, stable=True)
-    shrunk = decreasing_fit(ordered - weights).clamp(min=0)
+    shrunk = decreasing_fit(ordered - weights, lengths).clamp(min=0)
     return torch.empty_like(norms).scatter_(1, order, shrunk)
 
 
@@ -144,7 +147,8 @@ class GrOWL:
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
         norms, sequence = self._ordered.rows(safe_sqrt(energy_vector(model, self._layout)))
-        return self.strength * (sequence * norms.sort(dim=1, descending=True, stable=True).values).sum()
+        value: Tensor = (sequence * norms.sort(dim=1, descending=True, stable=True).values).sum()
+        return self.strength * value
 
     @torch.no_grad()
     def add_gradient(self, model: nn.Module) -> None:
@@ -174,13 +178,20 @@ class ProximalGrOWL:
         weights: str = "pld",
     ) -> None:
         self._penalty = GrOWL(couplings, sides, strength, weights=weights)
-        self.strength = self._penalty.strength
-        self.sides = check_sides(sides)
-        self._layout = Layout.of(couplings, self.sides)
-        self._ordered = _Ordered(self._layout.sizes, weights)
+        self.sides = self._penalty.sides
+        self._layout, self._ordered = self._penalty._layout, self._penalty._ordered
 
     def __repr__(self) -> str:
         return describe_penalty(self, self.sides, self.strength, self._layout)
+
+    @property
+    def strength(self) -> float:
+        """λ; it may be set between steps."""
+        return self._penalty.strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        self._penalty.strength = check_strength(strength)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
@@ -195,17 +206,18 @@ class ProximalGrOWL:
             learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
-            ValueError: `learning_rate` is negative.
+            TypeError: `learning_rate` is no number.
+            ValueError: It is negative or not finite.
         """
-        if not learning_rate >= 0:
-            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
+        step = self.strength * check_learning_rate(learning_rate)
         parameters = self._layout.weights(model)
         if not parameters:
             return
+        warn_of_rounding(parameters)
         norms = energy_vector(model, self._layout).sqrt()
         rows, sequence = self._ordered.rows(norms)
-        shrunk = self._ordered.vector(owl_proximal(rows, learning_rate * self.strength * sequence))
-        factors = torch.where(norms > 0, shrunk / norms, 0.0)
+        shrunk = self._ordered.vector(owl_proximal(rows, step * sequence, self._layout.sizes))
+        factors = torch.where(norms > 0, shrunk / norms, 0.0).nan_to_num(nan=1.0)  # norms that overflow stay
         weights = [parameter.detach() for parameter in parameters]
         passes.scale_(weights, [p.requires_grad for p in parameters], self._layout.table(weights), factors)
 
@@ -217,6 +229,7 @@ class _Ordered:
     the proximal point of the others.
     """
 
+    @trainable()
     def __init__(self, sizes: Sequence[int], weights: str) -> None:
         self._total = sum(sizes)
         widest = max(sizes, default=0)
@@ -230,8 +243,9 @@ class _Ordered:
     def rows(self, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Return norms and weights, each `(couplings, widest)`."""
         if self._positions.device != norms.device or self._sequence.dtype != norms.dtype:
-            self._positions = self._positions.to(norms.device)
-            self._sequence = self._sequence.to(norms.device, norms.dtype)
+            with trainable():  # they are kept for calls outside inference mode
+                self._positions = self._positions.to(norms.device)
+                self._sequence = self._sequence.to(norms.device, norms.dtype)
         return torch.cat([norms, norms.new_zeros(1)])[self._positions], self._sequence
 
     def vector(self, rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.fast.table import Table, make_table
 from oicsr.names import named_tensors, whose
 from oicsr.reference import Term
+from oicsr.state import trainable
 from oicsr.wrapping import unwrap
 
 MAX_TABLES = 8  # kept per layout: one per device, type and memory order that the model was seen with
@@ -62,6 +63,7 @@ class Layout:
         return Layout, (self.parameters, self.terms, self.sizes)
 
     @staticmethod
+    @trainable()
     def of(couplings: Sequence[Coupling], sides: Sequence[Side]) -> Layout:
         """Work out the layout of `couplings` for some of the sides of each channel.
 
@@ -147,7 +149,8 @@ class Layout:
             self._check(weights)
             if len(self._tables) >= MAX_TABLES:
                 self._tables.clear()
-            table = self._tables[key] = make_table(weights, self.terms, self.channels)
+            with trainable():  # it is kept for calls outside inference mode
+                table = self._tables[key] = make_table(weights, self.terms, self.channels)
         return table
 
 

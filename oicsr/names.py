@@ -125,6 +125,14 @@ def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], defa
     ]
 
 
+def check_names(named: Mapping[str, object], couplings: Sequence[Coupling], argument: str) -> None:
+    """Raise ValueError where a mapping names what is no coupling."""
+    names = [coupling.name for coupling in couplings]
+    for name in named:
+        if name not in names:
+            raise ValueError(f"{argument} names {name!r}, which is no coupling{_nearest(name, names)}")
+
+
 def coupling_layers(coupling: Coupling) -> list[str]:
     """Return the name of a coupling and those of all layers that produce its channels, each once."""
     producers = [layer_name(member.parameter) for member in coupling.members if member.side == "out"]

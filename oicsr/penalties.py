@@ -103,7 +103,9 @@ def norm_sum(model: nn.Module, layout: Layout) -> Tensor:
 
 
 def check_strength(strength: float) -> float:
-    """Return `strength`, or raise ValueError where it is negative or not finite."""
+    """Return `strength`, or raise ValueError where it is negative, not finite, or a tensor with dimensions."""
+    if getattr(strength, "ndim", 0):
+        raise ValueError(f"strength is {strength!r}; it must be a number, or a tensor without dimensions")
     if not math.isfinite(check_number("strength", strength)) or strength < 0:
         raise ValueError(f"strength is {strength!r}; it must be a finite number, 0 or more")
     return strength

@@ -21,6 +21,7 @@ from oicsr.arguments import check_call, check_fit
 from oicsr.copying import first_line
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs, as_inputs
+from oicsr.state import one_at_a_time
 from oicsr.trials import FEWEST, Bench, Surgery, forms
 from oicsr.wrapping import unwrap
 
@@ -45,6 +46,7 @@ class Proof:
     removed: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
+@one_at_a_time()
 @torch.no_grad()
 def prove(
     model: nn.Module,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_number
+from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import energy_vector
 from oicsr.fast import passes
 from oicsr.fast.eager import eager
 from oicsr.layout import Layout, check_sides
 from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, group_layout, norm_sum
+from oicsr.warned import warn
 
 
 class ProximalGroupLasso:
@@ -39,6 +40,9 @@ class ProximalGroupLasso:
       by no less than either group alone would;
     - a fixed point of training with it solves the penalised problem exactly where groups are disjoint, and up to terms
       of the order of the learning rate where they overlap.
+
+    Both need weights in float32 or float64, as mixed precision has them: in half precision a step that is short beside
+    the norm is rounded away, which a warning says.
 
     The step fits plain gradient descent. With momentum or an adaptive optimiser it is the usual heuristic: the same
     threshold for every weight, whatever the optimiser's own scaling.
@@ -84,11 +88,23 @@ class ProximalGroupLasso:
                 optimisers have it) is not read on the host.
 
         Raises:
-            ValueError: `learning_rate` is a negative number.
+            TypeError: `learning_rate` is no number.
+            ValueError: It is negative or not finite.
         """
-        if not isinstance(learning_rate, Tensor) and not check_number("learning_rate", learning_rate) >= 0:
-            raise ValueError(f"learning_rate is {learning_rate!r}; it must be 0 or more")
-        shrink_groups_(model, self._layout, self.strength * learning_rate)
+        step = self.strength * check_learning_rate(learning_rate)
+        warn_of_rounding(self._layout.weights(model))
+        shrink_groups_(model, self._layout, step)
+
+
+def warn_of_rounding(weights: Iterable[Tensor]) -> None:
+    """Warn where weights are of half precision, which rounds short steps away: their norms would never fall."""
+    half = next((weight.dtype for weight in weights if weight.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        warn(
+            f"weights are {half}, where a proximal step of less than {torch.finfo(half).eps / 2:.0e} of a group's norm "
+            "changes nothing: keep the weights in float32 and compute under torch.autocast",
+            UserWarning,
+        )
 
 
 @torch.no_grad()

@@ -27,8 +27,9 @@ def slices_by_name(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
 def select_slices(tensor: Tensor, entry: Slice) -> Tensor:
     """Return the slices of `tensor` that stay; the memory format (channels_last) stays as well."""
     picked = tensor.index_select(entry.dim, torch.tensor(entry.kept, device=tensor.device))
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return picked.contiguous(memory_format=torch.channels_last)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last is not None and tensor.is_contiguous(memory_format=last):
+        return picked.contiguous(memory_format=last)
     return picked
 
 

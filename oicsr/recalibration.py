@@ -54,7 +54,8 @@ def recalibrate(
     batch mean and the unbiased batch variance (`momentum=None` in PyTorch's terms). Every batch has the same weight,
     whatever its size. All other layers run in evaluation mode, so dropout is off. PyTorch's random generators (on the
     CPU and on the model's devices), all other buffers and the mode of every module are restored.
-    `num_batches_tracked` is set to the number of batches. Layers that run in training only, such as auxiliary heads,
+    `num_batches_tracked` is set to the number of calls that the statistics are the mean of: the batches, where a layer
+    runs once in each. Layers that run in training only, such as auxiliary heads,
     keep their statistics. A network without running statistics is returned as it is.
 
     Args:

@@ -83,7 +83,8 @@ def rescale(
         \gamma \sqrt{s^2 v + \epsilon} \, / \, (s \sqrt{v + \epsilon}),
 
     so that the gradient of the loss with respect to it becomes :math:`1 / s` of what it was. Without a scale
-    (`affine=False`) the running variance becomes :math:`s^2 (v + \epsilon) - \epsilon` instead.
+    (`affine=False`) the running variance becomes :math:`s^2 (v + \epsilon) - \epsilon` instead; rows for which that
+    would be negative are left as they are.
 
     Layers are rescaled where one convolution or linear layer feeds the BatchNorm, the BatchNorm is its only reader,
     and no tensor of the two is used anywhere else. All other layers are left as they are, and so are dead rows: those
@@ -125,7 +126,10 @@ def rescale(
         if wanted is None:
             left[layer.name] = "no norm is given for it"
         else:
-            factors[layer.name] = _factors(layer, tensors[layer.weight], wanted)
+            factor = _factors(layer, tensors[layer.weight], wanted)
+            if layer.scale is None:
+                factor = torch.where(_without_scale(layer, tensors, factor) >= 0, factor, 1.0)
+            factors[layer.name] = factor
     for layer in layers:
         if layer.name in factors:
             _apply(layer, tensors, factors[layer.name])
@@ -158,6 +162,11 @@ def _factors(layer: NormalizedLayer, weight: Tensor, wanted: Norm) -> Tensor:
     return torch.where(alive, target / current.where(alive, 1.0), 1.0)
 
 
+def _without_scale(layer: NormalizedLayer, tensors: Mapping[str, Tensor], factor: Tensor) -> Tensor:
+    """Return the variance that alone keeps the function as it is."""
+    return factor.square() * (tensors[layer.variance].double() + layer.eps) - layer.eps
+
+
 def _apply(layer: NormalizedLayer, tensors: Mapping[str, Tensor], factor: Tensor) -> None:
     """Scale the rows and let bias, statistics and the scale of the BatchNorm follow."""
     weight, mean, variance = (tensors[name] for name in (layer.weight, layer.mean, layer.variance))
@@ -168,7 +177,7 @@ def _apply(layer: NormalizedLayer, tensors: Mapping[str, Tensor], factor: Tensor
         correction = ((new + layer.eps) / (old + layer.eps)).sqrt() / factor
         tensors[layer.scale].mul_(correction)
     else:
-        new = factor.square() * (old + layer.eps) - layer.eps
+        new = _without_scale(layer, tensors, factor)
     variance.copy_(new)
     mean.mul_(factor)
     weight.mul_(factor.reshape(shape))

@@ -14,6 +14,7 @@ from oicsr.copying import MODEL_ERRORS, copy_model, shared
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs
 from oicsr.limits import DEFAULT_CAP, Limits
+from oicsr.names import check_names
 from oicsr.plan import PruningPlan
 from oicsr.reach import reaches, refuse_distance, refuse_reach, widened
 from oicsr.search import find_cut
@@ -56,7 +57,8 @@ def select_channels(
     target, the most important first.
 
     Args:
-        scores: One tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes.
+        scores: One tensor `(num_channels,)` per coupling: the lower, the sooner a channel goes. Equal scores go in the
+            order of the couplings, those of the first one first.
         couplings: The couplings of the model.
         model: The network; left as it is.
         example_inputs: Inputs of one forward call, for counting MACs.
@@ -73,7 +75,7 @@ def select_channels(
             number, or a mapping as for `max_removed`.
         tie: Groups of couplings that keep the same channels (see `tie_couplings`); the mean of their scores counts.
         tolerance: How far the result may be from the target, as a share of the target.
-        original_widths: Channels per coupling that `max_removed` refers to, where the model was pruned before;
+        original_widths: Channels per coupling, by name, that `max_removed` refers to, where the model was pruned before;
             without it, the current widths.
         dense_macs: The MACs that `macs_kept` refers to; without it, those of `model`.
         dense_cost: The parameters or the cost that `params_kept` or `cost_kept` refers to; without it, those of
@@ -108,6 +110,8 @@ def select_channels(
     model = unwrap(model)
     check_fit(model, couplings)
     check_no_nan(scores, couplings, model)
+    if isinstance(original_widths, Mapping):
+        check_names(original_widths, couplings, "original_widths")
     tied = tie_couplings(couplings, tie)
     scores = _tied_scores(scores, couplings, tie)
     channels = Channels(tied)

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import io
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one thread after another change what belongs to the whole process and put it back. Also a decorator.
+
+    That is the default type of new tensors, global hooks, the filters of warnings, and functions of PyTorch that are
+    replaced for a while: two threads that overlap would each restore what the other one has changed.
+    """
+    with _lock:
+        yield
+
+
+class Muted(io.TextIOBase):
+    """A standard error that drops what this thread writes, and passes on what others do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread, self._stream = threading.get_ident(), sys.stderr
+
+    def write(self, text: str) -> int:
+        """Write a text, unless it is this thread's."""
+        if threading.get_ident() != self._thread and self._stream is not None:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream behind."""
+        if self._stream is not None:
+            self._stream.flush()
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:

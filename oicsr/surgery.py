@@ -61,8 +61,9 @@ def remove_channels(
         model: The network that the plan was made for.
         plan: Which channels stay.
         optimizer: An optimiser over the parameters of `model`: from now on it holds those of the smaller network,
-            and state of a parameter's shape (momentum, Adam's moments) is sliced as the parameter was. Parameters of
-            other modules that it holds (a loss with weights, a temperature) stay in it. Several that share the
+            and state of a parameter's shape (momentum, Adam's moments) is sliced as the parameter was, but not
+            multiplied where the plan multiplies weights (`PruningPlan.scalings`): it adapts within steps. Parameters
+            of other modules that it holds (a loss with weights, a temperature) stay in it. Several that share the
             parameters between them (Muon and AdamW) come as a list.
         absorb: Add what removed channels contribute as constants, their scale taken as zero, to the bias or the
             running mean of the layers that read them (see `plan_absorption`).
@@ -263,6 +264,15 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
                 f"whose shape is {tuple(tensor.shape)}: it was made for another network, or has been applied already "
                 "(remove_channels takes the network that the plan was made for)"
             )
+    for scaling in plan.scalings:
+        tensor = tensors.get(scaling.parameter)
+        last = max(scaling.slices, default=0)
+        if tensor is None or scaling.dim >= tensor.ndim or last >= tensor.shape[scaling.dim]:
+            shape = "is not there" if tensor is None else f"has shape {tuple(tensor.shape)}"
+            raise ValueError(
+                f"the plan multiplies slice {last} on axis {scaling.dim} of {scaling.parameter!r}, which {shape}: it "
+                "was made for another network"
+            )
     check_attributes(model, plan.attributes)
 
 
@@ -351,8 +361,9 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 
 @trainable()
 def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Module:
-    """Rebuild a network that `save_pruned` wrote, on the CPU, in evaluation mode. Nothing in the file is executed.
+    """Rebuild a network that `save_pruned` wrote, in evaluation mode. Nothing in the file is executed.
 
+    It is on the device on which `build_model` builds, and those of its parameters are frozen that are so there.
     Weights are of the types that they were saved in (half precision, float64), whatever `build_model` builds.
 
     Args:

@@ -29,7 +29,7 @@ from oicsr.proof import Proof, prove
 from oicsr.rules import Tracer, keep_unread
 from oicsr.rules.doubts import Doubts
 from oicsr.shapes import find_moved, find_rigid
-from oicsr.state import indices_on_cpu
+from oicsr.state import indices_on_cpu, one_at_a_time
 from oicsr.warned import warn
 from oicsr.wrapping import unwrap
 
@@ -117,6 +117,10 @@ def find_couplings(
             message names them and the reason.
         UntriedWarning: Something could not be tried; the message says what.
         ApproximateWarning: Channels under a LayerNorm may go; the message says what they change.
+
+    Note:
+        Calls from several threads wait for each other. While one runs, new tensors of the whole process may be
+        float64 and global hooks of modules do not run: let no other thread train or load data then.
     """
     trace = trace_couplings(
         model,
@@ -142,6 +146,7 @@ def find_couplings(
     return trace.couplings
 
 
+@one_at_a_time()
 def trace_couplings(
     model: nn.Module,
     example_inputs: ExampleInputs,

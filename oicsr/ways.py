@@ -23,6 +23,7 @@ from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.modes import Mode
 from oicsr.plan import PruningPlan
 from oicsr.proof import outputs_changed
+from oicsr.state import one_at_a_time
 from oicsr.surgery import apply_plan
 
 Call = tuple[str, str, int, str]  # module, file, line and function
@@ -57,6 +58,7 @@ class _Way(Mode):
         return "", *place, function
 
 
+@one_at_a_time()
 def check_way(
     model: nn.Module, example_inputs: ExampleInputs, couplings: Sequence[Coupling], plan: PruningPlan
 ) -> None:

@@ -7,6 +7,7 @@ time for weights of an unusual kind (other axes, half precision, gaps in memory)
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -25,14 +26,16 @@ R = TypeVar("R")
 def _few_threads(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function work with one thread where more do not pay for the table among its arguments.
 
-    Setting their number takes less than a microsecond.
+    Setting their number takes less than a microsecond. It is also the number that other threads begin with, so it is
+    left alone where there are others.
     """
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         """Call the function, with one thread where its table says so."""
         count = torch.get_num_threads()
-        if count == 1 or not any(isinstance(argument, Table) and argument.serial for argument in args):
+        serial = any(isinstance(argument, Table) and argument.serial for argument in args)
+        if count == 1 or not serial or threading.active_count() > 1:
             return function(*args, **options)
         torch.set_num_threads(1)
         try:

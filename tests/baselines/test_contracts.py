@@ -280,3 +280,23 @@ def test_every_grid_has_five_strengths_in_equal_steps() -> None:
     for spec in REGULARIZERS.values():
         assert len(spec.grid) == 5 and spec.grid[0] > 0
         assert all(large / small == pytest.approx(2) for small, large in itertools.pairwise(spec.grid))
+
+
+@pytest.mark.parametrize("name", [*OWN_PENALTIES, *(name for name in IMPORTANCES if not name.startswith("tp-"))])
+def test_a_wrapped_network_is_looked_into(name: str) -> None:
+    model, couplings = prepared("chain")
+    wrapped = torch.optim.swa_utils.AveragedModel(model).train(model.training)
+    if name in IMPORTANCES:
+        plain, found = (IMPORTANCES[name].score(m, couplings, scoring()) for m in (model, wrapped))
+        assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+        return
+    values = []
+    for network in (model, wrapped):
+        regularizer = built(name, network, couplings)
+        values.append(regularizer(network).detach())
+        if isinstance(regularizer, oicsr.GradientRegularizer):
+            regularizer.add_gradient(network)
+        if isinstance(regularizer, oicsr.ProximalRegularizer):
+            regularizer.proximal_step(network, 0.1)
+    assert torch.equal(*values)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), wrapped.module.parameters(), strict=True))

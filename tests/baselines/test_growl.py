@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls
+from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
 import oicsr
+from baselines.cges import ProximalCges
 from oicsr.growl import GrOWL, ProximalGrOWL, decreasing_fit, oscar_weights, owl_proximal, pld_weights
-from tests.baselines.networks import prepared
+from tests.baselines.networks import built, prepared
 
 
 def brute_force(norms: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -128,3 +131,55 @@ def test_impossible_settings_are_refused() -> None:
         ProximalGrOWL(couplings, ("in",), 1.0).proximal_step(prepared("chain")[0], -1)
     with pytest.raises(ValueError, match="sides"):
         ProximalGrOWL(couplings, (), 1.0)
+
+
+def test_the_fit_is_that_of_scikit_learn_also_within_lengths() -> None:
+    values = torch.randn(6, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lengths = [200, 1, 7, 0, 50, 199]
+    for row, fitted, length in zip(values, decreasing_fit(values, lengths), lengths, strict=True):
+        expected = isotonic_regression(row[:length].numpy(), increasing=False) if length else row[:0].numpy()
+        assert fitted[:length].tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+        assert torch.equal(fitted[length:], row[length:])
+
+
+def test_the_strength_of_a_step_is_that_of_its_penalty() -> None:
+    model, couplings = prepared("chain")
+    for step in (ProximalGrOWL(couplings, ("in",), 0.5), ProximalCges(couplings, ("in",), 0.5)):
+        before = float(step(model).detach())
+        step.strength = 1.0
+        assert step.strength == 1.0 and float(step(model).detach()) == pytest.approx(2 * before)
+        with pytest.raises(ValueError, match="strength is -1"):
+            step.strength = -1.0
+
+
+@pytest.mark.parametrize("name", ["growl-prox", "cges-prox", "half-space", "oicsr-gl-prox"])
+def test_learning_rates_that_are_none_are_refused(name: str) -> None:
+    model, couplings = prepared("chain")
+    step = built(name, model, couplings)
+    assert isinstance(step, oicsr.ProximalRegularizer)
+    for value, kind in (("0.1", TypeError), (True, TypeError), (math.inf, ValueError), (math.nan, ValueError)):
+        with pytest.raises(kind, match=f"learning_rate is '?{value}"):
+            step.proximal_step(model, value)  # type: ignore[arg-type]
+    step.proximal_step(model, torch.tensor(0.1))
+
+
+def test_a_penalty_that_was_looked_at_in_inference_mode_trains_on() -> None:
+    for weights in ("pld", "oscar"):
+        model, couplings = prepared("chain")
+        model.float()
+        with torch.inference_mode():
+            made_there = GrOWL(couplings, ("in",), 0.1, weights=weights)
+            made_before = GrOWL(couplings, ("in",), 0.1, weights=weights)
+            made_there(model), made_before(model)
+        for penalty in (made_there, made_before):
+            penalty(model).backward()
+            penalty.add_gradient(model)
+
+
+def test_norms_that_overflow_stay() -> None:
+    model, couplings = prepared("chain")
+    model.float()
+    with torch.no_grad():
+        model.conv1.weight.mul_(1e30)
+        ProximalGrOWL(couplings, ("out",), 0.1).proximal_step(model, 0.1)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -60,6 +60,21 @@ def test_every_experiment_is_a_make_target_and_helpers_are_none() -> None:
     assert set(NAMES) <= set(shown) and "recipes" not in shown
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["SEED=0", "RESULTS=here"], '"SEED" is no option; the options are ARGS'),
+        (["macs_kept=0.5"], '"macs_kept" is no option'),
+        (["SEEDS=0", "ARGS=--a b=c --d", "OICSR_DATA=there"], None),
+    ],
+)
+def test_make_refuses_what_is_no_option(given: list[str], said: str | None) -> None:
+    done = subprocess.run(["make", "--dry-run", "demo", *given], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode == 0) == (said is None)
+    assert said in done.stderr if said else "--seeds 0 --macs-kept 0.5     --a b=c --d" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["cifar10-resnet20-iterative", "cifar10-resnet20-iterative-two"])
 def test_removing_in_steps_takes_as_many_epochs_as_removing_once(name: str) -> None:
     several, once = (EXPERIMENTS[key].profile("study") for key in (name, "cifar10-resnet20-repeat"))

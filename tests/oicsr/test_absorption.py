@@ -175,3 +175,28 @@ def test_inputs_are_needed() -> None:
     model, _, plan = _prepared(Plain())
     with pytest.raises(ValueError, match="absorb=True needs example_inputs"):
         oicsr.remove_channels(model, plan, absorb=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"])
+def test_half_precision_takes_no_channel_for_a_constant(dtype: torch.dtype | str) -> None:
+    """Without a normalisation nothing is constant; values within rounding of each other are not the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, x), {"0": [0, 1, 2], "2": [0, 1]})
+    if isinstance(dtype, torch.dtype):
+        absorption = oicsr.plan_absorption(model.to(dtype), plan, x.to(dtype))
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            absorption = oicsr.plan_absorption(model, plan, x)
+    assert not absorption.shifts and set(absorption.left) == {"2", "4"}
+
+
+def test_small_values_are_held_to_their_own_size() -> None:
+    """Values of 1e-6 that differ by their own size lie within the rounding of 1."""
+    model = nn.Sequential(nn.Conv1d(2, 4, 1, bias=False), nn.Tanh(), nn.Conv1d(4, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1e-6)
+    x = torch.randn(2, 2, 8)
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, x), {"0": [0, 1]})
+    assert not oicsr.plan_absorption(model, plan, x).shifts

@@ -63,3 +63,18 @@ def test_shares_of_the_steps() -> None:
         share_after(0, 1, 0.5, "cubic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="steps is 0"):
         run(macs_kept=0.5, steps=0)
+
+
+def test_an_error_after_training_carries_what_was_trained() -> None:
+    """The second removal is out of reach: the network that two trainings and one removal left is not lost."""
+    with pytest.raises(oicsr.OutOfReachError) as caught:
+        run(macs_kept=0.4, steps=2, max_removed=0.5, cap_of="original")
+    reached = caught.value.result  # type: ignore[attr-defined]
+    assert reached.macs[-1] == oicsr.count_macs(reached.model, IMAGES) == pytest.approx(0.7 * reached.macs[0], rel=0.01)
+    assert [c.num_channels for c in reached.couplings] == [len(reached.plan.kept[c.name]) for c in reached.couplings]
+
+
+def test_a_cost_is_called_with_the_network_inside_before_and_after() -> None:
+    model = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2)))
+    result = oicsr.prune(model, torch.zeros(1, 4), cost=lambda m: float(m[0].out_features), cost_kept=0.5)
+    assert result.model[0].out_features == 16

@@ -183,6 +183,8 @@ def test_bad_arguments_quote_the_value() -> None:
     model, couplings = two_by_two()
     with pytest.raises(ValueError, match="sides is 'out'"):
         oicsr.channel_energy(model, couplings, sides="out")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"strength is tensor\(\[0.1000\]\); it must be a number"):
+        oicsr.GroupLasso([], strength=torch.tensor([0.1]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="strength is -1"):
         oicsr.GroupLasso(couplings, strength=-1)
     with pytest.raises(ValueError, match="normalize is 'l2'"):
@@ -207,3 +209,15 @@ def test_importance_of_small_weights_is_normalised_as_any(normalize: str, scale:
         for parameter in model.parameters():
             parameter.zero_()
     assert all(bool((found == 0).all()) for found in oicsr.out_in_energy(model, couplings, normalize))
+
+
+def test_gradients_have_the_type_of_their_weights_where_types_mix() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    couplings = oicsr.find_couplings(model, torch.zeros(1, 3))
+    model[2].double()
+    oicsr.GroupLasso(couplings, strength=0.1).add_gradient(model)
+    assert [p.grad.dtype for p in (model[0].weight, model[2].weight)] == [torch.float32, torch.float64]
+    added = [p.grad.clone() for p in (model[0].weight, model[2].weight)]
+    model.zero_grad()
+    oicsr.GroupLasso(couplings, strength=0.1)(model).backward()
+    torch.testing.assert_close(added, [model[0].weight.grad, model[2].weight.grad])

@@ -152,7 +152,8 @@ def test_frozen_weights_count_but_stay() -> None:
 def test_half_precision_weights() -> None:
     model, couplings = two_layers()
     model.bfloat16()
-    oicsr.ProximalGroupLasso(couplings, strength=1.0).proximal_step(model, 1.0)
+    with pytest.warns(UserWarning, match="weights are torch.bfloat16"):
+        oicsr.ProximalGroupLasso(couplings, strength=1.0).proximal_step(model, 1.0)
     assert model[0].weight[0, 0].item() == pytest.approx(2.4, rel=2**-8)
     assert model[0].weight.dtype is torch.bfloat16
 
@@ -165,3 +166,13 @@ def test_bad_arguments_quote_the_value() -> None:
         oicsr.ProximalGroupLasso(couplings).proximal_step(model, math.nan)
     with pytest.raises(ValueError, match="strength is inf"):
         oicsr.ProximalGroupLasso(couplings, strength=math.inf)
+
+
+@pytest.mark.parametrize("kind", [oicsr.ProximalGroupLasso, oicsr.growl.ProximalGrOWL])
+def test_steps_that_half_precision_rounds_away_are_said(kind: type[oicsr.ProximalGroupLasso]) -> None:
+    model, couplings = two_layers()
+    model.bfloat16()
+    before = model[0].weight.clone()
+    with pytest.warns(UserWarning, match=r"weights are torch.bfloat16, where a proximal step of less than 4e-03"):
+        kind(couplings, strength=1.0).proximal_step(model, 1e-4)
+    assert torch.equal(model[0].weight, before)

@@ -167,3 +167,14 @@ def test_bad_norms_change_nothing(norms: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         oicsr.rescale(model, torch.randn(2, 3, 8, 8), norms)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_rows_whose_variance_would_be_negative_stay() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4, affine=False)).eval()
+    model[1].running_var.copy_(torch.tensor([1.0, 1e-7, 1.0, 1e-7]))
+    x = torch.randn(2, 3, 5)
+    output, norms = model(x), oicsr.row_norms(model)["0"]
+    done = oicsr.rescale(model, x, 0.01 * norms)
+    assert done.factors["0"][[1, 3]].tolist() == [1.0, 1.0] and bool((done.factors["0"][[0, 2]] < 0.1).all())
+    assert bool((model[1].running_var >= 0).all())
+    torch.testing.assert_close(model(x), output, rtol=1e-4, atol=1e-4)

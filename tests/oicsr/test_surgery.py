@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -464,3 +465,20 @@ def test_a_network_without_numbers_is_not_loaded(tmp_path: Path) -> None:
     oicsr.save_pruned(tmp_path / "small.safetensors", oicsr.remove_channels(model, plan), plan)
     with pytest.raises(ValueError, match=r"'a\.weight' is on the meta device, which holds no numbers: build"):
         oicsr.load_pruned(tmp_path / "small.safetensors", lambda: Turned().to("meta"))
+
+
+def test_the_memory_format_of_volumes_stays() -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU(), nn.Conv3d(8, 4, 3)).to(memory_format=torch.channels_last_3d)
+    small = oicsr.prune(model, torch.zeros(1, 3, 6, 6, 6), macs_kept=0.5).model
+    assert all(small[i].weight.is_contiguous(memory_format=torch.channels_last_3d) for i in (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "dim", "slices"), [("nope", 0, (0,)), ("1.weight", 1, (0,)), ("1.weight", 0, (99,))]
+)
+def test_what_a_plan_multiplies_must_be_there(parameter: str, dim: int, slices: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8, eps=1e-6), nn.Linear(8, 3))
+    plan = oicsr.PruningPlan.from_kept(oicsr.find_couplings(model, torch.zeros(1, 6)), {"0": [0, 2, 7]})
+    wrong = replace(plan, scalings=(replace(plan.scalings[0], parameter=parameter, dim=dim, slices=slices),))
+    with pytest.raises(ValueError, match=rf"multiplies slice {max(slices)} on axis {dim} of '{parameter}'"):
+        oicsr.remove_channels(model, wrong)
