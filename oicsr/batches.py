@@ -108,7 +108,7 @@ class SeenBatch:
 
         Args:
             inputs: The example.
-            works: For each call, a number that a batch must divide, and its MACs.
+            works: For each call that may have a batch, a number that it must divide, and its MACs.
         """
         return Batch(self._batch_size(inputs, works), self._listed(inputs))
 

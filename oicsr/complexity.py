@@ -68,6 +68,7 @@ CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
 DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
 UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
 CALLED = {*CONVOLUTIONS, *TRANSPOSED, *MULTIPLYING}
+LIKENED = {Tensor.to, Tensor.type_as}
 OPERATORS = {  # what code that calls operators by their own names means by them, graphs of `torch.export` among it
     "linear": functional.linear,
     "scaled_dot_product_attention": functional.scaled_dot_product_attention,
@@ -84,6 +85,7 @@ class Positions(Mode):
 
     Attributes:
         calls: Weight and number of positions, one entry per call.
+        alone: Which calls read a table (of positions), whatever the batch, by their places in `calls`.
         products: MACs of each product of two activations, in the order of the calls; attention has two. A layer
             whose weight is computed counts as such a product.
         unfollowed: MACs of products in forms that channels are not followed through.
@@ -93,6 +95,7 @@ class Positions(Mode):
     def __init__(self, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.calls: list[tuple[Tensor, int]] = []
+        self.alone: set[int] = set()
         self.products: list[int] = []
         self.unfollowed: list[int] = []
         self._weights = {id(weight) for weight in weights}
@@ -118,7 +121,7 @@ class Positions(Mode):
                 result = self.__torch_function__(torch.einsum, types, (step, *factors))
             return result
         result = func(*args, **(kwargs or {}))
-        self._note_derived(args, kwargs or {}, result)
+        self._note_derived(func, args, kwargs or {}, result)
         if func is Tensor.transpose and {*args[1:], *(kwargs or {}).values()} == {0, 1}:
             self.seen.note_swapped(result)
         func = _meant(func, args)
@@ -132,13 +135,22 @@ class Positions(Mode):
         if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
             source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
             values = source if func in TRANSPOSED else result
+            spatial = CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0
+            table = self._is_derived(source) is not None
+            if table:
+                self.alone.add(len(self.calls))
             # every weight is used once per value of the output that belongs to one output channel
             self._note_weight(weight, values.numel() // weight.shape[0])
-            self.seen.note_layer(source, CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0)
+            if not table:
+                self.seen.note_layer(source, spatial)
         return result
 
-    def _note_derived(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+    def _note_derived(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
         """Remember what is computed from weights alone, or from nothing: it is made once, whatever the inputs."""
+        if func in LIKENED:  # to the type and device of another tensor, which gives no values
+            args, kwargs = args[:1], {}
         sources = [
             v for value in (*args, *kwargs.values()) for v in (value if type(value) in (list, tuple) else [value])
         ]
@@ -307,8 +319,9 @@ def count_work(model: nn.Module, example_inputs: ExampleInputs) -> Work:
             used[names[id(weight)]].append(count)
         else:
             others.append((count, weight.numel()))
-    whole = [(count, count * weight.numel()) for weight, count in counter.calls]
-    batch = counter.seen.find(inputs, [*whole, *((macs, macs) for macs in (*counter.products, *counter.unfollowed))])
+    asked = (entry for place, entry in enumerate(counter.calls) if place not in counter.alone)
+    works = [(count, count * weight.numel()) for weight, count in asked]
+    batch = counter.seen.find(inputs, [*works, *((macs, macs) for macs in (*counter.products, *counter.unfollowed))])
     calls = {name: batch.shares(counts) for name, counts in used.items()}
     rest = sum(batch.shares(counter.unfollowed))
     for count, (_, size) in zip(batch.shares([count for count, _ in others]), others, strict=True):

@@ -17,6 +17,7 @@ from itertools import combinations, islice
 from torch import fx, nn
 
 from oicsr.collect import ChannelIndex
+from oicsr.copying import copy_model, shared
 from oicsr.coupling import Coupling, Member, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import Proof, joined, prove
@@ -47,7 +48,7 @@ def mend(
     """Return the couplings, those that could be mended with what they need, and what is refuted still."""
     if not proof.refuted:
         return list(couplings), proof
-    bench = Bench(traced.twin, inputs)
+    bench = Bench(copy_model(model, shared), inputs)
     if bench.whole.failure:
         return list(couplings), proof
     tracer, nodes = traced.tracer, traced.graph.nodes

@@ -139,12 +139,11 @@ class Bench:
         """Run a copy without one channel of each coupling, the attributes changed along."""
         couplings = [self.with_numbers(c, paths, numbers) for c, paths in sites]
         kept = {c.name: range(c.num_channels - 1) for c in couplings}
-        try:
-            plan = PruningPlan.from_kept(couplings, kept)
-        except ValueError as error:
-            return Run(first_line(error))
         twin = self._copy(self._model)
-        apply_plan(twin, plan)
+        try:
+            apply_plan(twin, PruningPlan.from_kept(couplings, kept))
+        except MODEL_ERRORS as error:  # a parametrization may fail without channels
+            return Run(first_line(error))
         return self._run(twin)
 
     def _run(self, twin: nn.Module) -> Run:

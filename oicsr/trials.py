@@ -128,10 +128,12 @@ class Bench:
             return "its output holds no tensors"
         if not any(tensor.numel() for tensor in self._expected):
             return "its outputs are empty on the example inputs"
-        if not _finite(self._expected):
+        if not _finite(self._expected, but_infinite=True):
             return "its outputs are not finite on the example inputs"
         numbers = [
-            float(t.abs().max()) for t in self._expected if t.numel() and (t.is_floating_point() or t.is_complex())
+            float(t.abs()[t.isfinite()].max())
+            for t in self._expected
+            if t.numel() and (t.is_floating_point() or t.is_complex()) and bool(t.isfinite().any())
         ]
         if not numbers:
             self.untried.append(f"the outputs of {type(self._model).__name__} are whole numbers, in which little shows")
@@ -403,12 +405,20 @@ def _randomize(model: nn.Module, generator: torch.Generator) -> None:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def _finite(outputs: Sequence[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in outputs)
+def _finite(outputs: Sequence[Tensor], *, but_infinite: bool = False) -> bool:
+    """Return whether all values are finite, or else infinite, as masks set them, beside some that are finite."""
+    if not but_infinite:
+        return all(bool(tensor.isfinite().all()) for tensor in outputs)
+    return not any(bool(tensor.isnan().any()) for tensor in outputs) and any(
+        bool(tensor.isfinite().any()) for tensor in outputs
+    )
 
 
 def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> str | None:
-    """Say how outputs differ; None where shapes agree, and numbers to `tolerance` of the largest."""
+    """Say how outputs differ; None where shapes agree, and numbers to `tolerance` of the largest that differs at all.
+
+    What a mask has set (-1e9, -inf) stays to the last digit, and must not hide what changes beside it.
+    """
     if len(expected) != len(found):
         return f"{len(found)} outputs come in the place of {len(expected)}"
     for before, after in zip(expected, found, strict=True):
@@ -420,7 +430,11 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
             if not torch.equal(before, after):
                 return "an output of integers changes"
             continue
-        largest, change = float(before.abs().max()), float((before - after).abs().max())
+        differs = before != after
+        if not bool(differs.any()):
+            continue
+        largest = float(before[differs].abs().max())
+        change = float((before[differs] - after[differs]).abs().max())
         if not change <= tolerance * largest + ROUNDING:
             return f"an output changes by {change:.1e} of {largest:.1e}"
     return None

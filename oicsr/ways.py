@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,8 @@ from oicsr.proof import outputs_changed
 from oicsr.state import one_at_a_time
 from oicsr.surgery import apply_plan
 
-Call = tuple[str, str, int, str]  # module, file, line and function
+Call = tuple[str, str, int, str, str]  # module, file, line, function and its arguments
+ARITHMETIC = frozenset("add sub mul div true_divide floor_divide multiply divide subtract pow lerp where".split())
 
 
 class _Way(Mode):
@@ -35,16 +37,17 @@ class _Way(Mode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._names = {id(module): name for name, module in model.named_modules()}
-        self.calls: set[Call] = set()
+        self.calls: Counter[Call] = Counter()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        self.calls.add(self._call(getattr(func, "__name__", str(func))))
+        name = getattr(func, "__name__", str(func))
+        self.calls[self._call(name, _told_arguments(name, (*args, *(kwargs or {}).values())))] += 1
         return func(*args, **(kwargs or {}))
 
-    def _call(self, function: str) -> Call:
-        """Return a call by the innermost line outside of PyTorch and the module whose method runs there, or around."""
+    def _call(self, function: str, arguments: str) -> Call:
+        """Return a call, by the innermost line outside of PyTorch and the module whose method runs there, or around."""
         frame: FrameType | None = sys._getframe(2)
         place = ("", 0)
         while frame is not None:
@@ -53,9 +56,18 @@ class _Way(Mode):
                 place = place if place[0] else (code.co_filename, frame.f_lineno)
                 owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
                 if id(owner) in self._names:
-                    return self._names[id(owner)], *place, function
+                    return self._names[id(owner)], *place, function, arguments
             frame = frame.f_back
-        return "", *place, function
+        return "", *place, function, arguments
+
+
+def _told_arguments(function: str, values: Sequence[Any]) -> str:
+    """Return which arguments are tensors, and the numbers that are no widths: all but whole ones outside arithmetic."""
+    arithmetic = function.strip("_").removeprefix("r").removeprefix("i") in ARITHMETIC
+    kinds = (float, bool, type(None), *((int,) if arithmetic else ()))
+    return ", ".join(
+        "a tensor" if isinstance(v, torch.Tensor) else repr(v) if type(v) in kinds else "..." for v in values
+    )
 
 
 @one_at_a_time()
@@ -102,18 +114,22 @@ def check_way(
     )
 
 
-def _way(model: nn.Module, example_inputs: ExampleInputs) -> set[Call]:
+def _way(model: nn.Module, example_inputs: ExampleInputs) -> Counter[Call]:
     with undisturbed(model) as twin, torch.no_grad(), _Way(twin) as way:
         as_inputs(example_inputs).call(twin)
     return way.calls
 
 
-def _told(before: set[Call], after: set[Call]) -> str:
-    """Say what is called no more, or what is new."""
-    gone = sorted(before - after)
-    module, file, line, function = gone[0] if gone else sorted(after - before)[0]
+def _told(before: Counter[Call], after: Counter[Call]) -> str:
+    """Say what is called no more, or less often, or what is new."""
+    gone, new = sorted(before - after), sorted(after - before)
+    first = gone[0] if gone else new[0]
+    module, file, line, function, arguments = first
+    others = [call[-1] for call in new if call[:-1] == first[:-1]] if gone else []
     source = linecache.getline(file, line).strip()
+    calls = "no longer calls" if gone else "now calls"
+    how = f" with ({others[0]}) in place of ({arguments})" if others else ""
     return (
-        f"{module or 'the network itself'!r} {'no longer calls' if gone else 'now calls'} {function} in line {line} of "
+        f"{module or 'the network itself'!r} {'calls' if others else calls} {function}{how} in line {line} of "
         f"{Path(file).name}{f', `{source}`' if source else ''}"
     )

@@ -168,3 +168,24 @@ def test_a_product_that_sums_over_nothing_is_none(equation: str) -> None:
     assert count_work(network, x).products == (0, 16 * 8 * 3)
     (coupling,) = oicsr.find_couplings(network, x, scope="all")
     assert 1 in coupling.products or any(part.product == 1 for part in coupling.parts)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_table_of_positions_has_no_say_in_the_batch(first: bool, batch: int) -> None:
+    """As in Conformer: a layer reads 11 positions whatever the batch, also where little else is left."""
+
+    class Positions(nn.Module):
+        """Adds what a layer makes of a table of positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.table = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            positions = torch.arange(11).to(x)[None, :, None] * torch.ones(8).type_as(x)
+            before = self.table(positions).sum(1) if first else 0
+            x = x + self.down(self.up(x).relu())
+            return x.sum(1) + (before if first else self.table(positions).sum(1))
+
+    assert oicsr.count_macs(Positions(), torch.randn(batch, 6, 8)) == 2 * 6 * 8 * 4 + 11 * 8 * 8

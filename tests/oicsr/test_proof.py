@@ -294,3 +294,25 @@ def test_without_zeroing_an_honest_copy_gives_other_outputs() -> None:
     couplings = oicsr.find_couplings(model, images, scope="all")
     small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept(couplings, drop_third(couplings)))
     assert not torch.allclose(small(images), model(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("fill", [-10.0, -1e9, torch.finfo(torch.float32).min, -math.inf])
+def test_what_a_mask_sets_does_not_hide_what_changes_beside_it(fill: float) -> None:
+    """A policy whose logits are masked; its features are halved where their number divides by eight."""
+
+    class Policy(nn.Module):
+        """Two layers, and logits of which one is not allowed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.out = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(self.first(x).relu()).relu()
+            logits: Tensor = self.out(x * (0.5 if x.shape[-1] % 8 == 0 else 1.0))
+            return logits.masked_fill(torch.arange(5) == 4, fill)
+
+    torch.manual_seed(0)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'second' cannot lose channels: an output changes by"):
+        couplings = oicsr.find_couplings(Policy(), torch.randn(3, 6))
+    assert [coupling.name for coupling in couplings] == ["first"]

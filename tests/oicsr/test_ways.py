@@ -27,7 +27,7 @@ class Block(nn.Module):
 
 
 class Asking(nn.Module):
-    """Does something that depends on its width, in one of three ways."""
+    """Does something that depends on its width, in one of several ways."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -39,6 +39,12 @@ class Asking(nn.Module):
             y = y.clone()
         if self.kind == "twice" and y.shape[1] < 5:
             y = 2 * y
+        if self.kind == "divides":
+            y = y / (2 if y.shape[1] < 5 else 1)
+        if self.kind == "gain":
+            y = y * (0.5 if y.shape[1] < 5 else 1.0)
+        if self.kind == "adds":
+            y = y + (y.sin() if y.shape[1] < 5 else 0)
         if self.kind == "fails" and y.shape[1] < 5:
             raise ValueError("too narrow")
         out: Tensor = self.out(y)
@@ -71,7 +77,14 @@ def test_widths_that_coincide_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("twice", r"'the network itself' now calls mul"), ("fails", r"ValueError: too narrow")]
+    ("kind", "words"),
+    [
+        ("twice", r"'the network itself' now calls mul"),
+        ("divides", r"calls div with \(a tensor, 2\) in place of \(a tensor, 1\)"),
+        ("gain", r"calls mul with \(a tensor, 0.5\) in place of \(a tensor, 1.0\)"),
+        ("adds", r"calls add with \(a tensor, a tensor\) in place of \(a tensor, 0\)"),
+        ("fails", r"ValueError: too narrow"),
+    ],
 )
 def test_a_width_that_the_code_does_not_allow_is_refused(kind: str, words: str) -> None:
     model = Asking(kind)

@@ -76,3 +76,25 @@ def test_a_parametrization_that_needs_all_channels_is_named() -> None:
     parametrizations.orthogonal(model[0])
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="'0' cannot lose channels: the parametrization of a weight"):
         assert oicsr.find_couplings(model, torch.randn(2, 6)) == []
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.spectral_norm, parametrizations.spectral_norm, weight_norm, parametrizations.weight_norm]
+)
+def test_numbers_of_modules_follow_where_weights_are_computed(wrap: Wrap) -> None:
+    class Viewed(nn.Module):
+        """Views its activation by a number that it keeps."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.width, self.last = wrap(nn.Conv2d(3, 12, 3)), 12, nn.Conv2d(12, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            values: Tensor = self.last(x.view(len(x), self.width, -1).unsqueeze(-1).relu())
+            return values
+
+    model = Viewed().double().train()
+    model(IMAGES)
+    (coupling,) = oicsr.find_couplings(model.eval(), IMAGES)
+    assert [(attribute.module, attribute.name) for attribute in coupling.attributes] == [("", "width")]
