@@ -1,8 +1,9 @@
 # `make` shows what there is. Every experiment is a target of its name: `make cifar10-resnet56`.
-# Options: RESULTS=DIR (default: outputs), METHODS=a,b or all, SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|study|cpu|paper,
-# JOBS=N (runs at a time; by default as many as suit), WANDB=online|offline|disabled, ARGS="any other option of
-# python -m benchmarks run". The published records are in results/. A name that is not an option stops make; what a
-# command reads from its environment goes before `make`: `OICSR_DATA=DIR make cifar10-resnet56`.
+# Options: RESULTS=DIR (default: outputs; for report and check: results/, the published records), METHODS=a,b or all,
+# SEEDS=0-2, MACS_KEPT=0.5,0.3, PROFILE=quick|study|cpu|paper, JOBS=N (runs at a time; by default as many as suit),
+# CHECKPOINTS=DIR, WANDB=online|offline|disabled, ARGS="any other option of python -m benchmarks run". They may be
+# environment variables, too. A name that is not an option stops make; what a command reads from its environment goes
+# before `make`: `OICSR_DATA=DIR make cifar10-resnet56`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,9 +15,11 @@ RESULTS ?= outputs
 VENV := .venv
 BIN := $(VENV)/bin
 AXE := build/axe/node_modules/axe-core
-RUN_OPTIONS = --results $(RESULTS) $(if $(METHODS),--methods $(METHODS)) $(if $(SEEDS),--seeds $(SEEDS)) \
-  $(if $(MACS_KEPT),--macs-kept $(MACS_KEPT)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(WANDB),--wandb $(WANDB)) \
-  $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+option = $(if $($1),--$2 "$(strip $($1))")
+RUN_OPTIONS = --results "$(RESULTS)" $(call option,METHODS,methods) $(call option,SEEDS,seeds) \
+  $(call option,MACS_KEPT,macs-kept) $(call option,PROFILE,profile) $(call option,WANDB,wandb) \
+  $(call option,JOBS,jobs) $(call option,CHECKPOINTS,checkpoints) $(ARGS)
+PUBLISHED = $(if $(filter file,$(origin RESULTS)),,--results "$(RESULTS)")
 EXPERIMENTS := $(subst _,-,$(basename $(notdir $(filter-out %/__init__.py %/shared_profiles.py,$(wildcard benchmarks/experiments/*.py)))))
 OPTIONS := ARGS CHECKPOINTS CHROMIUM JOBS MACS_KEPT METHODS MINUTES OUT PARTS PROFILE PYTHON RESULTS SEEDS TESTS VENV WANDB
 MISSPELT := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),\
@@ -27,12 +30,13 @@ $(if $(MISSPELT),$(error "$(MISSPELT)" is no option; the options are $(OPTIONS) 
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
-	@printf '  make %-22s run an experiment: train, prune, fine-tune, compare\n' EXPERIMENT
+	@printf '  make %-22s run an experiment: train, prune, fine-tune, compare\n' '<experiment>'
 	@printf '\nexperiments:\n'; printf '  %s\n' $(EXPERIMENTS)
 
 setup: $(VENV)/.done ## make the environment in .venv (done by every other target where it is missing)
 
 $(VENV)/.done: pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "there is no program $(PYTHON); say PYTHON=PATH" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "Python 3.11 to 3.13 is needed; PYTHON=$(PYTHON) is $$($(PYTHON) --version)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -79,7 +83,7 @@ types: setup ## check types
 	@$(BIN)/mypy oicsr baselines benchmarks
 
 report: setup ## make tables, plots, RESULTS.md and the README's block from the published records
-	@$(BIN)/python -m benchmarks report
+	@$(BIN)/python -m benchmarks report $(PUBLISHED)
 
 paper: report ## the same: every table, figure and verdict of the paper's comparison, offline
 
@@ -90,7 +94,7 @@ test-web: setup ## test HTML report and documentation in headless Chromium (CHRO
 	  tests/test_accessibility.py
 
 check: setup ## compare every generated file with its records
-	@$(BIN)/python -m benchmarks report --check
+	@$(BIN)/python -m benchmarks report --check $(PUBLISHED)
 
 faults: setup ## kill sweeps, damage their files, fill their disk: what is lost? (results/reliability.json)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks faults $(ARGS)
@@ -98,10 +102,10 @@ faults: setup ## kill sweeps, damage their files, fill their disk: what is lost?
 perf: setup ## measure penalty, training, pruning and latency against peers (results/perf)
 	@$(BIN)/python -m benchmarks perf $(ARGS)
 
-gpu: ## with a CUDA device, in 9 minutes: GPU tests, speed, missing runs (PARTS="tests perf runs" OUT=DIR PROFILE=paper)
+gpu: ## with a CUDA device: GPU tests, speed, missing runs (PARTS="tests perf runs" MINUTES=9 OUT=DIR PROFILE=paper)
 	@PYTHON=$(PYTHON); test ! -x $(BIN)/python || PYTHON=$(BIN)/python; $$PYTHON -m benchmarks gpu $(PARTS) \
-	  $(if $(OUT),--out $(OUT)) --results $(RESULTS) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) \
-	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROFILE),--profile $(PROFILE)) $(ARGS)
+	  $(call option,OUT,out) --results "$(RESULTS)" $(call option,CHECKPOINTS,checkpoints) \
+	  $(call option,MINUTES,minutes) $(call option,PROFILE,profile) $(ARGS)
 
 clean: ## remove the environment and caches (never results, data or checkpoints)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

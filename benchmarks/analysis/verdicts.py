@@ -27,7 +27,7 @@ WORDS = {SUPPORTED: "holds on {}", REFUTED: "does not hold on {}", INCONCLUSIVE:
 
 DIVERGED = "DivergedError"  # kind of failure of a run whose loss was no longer finite
 
-OPEN = "the interval allows for both answers, all comparisons considered"
+OPEN = "undecided, with all claims tested at once"
 
 
 def datasets_of(strata: Sequence[Stratum]) -> str:
@@ -49,6 +49,7 @@ class Finding:
         p_holm: The same, adjusted over the claims of the tier.
         strata: What it rests on.
         lost: Whether ours is significantly worse than its rival, adjusted over the claims of the tier as well.
+        hinges: The strata without any one of which the verdict would be another, with what it would be then.
         diverged: How many runs of ours and of the rival diverged, in the experiments that it rests on.
     """
 
@@ -62,6 +63,7 @@ class Finding:
     strata: tuple[Stratum, ...] = field(default=())
     lost: bool = False
     diverged: tuple[int, int] = (0, 0)
+    hinges: tuple[tuple[Stratum, Finding], ...] = field(default=())
 
     @property
     def n(self) -> int:
@@ -142,7 +144,8 @@ def judge(records: Sequence[Record], details: Details, claims: Sequence[Claim] =
         ]
         for position, finding in enumerate(_adjusted(claims, drafts)):
             if finding is not None:
-                findings[position].append(finding)
+                hinges = _hinges(claims, drafts, position, finding, records)
+                findings[position].append(replace(finding, hinges=hinges))
     return [
         Verdict(claim, tuple(found) or (Finding(NOT_RUN, _why_not_run(claim, records)),))
         for claim, found in zip(claims, findings, strict=True)
@@ -191,6 +194,25 @@ def _adjusted(claims: Sequence[Claim], drafts: Sequence[Finding | None]) -> list
     return decided
 
 
+def _hinges(
+    claims: Sequence[Claim],
+    drafts: Sequence[Finding | None],
+    position: int,
+    found: Finding,
+    records: Sequence[Record],
+) -> tuple[tuple[Stratum, Finding], ...]:
+    """Return the strata without any one of which a claim's verdict would be another, all else being the same."""
+    if found.effect is None or found.tier is None or len(found.strata) < 2:
+        return ()
+    hinges = []
+    for stratum in found.strata:
+        rest = _draft(claims[position], found.tier, tuple(s for s in found.strata if s is not stratum), records)
+        without = _adjusted(claims, [*drafts[:position], rest, *drafts[position + 1 :]])[position]
+        if without is not None and (without.verdict, without.lost) != (found.verdict, found.lost):
+            hinges.append((stratum, without))
+    return tuple(hinges)
+
+
 def _p_of_loss(claim: Claim, draft: Finding, p: float) -> float:
     """Return the p value of what is claimed where the estimate is a loss: that there is one, however small."""
     effect = draft.effect
@@ -222,13 +244,13 @@ def _decided(claim: Claim, draft: Finding, p_loss: float) -> Finding:
         return replace(draft, reason=OPEN)
     positive = effect.mean >= claim.matters if more else effect.mean > -claim.matters
     if positive:
-        reason = "above zero, and as large as matters" if more else "a loss that matters is excluded"
+        reason = "positive, and at least the margin" if more else "a loss as large as the margin is excluded"
         return replace(draft, verdict=SUPPORTED, reason=reason)
     if not more:
-        return replace(draft, verdict=REFUTED, reason="below zero, and as large as matters", lost=True)
+        return replace(draft, verdict=REFUTED, reason="negative, and at least as large as the margin", lost=True)
     if effect.mean < 0 and p_loss <= 1 - CONFIDENCE:
         return replace(draft, verdict=REFUTED, reason="the opposite: the interval is below zero", lost=True)
-    return replace(draft, verdict=REFUTED, reason="an effect that matters is excluded")
+    return replace(draft, verdict=REFUTED, reason="an effect as large as the margin is excluded")
 
 
 def _why_not_run(claim: Claim, records: Sequence[Record]) -> str:
@@ -284,6 +306,16 @@ def _plain_finding(finding: Finding) -> dict[str, Any]:
         "p": _round(finding.p),
         "p_holm": _round(finding.p_holm),
         "n": finding.n,
+        "hinges": [
+            {
+                "model": stratum.model,
+                "dataset": stratum.dataset,
+                "verdict": without.verdict,
+                "lost": without.lost,
+                "effect": _round(without.effect.mean) if without.effect else None,
+            }
+            for stratum, without in finding.hinges
+        ],
         "strata": [_plain_stratum(stratum) for stratum in finding.strata],
         "records": sorted({run for stratum in finding.strata for run in stratum.runs}),
     }

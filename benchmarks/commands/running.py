@@ -37,17 +37,19 @@ from benchmarks.reporting import build as report
 from benchmarks.reporting.comparison_table import TEXT_NOTES, notes, to_text
 from benchmarks.reporting.gathered import gather
 from benchmarks.reporting.study import title_of
-from benchmarks.running.bench import Bench, bench_at, check_network
+from benchmarks.running.bench import Bench, bench_at, check_network, splits_of
 from benchmarks.running.console import ConsoleObserver, count_runs, duration
 from benchmarks.running.engines.contract import Engine
 from benchmarks.running.engines.driver import Driver, SweepOutcome
 from benchmarks.running.engines.local import InProcess, Processes
 from benchmarks.running.engines.torchrun import TorchrunEngine, dismiss, follow
 from benchmarks.running.estimate import Estimate, Sweep, SweepEstimate, estimate, sweep_of
+from benchmarks.running.reach import cell_out_of_reach
 from benchmarks.running.side_by_side import choose_jobs
 from benchmarks.running.stopping import INTERRUPT, Control, budget_seconds, on_signals
 from benchmarks.running.survey import Survey, survey
 from benchmarks.running.trackers import NAMES, check_trackers, open_trackers
+from oicsr import OutOfReachError
 
 OK, FAILURE, INTERRUPTED = 0, 1, 130
 
@@ -170,7 +172,22 @@ def _show_plan(bench: Bench, cells: Sequence[Cell], found: Survey, console: Cons
     if found.todo:
         warn_of_length(bench, found.todo, expected.total, say)
     warn_of_untuned(bench, found.todo, say)
-    return OK
+    return FAILURE if _warn_of_reach(found.todo, say) else OK
+
+
+def _warn_of_reach(cells: Sequence[Cell], say: Callable[[str], None]) -> bool:
+    """Name the targets that no removal can reach, and say whether there are any; where data are missing, nothing."""
+    reasons: dict[str, list[Cell]] = {}
+    for cell in cells:
+        try:
+            data = splits_of(cell)
+        except MissingDataError:
+            continue
+        if reason := cell_out_of_reach(cell, data.num_classes, data.shape):
+            reasons.setdefault(reason, []).append(cell)
+    for reason, some in reasons.items():
+        say(f"{count_runs(len(some))} will fail ({some[0].label}, ...): {for_terminal(reason)}")
+    return bool(reasons)
 
 
 def warn_of_untuned(bench: Bench, cells: Sequence[Cell], say: Callable[[str], None]) -> None:
@@ -292,10 +309,14 @@ def _engine(bench: Bench, control: Control, options: argparse.Namespace, expecte
 def _conclude(console: Console, outcome: SweepOutcome, records: Sequence[Record]) -> int:
     """Report what failed and what is left; return the exit code."""
     failed = [record for record in records if not record.complete]
+    reasons: dict[str, list[Record]] = {}
     for record in failed:
-        line = f"failed: {record.experiment}/{record.run_id}: {for_terminal(record.failure_reason)}"
+        reasons.setdefault(record.failure_reason, []).append(record)
+    for reason, some in reasons.items():
+        more = f" and {count_runs(len(some) - 1)} more" if len(some) > 1 else ""
+        line = f"failed: {some[0].experiment}/{some[0].run_id}{more}: {for_terminal(reason)}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if failed:
+    if any((record.failure or {}).get("kind") != OutOfReachError.__name__ for record in failed):
         console.print("to try failed runs again, add --retry-failed to the same command", highlight=False)
     if outcome.left:
         console.print(

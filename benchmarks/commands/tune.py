@@ -326,10 +326,12 @@ def _side_by_side(place: Place, plan: Plan, jobs: int) -> Found:
                         errors.append(error)
                     else:
                         yield method, future.result()
+                late = place.deadline is not None and time.monotonic() > place.deadline
                 if asked() or errors:
                     stop.set()
+                if asked() or errors or late:  # what has begun stops by itself when its time is up
                     for future in [future for future in pending if future.cancel()]:  # those that did not begin
-                        yield pending.pop(future), Part({}, INTERRUPT)
+                        yield pending.pop(future), Part({}, OUT_OF_TIME if late and not asked() else INTERRUPT)
         finally:  # also where what was found cannot be written
             stop.set()
             for future in pending:

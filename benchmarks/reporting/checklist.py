@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.escape import for_markdown
 from benchmarks.records.record import Record
-from benchmarks.reporting.study import seeds_in_words
 
 ENOUGH_PAIRS, ENOUGH_TARGETS = 3, 5
 
@@ -27,7 +26,8 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
     pairs = sorted({for_markdown(f"{r.config.get('dataset')} with {r.config.get('model')}") for r in full})
     targets = {c.name: len(c.targets) for c in tables}
     fewest = [int(c.table["n"].min()) for c in tables]
-    seeds = ", ".join(f"{c.name}: {_of(seeds_in_words(c), 'seed')}" for c in tables) or "not run"
+    networks = sorted({int(n) for c in tables for n in c.table["n"]})
+    seeds = f"{_range(networks)} per method and target" if networks else "not run"
     return [
         _item(
             f"At least {ENOUGH_PAIRS} pairs of data set and architecture",
@@ -37,7 +37,7 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
         _item(
             f"At least {ENOUGH_TARGETS} operating points for each",
             bool(targets) and min(targets.values()) >= ENOUGH_TARGETS,
-            _counts(targets, "target"),
+            f"{_range(sorted(targets.values()))} per experiment" if targets else "not run",
         ),
         _item("Means and deviations over several seeds", bool(fewest) and min(fewest) > 1, seeds),
     ]
@@ -49,7 +49,7 @@ def _what_was_compared(full: Sequence[Record]) -> list[tuple[str, str, str]]:
         _item(
             "Compression and theoretical speed-up both reported",
             bool(full),
-            "parameters and MACs before and after in every record; MACs under three conventions in every table",
+            "parameters and MACs before and after in every record; MACs under three conventions in each cost table",
         ),
         _item(
             "The same metrics for the unpruned network",
@@ -76,16 +76,13 @@ def _item(text: str, holds: bool, answer: str) -> tuple[str, str, str]:
     return text, YES if holds else NO, answer
 
 
-def _counts(found: dict[str, int], what: str) -> str:
-    return ", ".join(f"{name}: {_count(number, what)}" for name, number in found.items()) or "not run"
+def _range(numbers: Sequence[int]) -> str:
+    """Return the smallest and the largest of some numbers."""
+    return str(numbers[0]) if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _count(number: int, what: str) -> str:
-    return _of(str(number), what)
-
-
-def _of(number: str, what: str) -> str:
-    return f"{number} {what}{'' if number == '1' else 's'}"
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _has(records: Sequence[Record], method: str) -> bool:

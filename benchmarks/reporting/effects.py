@@ -34,18 +34,19 @@ UNIT = (
 )
 
 NOTES = {
-    RECALIBRATION: "Top-1 of the recalibrated less that of the pruned network of the same run. Networks without "
+    RECALIBRATION: "Top-1 of the recalibrated network minus that of the pruned one, of the same run. Networks without "
     f"statistics that could be estimated again have no row. {UNIT}",
-    RESCALING: "Runs whose rows are brought back to the dense network's norms before fine-tuning, less runs that "
-    "differ in that alone. After the first epoch: on validation images; fine-tuned: on test images, after the last "
-    f"epoch. The pruned and recalibrated networks are the same ones in both. {UNIT}",
-    ABSORPTION: "Runs that add what removed channels still give to the layers that read them, less runs that do not. "
+    RESCALING: "Difference between runs whose rows are brought back to the dense network's norms before fine-tuning "
+    "and runs that differ in that alone. After the first epoch: on validation images; fine-tuned: on test images, "
+    f"after the last epoch. The pruned and recalibrated networks are the same ones in both. {UNIT}",
+    ABSORPTION: "Effect of adding the constants that removed channels would still give to the layers that read them. "
     "Recalibration makes up for the same wherever BatchNorm follows. "
     f"{UNIT}",
-    ROUNDING: "Runs whose remaining widths are multiples of 8, less runs with any widths, from the same regularised "
-    f"networks and below the same target. What such widths gain in speed is among the measurements of speed. {UNIT}",
-    SEARCH: "Runs whose strengths were chosen by validation loss once the network was fine-tuned, less runs whose "
-    "strengths were chosen before fine-tuning, from the same dense networks. Zero in every state: both searches chose "
+    ROUNDING: "Difference between runs whose remaining widths are multiples of 8 and runs with any widths, from the "
+    "same regularised networks and below the same target. What such widths gain in speed is among the measurements "
+    f"of speed. {UNIT}",
+    SEARCH: "Difference between runs whose strengths were chosen by validation loss after fine-tuning and runs whose "
+    "strengths were chosen before it, from the same dense networks. Zero in every state: both searches chose "
     f"the same strength. {UNIT}",
 }
 

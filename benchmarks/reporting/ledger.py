@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, Claim
+from benchmarks.analysis.claims import FINETUNED, POINTS, PRUNED, RECALIBRATED, SUITE, Claim
 from benchmarks.analysis.evidence import TIER_WORDS, TIERS, TOY, dataset_title
 from benchmarks.analysis.statistics import ENOUGH_SEEDS
 from benchmarks.analysis.strata import Stratum
@@ -39,7 +39,8 @@ EXPLANATION = (
     "digits; *small* is all images of a natural-image data set, with dense networks within five points of their "
     "published accuracy; *full* is that, at the field's recipe and length. Quick runs, strengths that were not tuned "
     "on validation data for this network and training, records of an older protocol, and fewer than three networks "
-    "carry no verdict. A verdict holds for the networks and data it names, and for no others."
+    "carry no verdict. A verdict is about the mean over the networks and data that it names, not about each of them, "
+    "and about no others; where it would be another without one of the networks, the row says so."
 )
 
 TITLES = {
@@ -93,14 +94,23 @@ def _said(verdicts: Sequence[Verdict], tier: str) -> str:
 
 KEY_NOTE = (
     "Percentage points, averaged over targets and networks. Before fine-tuning, *holds* means shown to be better, and "
-    "by a point or more on average; fine-tuned, shown not to be worse by 0.3 points{scratch}. All claims are tested at "
-    "once (Holm), so a claim may be *not shown* although its own interval excludes zero. RESULTS.md has the intervals."
+    "by a point or more on average; fine-tuned, shown not to be worse by 0.3 points or more{scratch}. A *loss* is one "
+    "by any amount, so the rule is stricter with what is claimed than with what stands against it. All claims are "
+    "tested at once (Holm), so a claim may be *not shown* although its own interval excludes zero.{hinges} RESULTS.md "
+    "has the intervals."
+)
+
+HINGE_MARK = "†"
+HINGE_NOTE = (
+    f" {HINGE_MARK}: the verdict would be another without one of the networks; [the ledger](results/verdicts.md) says "
+    "which."
 )
 
 OVERVIEW_NOTE = (
     "Mean difference, its own 95 % interval, and n trained networks. All claims of a column are tested at once (Holm), "
     "so a claim may be *not shown* although its own interval excludes zero, and a mean below zero *does not hold* "
-    "without being shown to be a *loss*."
+    "without being shown to be a *loss*. *Paper*: the claim is made there; *control*: it is there to tell what makes "
+    "the difference; *ours*: the question is this suite's; *summary*: of a reader's summary of the paper."
 )
 
 BY_NETWORK_NOTE = (
@@ -153,7 +163,7 @@ def counts(verdicts: Sequence[Verdict], tier: str) -> str:
         found = [verdict for verdict in verdicts if (own := verdict.at(tier)) and own.verdict == kind]
         lost = sum(verdict.at(tier).lost for verdict in found)  # type: ignore[union-attr]
         if found:
-            losses = f", {lost} of them losses" if lost else ""
+            losses = "" if not lost else " (all of them losses)" if lost == len(found) else f" ({lost} of them losses)"
             parts.append(f"{TITLES[kind].lower()}: {len(found)}{losses}")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
@@ -187,7 +197,8 @@ def _key_table(verdicts: Sequence[Verdict], tier: str) -> list[str]:
         ours, rival = (for_markdown(find_method(name).title) for name in pair)
         lines.append(f"| {ours} against {rival} | {' | '.join(cells.get(name, NONE) for name in KEY_MEASURES)} |")
     scratch = " (against Scratch-E: better)" if any(rival == "scratch-e" for _, rival in rows) else ""
-    return [*lines, "", KEY_NOTE.format(scratch=scratch)]
+    marked = any(HINGE_MARK in cell for cells in rows.values() for cell in cells.values())
+    return [*lines, "", KEY_NOTE.format(scratch=scratch, hinges=HINGE_NOTE if marked else "")]
 
 
 def by_network_lines(verdicts: Sequence[Verdict], tier: str) -> list[str]:
@@ -260,7 +271,30 @@ def _brief(claim: Claim, finding: Finding) -> str:
     if finding.effect is None:
         return for_markdown(finding.reason)
     word = "**loss**" if finding.lost else TITLES[finding.verdict].lower()
-    return f"{word}, {signed(100 * finding.effect.mean, 1)}"
+    return f"{word}, {signed(100 * finding.effect.mean, 1)}{_mark(finding)}"
+
+
+def _mark(finding: Finding) -> str:
+    """Return a mark where a verdict that says something rests on one of several networks."""
+    return f" {HINGE_MARK}" if finding.hinges and finding.verdict != INCONCLUSIVE else ""
+
+
+def hinge_text(claim: Claim, finding: Finding, digits: int = 2) -> str:
+    """Return what a verdict that says something would be without the network that it rests on; else nothing."""
+    if not _mark(finding):
+        return ""
+    names = []
+    for stratum, _ in finding.hinges:
+        alike = {other.dataset for other in finding.strata if other.model == stratum.model}
+        names.append(stratum.model if len(alike) == 1 else f"{stratum.model} on {dataset_title(stratum.dataset)}")
+    if len(names) > 1:
+        return f"another verdict without {', '.join(names[:-1])} or {names[-1]}"
+    (name,), ((_, without),) = names, finding.hinges
+    word = "a loss" if without.lost else TITLES[without.verdict].lower()
+    if without.effect is None:
+        return f"without {name}: {word}"
+    points = claim.measure in POINTS
+    return f"without {name}: {signed((100 if points else 1) * without.effect.mean, digits if points else 3)}, {word}"
 
 
 def in_order(verdicts: Sequence[Verdict], tier: str) -> list[Verdict]:
@@ -286,10 +320,11 @@ def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
         listed += [verdict for verdict in judged if verdict not in listed]
     listed += [verdict for tier in tiers for verdict in in_order(verdicts, tier)]
     heads = [f"{tier.capitalize()}: {for_markdown(datasets_of(_strata(verdicts, tier)))}" for tier in judging]
-    lines = [f"| | Claim | {' | '.join(heads)} |", "|---|---|" + "---|" * len(judging)]
+    lines = [f"| | Claim | Source | {' | '.join(heads)} |", "|---|---|---|" + "---|" * len(judging)]
     for verdict in {verdict.claim.id: verdict for verdict in listed}.values():
         cells = [_cell(verdict.claim, verdict.at(tier)) for tier in judging]
-        lines.append(f"| {verdict.claim.id} | {verdict.claim.short} | {' | '.join(cells)} |")
+        source = source_word(verdict.claim)
+        lines.append(f"| {verdict.claim.id} | {verdict.claim.short} | {source} | {' | '.join(cells)} |")
     return [*lines, "", OVERVIEW_NOTE, "", *_without(verdicts)]
 
 
@@ -298,7 +333,9 @@ def _cell(claim: Claim, finding: Finding | None) -> str:
         return NOT_RUN
     if finding.effect is None:
         return f"{_word(finding)}: {for_markdown(finding.reason)}"
-    return f"{_word(finding)} {amount(claim, finding.effect.mean)} ({interval_text(claim, finding)}), n = {finding.n}"
+    told = f"{_word(finding)} {amount(claim, finding.effect.mean)} ({interval_text(claim, finding)}), n = {finding.n}"
+    hinge = hinge_text(claim, finding)
+    return f"{told}; {for_markdown(hinge)}" if hinge else told
 
 
 def _without(verdicts: Sequence[Verdict]) -> list[str]:
@@ -332,11 +369,12 @@ def ledger_lines(verdicts: Sequence[Verdict]) -> list[str]:
 def _row(verdict: Verdict, tier: str) -> str:
     claim, finding = verdict.claim, verdict.at(tier)
     assert finding is not None
-    margin = amount(claim, claim.matters).lstrip("+")
+    margin, hinge = amount(claim, claim.matters).lstrip("+"), hinge_text(claim, finding)
     cells = [
         claim.id,
         f"{claim.statement} ({claim.comparison})",
-        f"**{for_markdown(finding.words)}**" + (f": {for_markdown(finding.reason)}" if finding.reason else ""),
+        f"**{for_markdown(finding.words)}**"
+        + "".join(f"{mark} {for_markdown(text)}" for mark, text in ((":", finding.reason), (";", hinge)) if text),
         amount(claim, finding.effect.mean) if finding.effect else NOT_RUN,
         interval_text(claim, finding) or NOT_RUN,
         margin if claim.kind == "more" else f"loss of {margin}",
@@ -345,6 +383,13 @@ def _row(verdict: Verdict, tier: str) -> str:
         "; ".join(f"{for_markdown(stratum.model)}: {stratum.where}" for stratum in finding.strata),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def source_word(claim: Claim) -> str:
+    """Return who makes a claim: the paper, or this suite, as a control of one of the paper's or for itself."""
+    if not claim.source.startswith(SUITE):
+        return "paper" if claim.source.startswith("Li et al.") else "summary"
+    return "control" if "control" in claim.source else "ours"
 
 
 def amount(claim: Claim, value: float) -> str:

@@ -79,7 +79,7 @@ def paper_sheet(comparisons: Sequence[Comparison], state: str) -> Sheet:
     header = ("Experiment (profile)", "MACs kept", "Dense", "Dense (all epochs)", *titles)
     columns = ["experiment", "profile", "macs_kept", "method", "n", "top1", "sd"]
     table = pd.DataFrame(numbers, columns=columns)
-    title = f"The paper's comparison, {WITHOUT[state]}"
+    title = f"Comparison in the paper's design, {WITHOUT[state]}"
     rows = rows or [[NOT_RUN] * len(header)]
     return Sheet(f"paper-{state}", title, header, rows, PAPER_NOTES, table, groups=tuple(groups))
 

@@ -10,7 +10,7 @@ from benchmarks.analysis.evidence import TIER_WORDS
 from benchmarks.analysis.verdicts import INCONCLUSIVE, REFUTED, SUPPORTED, Verdict
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
-from benchmarks.reporting.ledger import TITLES, amount, highest_tier, key_pair, of_tier
+from benchmarks.reporting.ledger import TITLES, amount, highest_tier, hinge_text, key_pair, of_tier
 from benchmarks.reporting.numbers import signed
 
 # README answers the paper's question before anything else: ours against these, in each state.
@@ -90,7 +90,8 @@ def _answer(rival: str, verdicts: Sequence[Verdict], tier: str) -> str:
         assert finding is not None and finding.effect is not None
         points = "" if parts else " points"
         word = "**loss**" if finding.lost else TITLES[finding.verdict].lower()
-        parts.append(f"{signed(100 * finding.effect.mean, 1)}{points} {IN_STATE[verdict.claim.measure]} ({word})")
+        told = "; ".join(filter(None, (word, for_markdown(hinge_text(verdict.claim, finding, 1)))))
+        parts.append(f"{signed(100 * finding.effect.mean, 1)}{points} {IN_STATE[verdict.claim.measure]} ({told})")
     return f"Against {for_markdown(find_method(rival).title)}: {', '.join(parts)}."
 
 
@@ -115,7 +116,9 @@ def _in_words(verdict: Verdict, tier: str) -> str:
     claim, finding = verdict.claim, verdict.at(tier)
     assert finding is not None and finding.effect is not None
     said = claim.short if finding.verdict == SUPPORTED else contest(claim)
-    return f"{said} ({amount(claim, finding.effect.mean)})" if claim.measure in POINTS else said
+    hinge = for_markdown(hinge_text(claim, finding))
+    told = [amount(claim, finding.effect.mean) if claim.measure in POINTS else "", hinge]
+    return f"{said} ({'; '.join(filter(None, told))})" if any(told) else said
 
 
 def contest(claim: Claim) -> str:

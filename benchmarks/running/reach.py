@@ -7,8 +7,11 @@ from functools import lru_cache
 
 import torch
 
+from benchmarks.config import Cell
+from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from oicsr import Coupling, OutOfReachError, PruningPlan, find_couplings
+from oicsr.algorithm import share_after
 from oicsr.approximate import Approximate
 from oicsr.attention import Granularity
 from oicsr.tracing import Scope
@@ -28,6 +31,21 @@ def couplings_of(
         network = build_model(model, num_classes)
     images = torch.zeros(1, *shape)
     return find_couplings(network, images, scope=scope, granularity=granularity, approximate=approximate)
+
+
+def cell_out_of_reach(cell: Cell, num_classes: int, shape: tuple[int, int, int]) -> str:
+    """Return why the first removal of a run, or all together where caps refer to the dense network, reach no target.
+
+    Empty where they do, or where that is not known.
+    """
+    profile = cell.profile
+    steps = 1 if profile.cap_of == "original" else profile.steps
+    share = share_after(0, steps, cell.macs_kept, profile.pruning_schedule)
+    what = profile.scope, profile.granularity, profile.approximate
+    limits = share, profile.max_removed, profile.round_to
+    select = find_method(cell.method).selection.select
+    reason = out_of_reach(cell.experiment.model, num_classes, shape, what, select, limits)
+    return f"{reason} Scope and caps belong to the experiment; --macs-kept is an option." if reason else ""
 
 
 @lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ from benchmarks.running.bench import Bench, fresh_model
 from benchmarks.running.channel_energies import channel_rows, describe_structure, imbalance, mark_kept
 from benchmarks.running.fingerprints import regularizer_numbers
 from benchmarks.running.outcome import Outcome, Progress, describe_failure, last_good_epoch, outcome_of, widths
-from benchmarks.running.reach import couplings_of, out_of_reach
+from benchmarks.running.reach import cell_out_of_reach, couplings_of
 from benchmarks.running.stage_training import StageResult, StageTrainer, origin_digest
 from benchmarks.running.stages import Stage, recalibration_seed, stages_of
 from benchmarks.running.stopping import Stopped
@@ -238,13 +238,7 @@ class _Run:
         Raises:
             OutOfReachError: The message says what is within reach.
         """
-        cell, profile = self.cell, self.cell.profile
-        steps = 1 if profile.cap_of == "original" else profile.steps
-        share = share_after(0, steps, cell.macs_kept, profile.pruning_schedule)
-        what = profile.scope, profile.granularity, profile.approximate
-        limits = share, profile.max_removed, profile.round_to
-        select = self.method.selection.select
-        reason = out_of_reach(cell.experiment.model, self.data.num_classes, self.data.shape, what, select, limits)
+        reason = cell_out_of_reach(self.cell, self.data.num_classes, self.data.shape)
         if reason:
             raise OutOfReachError(reason)
 

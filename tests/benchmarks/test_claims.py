@@ -18,6 +18,7 @@ from benchmarks.records.record import Record, read_records
 from benchmarks.reporting.ledger import (
     by_network_lines,
     headline,
+    hinge_text,
     ledger_lines,
     overview_lines,
     readme_lines,
@@ -69,7 +70,7 @@ def test_a_loss_is_adjusted_over_all_claims_too() -> None:
     assert [(v.best.verdict, v.best.lost) for v in two] == [("refuted", True)] * 2
     three = judge(found, NOTHING, [claim("1"), claim("1r"), claim("3a")])
     assert [(v.best.verdict, v.best.lost) for v in three] == [("refuted", False)] * 2 + [("refuted", True)]
-    assert three[0].best.reason == "an effect that matters is excluded"
+    assert three[0].best.reason == "an effect as large as the margin is excluded"
 
 
 def test_quick_untuned_and_few_carry_no_verdict() -> None:
@@ -204,7 +205,7 @@ def test_readme_speaks_of_the_highest_tier_and_counts_the_lower() -> None:
         for line in lines
     )
     table = overview_lines(verdicts)
-    assert table[0] == "| | Claim | Small: CIFAR-10 | Toy: digits |" and "**loss** −" in "".join(table)
+    assert table[0] == "| | Claim | Source | Small: CIFAR-10 | Toy: digits |" and "**loss** −" in "".join(table)
 
 
 def test_the_means_behind_a_verdict_stand_beside_it_network_by_network() -> None:
@@ -235,6 +236,35 @@ def test_the_means_behind_a_verdict_stand_beside_it_network_by_network() -> None
     assert by_network_lines(judge(one, NOTHING), "small") == []  # the verdicts' table says it all
 
 
+def test_a_verdict_that_one_network_decides_says_which_and_what_it_would_be_without() -> None:
+    """Ten points lost on one of two networks, one won on the other: a loss on the mean, and none without the first."""
+    records = records_of(experiment(methods=("oicsr-gl", "none"), macs_kept=(0.5,), seeds=(0, 1, 2, 3)))
+
+    def moved(record: Record, model: str, points: float) -> Record:
+        top1 = 0.7 + 0.001 * record.seed + points / 100 * (record.method == "oicsr-gl")
+        states = {**record.states, "finetuned": {**record.states["finetuned"], "top1": top1}}
+        return replace(record, experiment=model, config={**record.config, "model": model}, states=states)
+
+    first, other = ([moved(record, *to) for record in records] for to in (("resnet56", -10.0), ("vgg16", 1.0)))
+    [found] = judge([*first, *other], NOTHING, [claim("3c")])
+    assert found.best.lost and found.effect is not None and found.effect.mean == pytest.approx(-0.045)
+    ((stratum, without),) = found.best.hinges
+    assert stratum.model == "resnet56" and without.verdict == SUPPORTED
+    assert without.effect is not None and without.effect.mean == pytest.approx(0.01)
+    assert hinge_text(found.claim, found.best) == "without resnet56: +1.00, holds"
+    assert "; without resnet56: +1.00, holds |" in "".join(ledger_lines([found]))
+    assert "(**loss**; without resnet56: +1.0, holds)" in readme_headline([found])
+    lines = readme_lines([found])
+    assert any("**loss**, −4.5 † |" in line for line in lines) and any(
+        "†: the verdict would be" in line for line in lines
+    )
+    assert to_plain(found)["hinges"] == [
+        {"model": "resnet56", "dataset": "cifar10", "verdict": "supported", "lost": False, "effect": 0.01}
+    ]
+    [alike] = judge([*first, *(moved(record, "vgg16", -10.0) for record in records)], NOTHING, [claim("3c")])
+    assert alike.best.lost and not alike.best.hinges and "†" not in "".join(readme_lines([alike]))
+
+
 def test_one_network_on_two_data_sets_has_a_column_for_each() -> None:
     first = records_of(experiment(methods=("oicsr-gl", "none"), macs_kept=(0.5,)))
 
@@ -247,7 +277,7 @@ def test_one_network_on_two_data_sets_has_a_column_for_each() -> None:
     heads = by_network_lines(verdicts, "small")[1].replace("\N{NO-BREAK SPACE}", " ")
     assert "| CIFAR-10, resnet56, 50 % (n = 3) | CIFAR-100, resnet56, 50 % (n = 3) |" in heads
     assert "Small evidence, on CIFAR-10 and CIFAR-100 (resnet56; 6 trained networks)" in headline(verdicts)
-    assert overview_lines(verdicts)[0] == "| | Claim | Small: CIFAR-10 and CIFAR-100 |"
+    assert overview_lines(verdicts)[0] == "| | Claim | Source | Small: CIFAR-10 and CIFAR-100 |"
     few = judge([*first, *(record for record in other if record.seed < 2)], NOTHING)
     assert "on CIFAR-10 (resnet56; 3 trained networks)" in headline(few)  # what judges nothing is not named
 
@@ -281,7 +311,7 @@ def test_a_tier_that_is_only_begun_hides_no_loss() -> None:
     begun = [record for record in records_of(experiment()) if record.seed < 2]
     verdicts = judge([*toys({"oicsr-gl": -0.2}), *begun], NOTHING)
     table = overview_lines(verdicts)
-    assert table[0] == "| | Claim | Toy: digits |"
+    assert table[0] == "| | Claim | Source | Toy: digits |"
     lost = ["**loss**" in line for line in table if line.startswith("| ")][1:]
     assert any(lost) and lost == sorted(lost, reverse=True)
     assert "2 trained networks): only begun, fewer than 3 networks. Toy evidence" in headline(verdicts)

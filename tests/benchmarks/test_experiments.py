@@ -66,13 +66,14 @@ def test_every_experiment_is_a_make_target_and_helpers_are_none() -> None:
     [
         (["SEED=0", "RESULTS=here"], '"SEED" is no option; the options are ARGS'),
         (["macs_kept=0.5"], '"macs_kept" is no option'),
-        (["SEEDS=0", "ARGS=--a b=c --d", "OICSR_DATA=there"], None),
+        (["SEEDS=0", "ARGS=--a b=c --d", "OICSR_DATA=there", "RESULTS=two words"], None),
     ],
 )
 def test_make_refuses_what_is_no_option(given: list[str], said: str | None) -> None:
     done = subprocess.run(["make", "--dry-run", "demo", *given], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode == 0) == (said is None)
-    assert said in done.stderr if said else "--seeds 0 --macs-kept 0.5     --a b=c --d" in done.stdout
+    line = '--results "two words"  --seeds "0" --macs-kept "0.5"     --a b=c --d'
+    assert said in done.stderr if said else line in done.stdout
 
 
 @pytest.mark.parametrize("name", ["cifar10-resnet20-iterative", "cifar10-resnet20-iterative-two"])

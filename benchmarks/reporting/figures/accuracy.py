@@ -81,7 +81,7 @@ def before_and_after(comparison: Comparison, methods: Sequence[str]) -> Files:
             axes.set_xlabel("MACs kept (%)")
             _target_ticks(axes, comparison.targets)
         panels[0].set_ylabel("test top-1 (%)")
-        legend_below(figure, panels[0])
+        legend_below(figure, *panels)
         return render(figure)
 
 
@@ -171,7 +171,7 @@ def all_methods(comparison: Comparison, title: str) -> Files:
         panels[0].set_yticks(range(len(methods)), [label_of(comparison, name) for name in methods], fontsize=LABEL)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         if not single:
-            legend_below(figure, panels[0])
+            legend_below(figure, *panels)
         headline(figure, _all_methods_title(comparison, title))
         return render(figure)
 

@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 from benchmarks.escape import for_figure
 from benchmarks.reporting.figures.style import WIDTH, Files, headline, legend_below, render, style
 
-TONES = ("#303030", "#8A8A8A")  # of one network and the next; colours belong to methods
-
 PROMISED: Any = {"marker": "|", "markersize": 12, "markeredgewidth": 1.6, "linestyle": "none"}
 
 
@@ -20,19 +18,17 @@ def latency_against_macs(device: str, section: Mapping[str, Any]) -> Files | Non
     rows = [row for row in section.get("rows", []) if row.get("x measured") and row.get("x MACs")]
     if not rows:
         return None
-    names = list(dict.fromkeys(row["model"] for row in rows))
     lines = list(dict.fromkeys((row["model"], row["batch"], row["backend"]) for row in rows))
     with style():
         figure = Figure(figsize=(WIDTH, 2.4 + 0.3 * len(lines)), layout="constrained")
         axes = figure.subplots()
         for y, line in enumerate(lines):
             group = [row for row in rows if (row["model"], row["batch"], row["backend"]) == line]
-            colour = TONES[names.index(line[0]) % len(TONES)]
             axes.plot([row["x MACs"] for row in group], [y] * len(group), color="black", **PROMISED)
             for row in group:
-                face = "white" if row["widths"] == "any" else colour
-                axes.plot(row["x measured"], y, "o", color=colour, markerfacecolor=face, markersize=6)
-        axes.plot([], [], color="black", label="as the MACs promise", **PROMISED)
+                face = "white" if row["widths"] == "any" else "black"
+                axes.plot(row["x measured"], y, "o", color="black", markerfacecolor=face, markersize=6)
+        axes.plot([], [], color="black", label="expected from the MACs", **PROMISED)
         axes.plot([], [], "o", color="black", markerfacecolor="white", markersize=6, label="measured, any widths")
         axes.plot([], [], "o", color="black", markersize=6, label="measured, widths rounded")
         labels = [for_figure(f"{model}, batch {batch}, {backend}") for model, batch, backend in lines]

@@ -211,9 +211,13 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
-    """Put one legend for all panels below them, in as many columns as the figure is wide enough for."""
-    handles, labels = axes.get_legend_handles_labels()
+def legend_below(figure: Figure, *panels: Axes) -> None:
+    """Put one legend for some panels below them, in as many columns as the figure is wide enough for."""
+    entries: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    labels, handles = list(entries), list(entries.values())
     for columns in range(min(LEGEND_COLUMNS, len(labels)), 0, -1):
         legend = _legend(figure, handles, labels, columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:

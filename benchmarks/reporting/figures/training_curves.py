@@ -74,8 +74,9 @@ def finetuning_curves(comparison: Comparison, title: str, details: Details) -> F
             axes.set_axis_off()
         for axes in _lowest(panels, len(targets), 2):
             axes.set_xlabel("epochs of fine-tuning")
+            axes.tick_params(labelbottom=True)  # also above a panel that is left empty
         figure.supylabel("validation top-1 (%)")
-        legend_below(figure, panels[0])
+        legend_below(figure, *panels)
         bars = "; bars: range over seeds" if any(len(found) >= LEAST_SEEDS for found in curves.values()) else ""
         headline(figure, f"{title}\nfine-tuning{bars}\n{seeds_text(comparison)}")
         return render(figure)
@@ -175,7 +176,7 @@ def strength_curves(tuning: Mapping[str, Any], title: str) -> Files | None:
         for axes in _lowest(panels, len(methods), columns):
             axes.set_xlabel("strength λ")
         figure.supylabel("validation loss" if metric == "loss" else "validation top-1 (%)")
-        legend_below(figure, panels[0])
+        legend_below(figure, *panels)
         networks = len(tuning["seeds"])
         count = "one network only" if networks == 1 else f"{networks} networks"
         if tuning.get("again"):
