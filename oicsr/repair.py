@@ -7,7 +7,7 @@ the shapes fit. The numeric proof has the last word.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -88,6 +88,11 @@ class Bench:
         if self.whole.failure:  # it looks at values: with numbers, then
             self._inputs, self._copy = inputs, lambda network: copy_model(network, shared)
             self.whole = self._dense()
+
+    @property
+    def read(self) -> Set[tuple[str, str]]:
+        """The attributes that the forward pass reads, by module and name."""
+        return self._read
 
     def _dense(self) -> Run:
         self._read.clear()

@@ -29,7 +29,9 @@ from oicsr.proof import Proof, prove
 from oicsr.rules import Tracer, keep_unread
 from oicsr.rules.doubts import Doubts
 from oicsr.shapes import find_moved, find_rigid
+from oicsr.stale import follow_unread
 from oicsr.state import indices_on_cpu, one_at_a_time
+from oicsr.unseen import said_of_unseen
 from oicsr.warned import warn
 from oicsr.wrapping import unwrap
 
@@ -184,6 +186,8 @@ def trace_couplings(
     choices = _Choices(scope, named_layers(model, ignore), verify, granularity, approximate)
     with _no_garbage_collection():
         trace = _trace(model, as_inputs(example_inputs), choices)
+    unseen = said_of_unseen(model, as_inputs(example_inputs), unruled=bool(trace.unruled))
+    trace = replace(trace, untried=(*trace.untried, *unseen))
     hooked = hooked_modules(model)
     if hooked:
         said = (
@@ -266,7 +270,8 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
         couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
         distrusted = _distrusted(model, inputs, traced, couplings, proof)
         if not distrusted:
-            return _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
+            trace = _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
+            return replace(trace, couplings=follow_unread(model, inputs, trace.couplings))
         choices = replace(choices, distrusted=choices.distrusted | distrusted)
         traced, trace = _trace_once(model, inputs, choices)
 

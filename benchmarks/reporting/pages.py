@@ -65,8 +65,8 @@ def results_page(study: Study, prefix: str) -> str:
         "",
         "## More",
         "",
-        f"- [Tables across experiments]({prefix}across-experiments.md): a comparison in the paper's design, the ablation "
-        f"of OICSR-GL, {_effects(prefix)}, published results.",
+        f"- [Tables across experiments]({prefix}across-experiments.md): a comparison in the paper's design, the "
+        f"ablation of OICSR-GL, {_effects(prefix)}, published results.",
         f"- [Checks]({prefix}checks.md): measured latency, reliability, the checklist of Blalock et al. 2020, failed "
         "runs, what was not run.",
         "",

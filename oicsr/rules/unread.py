@@ -12,6 +12,7 @@ from oicsr.rules.names import ELEMENTWISE, NUMBERED
 from oicsr.rules.tracer import Tracer
 
 CHECKS = "aten::_assert"
+SUMS = frozenset(("aten::add", "aten::add_", "aten::sub", "aten::sub_"))
 UNREAD = "is computed and not read: the module may keep it as an output of its own"
 
 
@@ -19,7 +20,8 @@ def drop_unread(graph: fx.Graph, parameters: Container[str]) -> None:
     """Take the calls out of a graph whose results nothing reads, as channels may go whatever these are.
 
     A layer stays, as it reads channels though nothing reads its own: the smaller network runs it, too. So does a
-    product, which is counted by its place among the others.
+    product, which is counted by its place among the others, and a sum that alone reads a layer: the last one of a
+    residual stream (WaveNet), whose layer must stay as wide as the stream.
 
     Args:
         graph: What `torch.export` gave; changed in place.
@@ -28,7 +30,7 @@ def drop_unread(graph: fx.Graph, parameters: Container[str]) -> None:
     layers = _layers(graph, parameters)
     for node in reversed(list(graph.nodes)):
         unread = node.op == "call_function" and not node.users and not node.is_impure()
-        if unread and node not in layers and _is_plain(node):
+        if unread and node not in layers and _is_plain(node) and not _alone_reads_a_layer(node, layers):
             graph.erase_node(node)
 
 
@@ -53,6 +55,18 @@ def _layers(graph: fx.Graph, parameters: Container[str]) -> set[fx.Node]:
         elif node.op == "call_function" and sources & weights:
             layers.add(node)
     return layers
+
+
+def _alone_reads_a_layer(node: fx.Node, layers: set[fx.Node]) -> bool:
+    """Return whether a sum of two values is all that reads what a layer gives, through calls of one value each."""
+    if operator_name(node) not in SUMS or len(node.all_input_nodes) < 2:
+        return False
+    for source in node.all_input_nodes:
+        while source not in layers and len(source.users) == 1 and len(source.all_input_nodes) == 1:
+            (source,) = source.all_input_nodes
+        if source in layers and len(source.users) == 1:
+            return True
+    return False
 
 
 def _is_plain(node: fx.Node) -> bool:

@@ -380,3 +380,54 @@ def test_entries_that_are_not_run_are_named_where_one_of_their_kind_is_cut() -> 
     with pytest.warns(oicsr.UntriedWarning, match=words):
         (coupling,) = oicsr.find_couplings(Domains(), images)
     assert coupling.name == "conv"
+
+
+def test_arguments_of_a_class_that_nobody_knows_are_named() -> None:
+    class Batch:
+        """Holds images, unseen by the exporter."""
+
+        def __init__(self, images: Tensor) -> None:
+            self.images = images
+
+    class Reading(nn.Module):
+        """Reads the images of a batch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+        def forward(self, batch: Batch) -> Tensor:
+            images: Tensor = self.layers(batch.images)
+            return images
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        oicsr.find_couplings(Reading(), (Batch(torch.randn(2, 3, 8, 8)),))
+    said = [str(entry.message) for entry in caught if entry.category is oicsr.UntriedWarning]
+    assert any(
+        "no tensor that can be seen, but a Batch" in text and "register_dataclass(Batch)" in text for text in said
+    )
+
+
+def test_modules_in_plain_lists_are_named() -> None:
+    class Plain(nn.Module):
+        """Keeps layers where PyTorch does not look for them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle = nn.Conv2d(3, 8, 3), [nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]
+            self.last, self.views = nn.Conv2d(8, 4, 3), [self.first]
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.views[0](x).relu()
+            for layer in self.middle:
+                x = layer(x)
+            values: Tensor = self.last(x)
+            return values
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        oicsr.find_couplings(Plain().eval(), torch.randn(2, 3, 8, 8))
+    said = [str(entry.message) for entry in caught]
+    assert any("'middle' of Plain holds modules (Conv2d, BatchNorm2d) in a plain list" in text for text in said)
+    assert not any("'views'" in text for text in said)

@@ -62,3 +62,37 @@ def test_a_layer_whose_result_is_kept_loses_what_it_reads_alone(keep: Callable[[
     small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept([coupling], {"conv": (1, 4, 7)}))
     small(IMAGES)
     assert small.get_submodule("head").weight.shape == (5, 3, 1, 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_last_layer_of_a_stream_that_nothing_reads_stays_as_wide_as_the_stream(scale: float) -> None:
+    class Waves(nn.Module):
+        """WaveNet's loop: every block adds to the stream, and the last sum is not read."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv1d(1, 12, 1), nn.Conv1d(10, 3, 1)
+            self.gates = nn.ModuleList(nn.Conv1d(12, 16, 3, padding=1) for _ in range(2))
+            self.back, self.skips = (nn.ModuleList(nn.Conv1d(16, n, 1) for _ in range(2)) for n in (12, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, total = self.first(x), torch.zeros(())
+            for gate, back, skip in zip(self.gates, self.back, self.skips, strict=True):
+                h = gate(x).tanh()
+                total = total + skip(h)
+                x = (x + functional.dropout(back(h), 0.1, self.training)) * scale
+            out: Tensor = self.last(total.relu())
+            return out
+
+    model, x = Waves().eval(), torch.randn(2, 1, 9)
+    couplings = oicsr.find_couplings(model, x, scope="all")
+    assert {coupling.name: coupling.num_channels for coupling in couplings} == {
+        "first": 12,
+        "gates.0": 16,
+        "skips.0": 10,
+        "gates.1": 16,
+    }
+    small = oicsr.remove_channels(
+        model, oicsr.PruningPlan.from_kept(couplings, {c.name: range(c.num_channels // 2) for c in couplings})
+    )
+    assert small(x).shape == (2, 3, 9) and small.back[1].weight.shape == (6, 8, 1)
