@@ -23,7 +23,8 @@ COMMON_NOTES = (
     f" % interval, from {ENOUGH_SEEDS} seeds on). {BOLD}≈: the 95 % interval of its paired "
     "difference from the best contains zero. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. "
     "Epochs, and compute in 10^15 MACs: all training of one run, including the dense network's. Setup levels are "
-    "those of Wang et al. (A: equal epochs, B: equal compute)."
+    "those of Wang et al.: S4.2 is the strictest (all methods start from the same dense network, with the same epochs "
+    "and learning rates before and after pruning); A: equal epochs, B: equal compute."
 )
 
 TEXT_NOTES = COMMON_NOTES.replace(BOLD, "")
