@@ -133,13 +133,7 @@ def prune_iteratively(
     `PruningResult`: `error.result`.
     """
     steps = check_count("steps", steps)
-    for name, function in {
-        "train": train,
-        "make_regularizer": make_regularizer,
-        "importance": importance,
-        "select": select,
-    }.items():
-        check_callable(name, function)
+    _check_callables(train=train, make_regularizer=make_regularizer, importance=importance, select=select)
     _check_choice("schedule", schedule, get_args(Schedule))
     _check_choice("cap_of", cap_of, get_args(CapOf))
     target = _Goal.of(model, macs_kept, params_kept, cost, cost_kept)
@@ -215,6 +209,11 @@ def share_after(step: int, steps: int, macs_kept: float, schedule: Schedule) -> 
     done = (step + 1) / steps
     _check_choice("schedule", schedule, get_args(Schedule))
     return 1 - done * (1 - macs_kept) if schedule == "linear" else float(macs_kept**done)
+
+
+def _check_callables(**functions: object) -> None:
+    for name, function in functions.items():
+        check_callable(name, function)
 
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

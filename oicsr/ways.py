@@ -62,9 +62,9 @@ class _Way(Mode):
 
 
 def _told_arguments(function: str, values: Sequence[Any]) -> str:
-    """Return which arguments are tensors, and the numbers that are no widths: all but whole ones outside arithmetic."""
+    """Return which arguments are tensors, and the numbers of arithmetic: elsewhere sizes and epsilons follow widths."""
     arithmetic = function.strip("_").removeprefix("r").removeprefix("i") in ARITHMETIC
-    kinds = (float, bool, type(None), *((int,) if arithmetic else ()))
+    kinds = (bool, type(None), *((int, float) if arithmetic else ()))
     return ", ".join(
         "a tensor" if isinstance(v, torch.Tensor) else repr(v) if type(v) in kinds else "..." for v in values
     )

@@ -27,7 +27,7 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
     targets = {c.name: len(c.targets) for c in tables}
     fewest = [int(c.table["n"].min()) for c in tables]
     networks = sorted({int(n) for c in tables for n in c.table["n"]})
-    seeds = f"{_range(networks)} per method and target" if networks else "not run"
+    seeds = f"{_range(networks)} seeds per method and target" if networks else "not run"
     return [
         _item(
             f"At least {ENOUGH_PAIRS} pairs of data set and architecture",
@@ -37,7 +37,7 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
         _item(
             f"At least {ENOUGH_TARGETS} operating points for each",
             bool(targets) and min(targets.values()) >= ENOUGH_TARGETS,
-            f"{_range(sorted(targets.values()))} per experiment" if targets else "not run",
+            f"{_range(sorted(targets.values()))} targets per experiment" if targets else "not run",
         ),
         _item("Means and deviations over several seeds", bool(fewest) and min(fewest) > 1, seeds),
     ]
