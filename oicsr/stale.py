@@ -45,21 +45,25 @@ def follow_unread(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling
                 found.setdefault(coupling, []).append(Attribute(path, name, value))
     if not found:
         return list(couplings)
-    read = Bench(copy_model(model, shared), inputs).read
+    bench = Bench(copy_model(model, shared), inputs)
+    if bench.whole.failure:  # what it reads is not known
+        return list(couplings)
     unread = {
-        coupling: [attribute for attribute in attributes if (attribute.module, attribute.name) not in read]
+        coupling: [attribute for attribute in attributes if (attribute.module, attribute.name) not in bench.read]
         for coupling, attributes in found.items()
     }
     return [replace(c, attributes=(*c.attributes, *unread.get(c.name, ()))) for c in couplings]
 
 
 def _owners(couplings: Sequence[Coupling]) -> Mapping[Axis, tuple[str, int]]:
-    """Return the coupling that each axis belongs to as a whole, and its width."""
+    """Return the coupling that each axis belongs to as a whole, as much of it for each channel, and its width."""
     owners: dict[Axis, tuple[str, int]] = {}
     for coupling in couplings:
         for member in coupling.members:
-            whole = bool((member.channels >= 0).all())
-            owners[member.axis] = (coupling.name, len(member.channels)) if whole else ("", 0)
+            ids = member.channels
+            counts = ids[ids >= 0].bincount(minlength=coupling.num_channels)
+            whole = bool((ids >= 0).all() and (counts == counts[0]).all())
+            owners[member.axis] = (coupling.name, len(ids)) if whole else ("", 0)
     return owners
 
 
