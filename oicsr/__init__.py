@@ -6,9 +6,10 @@ from oicsr.approximate import ApproximateWarning
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
 from oicsr.description import Description, describe
-from oicsr.energy import add_energy_gradient, channel_energy
+from oicsr.energy import add_energy_gradient, channel_energy, energy_vector
 from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
+from oicsr.layout import Layout
 from oicsr.limits import DEFAULT_CAP, PAPER_CAP
 from oicsr.open_attention import OpenAttention, open_attention
 from oicsr.penalties import (
@@ -50,6 +51,7 @@ __all__ = [
     "GrOWL",
     "GradientRegularizer",
     "GroupLasso",
+    "Layout",
     "Member",
     "OpenAttention",
     "OutOfReachError",
@@ -71,6 +73,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "describe",
+    "energy_vector",
     "find_couplings",
     "group_lasso",
     "load_pruned",

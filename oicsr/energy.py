@@ -51,10 +51,19 @@ def channel_energy(
 def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
     """Return the energies of all channels of all couplings as one vector, `(channels,)`, differentiable.
 
-    Inside `torch.compile` this is one opaque operator, `oicsr::energy`, forward and backward.
+    For penalties of one's own: autograd takes the derivative, or `add_energy_gradient` adds it without. Inside
+    `torch.compile` this is one opaque operator, `oicsr::energy`, forward and backward.
 
     Raises:
         ValueError: The layout is not the model's: a name or a width differs.
+
+    Example:
+        >>> import torch, oicsr
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> couplings = oicsr.find_couplings(network, torch.zeros(1, 4))
+        >>> layout = oicsr.Layout.of(couplings, ("out", "in"))  # once
+        >>> penalty = oicsr.energy_vector(network, layout).add(1e-3).log().sum()  # at every step
+        >>> penalty.backward()
     """
     weights = layout.weights(model)
     if not weights:
