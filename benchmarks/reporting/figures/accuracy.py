@@ -48,6 +48,8 @@ STATE_MARKERS: dict[str, Any] = {
 }
 
 LABEL = 10  # points; of the many names in the figure of all methods, which fills a page
+NARROW_LABEL = 8.5  # of the numbers below its panels, where there are more than MOST_WIDE
+MOST_WIDE = 3
 
 
 def accuracy_against_macs(comparison: Comparison, title: str) -> Files:
@@ -167,12 +169,18 @@ def all_methods(comparison: Comparison, title: str) -> Files:
             state = STATE_TITLES[states[0]].replace(" ", "\n", 1)  # in two lines
             axes.set_title(state if single else f"{100 * target:.0f} %", fontsize=11)
             axes.tick_params(axis="x", labelsize=LABEL)
-            axes.set_xlabel("top-1 (%)", fontsize=LABEL)
+            if len(views) > MOST_WIDE:  # narrow panels have room for few and small numbers
+                axes.set_xlim(0, 107)
+                axes.set_xticks([0, 50, 100])
+                axes.tick_params(axis="x", labelsize=NARROW_LABEL)
+            else:
+                axes.set_xlabel("top-1 (%)", fontsize=LABEL)
         panels[0].set_yticks(range(len(methods)), [label_of(comparison, name) for name in methods], fontsize=LABEL)
         panels[0].set_ylim(-0.7, len(methods) - 0.3)
         if not single:
             legend_below(figure, *panels)
-        headline(figure, _all_methods_title(comparison, title))
+        unit = "; top-1 in %" if len(views) > MOST_WIDE else ""
+        headline(figure, _all_methods_title(comparison, title) + unit)
         return render(figure)
 
 
