@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._export.verifier import SpecViolationError
 from torch._functorch import eager_transforms  # of `torch.func.grad` and its like
 from torch.distributions import Distribution
@@ -56,6 +57,12 @@ class Graph:
     modules: Mapping[str, nn.Module]
 
 
+DERIVATIVES = (
+    "its forward takes derivatives, which the exporter does not follow. Find the couplings of the module that they are "
+    "taken of, prune it, and put what comes back in its place"
+)
+
+
 @one_at_a_time()
 def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
     """Trace a copy of a network in one mode; what its forward keeps in its modules is put back.
@@ -72,6 +79,8 @@ def export_graph(twin: nn.Module, inputs: Inputs, *, training: bool) -> Graph:
             raise
         doubled = inputs.map(lambda x: torch.cat([x, x]) if x.ndim else x)
         exported = _export(twin, doubled, training=training)
+    if any(is_functorch_wrapped_tensor(value) for value in exported.constants.values() if isinstance(value, Tensor)):
+        raise ValueError(f"{type(twin).__name__} cannot be traced by torch.export: {DERIVATIVES}")
     graph = inline_blocks(exported.graph_module)
     if not training and not any(node.all_input_nodes for node in graph.nodes if node.op == "output"):
         raise ValueError(
@@ -183,10 +192,7 @@ def _remedy(model: nn.Module, inputs: Inputs, error: BaseException, derivatives:
     where = "" if line is None else f"{line}: "
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if derivatives or any(frame.f_code.co_filename == eager_transforms.__file__ for frame in frames):
-        return (
-            f"{derivatives or where}its forward takes derivatives, which the exporter does not follow. Find the "
-            "couplings of the module that they are taken of, prune it, and put what comes back in its place"
-        )
+        return f"{derivatives or where}{DERIVATIVES}"
     if any(isinstance(value, rnn.PackedSequence) for frame in frames for value in frame.f_locals.values()) or any(
         frame.f_code.co_filename == rnn.__file__ for frame in frames
     ):

@@ -473,6 +473,25 @@ def test_a_forward_that_takes_derivatives_is_refused_with_what_to_do(functional:
     assert model.energy[0].out_features < 16 and model(x).shape == before.shape
 
 
+def test_a_step_of_learning_in_forward_is_refused_with_what_to_do() -> None:
+    class Inner(nn.Module):
+        """Takes a step of its own head's parameters first (MAML)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 12), nn.Linear(12, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            values, own = self.embed(x).relu(), dict(self.head.named_parameters())
+            step = torch.func.grad(lambda p: (torch.func.functional_call(self.head, p, (values,)) - y).square().mean())
+            stepped = {name: own[name] - 0.1 * slope for name, slope in step(own).items()}
+            found: Tensor = torch.func.functional_call(self.head, stepped, (values,))
+            return found
+
+    with pytest.raises(ValueError, match="Inner cannot be traced by torch.export: its forward takes derivatives"):
+        oicsr.find_couplings(Inner(), (torch.randn(4, 3), torch.randn(4, 1)))
+
+
 def test_a_function_without_a_rule_is_named_without_its_address() -> None:
     class Stacked(nn.Module):
         def __init__(self) -> None:
