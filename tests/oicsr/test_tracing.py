@@ -488,7 +488,7 @@ def test_a_step_of_learning_in_forward_is_refused_with_what_to_do() -> None:
             found: Tensor = torch.func.functional_call(self.head, stepped, (values,))
             return found
 
-    with pytest.raises(ValueError, match="Inner cannot be traced by torch.export: its forward takes derivatives"):
+    with pytest.raises(ValueError, match=r"Inner cannot be traced by torch\.export: its forward takes derivatives"):
         oicsr.find_couplings(Inner(), (torch.randn(4, 3), torch.randn(4, 1)))
 
 
