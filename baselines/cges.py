@@ -27,7 +27,7 @@ from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
 from oicsr.layout import Layout
-from oicsr.penalties import check_penalised, check_strength, safe_sqrt
+from oicsr.penalties import OfPenalty, check_penalised, check_strength, safe_sqrt
 from oicsr.proximal import shrink_groups_
 from oicsr.wrapping import unwrap
 
@@ -71,7 +71,7 @@ class Cges:
         return self.strength * ((1 - exclusive) * group + exclusive / 2 * absolute.square()).sum()
 
 
-class ProximalCges:
+class ProximalCges(OfPenalty):
     """CGES by the steps of its authors: groups are soft-thresholded, then weights by the 1-norm of their group.
 
     The first is the proximal operator of the group part. The second is that of the exclusive part to first order in
@@ -84,19 +84,6 @@ class ProximalCges:
     ) -> None:
         self._penalty = Cges(couplings, sides, strength, margin)
         self._couplings, self._layout = self._penalty._couplings, self._penalty._layout
-
-    @property
-    def strength(self) -> float:
-        """λ; it may be set between steps."""
-        return self._penalty.strength
-
-    @strength.setter
-    def strength(self, strength: float) -> None:
-        self._penalty.strength = check_strength(strength)
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty on the weights of `model`, a scalar."""
-        return self._penalty(model)
 
     @torch.no_grad()
     def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:

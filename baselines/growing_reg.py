@@ -69,19 +69,20 @@ class GrowingPenalty:
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the chosen filters of `model`, a scalar."""
         energies = energy_vector(model, self._layout)
-        with trainable():  # it is kept for calls outside inference mode
-            self._chosen = self._chosen.to(energies.device)
-        return self.strength / 2 * torch.where(self._chosen, energies, 0).sum()
+        return self.strength / 2 * torch.where(self._chosen_on(energies.device), energies, 0).sum()
 
     @torch.no_grad()
     def add_gradient(self, model: nn.Module) -> None:
         """Add `λ w` to the gradients of the chosen filters."""
         energies = energy_vector(model, self._layout)
-        with trainable():  # it is kept for calls outside inference mode
-            self._chosen = self._chosen.to(energies.device)
-        by_energy = self.strength / 2 * self._chosen.to(energies.dtype)
+        by_energy = self.strength / 2 * self._chosen_on(energies.device).to(energies.dtype)
         add_energy_gradient(model, self._layout, by_energy)
         self.last_value = (by_energy * energies).sum()
+
+    def _chosen_on(self, device: torch.device) -> Tensor:
+        with trainable():  # it is kept for calls outside inference mode
+            self._chosen = self._chosen.to(device)
+        return self._chosen
 
     def advance(self, model: nn.Module) -> None:
         """Let λ grow by one step; the first one chooses the filters."""

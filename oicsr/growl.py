@@ -23,7 +23,14 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
 from oicsr.layout import Layout, check_sides
-from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, safe_sqrt
+from oicsr.penalties import (
+    DEFAULT_STRENGTH,
+    OfPenalty,
+    check_penalised,
+    check_strength,
+    describe_penalty,
+    safe_sqrt,
+)
 from oicsr.proximal import warn_of_rounding
 from oicsr.state import indices_on_cpu, trainable
 
@@ -161,7 +168,7 @@ class GrOWL:
         self.last_value = self.strength * (weights * norms).sum()
 
 
-class ProximalGrOWL:
+class ProximalGrOWL(OfPenalty):
     """GrOWL by its proximal operator, as its authors train: exact for one side, where groups are disjoint.
 
     Where the groups of consecutive couplings overlap, all factors are computed from the weights before the step and a
@@ -183,19 +190,6 @@ class ProximalGrOWL:
 
     def __repr__(self) -> str:
         return describe_penalty(self, self.sides, self.strength, self._layout)
-
-    @property
-    def strength(self) -> float:
-        """λ; it may be set between steps."""
-        return self._penalty.strength
-
-    @strength.setter
-    def strength(self, strength: float) -> None:
-        self._penalty.strength = check_strength(strength)
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        """Return the penalty on the weights of `model`, a scalar."""
-        return self._penalty(model)
 
     @torch.no_grad()
     def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,28 @@ def check_penalised(couplings: object) -> None:
             "model is given when it is called, as in penalty = GroupLasso(couplings); penalty(model)"
         )
     check_couplings(couplings)
+
+
+class OfPenalty:
+    """What applies a penalty in another way than by adding it to the loss, and has its value and strength."""
+
+    _penalty: Any
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty on the weights of `model`, a scalar."""
+        value: Tensor = self._penalty(model)
+        return value
+
+    @property
+    def strength(self) -> float:
+        """λ; it may be set between steps."""
+        strength: float = self._penalty.strength
+        return strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        """Set λ of both."""
+        self._penalty.strength = check_strength(strength)
 
 
 def describe_penalty(penalty: object, sides: Sequence[Side], strength: float, layout: Layout) -> str:

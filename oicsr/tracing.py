@@ -182,12 +182,11 @@ def trace_couplings(
     check_granularity(granularity)
     check_approximate(approximate)
     check_call(model, example_inputs)
-    model = unwrap(model)
+    model, inputs = unwrap(model), as_inputs(example_inputs)
     choices = _Choices(scope, named_layers(model, ignore), verify, granularity, approximate)
     with _no_garbage_collection():
-        trace = _trace(model, as_inputs(example_inputs), choices)
-    unseen = said_of_unseen(model, as_inputs(example_inputs), unruled=bool(trace.unruled))
-    trace = replace(trace, untried=(*trace.untried, *unseen))
+        trace = _trace(model, inputs, choices)
+    trace = replace(trace, untried=(*trace.untried, *said_of_unseen(model, inputs, unruled=bool(trace.unruled))))
     hooked = hooked_modules(model)
     if hooked:
         said = (

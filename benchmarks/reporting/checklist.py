@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.escape import for_markdown
 from benchmarks.records.record import Record
+from benchmarks.reporting.study import range_in_words
 
 ENOUGH_PAIRS, ENOUGH_TARGETS = 3, 5
 
@@ -26,8 +27,8 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
     pairs = sorted({for_markdown(f"{r.config.get('dataset')} with {r.config.get('model')}") for r in full})
     targets = {c.name: len(c.targets) for c in tables}
     fewest = [int(c.table["n"].min()) for c in tables]
-    networks = sorted({int(n) for c in tables for n in c.table["n"]})
-    seeds = f"{_range(networks)} seeds per method and target" if networks else "not run"
+    networks = [int(n) for c in tables for n in c.table["n"]]
+    seeds = f"{range_in_words(networks)} seeds per method and target" if networks else "not run"
     return [
         _item(
             f"At least {ENOUGH_PAIRS} pairs of data set and architecture",
@@ -37,7 +38,7 @@ def _what_was_run(full: Sequence[Record], tables: Sequence[Comparison]) -> list[
         _item(
             f"At least {ENOUGH_TARGETS} operating points for each",
             bool(targets) and min(targets.values()) >= ENOUGH_TARGETS,
-            f"{_range(sorted(targets.values()))} targets per experiment" if targets else "not run",
+            f"{range_in_words(targets.values())} targets per experiment" if targets else "not run",
         ),
         _item("Means and deviations over several seeds", bool(fewest) and min(fewest) > 1, seeds),
     ]
@@ -74,11 +75,6 @@ def _what_always_holds(anything: bool) -> list[tuple[str, str, str]]:
 
 def _item(text: str, holds: bool, answer: str) -> tuple[str, str, str]:
     return text, YES if holds else NO, answer
-
-
-def _range(numbers: Sequence[int]) -> str:
-    """Return the smallest and the largest of some numbers."""
-    return str(numbers[0]) if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _count(number: int, what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,8 +45,13 @@ class Study:
 
 def seeds_in_words(comparison: Comparison) -> str:
     """Return over how many seeds the rows of a comparison are, such as "3" or "1 to 3"."""
-    low, high = int(comparison.table["n"].min()), int(comparison.table["n"].max())
-    return str(low) if low == high else f"{low} to {high}"
+    return range_in_words(map(int, comparison.table["n"]))
+
+
+def range_in_words(numbers: Iterable[int]) -> str:
+    """Return the smallest and the largest of some numbers, such as "3" or "1 to 3"."""
+    found = sorted(numbers)
+    return str(found[0]) if found[0] == found[-1] else f"{found[0]} to {found[-1]}"
 
 
 def title_of(experiment: str) -> str:

@@ -34,8 +34,8 @@ def _few_threads(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **options: P.kwargs) -> R:
         """Call the function, with one thread where its table says so."""
         count = torch.get_num_threads()
-        serial = any(isinstance(argument, Table) and argument.serial for argument in args)
-        if count == 1 or not serial or threading.active_count() > 1:
+        settled = count == 1 or threading.active_count() > 1  # nothing to gain, or others to disturb
+        if settled or not any(isinstance(argument, Table) and argument.serial for argument in args):
             return function(*args, **options)
         torch.set_num_threads(1)
         try:

@@ -167,13 +167,17 @@ def test_a_penalty_that_was_looked_at_in_inference_mode_trains_on() -> None:
     for weights in ("pld", "oscar"):
         model, couplings = prepared("chain")
         model.float()
+        made_before = GrOWL(couplings, ("in",), 0.1, weights=weights)
         with torch.inference_mode():
             made_there = GrOWL(couplings, ("in",), 0.1, weights=weights)
-            made_before = GrOWL(couplings, ("in",), 0.1, weights=weights)
             made_there(model), made_before(model)
         for penalty in (made_there, made_before):
+            model.zero_grad()
             penalty(model).backward()
+            by_autograd = model.conv2.weight.grad.clone()
+            model.zero_grad()
             penalty.add_gradient(model)
+            torch.testing.assert_close(model.conv2.weight.grad, by_autograd)
 
 
 def test_norms_that_overflow_stay() -> None:
