@@ -19,6 +19,8 @@ from oicsr.rules.calls import module_path
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 from oicsr.state import indices_on_cpu
 
+ATTENDED = ("scores", "values", "pair")  # products that have heads, where an attention has any
+HEADS = 'granularity="head" looks for whole heads that can go'
 SINGLE = "has a single channel"
 PLACES = ("operator ", "'")  # how a reason begins that says itself where it lies
 STREAM = "is part of a residual stream (scope 'all' prunes it)"
@@ -226,6 +228,10 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
             channels = torch.where(owner == coupling, number, -1)
             members[coupling].append(Member(slot.parameter, slot.dim, channels, slot.side, slot.counts))
     unpruned = _explain(tracer, roots, reasons, streams)
+    apart = [
+        product for product in tracer.products if product.kind in ATTENDED and not tracer.takes_heads(product.node)
+    ]
+    attended = index.owners([product.labels for product in apart])
     found = []
     for (coupling, name), size in zip(index.names.items(), index.sizes(), strict=True):
         if size > 1:
@@ -233,7 +239,10 @@ def collect(tracer: Tracer, streams: set[Root]) -> tuple[list[Coupling], dict[st
             continue
         unpruned[name] = SINGLE
         if any(len(tracer.slots[key].ids) > 1 for key in tracer.producers if layer_name(key[0]) == name):
-            tracer.unruled.append(f"the channels of {name!r} could only go all at once: the model's code ties them")
+            instead = f"; {HEADS}" if name in attended else ""
+            tracer.unruled.append(
+                f"the channels of {name!r} could only go all at once: the model's code ties them{instead}"
+            )
     return found, unpruned, index
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,8 @@ from benchmarks.config import Cell
 from benchmarks.escape import for_terminal
 from benchmarks.experiments import find_experiment
 from benchmarks.machine.leases import process_age
+from benchmarks.records.record import Record
+from benchmarks.records.rows import EpochRow
 from benchmarks.records.strengths import (
     FIRST_TUNING_SEED,
     WHEN,
@@ -46,7 +49,9 @@ from benchmarks.records.strengths import (
 )
 from benchmarks.running.bench import Bench, bench_at
 from benchmarks.running.cells import cells_of, default_profile
+from benchmarks.running.console import HEARTBEAT
 from benchmarks.running.side_by_side import choose_jobs
+from benchmarks.running.stages import Stage
 from benchmarks.running.stopping import INTERRUPT, OUT_OF_TIME, Control, Stopped, budget_seconds, on_signals
 from benchmarks.running.tuning import (
     TUNING_SEEDS,
@@ -98,7 +103,34 @@ class Place:
         left = None if self.deadline is None else self.deadline - time.monotonic()
         control = Control(left, asked) if asked is not None else Control(left)  # type: ignore[arg-type]
         device = torch.device(self.device)
-        return bench_at(device, self.results, self.checkpoints, control=control, graphs=self.graphs)
+        bench = bench_at(device, self.results, self.checkpoints, control=control, graphs=self.graphs)
+        return replace(bench, observers=[_Epochs()])
+
+
+class _Epochs:
+    """Prints the epochs that are trained for trials: the first, and then one after half a minute of silence at most."""
+
+    def __init__(self) -> None:
+        self._spoken = -math.inf
+
+    def run_started(self, cell: Cell, stages: Sequence[Stage]) -> None:
+        """Trials are told when they are over."""
+
+    def epoch_done(self, cell: Cell, stage: Stage, row: EpochRow, *, cached: bool) -> None:
+        """Print an epoch that was trained, if nothing was printed for a while."""
+        if not cached and time.monotonic() - self._spoken >= HEARTBEAT:
+            self._tell(f"{cell.label} {stage.name}: epoch {row.epoch} of {stage.phase.epochs}")
+
+    def waiting(self, cell: Cell, reason: str) -> None:
+        """Print whom a trial waits for."""
+        self._tell(f"{cell.label} waits: {for_terminal(reason)}")
+
+    def run_finished(self, cell: Cell, record: Record, history: Sequence[EpochRow]) -> None:
+        """Trials leave no record of a run."""
+
+    def _tell(self, line: str) -> None:
+        print(f"  {line}", flush=True)
+        self._spoken = time.monotonic()
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -261,6 +293,7 @@ def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:
     tuned, path = plan.tuned, None
     cells = [cell for cells in tuned.values() for cell in cells]
     place, jobs = _shared_out(place, cells, len(tuned), jobs_asked)
+    print(_announcement(place, plan), flush=True)
     search = _side_by_side if jobs > 1 and len(tuned) > 1 else _one_by_one
     stopped, code = "", OK
     for method, found in search(place, plan, jobs):  # written as they come: nothing done is lost
@@ -277,6 +310,17 @@ def _tune(place: Place, plan: Plan | str, jobs_asked: int | None) -> int:
     if path is not None:
         _tell_record(path)
     return code
+
+
+def _announcement(place: Place, plan: Plan) -> str:
+    """Return what is about to be tuned, in words."""
+    cells = [cell for cells in plan.tuned.values() for cell in cells]
+    first = cells[0]
+    strengths = "the best two" if plan.again else f"{first.profile.tries} strengths"
+    networks = ", ".join(str(seed) for seed in plan.again or plan.seeds)
+    searches = "1 search" if len(cells) == 1 else f"{len(cells)} searches"
+    where = f"on networks of seed {networks}, on {place.device}"
+    return f"{first.experiment.name} ({first.profile_name}): {searches} of {strengths}, {where}"
 
 
 def _tell_record(path: Path) -> None:

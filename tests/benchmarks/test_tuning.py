@@ -251,6 +251,23 @@ def test_tuning_one_more_method_takes_the_seeds_of_the_record_and_keeps_its_stre
     assert list(after["chosen"]) == ["gl-out", "oicsr-gl"] and after["chosen"]["gl-out"] == before["chosen"]["gl-out"]
 
 
+def test_a_search_says_what_it_will_do_and_that_it_trains(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune_command, "HEARTBEAT", 0.0)  # every epoch, not one in half a minute
+    tune_small("--methods", "gl-out", "--seeds", "1000")  # an epoch of a few images ends at chance level
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "small (quick): 1 search of 3 strengths, on networks of seed 1000, on cpu"
+    epochs = [line.strip() for line in lines if "epoch" in line]
+    label = "small/quick-gl-out-keep50-seed1000"
+    assert epochs[0] == f"{label} dense: epoch 1 of 1"
+    assert epochs.count(f"{label} regularized: epoch 1 of 1") == 3  # one a strength; the dense network is trained once
+    assert sum("dense" in line for line in epochs) == 1
+    monkeypatch.setattr(tune_command, "HEARTBEAT", 1e9)
+    tune_small("--methods", "oicsr-gl")
+    assert sum("epoch" in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
 def test_a_record_says_what_its_earlier_trials_were_made_with(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score_valley(monkeypatch)
     made_with = iter(({"device": "a GPU"}, {"device": "a CPU"}, {"device": "a CPU"}))

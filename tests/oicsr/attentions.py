@@ -64,6 +64,21 @@ class Separate(nn.Module):
         return self.out(x.transpose(1, 2).flatten(2))
 
 
+class RotatedPairs(Separate):
+    """Neighbouring channels of queries and keys are rotated, as GPT-J does; the width of a head is left open."""
+
+    def rotated(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[-2])[:, None] * 0.1 ** torch.arange(x.shape[-1] // 2)
+        even, odd = x[..., ::2], x[..., 1::2]
+        turned = even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()
+        return torch.stack(turned, -1).flatten(-2)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = functional.scaled_dot_product_attention(self.rotated(q), self.rotated(k), v)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
 class Grouped(nn.Module):
     """Two heads of queries for each of keys and values, rotated or not, as decoders have them."""
 

@@ -24,6 +24,7 @@ from tests.oicsr.attentions import (
     Network,
     Paired,
     Rigid,
+    RotatedPairs,
     Separate,
     Sized,
     Stacked,
@@ -234,6 +235,19 @@ def test_grouped_queries_go_by_groups(granularity: str, rotate: bool, repeat: bo
     else:
         assert attention.head_dim == 1
         assert attention.v_proj.weight.shape == (2, 16)
+
+
+def test_where_rotated_queries_stay_a_warning_says_how_heads_go() -> None:
+    torch.manual_seed(0)
+    model, x = Network(RotatedPairs()).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    with pytest.warns(UnprunedChannelsWarning, match="'attention.q' could only go .*; granularity=.head."):
+        channels = oicsr.find_couplings(model, x)
+    assert {c.name: c.num_channels for c in channels} == {"attention.v": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnprunedChannelsWarning)
+        heads = oicsr.find_couplings(model, x, granularity="head")
+    assert {c.name: (c.kind, c.num_channels) for c in heads} == {"attention.q": ("head", 3)}
+    check_exact(model, (x,), heads, {"attention.q": [0, 2]})
 
 
 class Cross(nn.Module):
