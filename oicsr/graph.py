@@ -176,7 +176,14 @@ class _Derivatives(TorchFunctionMode):
 
 
 def _remedy(model: nn.Module, inputs: Inputs, error: BaseException, derivatives: str) -> str:
-    """Return where in the network's code the exporter failed, and what can be done about it."""
+    """Return where in the network's code the exporter failed, and what can be done about it.
+
+    Args:
+        model: The network, to be called with the tensors in its inputs.
+        inputs: Its inputs.
+        error: What the exporter raised.
+        derivatives: Where the forward takes derivatives, if it does.
+    """
     own, given = devices_of(model), {x.device for x in inputs.tensors()}
     if len(own) == 1 and given - {*own} and "device" in str(error):
         where = ", ".join(sorted(map(str, given)))
@@ -200,7 +207,11 @@ def _remedy(model: nn.Module, inputs: Inputs, error: BaseException, derivatives:
             f"{where}sequences are packed by lengths, which are values of a tensor. Let forward leave the sequences "
             "padded where lengths are None, and pass None among example_inputs; the pruned network packs as before"
         )
-    return f"{where}check that the model runs on example_inputs and does not branch on the values of tensors"
+    try:
+        model(*inputs.tensors())
+    except MODEL_ERRORS:
+        return f"{where}it fails without the exporter as well; example_inputs holds {inputs.described()}"
+    return f"{where}check that the model does not branch on the values of tensors"
 
 
 @contextmanager

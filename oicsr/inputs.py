@@ -55,6 +55,12 @@ class Inputs:
         self.map(note)
         return found
 
+    def described(self) -> str:
+        """Return the arguments in words: `a tensor (2, 3, 32, 32) of float32, one list`."""
+        named = [(None, value) for value in self.args] + list(self.kwargs.items())
+        words = [_described(value) if name is None else f"{name}: {_described(value)}" for name, value in named]
+        return ", ".join(words) or "nothing"
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """Return the same arguments with every tensor changed."""
         return Inputs(map_tensors(self.args, change), map_tensors(dict(self.kwargs), change))
@@ -63,6 +69,14 @@ class Inputs:
         """Return the same arguments with other tensors, in the order of `tensors()`."""
         following = iter(tensors)
         return self.map(lambda _: next(following))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    return f"one {type(value).__name__}"
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -108,15 +122,24 @@ def as_inputs(example_inputs: ExampleInputs) -> Inputs:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value of any nesting; objects that are no containers are looked into by attribute."""
+    """Yield the tensors in a value of any nesting; objects that are no containers are looked into by attribute.
+
+    An object that refers back to one that holds it is looked into once.
+    """
+    yield from _tensors_in(value, frozenset())
+
+
+def _tensors_in(value: Any, within: frozenset[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-        return
-    for part in _parts(value):
-        yield from tensors_in(part)
+    elif id(value) not in within:
+        for part in _parts(value):
+            yield from _tensors_in(part, within | {id(value)})
 
 
 def _parts(value: Any) -> Sequence[Any]:
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):  # what `.item()` gives under the exporter
+        return []
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, list | tuple | set | frozenset):

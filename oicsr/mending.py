@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 
 from torch import fx, nn
@@ -42,6 +42,25 @@ class Traced:
     twin: nn.Module
 
 
+@dataclass(frozen=True)
+class _Tries:
+    """What remedies are tried on, and which of them were refuted: several places often hold the same numbers."""
+
+    model: nn.Module
+    inputs: Inputs
+    bench: Bench
+    refuted: set[tuple[object, ...]] = field(default_factory=set)
+
+    def pass_proof(self, trial: Sequence[Coupling]) -> bool:
+        """Return whether couplings pass the numeric proof; what was refuted before is not tried again."""
+        key = tuple((c.name, len(c.members), frozenset(c.attributes), c.rescaled) for c in trial)
+        if key in self.refuted:
+            return False
+        if prove(self.model, self.inputs, trial).refuted:
+            self.refuted.add(key)
+        return key not in self.refuted
+
+
 def mend(
     model: nn.Module, inputs: Inputs, traced: Traced, couplings: Sequence[Coupling], proof: Proof
 ) -> tuple[list[Coupling], Proof]:
@@ -56,11 +75,12 @@ def mend(
     paths = traced.index.paths(tracer, places)  # through which channels go
     failing = [coupling for coupling in couplings if coupling.name in proof.refuted]
     mended: dict[str, Coupling] = {}
+    tries = _Tries(model, inputs, bench)
     for number, coupling in enumerate(failing):
         if number < MOST or mended:
-            found = _mended(model, inputs, bench, coupling, paths[coupling.name])
+            found = _mended(tries, coupling, paths[coupling.name])
             mended |= {} if found is None else {coupling.name: found}
-    tied = _tied(model, inputs, bench, [coupling for coupling in failing if coupling.name not in mended], paths)
+    tied = _tied(tries, [coupling for coupling in failing if coupling.name not in mended], paths)
     mended |= {names[0]: coupling for names, coupling in tied.items()}
     if not mended:
         return list(couplings), proof
@@ -89,12 +109,10 @@ def _enclosing(paths: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _mended(
-    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str], *, tied: bool = False
-) -> Coupling | None:
+def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> Coupling | None:
     """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
-    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(bench, paths))):
-        found = next(_remedies(model, inputs, bench, coupling, places, tied=tied), None)
+    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(tries.bench, paths))):
+        found = next(_remedies(tries, coupling, places, tied=tied), None)
         if found is not None:
             return found
     return None
@@ -111,11 +129,7 @@ def _with_one_alike(bench: Bench, paths: Sequence[str]) -> Iterator[tuple[str, .
 
 
 def _tied(
-    model: nn.Module,
-    inputs: Inputs,
-    bench: Bench,
-    couplings: Sequence[Coupling],
-    paths: Mapping[str, Sequence[str]],
+    tries: _Tries, couplings: Sequence[Coupling], paths: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, ...], Coupling]:
     """Return couplings made of several, by the names of these: their width is one number, which can follow all of them.
 
@@ -132,21 +146,15 @@ def _tied(
             if any(set(names) & set(earlier) for earlier in found):
                 continue
             tied = tie_couplings(some, [names])[0]
-            mended = _mended(model, inputs, bench, tied, [path for name in names for path in paths[name]], tied=True)
+            mended = _mended(tries, tied, [path for name in names for path in paths[name]], tied=True)
             found |= {} if mended is None else {names: mended}
     return found
 
 
-def _remedies(
-    model: nn.Module, inputs: Inputs, bench: Bench, coupling: Coupling, paths: Sequence[str], *, tied: bool
-) -> Iterator[Coupling]:
+def _remedies(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool) -> Iterator[Coupling]:
     """Yield a coupling with what makes the proof succeed; one that was `tied` of several may need nothing else."""
-
-    def proven(trial: Sequence[Coupling], power: float = 0.0) -> bool:
-        """Ask the numeric proof."""
-        return not prove(model, inputs, trial).refuted
-
-    repair = find_repair(bench, [(coupling, paths)], proven, unread=False)
+    bench = tries.bench
+    repair = find_repair(bench, [(coupling, paths)], lambda trial, _: tries.pass_proof(trial), unread=False)
     if repair.failure:
         return
     numbered = bench.with_numbers(coupling, paths, repair.numbers)
@@ -158,7 +166,7 @@ def _remedies(
         if not math.isnan(power)
         for rescaled in _rescalings(bench, coupling, -power)
     ]
-    yield from (trial for trial in trials if proven([trial]))
+    yield from (trial for trial in trials if tries.pass_proof([trial]))
 
 
 def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tuple[Rescaled, ...]]:

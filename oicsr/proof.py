@@ -1,7 +1,8 @@
 """The proof that couplings are right: channels of zeros are removed, and every output stays.
 
 Nothing is taken on trust from the trace. A copy of the network in float64, on its own device and with its own example
-inputs, gets normalisation parameters, statistics and whatever else is constant at random; a random set of channels, a
+inputs, gets normalisation parameters and whatever else is constant at random, weights that are not too small for
+anything to show, and in BatchNorm the statistics of what comes in, moved at random; a random set of channels, a
 different one for each coupling, is set to zero and then removed; all outputs must stay the same to 1e-9. What a trace
 cannot see (a width that is a number in the code, a normalisation over channels, a forward that runs another object's
 weights) shows itself here.
@@ -18,11 +19,12 @@ import torch
 from torch import nn
 
 from oicsr.arguments import check_call, check_fit
+from oicsr.chance import FEWEST
 from oicsr.copying import first_line
 from oicsr.coupling import Coupling
 from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.state import one_at_a_time
-from oicsr.trials import FEWEST, Bench, Surgery, forms
+from oicsr.trials import Bench, Surgery, forms
 from oicsr.wrapping import unwrap
 
 SMALL = 1 << 20  # a network of no more values is tried twice, with other channels and parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -11,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
+from oicsr.chance import choose_kept, is_sparse, measured, move_statistics, noisy_example, randomize
 from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared, uncompiled
 from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
@@ -35,7 +36,6 @@ ROUNDINGS = 8  # the smallest change of inputs, in units of their rounding (eps)
 EXAMPLES = 2  # examples of a batch that are tried first; one for a large network
 LARGE = 1 << 22  # parameters and buffers, in elements, from which a network counts as large
 THINNED = 128, 4  # in training mode, of images with at least 128 pixels a side every 4th pixel is used
-FEWEST = 5  # channels that a trial leaves at least, so that mixing neighbours is not missed by chance
 
 
 def forms(model: nn.Module, inputs: Inputs) -> Iterator[tuple[torch.dtype | None, Inputs]]:
@@ -47,7 +47,7 @@ def forms(model: nn.Module, inputs: Inputs) -> Iterator[tuple[torch.dtype | None
     for dtype in (torch.float64, None) if fits and knows else (None,):
         tensors = inputs.tensors()
         sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
-        if len(sizes) == 1 and next(iter(sizes)) > examples and not any(_is_sparse(tensor) for tensor in tensors):
+        if len(sizes) == 1 and next(iter(sizes)) > examples and not any(is_sparse(tensor) for tensor in tensors):
             yield dtype, inputs.map(lambda tensor: tensor[:examples])
         yield dtype, inputs
 
@@ -83,8 +83,9 @@ class Bench:
         self._originals = storages(model)
         self._model = copy_model(model, self._convert, constants=self._convert).eval()
         generator = torch.Generator().manual_seed(seed)
-        _randomize(self._model, generator)
-        self._inputs = inputs.map(lambda tensor: _example(self._convert(tensor), generator))
+        randomize(self._model, generator)
+        self._generator = generator
+        self._inputs = inputs.map(lambda tensor: noisy_example(self._convert(tensor), generator))
         self._training_inputs = self._inputs
         self._kept = choose_kept(couplings, generator) if kept is None else kept
         self._tensors = named_tensors(self._model)
@@ -116,6 +117,7 @@ class Bench:
 
     def first_run(self) -> str | None:
         """Run the network with channels of all couplings at zero; return why that failed, or None where it went."""
+        self._settle()
         try:
             self._expected = self._zeroed_outputs(self._couplings)
             if not _finite(self._expected):
@@ -139,6 +141,25 @@ class Bench:
             self.untried.append(f"the outputs of {type(self._model).__name__} are whole numbers, in which little shows")
             self.is_sharp = False
         return "its outputs are nearly zero on the example inputs" if numbers and max(numbers) < LEAST else None
+
+    def _settle(self) -> None:
+        """Give normalisations the statistics of what they see, with channels at zero, moved at random.
+
+        With others, what one layer computes may be lost beside what the next ones add to it.
+        """
+        norms = measured(self._model)
+        if not norms:
+            return
+        self._put_to_zero(self._couplings)
+        try:
+            self._run(self._model, training=False, measure=norms)
+        except MODEL_ERRORS:
+            self._restore()
+            return
+        moved = move_statistics(norms, self._generator)
+        self._restore()
+        for buffer, values in moved:
+            buffer.copy_(values)
 
     def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
         """Return what happens where channels of zeros of `couplings` are removed, or None where nothing does."""
@@ -233,13 +254,16 @@ class Bench:
     def _zeroed_outputs(
         self, couplings: Sequence[Coupling], *, training: bool = False, seed: int | None = None, nudge: float = 0.0
     ) -> list[Tensor]:
+        self._put_to_zero(couplings)
+        network = copy_model(self._model, shared) if training else self._model
+        return self._run(network, training=training, seed=seed, nudge=nudge)
+
+    def _put_to_zero(self, couplings: Sequence[Coupling]) -> None:
         names = tuple(coupling.name for coupling in couplings)
         if self._at_zero != names:
             self._restore()
             self._set_to_zero(couplings)
             self._at_zero = names
-        network = copy_model(self._model, shared) if training else self._model
-        return self._run(network, training=training, seed=seed, nudge=nudge)
 
     @indices_on_cpu()
     def _set_to_zero(self, couplings: Sequence[Coupling]) -> None:
@@ -274,7 +298,16 @@ class Bench:
             return member.side == "in"
         return isinstance(tensor, nn.Parameter) or not bool((tensor > 0).all())
 
-    def _run(self, network: nn.Module, *, training: bool, seed: int | None = None, nudge: float = 0.0) -> list[Tensor]:
+    def _run(
+        self,
+        network: nn.Module,
+        *,
+        training: bool,
+        seed: int | None = None,
+        nudge: float = 0.0,
+        measure: Sequence[_NormBase] = (),
+    ) -> list[Tensor]:
+        """Return the outputs, and leave the statistics of this one pass in the normalisations to `measure`."""
         seed = self._seed if seed is None else seed
         torch.default_generator.manual_seed(seed)
         for device in devices_of(self._model):
@@ -285,8 +318,11 @@ class Bench:
         inputs = self._training_inputs if training else self._inputs
         inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
         watch = Watch(self._dtype, self._originals, self.read_of_original)
-        with attributes_kept(network), buffers_kept(network), watch, default_dtype(self._dtype):
-            outputs = _call_twice(network, inputs) if training else inputs.call(network)
+        own = {id(buffer): None for norm in measure for buffer in (norm.running_mean, norm.running_var)}
+        with attributes_kept(network), buffers_kept(network, but=own), watch, default_dtype(self._dtype):
+            for norm in measure:
+                norm.training, norm.momentum = True, 1.0
+            outputs = _call_twice(network, inputs) if training or measure else inputs.call(network)
             return [tensor.detach().clone() for tensor in tensors_in(outputs)]
 
 
@@ -311,7 +347,7 @@ def _with_thinned(inputs: Inputs) -> Iterator[Inputs]:
 @indices_on_cpu()
 def _nudged(tensor: Tensor, nudge: float) -> Tensor:
     """Return an input, each value moved by a random share of it: one factor for all would be lost in a BatchNorm."""
-    if not tensor.is_floating_point() or _is_sparse(tensor):
+    if not tensor.is_floating_point() or is_sparse(tensor):
         return tensor
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
@@ -323,81 +359,6 @@ def _doubled(tensor: Tensor) -> Tensor:
     """Return a batch and a batch like it, its values moved along the last axis: equal ones have no variance."""
     other = tensor.roll(1, -1) * 0.9 if tensor.is_floating_point() else tensor
     return torch.cat([tensor, other]) if tensor.ndim else tensor
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# what is left to chance
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
-    """Choose the channels of each coupling that stay: an eighth to a quarter of them, five at least where it has more.
-
-    Couplings keep different numbers of channels as long as there are any left to choose from, and those of one width
-    before the others: code may ask whether two values are of one width, and is to be answered as in the network.
-    """
-    kept: dict[str, tuple[int, ...]] = {}
-    taken, anywhere = defaultdict[int, set[int]](set), set[int]()
-    for coupling in couplings:
-        width = coupling.num_channels
-        least = min(FEWEST, width - 1)
-        low, high = max(least, width // 8), max(least, width // 4)
-        free = [n for n in range(low, high + 1) if n not in taken[width]]
-        free = free or [n for n in range(high + 1, width) if n not in taken[width]][:1]
-        free = free or list(range(low, high + 1))
-        free = [n for n in free if n not in anywhere] or free
-        count = free[int(torch.randint(len(free), (1,), generator=generator))]
-        taken[width].add(count)
-        anywhere.add(count)
-        order = torch.randperm(width, generator=generator)[:count]
-        kept[coupling.name] = tuple(sorted(order.tolist()))
-    return kept
-
-
-def _example(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return an input, or noise in the place of one that would show nothing: constant, or not finite."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() < 2 or _is_sparse(tensor):
-        return tensor
-    if bool(tensor.isfinite().all()) and not _is_constant(tensor):
-        return tensor
-    noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-    return noise if not bool(tensor.isfinite().all()) else tensor + noise
-
-
-def _is_sparse(tensor: Tensor) -> bool:
-    """Return whether a tensor (the edges of a graph) holds the places of its values: it is taken as it is."""
-    return tensor.layout != torch.strided
-
-
-def _is_constant(tensor: Tensor) -> bool:
-    flat = tensor.reshape(-1)
-    return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
-
-
-@torch.no_grad()
-def _randomize(model: nn.Module, generator: torch.Generator) -> None:
-    """Move what is constant, zero or a statistic, as training would: scales of zero hide whole blocks."""
-
-    def uniform(like: Tensor, low: float, high: float) -> Tensor:
-        """Return random numbers of the shape of `like`."""
-        return (low + (high - low) * torch.rand(like.shape, generator=generator)).to(like)
-
-    for parameter in model.parameters():
-        if not (parameter.is_floating_point() or parameter.is_complex()) or not parameter.numel():
-            continue
-        if _is_constant(parameter):
-            parameter.add_(uniform(parameter, 0.1, 0.5))
-        elif parameter.ndim < 2:
-            parameter.mul_(1 + uniform(parameter, 0.1, 0.5))
-        if int(parameter.count_nonzero()) < parameter.numel():
-            size, zeros = parameter.abs().square().mean().sqrt(), parameter == 0
-            noise = torch.randn(int(zeros.sum()), generator=generator).to(parameter)
-            parameter[zeros] = (size * noise).abs()
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(uniform(buffer, -0.3, 0.3))
-        elif name.endswith("running_var"):
-            buffer.copy_(uniform(buffer, 0.5, 1.5))
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def command(options: argparse.Namespace) -> int:
     _warm_up()
     for name in names:
         if name not in rows or options.again:
-            rows[name] = cover(name, options.limit)
+            rows[name] = _beside(rows.get(name), cover(name, options.limit), keep=options.no_peer)
             _write(path, rows)
             _tell(name, rows[name]["passed"], rows[name]["reason"])
     for name in names:
@@ -87,6 +87,13 @@ def command(options: argparse.Namespace) -> int:
             _tell(f"{name}, torch-pruning", rows[name]["torch_pruning"], rows[name]["torch_pruning_reason"])
     _write(path, rows)
     return 0
+
+
+def _beside(before: Row | None, row: Row, *, keep: bool) -> Row:
+    """Return a new row; where torch-pruning is skipped, with what it came to before."""
+    if before is None or not keep:
+        return row
+    return {**row, **{column: cell for column, cell in before.items() if column.startswith("torch_pruning")}}
 
 
 def _attention(options: argparse.Namespace) -> int:
@@ -108,7 +115,7 @@ def _attention(options: argparse.Namespace) -> int:
         if wanted is not None and name.split(" ")[0] not in wanted:
             continue
         if name not in rows or options.again:
-            rows[name] = cover_attention(name, options.limit)
+            rows[name] = _beside(rows.get(name), cover_attention(name, options.limit), keep=options.no_peer)
             _write_attention(path, rows)
             _tell(name, rows[name]["passed"], rows[name]["reason"])
         if not options.no_peer and not rows[name]["torch_pruning"]:

@@ -88,7 +88,7 @@ def examine(name: str) -> Row:
     row: Row = {"passed": "no"}
     try:
         model, inputs = build(network)
-        disturb(model)
+        disturb(model, inputs)
         row["macs_before"] = str(count_macs(model, inputs))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -36,8 +36,10 @@ from benchmarks.coverage.table import (
 )
 from benchmarks.coverage.tasks import freely, opened, outputs_of, task_of, training_loss
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
+from oicsr.chance import measured, move_statistics
 from oicsr.complexity import find_tensor
 from oicsr.copying import MODEL_ERRORS
+from oicsr.inputs import ExampleInputs, as_inputs
 from oicsr.tracing import Scope
 
 MAX_REMOVED = 0.95
@@ -52,17 +54,26 @@ FAILURES = (*MODEL_ERRORS, MemoryError, RecursionError)
 
 
 @torch.no_grad()
-def disturb(model: nn.Module) -> None:
-    """Perturb constant initialisations (zero scales hide entire blocks), as training would."""
+def disturb(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Perturb constant initialisations and statistics, as training would.
+
+    Scales of zero hide entire blocks. Statistics far from those of what comes in hide them, too, beside all that later
+    layers add, so those of one pass are taken, moved at random.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(torch.empty_like(parameter).uniform_(0.1, 0.5, generator=generator))
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.2, generator=generator)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5, generator=generator)
+    model.eval()
+    norms = measured(model)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum = True, 1.0
+    as_inputs(inputs).call(model)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.training, norm.momentum = False, momentum
+    for buffer, values in move_statistics(norms, generator):
+        buffer.copy_(values)
 
 
 def random_plan(
@@ -123,7 +134,7 @@ def examine(name: str) -> Row:
         row["macs_after"] = str(count_macs(small, images[:1]))
         row["train_step"] = "finite" if takes_training_step(small, images) else "not finite"
         del small
-        disturb(model)
+        disturb(model, images)
         error = invariance_error(model, images, couplings, plan)
         row["invariance_error"] = f"{error:.1e}"
         if not error < TOLERANCE:

@@ -124,7 +124,9 @@ def test_the_command_writes_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     for options in (["--no-peer"], ["--no-peer"], [], []):
         assert cli.main([*arguments, *options]) == 0
     assert tried == [*names, *(f"{name}, torch-pruning" for name in names)]
+    assert cli.main([*arguments, "--again", "--no-peer"]) == 0 and tried[4:] == names
     rows = read_attention(tmp_path / "attention.csv")
+    assert [row["torch_pruning"] for row in rows.values()] == ["yes", "yes"]
     assert attention_csv(rows) == (tmp_path / "attention.csv").read_text("utf-8")
     text = (tmp_path / "attention.md").read_text("utf-8")
     assert text == attention_markdown(rows)

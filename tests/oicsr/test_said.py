@@ -7,6 +7,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,8 +126,43 @@ def test_packed_sequences_are_named_and_what_to_do_about_them_works() -> None:
 
 def test_a_branch_on_values_is_quoted() -> None:
     model = Net(lambda net, x: net.o(x if x.sum() > 0 else -x), {"o": nn.Linear(6, 3)})
-    with pytest.raises(ValueError, match=r"\(line \d+ of test_said\.py, `model = .*`: check that the model runs"):
+    with pytest.raises(
+        ValueError, match=r"\(line \d+ of test_said\.py, `model = .*`: check that the model does not branch"
+    ):
         oicsr.find_couplings(model, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ((ROWS, torch.tensor([0, 1])), r"a tensor \(\d+, 6\) of float32, a tensor \(2,\) of int64\)"),
+        ({"x": ROWS, "epoch": 3}, r"x: a tensor \(\d+, 6\) of float32, epoch: 3\)"),
+        (([ROWS], None), r"one list, None\)"),
+    ],
+    ids=["labels", "keyword", "list"],
+)
+def test_inputs_that_the_network_does_not_take_are_described(inputs: Any, said: str) -> None:
+    model = Net(lambda net, x: net.o(x), {"o": nn.Linear(6, 3)})
+    with pytest.raises(ValueError, match=r"TypeError: .*\(.*it fails without the exporter as well; .* holds " + said):
+        oicsr.find_couplings(model, inputs)
+
+
+def test_a_number_for_an_output_is_said_to_be_none() -> None:
+    model = Net(lambda net, x: net.o(x).mean().item(), {"o": nn.Linear(6, 3)})  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match="Net returns no tensors that can be found"):
+        oicsr.find_couplings(model, ROWS)
+
+
+def test_an_output_that_refers_to_itself_is_looked_into_once() -> None:
+    def run(net: Any, x: Tensor) -> Any:
+        found = SimpleNamespace(scores=net.o(net.a(x).relu()))
+        found.whole = found
+        return found
+
+    model = Net(run, {"a": nn.Linear(6, 8), "o": nn.Linear(8, 3)})
+    (coupling,) = oicsr.find_couplings(model, ROWS)
+    small = oicsr.remove_channels(model, oicsr.PruningPlan.from_kept([coupling], {"a": [1, 2]}))
+    assert small(ROWS).scores.shape == (len(ROWS), 3)
 
 
 @pytest.mark.parametrize(

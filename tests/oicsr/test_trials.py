@@ -11,10 +11,11 @@ from torch.nn import functional
 
 import oicsr
 from oicsr import Coupling
+from oicsr.chance import choose_kept
 from oicsr.inputs import as_inputs
 from oicsr.proof import blame
 from oicsr.surgery import apply_plan, slice_module
-from oicsr.trials import Bench, choose_kept
+from oicsr.trials import Bench
 from tests.oicsr.networks import Basic, Chain
 from tests.oicsr.test_proof import INEXACT, Between, by_hand
 
@@ -131,9 +132,11 @@ def test_zeros_are_taken_back() -> None:
     model, images = Basic(), torch.randn(2, 3, 8, 8)
     couplings = oicsr.find_couplings(model, images, scope="all")
     bench = Bench(model, as_inputs(images), couplings)
-    tensors = {name: tensor.clone() for name, tensor in bench._tensors.items()}
     with bench.ready():
         assert bench.first_run() is None
+        bench._restore()
+        tensors = {name: tensor.clone() for name, tensor in bench._tensors.items()}
+        assert not any((tensor == 0).any() for name, tensor in tensors.items() if "batches" not in name)
         assert all(bench.disagreement([coupling]) is None for coupling in couplings)
     bench._restore()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in bench._tensors.items())
@@ -152,6 +155,61 @@ def test_dead_blocks_hide_nothing() -> None:
     with pytest.warns(oicsr.UnprunedChannelsWarning, match="'one'|mean"):
         couplings = oicsr.find_couplings(Dead(), IMAGES)
     assert [coupling.name for coupling in couplings] == ["two"]
+
+
+class Deep(nn.Module):
+    """What the first layer gives is divided by its width in evaluation mode; many layers follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, 4)
+        self.rest = nn.Sequential()
+        for _ in range(24):
+            self.rest.extend([nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.Sigmoid()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.out(self.rest(x if self.training else x / x.shape[1]).mean((2, 3)))
+
+
+def test_a_fault_far_from_the_outputs_is_not_lost_beside_what_later_layers_add() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=r"'first' cannot lose channels: an output changes by \d.*"):
+        couplings = oicsr.find_couplings(Deep(), torch.randn(2, 3, 8, 8))
+    assert [coupling.name for coupling in couplings] == [f"rest.{3 * i}" for i in range(24)]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_branch_of_small_weights_hides_nothing(size: float) -> None:
+    """Before training, branches are often close to zero, and what they compute to what is beside them."""
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.o = nn.Linear(6, 16, bias=False), nn.Linear(16, 6, bias=False), nn.Linear(6, 3)
+            for layer in (self.a, self.b):
+                nn.init.normal_(layer.weight, std=size)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(x + self.b(self.a(x).relu() / self.a.out_features))
+
+    torch.manual_seed(0)
+    (coupling,) = oicsr.find_couplings(Branch(), torch.randn(4, 6))
+    assert [(entry.parameter, entry.power) for entry in coupling.rescaled] == [("b.weight", 1.0)]
+
+
+def test_statistics_of_a_trial_are_those_of_what_comes_in() -> None:
+    torch.manual_seed(0)
+    model, images = Chain(), 50 + 20 * torch.randn(2, 3, 8, 8)
+    bench = Bench(model, as_inputs(images), oicsr.find_couplings(model, images))
+    largest: list[float] = []
+    for norm in bench._model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.register_forward_hook(lambda module, args, output: largest.append(float(output.abs().max())))
+    with torch.no_grad():
+        assert bench.first_run() is None
+    *measuring, first, second = largest
+    assert len(measuring) == 2 and first < 10 and second < 10  # those of other statistics reach hundreds
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
