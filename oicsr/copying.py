@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import io
 import operator
 import pickle
 import sys
+import threading
 import traceback
 import types
 from collections import OrderedDict, deque
@@ -55,6 +57,16 @@ GLOBAL_HOOKS = (
 TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
 OTHERS = (TORCH, str(Path(__file__).parent / "_").removesuffix("_"), contextlib.__file__)
 EMPTIED = (dict, OrderedDict)
+SHARED = (  # what copies have in common with the original, as there is but one: locks, threads, files, processes
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    threading.Thread,
+    io.IOBase,
+    *((torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()),
+)
 CONTAINERS = (list, dict, set, deque)  # a tuple is quicker to ask than a union
 Convert = Callable[[Tensor], Tensor]
 
@@ -142,14 +154,14 @@ def copy_model(
     if convert is not None:
         for tensor in chain(model.parameters(), model.buffers()):
             memo[id(tensor)] = convert(tensor)
-    _empty_ones(model, memo)
+    _quick_or_shared(model, memo)
     try:
         with CopiedTensors(constants):
             twin = copy.deepcopy(model, memo)
     except COPY_ERRORS as error:
         raise ValueError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}); "
-            "take what cannot be copied out of the modules (a lock, a file, a generator), or give the module that "
+            "take what cannot be copied out of the modules (a generator, a connection), or give the module that "
             "holds it a __deepcopy__"
         ) from error
     originals = {id(module) for module in model.modules()}
@@ -163,12 +175,14 @@ def copy_model(
     return twin
 
 
-def _empty_ones(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Copy the empty dictionaries of all modules, of hooks most of them: `copy.deepcopy` takes far longer over them."""
+def _quick_or_shared(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy empty dictionaries, of hooks most of them, as `copy.deepcopy` takes far longer; share what has no copy."""
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in EMPTIED and not value:
                 memo.setdefault(id(value), type(value)())
+            elif isinstance(value, SHARED):
+                memo.setdefault(id(value), value)
 
 
 def shared(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from oicsr.copying import copy_model, is_part_of_the_model, mode, shared
 from oicsr.coupling import Axis, Coupling, Member
+from oicsr.wrapping import stand_alone
 
 
 @dataclass(frozen=True)
@@ -270,5 +271,5 @@ def plain_twin(model: nn.Module) -> tuple[nn.Module, dict[str, Computed]]:
     Raises:
         ValueError: The network cannot be copied.
     """
-    twin = copy_model(model, shared)
+    twin = stand_alone(copy_model(model, shared))
     return twin, make_plain(twin.eval())

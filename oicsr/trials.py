@@ -14,7 +14,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from oicsr.chance import choose_kept, is_sparse, measured, move_statistics, noisy_example, randomize
-from oicsr.copying import MODEL_ERRORS, attributes_kept, copy_model, first_line, hooks_off, shared, uncompiled
+from oicsr.copying import (
+    MODEL_ERRORS,
+    attributes_kept,
+    copy_model,
+    first_line,
+    hooks_off,
+    shared,
+    uncompiled,
+)
 from oicsr.coupling import Coupling, Member, channel_mask
 from oicsr.inputs import Inputs, tensors_in
 from oicsr.names import named_tensors
@@ -23,6 +31,7 @@ from oicsr.plan import PruningPlan
 from oicsr.state import buffers_kept, devices_of, generators_kept, indices_on_cpu
 from oicsr.surgery import apply_plan
 from oicsr.watching import WIDER, Watch, default_dtype, storages
+from oicsr.wrapping import stand_alone
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output
@@ -81,7 +90,7 @@ class Bench:
         self._dtype = dtype
         self._seed = seed
         self._originals = storages(model)
-        self._model = copy_model(model, self._convert, constants=self._convert).eval()
+        self._model = stand_alone(copy_model(model, self._convert, constants=self._convert)).eval()
         generator = torch.Generator().manual_seed(seed)
         randomize(self._model, generator)
         self._generator = generator

@@ -1,8 +1,8 @@
-"""Looking into what is wrapped around a network."""
+"""Looking into what is wrapped around a network, and what it shares with other processes."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,3 +29,21 @@ def _wrapped(model: nn.Module) -> str | None:
     if isinstance(model, WRAPPERS) or any(each.__name__ in AVERAGES for each in type(model).__mro__):
         return "module"
     return COMPILED if COMPILED in getattr(model, "_modules", ()) else None
+
+
+class _Alone(nn.modules.batchnorm._BatchNorm):
+    """A SyncBatchNorm that waits for no other process."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take inputs of any number of axes."""
+
+
+def stand_alone(twin: nn.Module) -> nn.Module:
+    """Let a copy's SyncBatchNorm take its statistics from this process, and return the copy.
+
+    In training mode it would wait for processes that do not try anything, and it runs on accelerators only.
+    """
+    for module in twin.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = _Alone  # type: ignore[assignment]
+    return twin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -174,3 +175,32 @@ def test_timms_moving_average_is_looked_into_and_goes_on() -> None:
     again.update_parameters(small)
     assert torch.allclose(average.module.conv1.weight, before + 0.5)
     assert torch.allclose(again.module.conv1.weight, before + 0.5)  # the mean of two, not a fresh start
+
+
+def test_locks_and_files_of_a_module_are_shared_with_copies(tmp_path: Path) -> None:
+    class Logging(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock, self.done, self.log = threading.RLock(), threading.Event(), (tmp_path / "log").open("a")
+
+        def forward(self, x: Tensor) -> Tensor:
+            with self.lock:
+                return super().forward(x)
+
+    model = Logging()
+    small = oicsr.prune(model, IMAGES, macs_kept=0.5, tolerance=0.1).model
+    assert (small.lock, small.done, small.log) == (model.lock, model.done, model.log)
+    assert small(IMAGES).shape == model(IMAGES).shape and small.conv1 is not model.conv1
+    model.log.close()
+
+
+@pytest.mark.parametrize("with_group", [False, True])
+def test_synchronised_normalisation_is_tried_by_one_process_alone(with_group: bool, one_process: None) -> None:
+    """In training mode it would wait for the others, and refuse a CPU; a group of processes cannot be copied."""
+    group = distributed.new_group([0]) if with_group else None
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(Chain(), group)
+    trace = oicsr.trace_couplings(model, IMAGES)
+    assert [coupling.name for coupling in trace.couplings] == ["conv1", "conv2"] and not trace.untried
+    small = oicsr.prune(model, IMAGES, macs_kept=0.5, tolerance=0.1).model
+    assert type(model.bn1) is type(small.bn1) is nn.SyncBatchNorm
+    assert small.bn1.process_group is model.bn1.process_group is group
