@@ -43,6 +43,7 @@ from oicsr.rules.products import ATTENTIONS
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
 NOT_ZERO = "channels of zeros add something to what comes out (the feature map of a linear attention makes them so)"
+ALSO_UNSCALED = "its scale is computed from the width, and what else the queries are multiplied with is not scaled"
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
@@ -280,9 +281,9 @@ class Attentions:
                 return len(whole) == len(full) and not prove(self._model, self._inputs, whole).refuted
 
             repair = find_repair(self._bench, sites, proven)
-            linear = not repair.failure and any(p.passed is not None for site in group for p in site.products)
-            trial = [self._bench.with_numbers(c, paths, repair.numbers) for c, paths in sites] if linear else []
-            self._known[known] = Repair(NOT_ZERO) if trial and not proven(trial, repair.power) else repair
+            doubt = "" if repair.failure else _doubt(group, repair.power)
+            trial = [self._bench.with_numbers(c, paths, repair.numbers) for c, paths in sites] if doubt else []
+            self._known[known] = Repair(doubt) if trial and not proven(trial, repair.power) else repair
         return self._known[known]
 
     def _places(self, site: Site, position: int, paths: Mapping[str, Sequence[str]]) -> list[str]:
@@ -354,6 +355,15 @@ def _factors(node: fx.Node) -> list[fx.Node]:
     if operator_name(node) in SUMMED_PRODUCTS:
         return [argument(node, 1), argument(node, 2)]
     return [source_of(node), argument(node, 1)]
+
+
+def _doubt(group: Sequence[Site], power: float) -> str:
+    """Return why a repair whose shapes fit may not do for attentions; empty where nothing speaks against it."""
+    products = [product for site in group for product in site.products]
+    if any(product.passed is not None for product in products):
+        return NOT_ZERO
+    scores = max(sum(product.kind == "scores" for product in site.products) for site in group)
+    return ALSO_UNSCALED if power and scores > 1 else ""
 
 
 def _kind(index: ChannelIndex, site: Site, coupling: Coupling) -> str:

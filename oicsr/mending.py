@@ -23,7 +23,7 @@ from oicsr.inputs import Inputs
 from oicsr.proof import Proof, joined, prove
 from oicsr.repair import Bench, changed_powers, find_repair
 from oicsr.rules import Tracer, Value
-from oicsr.rules.calls import module_path
+from oicsr.rules.calls import enclosing, module_path
 from oicsr.ties import tie_couplings
 
 MOST = 8  # couplings that are looked at; a network none of which can be mended has another fault
@@ -102,11 +102,7 @@ def _made(tracer: Tracer, node: fx.Node) -> Iterator[fx.Node]:
 
 def _enclosing(paths: Iterable[str]) -> list[str]:
     """Return some modules and those that they are part of, down to the network itself."""
-    found = dict.fromkeys(paths)
-    for path in list(found):
-        parts = path.split(".")
-        found |= dict.fromkeys(".".join(parts[:count]) for count in range(len(parts) - 1, -1, -1))
-    return list(found)
+    return list(dict.fromkeys([*paths, *(outer for path in paths for outer in enclosing(path))]))
 
 
 def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> Coupling | None:

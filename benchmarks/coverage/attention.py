@@ -43,8 +43,11 @@ COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads", "n_head")
 
 
 def of_attention(couplings: Sequence[Coupling]) -> list[Coupling]:
-    """Return the couplings that lie in an attention: those that products of activations take part in."""
-    return [coupling for coupling in couplings if coupling.products]
+    """Return the couplings that lie in an attention: those of its products of activations, or of its projections.
+
+    In separable attention (MobileViTv2) one vector is multiplied with all values, which takes no matrix product.
+    """
+    return [c for c in couplings if c.products or c.name.partition("[")[0].rpartition(".")[2] in QUERIES]
 
 
 def half_of(couplings: Sequence[Coupling]) -> PruningPlan:

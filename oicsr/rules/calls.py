@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
@@ -27,6 +28,14 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return str(path).removeprefix("L['self'].").removeprefix("L__self__.").removeprefix("L['self']")
+
+
+def enclosing(path: str) -> Iterator[str]:
+    """Yield the names of a module and of those that it is part of, down to the network's, which is empty."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, module_path, operator_name, shape_of, source_of
 from oicsr.rules.correlation import correlate, is_correlation
-from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import has_weight, note_layer, pass_by
@@ -29,7 +29,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     if not has_weight(tracer, weight):
         is_other = is_correlation(tracer, weight)
         return correlate(tracer, node, axis) if is_other else tracer.computed_weight(node, weight)
-    ids = tracer.ids(source)
+    ids = _of_rows(tracer, node, axis)
     if ids is not None and varying(ids) and ids.shape[axis] == 1:
         if all(_is_pointwise(node, other, axis) for other in varying(ids)):
             pass_by(tracer, node, weight, ids)
@@ -52,6 +52,14 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
     note_layer(tracer, node, weight, rows=0, read=1)
     tracer.add_bias(argument(node, 2), out)
     return Value(on_axis(out, axis, len(shape_of(node))))
+
+
+def _of_rows(tracer: Tracer, node: fx.Node, axis: int) -> Tensor | None:
+    """Return the input's channels; where heads go and lie in the batch, those (pooled queries), the others tied."""
+    ids = tracer.ids(source_of(node))
+    if ids is None or ids.shape[axis] == 1 or not any(other < axis for other in varying(ids)):
+        return ids
+    return squeeze_constant_axes(tracer.tie_axis(ids, axis)) if tracer.takes_heads(node) else ids
 
 
 def _is_pointwise(node: fx.Node, axis: int, channels: int) -> bool:

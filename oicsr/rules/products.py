@@ -89,7 +89,7 @@ def contract(
     first, second = _of_one_axis(tracer, node, first, second, batch)
     if not summed:
         first, second = _apart(tracer, first, second)
-    first, second = (_across(tracer, factor, summed) for factor in (first, second))
+    first, second = (_across(tracer, node, factor, summed) for factor in (first, second))
     for letter in [*summed, *(letter for letter in batch if letter in first.axes() and letter in second.axes())]:
         _join(tracer, node, first, second, letter)
     passed = _passed(first, second, result)
@@ -136,17 +136,19 @@ def _apart(tracer: Tracer, first: Factor, second: Factor) -> tuple[Factor, Facto
     return Factor(kept[0], first.letters), Factor(kept[1], second.letters)
 
 
-def _across(tracer: Tracer, factor: Factor, summed: str) -> Factor:
+def _across(tracer: Tracer, node: fx.Node, factor: Factor, summed: str) -> Factor:
     """Return a factor whose channels lie on the axis that is summed over alone.
 
     Where they lie on rows as well (the features of a network whose vectors are compared), channel `i` of all rows goes.
+    Where heads go, those that lie on rows do (queries by a table of positions that all heads share).
     """
     ids = factor.operand.ids
     if ids is None or len(factor.axes()) < 2 or not set(factor.axes()) & set(summed):
         return factor
     own = squeeze_constant_axes(tracer.sets.find(ids))
     known = Factor(replace(factor.operand, ids=own), factor.letters)  # the other factor has tied some
-    return known.tied(tracer, "".join(set(known.axes()) - set(summed))) if set(known.axes()) & set(summed) else known
+    over, rows = set(known.axes()) & set(summed), set(known.axes()) - set(summed)
+    return known.tied(tracer, "".join(over if rows and tracer.takes_heads(node) else rows)) if over else known
 
 
 def _product(
@@ -158,6 +160,9 @@ def _product(
     own = [(letter, f) for f in (first, second) for letter in f.axes() if letter not in batch]
     if kind == "values":  # what one factor alone has on an axis that is summed over stays
         own = [(letter, f) for letter, f in own if letter not in summed] or own
+    if kind == "scores" and not any(letter in summed for letter, _ in own):  # of one factor alone
+        batch += "".join(letter for letter, _ in own)
+        own = []
     vectors = [f.along(letter) for letter, f in own]
     heads = [f.along(letter) for f in (first, second) for letter in f.axes() if letter in batch]
     return Product(

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from oicsr.coupling import Side
 from oicsr.labels import ChannelSets
 from oicsr.rules.axes import Axes, is_pick, is_vector
-from oicsr.rules.calls import called, module_path, operator_name, shape_of
+from oicsr.rules.calls import called, enclosing, module_path, operator_name, shape_of
 from oicsr.rules.doubts import Doubts
 from oicsr.rules.evaluated import Evaluated
 from oicsr.rules.ids import squeeze_constant_axes, varying
@@ -211,7 +211,8 @@ class Tracer:
 
     def takes_heads(self, node: fx.Node) -> bool:
         """Return whether heads go in the attention that `node` is part of, rather than channels of each head."""
-        return self.modes.get(module_path(node), self.granularity) in ("head", "both", "none")  # heads are tried last
+        modes = (self.modes.get(path) for path in enclosing(module_path(node)))  # of a pooling, those of its attention
+        return next(filter(None, modes), self.granularity) in ("head", "both", "none")  # heads are tried last
 
     def note_product(self, product: Product) -> None:
         """Remember a product of two activations."""

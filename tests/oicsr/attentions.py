@@ -79,6 +79,36 @@ class RotatedPairs(Separate):
         return self.out(x.transpose(1, 2).flatten(2))
 
 
+class Decomposed(nn.Module):
+    """Over a map of 2 x 3: positions of rows and columns are looked up by the queries, which lie in the batch by head.
+
+    So do SAM and, with pooling of the queries by a depthwise convolution, MViTv2.
+    """
+
+    def __init__(self, width: int = 12, heads: int = 3, pool: bool = False) -> None:
+        super().__init__()
+        per_head = width // heads
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.rows, self.columns = (nn.Parameter(torch.randn(size, per_head)) for size in (3, 5))
+        self.pool = nn.Conv2d(per_head, per_head, 3, padding=1, groups=per_head) if pool else nn.Identity()
+        self.norm = nn.LayerNorm(per_head) if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        (batch, tokens, _), (height, width) = x.shape, (2, 3)
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, batch * self.num_heads, tokens, -1).unbind(0)
+        q = self.norm(self.pool(q.reshape(-1, height, width, q.shape[-1]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        rows, columns = (
+            table[torch.arange(size)[:, None] - torch.arange(size) + size - 1]
+            for table, size in ((self.rows, height), (self.columns, width))
+        )
+        by_row, by_column = torch.einsum("bhwc,hkc->bhwk", q, rows), torch.einsum("bhwc,wkc->bhwk", q, columns)
+        bias = (by_row[..., :, None] + by_column[..., None, :]).reshape(-1, tokens, tokens)
+        x = functional.scaled_dot_product_attention(q.flatten(1, 2), k, v, attn_mask=bias)
+        return self.proj(x.reshape(batch, self.num_heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, -1))
+
+
 class Grouped(nn.Module):
     """Two heads of queries for each of keys and values, rotated or not, as decoders have them."""
 

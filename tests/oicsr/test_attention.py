@@ -18,6 +18,7 @@ from oicsr import Coupling, PruningPlan, UnprunedChannelsWarning
 from tests.oicsr.attentions import (
     ClassToken,
     CrossCovariance,
+    Decomposed,
     Fused,
     Generative,
     Grouped,
@@ -248,6 +249,18 @@ def test_where_rotated_queries_stay_a_warning_says_how_heads_go() -> None:
         heads = oicsr.find_couplings(model, x, granularity="head")
     assert {c.name: (c.kind, c.num_channels) for c in heads} == {"attention.q": ("head", 3)}
     check_exact(model, (x,), heads, {"attention.q": [0, 2]})
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("granularity", ["channel", "head"])
+def test_heads_that_lie_in_the_batch_go(granularity: str, pool: bool) -> None:
+    """Not channels: the scale follows their number, but not what queries look up."""
+    torch.manual_seed(0)
+    model, x = Network(Decomposed(pool=pool)).double(), torch.randn(2, 6, 12, dtype=torch.float64)
+    couplings = found(model, x, granularity)
+    assert {c.name: (c.kind, c.num_channels) for c in couplings} == {"attention.qkv": ("head", 3)}
+    small, _ = check_exact(model, (x,), couplings, {"attention.qkv": [0, 2]})
+    assert small.attention.num_heads == 2 and small.attention.rows.shape == model.attention.rows.shape
 
 
 class Cross(nn.Module):
