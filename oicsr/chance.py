@@ -79,8 +79,9 @@ def randomize(model: nn.Module, generator: torch.Generator) -> None:
             noise = torch.randn(int(zeros.sum()), generator=generator).to(parameter)
             parameter[zeros] = (size * noise).abs()
         if parameter.ndim > 1:
-            gain = float(parameter.abs().square().sum().div(len(parameter)).sqrt())  # of inputs of variance one
-            parameter.mul_(max(1.0, 1.0 / gain) if gain else 1.0)
+            gain = float(torch.linalg.vector_norm(parameter)) / len(parameter) ** 0.5  # of inputs of variance one
+            if 0 < gain < 1:
+                parameter.div_(gain)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(_uniform(buffer, -0.3, 0.3, generator))
@@ -108,10 +109,9 @@ def move_statistics(norms: Sequence[_NormBase], generator: torch.Generator) -> l
         if not bool((mean.isfinite() & variance.isfinite()).all()):
             continue
         size = float(variance[variance > 0].mean()) if bool((variance > 0).any()) else 1.0
-        spread = variance.clamp(min=FLOOR * size)
-        moved += [
-            (mean, mean + _uniform(mean, -0.3, 0.3, generator) * spread.sqrt()),
-            (variance, spread * _uniform(variance, 0.5, 1.5, generator)),
+        moved += [  # the mean of a channel of zeros stays zero
+            (mean, mean + _uniform(mean, -0.3, 0.3, generator) * variance.sqrt()),
+            (variance, variance.clamp(min=FLOOR * size) * _uniform(variance, 0.5, 1.5, generator)),
         ]
     return moved
 

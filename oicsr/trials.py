@@ -162,13 +162,11 @@ class Bench:
         self._put_to_zero(self._couplings)
         try:
             self._run(self._model, training=False, measure=norms)
-        except MODEL_ERRORS:
-            self._restore()
+        except MODEL_ERRORS:  # some code knows no training mode
             return
-        moved = move_statistics(norms, self._generator)
-        self._restore()
-        for buffer, values in moved:
-            buffer.copy_(values)
+        for buffer, values in move_statistics(norms, self._generator):
+            for place in (buffer, *self._whole.get(id(buffer), ())[1:]):
+                place.copy_(values)
 
     def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
         """Return what happens where channels of zeros of `couplings` are removed, or None where nothing does."""
