@@ -44,21 +44,38 @@ class Traced:
 
 @dataclass(frozen=True)
 class _Tries:
-    """What remedies are tried on, and which of them were refuted: several places often hold the same numbers."""
+    """What remedies are tried on, those that were made, and which of them passed the numeric proof."""
 
     model: nn.Module
     inputs: Inputs
     bench: Bench
-    refuted: set[tuple[object, ...]] = field(default_factory=set)
+    made: dict[tuple[object, ...], list[Coupling]] = field(default_factory=dict)
+    passed: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
     def pass_proof(self, trial: Sequence[Coupling]) -> bool:
-        """Return whether couplings pass the numeric proof; what was refuted before is not tried again."""
-        key = tuple((c.name, len(c.members), frozenset(c.attributes), c.rescaled) for c in trial)
-        if key in self.refuted:
-            return False
-        if prove(self.model, self.inputs, trial).refuted:
-            self.refuted.add(key)
-        return key not in self.refuted
+        """Return whether couplings pass; several places often hold the same numbers, which are tried once."""
+        key = _key(trial)
+        if key not in self.passed:
+            self.passed[key] = not prove(self.model, self.inputs, trial).refuted
+        return self.passed[key]
+
+    def try_together(self, trials: Sequence[Coupling]) -> None:
+        """Note which of several couplings pass together, in one proof; the others may pass by themselves."""
+        new = [trial for trial in trials if _key([trial]) not in self.passed]
+        if len(new) > 1:
+            refuted = prove(self.model, self.inputs, new).refuted
+            self.passed.update({_key([trial]): True for trial in new if trial.name not in refuted})
+
+    def remedies(self, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> list[Coupling]:
+        """Return a coupling with what may mend it, made once; one that was `tied` of several may need nothing else."""
+        key = (*_key([coupling]), tuple(paths), tied)
+        if key not in self.made:
+            self.made[key] = _remedies(self, coupling, paths, tied=tied)
+        return self.made[key]
+
+
+def _key(couplings: Sequence[Coupling]) -> tuple[object, ...]:
+    return tuple((*(m.axis for m in c.members), frozenset(c.attributes), c.rescaled) for c in couplings)
 
 
 def mend(
@@ -76,10 +93,13 @@ def mend(
     failing = [coupling for coupling in couplings if coupling.name in proof.refuted]
     mended: dict[str, Coupling] = {}
     tries = _Tries(model, inputs, bench)
-    for number, coupling in enumerate(failing):
-        if number < MOST or mended:
-            found = _mended(tries, coupling, paths[coupling.name])
-            mended |= {} if found is None else {coupling.name: found}
+    for some in (failing[:MOST], failing[MOST:]):
+        first = [tries.remedies(coupling, paths[coupling.name])[:1] for coupling in some]
+        tries.try_together([trial for trials in first for trial in trials])
+        found = {coupling.name: _mended(tries, coupling, paths[coupling.name]) for coupling in some}
+        mended |= {name: coupling for name, coupling in found.items() if coupling is not None}
+        if not mended:
+            break
     tied = _tied(tries, [coupling for coupling in failing if coupling.name not in mended], paths)
     mended |= {names[0]: coupling for names, coupling in tied.items()}
     if not mended:
@@ -108,9 +128,9 @@ def _enclosing(paths: Iterable[str]) -> list[str]:
 def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> Coupling | None:
     """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
     for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(tries.bench, paths))):
-        found = next(_remedies(tries, coupling, places, tied=tied), None)
-        if found is not None:
-            return found
+        for trial in tries.remedies(coupling, places, tied=tied):
+            if tries.pass_proof([trial]):
+                return trial
     return None
 
 
@@ -147,12 +167,11 @@ def _tied(
     return found
 
 
-def _remedies(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool) -> Iterator[Coupling]:
-    """Yield a coupling with what makes the proof succeed; one that was `tied` of several may need nothing else."""
+def _remedies(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool) -> list[Coupling]:
     bench = tries.bench
     repair = find_repair(bench, [(coupling, paths)], lambda trial, _: tries.pass_proof(trial), unread=False)
     if repair.failure:
-        return
+        return []
     numbered = bench.with_numbers(coupling, paths, repair.numbers)
     powers = changed_powers(bench.whole, bench.without_one([(coupling, paths)], repair.numbers), coupling)
     trials = [numbered] if (repair.numbers or tied) and not powers else []
@@ -162,7 +181,7 @@ def _remedies(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: 
         if not math.isnan(power)
         for rescaled in _rescalings(bench, coupling, -power)
     ]
-    yield from (trial for trial in trials if tries.pass_proof([trial]))
+    return trials
 
 
 def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tuple[Rescaled, ...]]:
