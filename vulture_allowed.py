@@ -2,6 +2,7 @@
 
 # called by PyTorch
 setup_context
+_check_input_dim
 _.num_features
 _.normalized_shape
 _.num_parameters

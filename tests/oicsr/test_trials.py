@@ -198,6 +198,28 @@ def test_a_branch_of_small_weights_hides_nothing(size: float) -> None:
     assert [(entry.parameter, entry.power) for entry in coupling.rescaled] == [("b.weight", 1.0)]
 
 
+class Chaotic(nn.Module):
+    """What comes out of the second layer goes through 30 steps, each of which doubles what rounding changed."""
+
+    def __init__(self, faulty: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.faulty = nn.Linear(8, 512), nn.Linear(512, 4), faulty
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        x = self.two(x * (1 + 0.01 * x.shape[1]) if self.faulty else x)  # sums of zeros are blocked in another way
+        for _ in range(30):
+            x = (1.9 * x).frac()
+        return x
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_rounding_that_a_network_magnifies_is_no_fault(faulty: bool) -> None:
+    torch.manual_seed(0)
+    trace = oicsr.trace_couplings(Chaotic(faulty), torch.randn(2, 8))
+    assert [coupling.name for coupling in trace.couplings] == ([] if faulty else ["one"])
+
+
 def test_statistics_of_a_trial_are_those_of_what_comes_in() -> None:
     torch.manual_seed(0)
     model, images = Chain(), 50 + 20 * torch.randn(2, 3, 8, 8)
