@@ -171,11 +171,8 @@ class Bench:
 
     def disagreement(self, couplings: Sequence[Coupling]) -> str | None:
         """Return what happens where channels of zeros of `couplings` are removed, or None where nothing does."""
-        if len(couplings) == len(self._couplings):
-            expected = self._expected
-        else:
-            expected = self._zeroed_outputs(couplings)
-        try:
+        self._put_to_zero(couplings)
+        try:  # first, as it ends early where shapes no longer fit
             found = self._run(self._pruned(couplings), training=False)
         except MODEL_ERRORS as error:
             if any(frame.f_code.co_filename == parametrize.__file__ for frame, _ in walk_tb(error.__traceback__)):
@@ -184,6 +181,8 @@ class Bench:
                 f"cannot lose channels: its width is a number in the model's code ({first_line(error)}); write -1 in "
                 "its place, or keep it in an attribute of the module"
             )
+        whole = len(couplings) == len(self._couplings)
+        expected = self._expected if whole else self._zeroed_outputs(couplings)
         difference = _difference(expected, found, self._tolerance())
         if difference is None or self._is_random(couplings, expected) or self._is_rounding(couplings, expected, found):
             return None

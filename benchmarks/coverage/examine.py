@@ -46,7 +46,7 @@ MAX_REMOVED = 0.95
 
 WALL_SECONDS = 3600  # for a process that hangs without working; on a busy machine, a minute of work takes many
 
-MEMORY_BYTES = 16 << 30
+MEMORY_BYTES = 20 << 30
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning")
 
