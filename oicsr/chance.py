@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,19 @@ def measured(model: nn.Module) -> list[_NormBase]:
         for module in model.modules()
         if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None
     ]
+
+
+@contextmanager
+def measuring(norms: Sequence[_NormBase]) -> Iterator[None]:
+    """Let normalisations take their statistics from what comes in, each time those of that pass alone."""
+    before = [(norm.training, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum = True, 1.0
+    try:
+        yield
+    finally:
+        for norm, (training, momentum) in zip(norms, before, strict=True):
+            norm.training, norm.momentum = training, momentum
 
 
 @indices_on_cpu()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from oicsr.chance import choose_kept, is_sparse, measured, move_statistics, noisy_example, randomize
+from oicsr.chance import choose_kept, is_sparse, measured, measuring, move_statistics, noisy_example, randomize
 from oicsr.copying import (
     MODEL_ERRORS,
     attributes_kept,
@@ -331,9 +331,13 @@ class Bench:
         inputs = inputs.map(lambda tensor: _nudged(tensor, nudge)) if nudge else inputs
         watch = Watch(self._dtype, self._originals, self.read_of_original)
         own = {id(buffer): None for norm in measure for buffer in (norm.running_mean, norm.running_var)}
-        with attributes_kept(network), buffers_kept(network, but=own), watch, default_dtype(self._dtype):
-            for norm in measure:
-                norm.training, norm.momentum = True, 1.0
+        with (
+            attributes_kept(network),
+            buffers_kept(network, but=own),
+            measuring(measure),
+            watch,
+            default_dtype(self._dtype),
+        ):
             outputs = _call_twice(network, inputs) if training or measure else inputs.call(network)
             return [tensor.detach().clone() for tensor in tensors_in(outputs)]
 

@@ -36,7 +36,7 @@ from benchmarks.coverage.table import (
 )
 from benchmarks.coverage.tasks import freely, opened, outputs_of, task_of, training_loss
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
-from oicsr.chance import measured, move_statistics
+from oicsr.chance import measured, measuring, move_statistics
 from oicsr.complexity import find_tensor
 from oicsr.copying import MODEL_ERRORS
 from oicsr.inputs import ExampleInputs, as_inputs
@@ -66,12 +66,8 @@ def disturb(model: nn.Module, inputs: ExampleInputs) -> None:
             parameter.add_(torch.empty_like(parameter).uniform_(0.1, 0.5, generator=generator))
     model.eval()
     norms = measured(model)
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.training, norm.momentum = True, 1.0
-    as_inputs(inputs).call(model)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.training, norm.momentum = False, momentum
+    with measuring(norms):
+        as_inputs(inputs).call(model)
     for buffer, values in move_statistics(norms, generator):
         buffer.copy_(values)
 
