@@ -21,7 +21,7 @@ from oicsr.copying import copy_model, shared
 from oicsr.coupling import Coupling, Member, Rescaled
 from oicsr.inputs import Inputs
 from oicsr.proof import Proof, joined, prove
-from oicsr.repair import Bench, changed_powers, find_repair
+from oicsr.repair import Bench, changed_powers, find_repair, fitting_repairs, identity
 from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import enclosing, module_path
 from oicsr.ties import tie_couplings
@@ -54,28 +54,30 @@ class _Tries:
 
     def pass_proof(self, trial: Sequence[Coupling]) -> bool:
         """Return whether couplings pass; several places often hold the same numbers, which are tried once."""
-        key = _key(trial)
+        key = identity(trial)
         if key not in self.passed:
             self.passed[key] = not prove(self.model, self.inputs, trial).refuted
         return self.passed[key]
 
     def try_together(self, trials: Sequence[Coupling]) -> None:
         """Note which of several couplings pass together, in one proof; the others may pass by themselves."""
-        new = [trial for trial in trials if _key([trial]) not in self.passed]
+        new = [trial for trial in trials if identity([trial]) not in self.passed]
         if len(new) > 1:
             refuted = prove(self.model, self.inputs, new).refuted
-            self.passed.update({_key([trial]): True for trial in new if trial.name not in refuted})
+            self.passed.update({identity([trial]): True for trial in new if trial.name not in refuted})
+
+    def fitting(self, coupling: Coupling, paths: Sequence[str]) -> list[Coupling]:
+        """Return a coupling with the first numbers that may mend it, if the code's factors stay with them."""
+        repair, _ = next(fitting_repairs(self.bench, [(coupling, paths)], unread=False))
+        stays = bool(repair.numbers) and repair.power == 0.0
+        return [self.bench.with_numbers(coupling, paths, repair.numbers)] if stays else []
 
     def remedies(self, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> list[Coupling]:
         """Return a coupling with what may mend it, made once; one that was `tied` of several may need nothing else."""
-        key = (*_key([coupling]), tuple(paths), tied)
+        key = (*identity([coupling]), tuple(paths), tied)
         if key not in self.made:
             self.made[key] = _remedies(self, coupling, paths, tied=tied)
         return self.made[key]
-
-
-def _key(couplings: Sequence[Coupling]) -> tuple[object, ...]:
-    return tuple((*(m.axis for m in c.members), frozenset(c.attributes), c.rescaled) for c in couplings)
 
 
 def mend(
@@ -94,8 +96,8 @@ def mend(
     mended: dict[str, Coupling] = {}
     tries = _Tries(model, inputs, bench)
     for some in (failing[:MOST], failing[MOST:]):
-        first = [tries.remedies(coupling, paths[coupling.name])[:1] for coupling in some]
-        tries.try_together([trial for trials in first for trial in trials])
+        tries.try_together([trial for c in some for trial in tries.fitting(c, paths[c.name])])
+        tries.try_together([trial for c in some for trial in tries.remedies(c, paths[c.name])[:1]])
         found = {coupling.name: _mended(tries, coupling, paths[coupling.name]) for coupling in some}
         mended |= {name: coupling for name, coupling in found.items() if coupling is not None}
         if not mended:

@@ -84,6 +84,7 @@ class Bench:
         self._copy: Callable[[nn.Module], nn.Module] = meta_copy
         self.modules = dict(model.named_modules())
         self._read: set[tuple[str, str]] = set()
+        self._runs: dict[tuple[object, ...], Run] = {}
         self.whole = self._dense()
         if self.whole.failure:  # it looks at values: with numbers, then
             self._inputs, self._copy = inputs, lambda network: copy_model(network, shared)
@@ -141,8 +142,14 @@ class Bench:
         return replace(coupling, attributes=(*coupling.attributes, *more))
 
     def without_one(self, sites: Sites, numbers: Sequence[Number]) -> Run:
-        """Run a copy without one channel of each coupling, the attributes changed along."""
+        """Run a copy without one channel of each coupling, the attributes changed along; the same is run once."""
         couplings = [self.with_numbers(c, paths, numbers) for c, paths in sites]
+        key = identity(couplings)
+        if key not in self._runs:
+            self._runs[key] = self._without_one(couplings)
+        return self._runs[key]
+
+    def _without_one(self, couplings: Sequence[Coupling]) -> Run:
         kept = {c.name: range(c.num_channels - 1) for c in couplings}
         twin = self._copy(self._model)
         try:
@@ -162,6 +169,14 @@ class Bench:
         return Run("", shapes, tuple(factors.found), factors.calls)
 
 
+def identity(couplings: Sequence[Coupling]) -> tuple[object, ...]:
+    """Return what tells couplings from others of the network: names, kinds, slices and numbers."""
+    return tuple(
+        (c.name, c.kind, tuple((*m.axis, *m.channels.tolist()) for m in c.members), frozenset(c.attributes), c.rescaled)
+        for c in couplings
+    )
+
+
 def find_repair(
     bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool], *, unread: bool = True
 ) -> Repair:
@@ -174,9 +189,23 @@ def find_repair(
             some power of the share that stays; asked where shapes alone do not tell.
         unread: Whether numbers that the code does not read change too, where their names say that they are the width of
             an attention or its number of heads.
+
+    Returns:
+        The first repair that shapes alone or the proof confirm; otherwise the last one, or what stands in the way.
+    """
+    for repair, sure in fitting_repairs(bench, sites, unread=unread):
+        if sure or prove([bench.with_numbers(c, paths, repair.numbers) for c, paths in sites], repair.power):
+            break
+    return repair
+
+
+def fitting_repairs(bench: Bench, sites: Sites, *, unread: bool = True) -> Iterator[tuple[Repair, bool]]:
+    """Yield repairs with which the shapes fit, few numbers first, and whether shapes alone tell that they are right.
+
+    Where none fits, one is yielded that says what stands in the way.
     """
     candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
-    furthest, unproven = Run(), list[Repair]()
+    furthest, fits = Run(), False
     for count in range(min(len(candidates), MOST_CHANGED) + 1):
         fitting: list[tuple[tuple[Number, ...], Run]] = []
         for numbers in combinations(candidates, count):
@@ -188,13 +217,11 @@ def find_repair(
         for numbers, run in fitting:
             completed, run = _completed(bench, sites, numbers, run, candidates) if unread else (numbers, run)
             powers = _powers(bench.whole, run, sites)
-            couplings = [bench.with_numbers(c, paths, completed) for c, paths in sites]
             for repair in [Repair("", completed, power) for power in powers]:
-                sure = len(fitting) == len(powers) == 1 and not _is_doubtful(repair, sites, candidates)
-                if sure or prove(couplings, repair.power):
-                    return repair
-                unproven.append(repair)
-    return unproven[-1] if unproven else Repair(furthest.failure or "the shape of an output changes")
+                fits = True
+                yield repair, len(fitting) == len(powers) == 1 and not _is_doubtful(repair, sites, candidates)
+    if not fits:
+        yield Repair(furthest.failure or "the shape of an output changes"), True
 
 
 def _is_doubtful(repair: Repair, sites: Sites, candidates: Sequence[Number]) -> bool:
