@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 
 from torch import fx, nn
 
@@ -30,6 +30,7 @@ MOST = 8  # couplings that are looked at; a network none of which can be mended 
 MOST_READERS = 4  # that are tried one by one
 MOST_ALIKE = 8  # modules of one class
 MOST_TIES = 12  # of couplings of one width
+MOST_SEARCHED = 200  # runs of cut copies and proofs, beyond those with the modules that a coupling goes through
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,16 @@ class Traced:
     twin: nn.Module
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tries:
-    """What remedies are tried on, those that were made, and which of them passed the numeric proof."""
+    """What remedies are tried on, those that were made, which of them passed the numeric proof, and what that took."""
 
     model: nn.Module
     inputs: Inputs
     bench: Bench
     made: dict[tuple[object, ...], list[Coupling]] = field(default_factory=dict)
     passed: dict[tuple[object, ...], bool] = field(default_factory=dict)
+    searched: int = 0
 
     def pass_proof(self, trial: Sequence[Coupling]) -> bool:
         """Return whether couplings pass; several places often hold the same numbers, which are tried once."""
@@ -78,6 +80,15 @@ class _Tries:
         if key not in self.made:
             self.made[key] = _remedies(self, coupling, paths, tied=tied)
         return self.made[key]
+
+    def further_remedies(self, coupling: Coupling, paths: Sequence[str], *, tied: bool) -> list[Coupling]:
+        """Return a coupling with what else may mend it, as long as such a search has not taken too much."""
+        if self.searched > MOST_SEARCHED:
+            return []
+        before = self.bench.runs + len(self.passed)
+        found = self.remedies(coupling, paths, tied=tied)
+        self.searched += self.bench.runs + len(self.passed) - before
+        return found
 
 
 def mend(
@@ -129,11 +140,12 @@ def _enclosing(paths: Iterable[str]) -> list[str]:
 
 def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> Coupling | None:
     """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
-    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(tries.bench, paths))):
-        for trial in tries.remedies(coupling, places, tied=tied):
-            if tries.pass_proof([trial]):
-                return trial
-    return None
+    further = dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(tries.bench, paths)))
+    found = chain(
+        () if tied else tries.remedies(coupling, paths),
+        (trial for places in further for trial in tries.further_remedies(coupling, places, tied=tied)),
+    )
+    return next((trial for trial in found if tries.pass_proof([trial])), None)
 
 
 def _with_one_alike(bench: Bench, paths: Sequence[str]) -> Iterator[tuple[str, ...]]:

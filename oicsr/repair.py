@@ -31,6 +31,7 @@ from oicsr.surgery import apply_plan
 
 MOST_CHANGED = 4  # numbers on the modules of one class that are changed together
 MOST_CANDIDATES = 8
+ALL_UP_TO = 2  # numbers: every pair is tried, and what makes a difference is tried with one more
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 ADDED = {"addmm", "baddbmm", "addbmm"}
 MADE = {"tensor", "as_tensor", "scalar_tensor", "full"}  # of numbers
@@ -94,6 +95,11 @@ class Bench:
     def read(self) -> Set[tuple[str, str]]:
         """The attributes that the forward pass reads, by module and name."""
         return self._read
+
+    @property
+    def runs(self) -> int:
+        """How many different copies were run."""
+        return len(self._runs)
 
     def _dense(self) -> Run:
         self._read.clear()
@@ -206,10 +212,13 @@ def fitting_repairs(bench: Bench, sites: Sites, *, unread: bool = True) -> Itera
     """
     candidates = _common(bench, sites, read=True)[:MOST_CANDIDATES]
     furthest, fits = Run(), False
+    runs: dict[tuple[Number, ...], Run] = {}
     for count in range(min(len(candidates), MOST_CHANGED) + 1):
         fitting: list[tuple[tuple[Number, ...], Run]] = []
         for numbers in combinations(candidates, count):
-            run = bench.without_one(sites, numbers)
+            if count > ALL_UP_TO and not any(_matters(some, runs) for some in combinations(numbers, count - 1)):
+                continue
+            run = runs[numbers] = bench.without_one(sites, numbers)
             if not run.failure and run.shapes == bench.whole.shapes:
                 fitting.append((numbers, run))
             elif run.calls >= furthest.calls:
@@ -222,6 +231,12 @@ def fitting_repairs(bench: Bench, sites: Sites, *, unread: bool = True) -> Itera
                 yield repair, len(fitting) == len(powers) == 1 and not _is_doubtful(repair, sites, candidates)
     if not fits:
         yield Repair(furthest.failure or "the shape of an output changes"), True
+
+
+def _matters(numbers: tuple[Number, ...], runs: Mapping[tuple[Number, ...], Run]) -> bool:
+    """Return whether a run with some numbers changed ended otherwise than any with one of them less."""
+    fewer = [runs.get(some) for some in combinations(numbers, len(numbers) - 1)]
+    return numbers in runs and runs[numbers] not in fewer
 
 
 def _is_doubtful(repair: Repair, sites: Sites, candidates: Sequence[Number]) -> bool:

@@ -214,8 +214,7 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         _fix_recurrent(module)
     elif all(type(vars(module).get(name)) is int for name in ("in_channels", "out_channels", "groups")):
-        first, second = module.get_parameter("weight").shape[:2]  # a convolution of another library
-        vars(module).update(out_channels=first, in_channels=second * vars(module)["groups"])
+        _fix_like_convolution(module, slices)
 
 
 def _fix_recurrent(module: nn.RNNBase | nn.RNNCellBase) -> None:
@@ -241,6 +240,14 @@ def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:
         module.in_channels, module.out_channels = first, second * module.groups
     else:
         module.out_channels, module.in_channels = first, second * module.groups
+
+
+def _fix_like_convolution(module: nn.Module, slices: Iterable[Slice]) -> None:
+    """Treat a convolution of another library like PyTorch's, if its numbers say that its weight has the same axes."""
+    shape, numbers = module.get_parameter("weight").shape, vars(module)
+    before = dict(enumerate(shape)) | {entry.dim: entry.size for entry in slices}
+    if (before[0], before.get(1, 0) * numbers["groups"]) == (numbers["out_channels"], numbers["in_channels"]):
+        numbers.update(out_channels=shape[0], in_channels=shape[1] * numbers["groups"])
 
 
 def _groups_left(rows: Slice, groups: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from oicsr import mending as mending_module
 from oicsr import trace_couplings
+from oicsr.repair import Bench
 
 
 class Split(nn.Module):
@@ -27,6 +28,40 @@ class Split(nn.Module):
         return x + self.back(value * gate.sigmoid())
 
 
+class ThreeOfEight(nn.Module):
+    """A layer whose width stands in three numbers, one after the other, beside five that could be it and are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = 6, 12, 18, 24, 30
+        self.once, self.twice, self.thrice = 6, 12, 18
+        self.inner = nn.Linear(8, 6)
+        self.last = nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read all eight."""
+        small = min(self.a, self.b, self.c, self.d, self.e, 5) / 5
+        x = self.inner(x).relu().view(-1, self.once)
+        x = torch.cat([x, x * small], 1).view(-1, self.twice)
+        return self.last(torch.cat([x, x[:, : self.once].sin()], 1).view(-1, self.thrice))
+
+
+class OneWidthOfTwo(nn.Module):
+    """Two layers of one width, which is one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.left, self.right = nn.Linear(8, 6), nn.Linear(8, 6)
+        self.back = nn.Linear(6, 8)
+        self.also = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take both ways."""
+        left, right = self.left(x).view(-1, self.width), self.right(x).view(-1, self.width)
+        return self.back(left.relu()) + self.also(right.tanh())
+
+
 def test_remedies_of_several_couplings_take_one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[list[str]] = []
     prove = mending_module.prove
@@ -41,3 +76,27 @@ def test_remedies_of_several_couplings_take_one_proof(monkeypatch: pytest.Monkey
     names = [f"{block}.both" for block in range(4)]
     assert [c.name for c in trace.couplings] == names
     assert tried == [names, names]  # the remedies together, then they and whatever stood without
+
+
+def test_numbers_that_change_nothing_are_not_combined_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run = Bench._without_one
+
+    def counted(bench: Bench, couplings: Any) -> Any:
+        runs.append(len(couplings))
+        return run(bench, couplings)
+
+    monkeypatch.setattr(Bench, "_without_one", counted)
+    (coupling,) = trace_couplings(ThreeOfEight(), torch.randn(2, 8)).couplings
+    assert {a.name for a in coupling.attributes} == {"once", "twice", "thrice"}
+    assert len(runs) == 1 + 8 + 28 + 6  # none, each, pairs, and one more than (once, twice); there are 56 triples
+
+
+def test_a_long_search_ends_but_what_a_coupling_needs_at_once_is_always_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(Split(7), OneWidthOfTwo(), Split(10), nn.Linear(8, 3))
+    names = ["0.both", "1.left", "2.both"]
+    assert [c.name for c in trace_couplings(model, torch.randn(2, 8)).couplings] == names
+    monkeypatch.setattr(mending_module, "MOST_SEARCHED", -1)
+    trace = trace_couplings(model, torch.randn(2, 8))
+    assert [c.name for c in trace.couplings] == ["0.both", "2.both"]
+    assert "its width is a number in the model's code" in trace.unpruned["1.left"]

@@ -137,3 +137,31 @@ def queries_keys_and_values_in_one_stack(net: Any, x: Tensor) -> Tensor:
     x = net.a(x).relu()
     y = functional.scaled_dot_product_attention(*(x @ net.w).unbind(0))
     return net.o((y @ net.p).relu())
+
+
+class MixedKernels(nn.Module):
+    """A convolution whose kernels are mixed for each image (CondConv); the experts' kernels are flat rows."""
+
+    def __init__(self, before: int, after: int, groups: int = 1) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = before, after, groups
+        self.route = nn.Linear(before, 3)
+        self.weight = weight(3, after * (before // groups) * 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve each image with its own kernels, as groups of one image."""
+        batch, channels = x.shape[:2]
+        kernels = self.route(x.mean((2, 3))).sigmoid() @ self.weight
+        kernels = kernels.view(batch * self.out_channels, self.in_channels // self.groups, 3, 3)
+        y = functional.conv2d(
+            x.reshape(1, batch * channels, *x.shape[2:]), kernels, padding=1, groups=self.groups * batch
+        )
+        return y.view(batch, self.out_channels, *y.shape[2:])
+
+
+MIXED = {"b": lambda: MixedKernels(16, 16), "d": lambda: MixedKernels(16, 16, 16), "o": lambda: tail(16)}
+
+
+@images("a.0 b.route d.route", warns="kernels that are activations", **MIXED)
+def kernels_mixed_for_each_image(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.d(net.b(net.a(x)).relu()).relu())
