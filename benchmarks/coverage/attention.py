@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.coverage.examine import FAILURES, disturb, in_own_process
+from benchmarks.coverage.peer import QUERIES, heads_of, set_by_hand
 from benchmarks.coverage.table import LIMIT_SECONDS, TOLERANCE, Row
 from benchmarks.coverage.tasks import outputs_of
 from benchmarks.coverage.transformers import build, every_network, listed
@@ -35,11 +36,6 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
 GRANULARITIES = ("channel", "head")
 HALF = 0.5
 REASON = 400  # characters of a cell
-QUERIES = set(
-    "qkv to_qkv qkv_proj c_attn qk kv q k v wq wk wv query key value q_proj k_proj v_proj q_conv k_conv v_conv".split()
-)
-FUSED = {"qkv": 3, "to_qkv": 3, "qkv_proj": 3, "c_attn": 3, "qk": 2, "kv": 2}  # how many of the three a layer gives
-COUNTS = ("num_heads", "num_attention_heads", "n_heads", "heads", "n_head")
 
 
 def of_attention(couplings: Sequence[Coupling]) -> list[Coupling]:
@@ -131,7 +127,7 @@ def examine_peer(name: str) -> Row:
 
         model, inputs = build(network)
         before = count_macs(model, inputs)
-        heads = _heads(model)
+        heads = heads_of(model, fewest=2)
         if not heads:
             raise ValueError("no layer that holds queries, keys and values of several heads was found to tell it of")
         pruner = torch_pruning.pruner.BasePruner(
@@ -144,10 +140,10 @@ def examine_peer(name: str) -> Row:
             num_heads=dict(heads),
             prune_num_heads=granularity == "head",
             prune_head_dims=granularity == "channel",
-            output_transform=lambda output: sum(part.sum() for part in outputs_of(output)),
+            output_transform=outputs_of,
         )
         pruner.step()
-        _by_hand(model, pruner.num_heads)
+        set_by_hand(model, pruner.num_heads)
         after = count_macs(model, inputs)
         row["torch_pruning_macs_after"] = str(after)
         sum(part.square().mean() for part in outputs_of(as_inputs(inputs).call(model))).backward()  # type: ignore[union-attr]
@@ -158,46 +154,6 @@ def examine_peer(name: str) -> Row:
     except FAILURES as error:
         row["torch_pruning_reason"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return row
-
-
-def _projections(module: nn.Module) -> dict[str, Any]:
-    """Return the layers of a module that give queries, keys or values; of one with a norm, the layer before it."""
-    found: dict[str, Any] = {}
-    for name, child in module.named_children():
-        if name in QUERIES:
-            parts = [part for part in child.modules() if isinstance(getattr(part, "weight", None), nn.Parameter)]
-            found |= {name: parts[0]} if parts else {}
-    return found
-
-
-def _heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Return the layers that give queries, keys and values, to the number of their heads, where there are several."""
-    found = {}
-    for module in model.modules():
-        for name, layer in _projections(module).items():
-            count = next((vars(module)[key] for key in COUNTS if type(vars(module).get(key)) is int), 0)
-            width = vars(module).get("head_dim", 0)
-            if count or width:
-                found[layer] = count or layer.weight.shape[0] // FUSED.get(name, 1) // width
-    return {layer: count for layer, count in found.items() if count > 1}
-
-
-def _by_hand(model: nn.Module, heads: Mapping[nn.Module, int]) -> None:
-    """Set the numbers on the modules: of heads, of the channels of one, and of all."""
-    for module in model.modules():
-        told = {name: layer for name, layer in _projections(module).items() if layer in heads}
-        if not told:
-            continue
-        name, layer = next(iter(told.items()))
-        width = int(layer.weight.shape[0]) // FUSED.get(name, 1)
-        values = {
-            **dict.fromkeys(COUNTS, heads[layer]),
-            **dict.fromkeys(("head_dim", "attention_head_size"), width // heads[layer]),
-            **dict.fromkeys(("attn_dim", "all_head_size", "inner_dim", "embed_dim"), width),
-        }
-        for key, value in values.items():
-            if type(vars(module).get(key)) is int:
-                setattr(module, key, value)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.coverage.peer import groups_of, heads_of, set_by_hand
 from benchmarks.coverage.table import (
     CLASSES,
     COLUMNS,
@@ -176,7 +177,7 @@ def _choose_scope(model: nn.Module, images: Tensor, row: Row) -> tuple[list[Coup
 
 
 def examine_peer(name: str) -> Row:
-    """Let torch-pruning remove a share of every layer by its defaults, and take one step of training."""
+    """Let torch-pruning remove a share of every layer, told of heads of attention, and take one step of training."""
     row: Row = {"torch_pruning": "no"}
     try:
         import torch_pruning
@@ -186,9 +187,17 @@ def examine_peer(name: str) -> Row:
         last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) == CLASSES]
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
         pruner = torch_pruning.pruner.BasePruner(
-            model, images, importance=importance, pruning_ratio=PEER_RATIO, ignored_layers=last
+            model,
+            images,
+            importance=importance,
+            pruning_ratio=PEER_RATIO,
+            ignored_layers=last,
+            num_heads=heads_of(model),
+            out_channel_groups=groups_of(model),
+            output_transform=outputs_of,
         )
         pruner.step()
+        set_by_hand(model, pruner.num_heads)
         kept = count_macs(model.eval(), images[:1])
         row["torch_pruning_macs_after"] = str(kept)
         if kept > PEER_REACHED * dense:

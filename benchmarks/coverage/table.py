@@ -92,7 +92,9 @@ convolutional network with weight norm.
   windows of torchvision's Swin transformers always, other attention where {MACS_KEPT:.0%} is out of reach as it is.
   ViT-H/14 is built for images of 56 pixels, and MViT is tried with one clip, to fit the limit.
 - torch-pruning: it removed {PEER_RATIO:.0%} of each layer with its defaults, at most {PEER_REACHED:.0%} of the MACs
-  remained, and one training step was finite, within the same limit. Its outputs are not compared.
+  remained, and one training step was finite, within the same limit. Its outputs are not compared. Of attention it is
+  told the numbers of heads, and those on the modules are set by hand, as its examples do; parameters outside layers and
+  other numbers of the code are not told.
 
 """
 
