@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks import cli
 from benchmarks.coverage import attention
 from benchmarks.coverage.attention import COLUMNS, attention_csv, attention_markdown, read_attention
+from benchmarks.coverage.peer import heads_of, set_by_hand
 from benchmarks.coverage.transformers import build, every_network, listed
 from tests.oicsr.attentions import Fused, Network, Rigid
 
@@ -44,8 +45,8 @@ def test_a_row_says_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torch_pruning_is_told_the_heads_of_every_layer() -> None:
     model = Network(Fused())
-    assert attention._heads(model) == {model.attention.qkv: 3}
-    attention._by_hand(model, {model.attention.qkv: 1})
+    assert heads_of(model) == {model.attention.qkv: 3}
+    set_by_hand(model, {model.attention.qkv: 1})
     assert (model.attention.num_heads, model.attention.head_dim, model.attention.attn_dim) == (1, 12, 12)
 
 
@@ -53,9 +54,9 @@ def test_layers_are_known_by_name_with_a_norm_behind_them_and_one_head_is_not_to
     layer = nn.Module()
     layer.kv = nn.Sequential(nn.Conv2d(6, 16, 1), nn.BatchNorm2d(16))
     layer.head_dim = 4
-    assert attention._heads(layer) == {layer.kv[0]: 2}
+    assert heads_of(layer, fewest=2) == {layer.kv[0]: 2}
     layer.num_heads = 1
-    assert attention._heads(layer) == {}
+    assert heads_of(layer, fewest=2) == {}
 
 
 @pytest.mark.parametrize(("granularity", "share"), [("channel", 0.5), ("head", 2 / 3)])

@@ -87,11 +87,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def wandb_files(tmp_path: Path) -> list[dict[str, Any]]:
+    from wandb import teardown
+
     sink = WandbSink("offline", tmp_path / "wandb", tmp_path / "tuning")
     bench = small_bench(tmp_path, observers=[sink])
     assert run_cell(bench, CELL).complete
     sink.close()
     publish(bench.results, Place("offline", tmp_path / "again"), store=bench.store)
+    teardown()  # its own process writes the files, and may be behind
     return [*offline_runs(tmp_path / "wandb"), *offline_runs(tmp_path / "again")]
 
 
