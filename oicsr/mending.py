@@ -30,7 +30,7 @@ MOST = 8  # couplings that are looked at; a network none of which can be mended 
 MOST_READERS = 4  # that are tried one by one
 MOST_ALIKE = 8  # modules of one class
 MOST_TIES = 12  # of couplings of one width
-MOST_SEARCHED = 200  # runs of cut copies and proofs, beyond those with the modules that a coupling goes through
+MOST_SEARCHED = 200  # runs of cut copies and proofs in vain, beyond the modules that a coupling goes through
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def mend(
         mended |= {name: coupling for name, coupling in found.items() if coupling is not None}
         if not mended:
             break
+    tries.searched = 0
     tied = _tied(tries, [coupling for coupling in failing if coupling.name not in mended], paths)
     mended |= {names[0]: coupling for names, coupling in tied.items()}
     if not mended:
@@ -145,7 +146,10 @@ def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bo
         () if tied else tries.remedies(coupling, paths),
         (trial for places in further for trial in tries.further_remedies(coupling, places, tied=tied)),
     )
-    return next((trial for trial in found if tries.pass_proof([trial])), None)
+    before = tries.searched
+    mended = next((trial for trial in found if tries.pass_proof([trial])), None)
+    tries.searched = tries.searched if mended is None else before  # what was found is no search in vain
+    return mended
 
 
 def _with_one_alike(bench: Bench, paths: Sequence[str]) -> Iterator[tuple[str, ...]]:

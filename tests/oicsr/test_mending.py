@@ -49,12 +49,12 @@ class ThreeOfEight(nn.Module):
 class OneWidthOfTwo(nn.Module):
     """Two layers of one width, which is one number."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 6) -> None:
         super().__init__()
-        self.width = 6
-        self.left, self.right = nn.Linear(8, 6), nn.Linear(8, 6)
-        self.back = nn.Linear(6, 8)
-        self.also = nn.Linear(6, 8)
+        self.width = width
+        self.left, self.right = nn.Linear(8, width), nn.Linear(8, width)
+        self.back = nn.Linear(width, 8)
+        self.also = nn.Linear(width, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take both ways."""
@@ -100,3 +100,20 @@ def test_a_long_search_ends_but_what_a_coupling_needs_at_once_is_always_tried(mo
     trace = trace_couplings(model, torch.randn(2, 8))
     assert [c.name for c in trace.couplings] == ["0.both", "2.both"]
     assert "its width is a number in the model's code" in trace.unpruned["1.left"]
+
+
+def test_what_a_search_finds_does_not_count_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    mend = mending_module._mended
+
+    def noted(tries: Any, *rest: Any, **named: Any) -> Any:
+        mended = mend(tries, *rest, **named)
+        found.append(0 if mended is None else tries.searched)
+        return mended
+
+    monkeypatch.setattr(mending_module, "_mended", noted)
+    monkeypatch.setattr(mending_module, "MOST_SEARCHED", 4)  # one pair takes two runs of copies and a proof
+    model = nn.Sequential(*(OneWidthOfTwo(width) for width in (5, 6, 7, 9, 10)), nn.Linear(8, 3))
+    trace = trace_couplings(model, torch.randn(2, 8))
+    assert [c.name for c in trace.couplings] == [f"{block}.left" for block in range(5)]
+    assert max(found) == 0
