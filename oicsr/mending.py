@@ -148,7 +148,8 @@ def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bo
     )
     before = tries.searched
     mended = next((trial for trial in found if tries.pass_proof([trial])), None)
-    tries.searched = tries.searched if mended is None else before  # what was found is no search in vain
+    if mended is not None:
+        tries.searched = before  # no search in vain
     return mended
 
 
