@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, combinations, islice
+from itertools import combinations, islice
 
 from torch import fx, nn
 
@@ -74,21 +74,21 @@ class _Tries:
         stays = bool(repair.numbers) and repair.power == 0.0
         return [self.bench.with_numbers(coupling, paths, repair.numbers)] if stays else []
 
-    def remedies(self, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> list[Coupling]:
-        """Return a coupling with what may mend it, made once; one that was `tied` of several may need nothing else."""
+    def remedies(
+        self, coupling: Coupling, paths: Sequence[str], *, tied: bool = False, further: bool = False
+    ) -> list[Coupling]:
+        """Return a coupling with what may mend it, made once; one that was `tied` of several may need nothing else.
+
+        What is looked for `further` counts; none is made once that has taken too much.
+        """
         key = (*identity([coupling]), tuple(paths), tied)
         if key not in self.made:
+            if further and self.searched > MOST_SEARCHED:
+                return []
+            before = self.bench.runs + len(self.passed)
             self.made[key] = _remedies(self, coupling, paths, tied=tied)
+            self.searched += self.bench.runs + len(self.passed) - before if further else 0
         return self.made[key]
-
-    def further_remedies(self, coupling: Coupling, paths: Sequence[str], *, tied: bool) -> list[Coupling]:
-        """Return a coupling with what else may mend it, as long as such a search has not taken too much."""
-        if self.searched > MOST_SEARCHED:
-            return []
-        before = self.bench.runs + len(self.passed)
-        found = self.remedies(coupling, paths, tied=tied)
-        self.searched += self.bench.runs + len(self.passed) - before
-        return found
 
 
 def mend(
@@ -141,16 +141,13 @@ def _enclosing(paths: Iterable[str]) -> list[str]:
 
 def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bool = False) -> Coupling | None:
     """Return a coupling with what it needs: numbers of the modules that its channels pass, or of enclosing ones."""
-    further = dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(tries.bench, paths)))
-    found = chain(
-        () if tied else tries.remedies(coupling, paths),
-        (trial for places in further for trial in tries.further_remedies(coupling, places, tied=tied)),
-    )
     before = tries.searched
-    mended = next((trial for trial in found if tries.pass_proof([trial])), None)
-    if mended is not None:
-        tries.searched = before  # no search in vain
-    return mended
+    for places in dict.fromkeys((tuple(paths), tuple(_enclosing(paths)), *_with_one_alike(tries.bench, paths))):
+        for trial in tries.remedies(coupling, places, tied=tied, further=True):  # `mend` has made those of `paths`
+            if tries.pass_proof([trial]):
+                tries.searched = before  # no search in vain
+                return trial
+    return None
 
 
 def _with_one_alike(bench: Bench, paths: Sequence[str]) -> Iterator[tuple[str, ...]]:

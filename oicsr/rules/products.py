@@ -332,6 +332,7 @@ def _aligned(operand: Operand, letters: str, order: str) -> Operand:
     """Return an operand with each axis at the place of its letter in an order, and the others of size one."""
 
     def spread(sizes: Sequence[int]) -> list[int]:
+        """Put the size of each letter at its place."""
         return [sizes[letters.index(letter)] if letter in letters else 1 for letter in order]
 
     moved = sorted(range(len(letters)), key=lambda axis: order.index(letters[axis]))
