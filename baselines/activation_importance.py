@@ -28,7 +28,7 @@ from baselines.channels import over_mean, sum_slices, zeros
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling, Member
 from oicsr.coupling import SIDES
-from oicsr.wrapping import unwrap
+from oicsr.networks.wrapping import unwrap
 
 
 def rectified_moment(scale: Tensor, shift: Tensor) -> Tensor:

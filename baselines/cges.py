@@ -26,10 +26,10 @@ from oicsr import Coupling
 from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
+from oicsr.networks.wrapping import unwrap
 from oicsr.penalties import OfPenalty, check_penalised, check_strength, safe_sqrt
 from oicsr.proximal import shrink_groups_
-from oicsr.wrapping import unwrap
 
 MARGIN = 0.2  # m
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from oicsr import Coupling, Member
 from oicsr.arguments import check_width
 from oicsr.coupling import Side
-from oicsr.wrapping import unwrap
+from oicsr.networks.wrapping import unwrap
 
 Value = Callable[[str, Tensor], Tensor]  # a parameter's name and the parameter, to a value per element
 

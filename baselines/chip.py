@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from baselines.channels import over_mean
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling, Member
-from oicsr.copying import mode
-from oicsr.wrapping import unwrap
+from oicsr.networks.copying import mode
+from oicsr.networks.wrapping import unwrap
 
 IMAGES = 32
 NOISE = 1e-12  # eigenvalues below this share of the largest count as zero

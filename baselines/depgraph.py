@@ -25,7 +25,7 @@ from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_arou
 from oicsr import Coupling, out_in_energy
 from oicsr.coupling import SIDES, Side
 from oicsr.energy import add_energy_gradient, energy_vector
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from oicsr.penalties import check_penalised, check_strength
 
 OCTAVES = 4.0  # γ is between 1 and 2^4

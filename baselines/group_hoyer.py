@@ -17,8 +17,8 @@ from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
+from oicsr.networks.state import trainable
 from oicsr.penalties import check_penalised, check_strength, group_layout, safe_sqrt
-from oicsr.state import trainable
 
 
 class GroupHoyer:

@@ -22,9 +22,9 @@ from baselines.method import RegularizerSpec, Target, grid_around
 from oicsr import Coupling
 from oicsr.coupling import channel_mask
 from oicsr.energy import add_energy_gradient, energy_vector
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
+from oicsr.networks.state import trainable
 from oicsr.penalties import check_penalised
-from oicsr.state import trainable
 
 CEILING = 1.0
 Choose = Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]  # L1 norms of filters to those that must go

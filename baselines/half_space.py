@@ -29,9 +29,9 @@ from oicsr import Coupling, group_lasso
 from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Side
 from oicsr.energy import energy_vector
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
+from oicsr.networks.wrapping import unwrap
 from oicsr.penalties import check_penalised, check_strength
-from oicsr.wrapping import unwrap
 
 GROUP: tuple[Side, ...] = ("out", "norm")
 MOST = 0.9  # of a coupling's channels

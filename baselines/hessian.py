@@ -25,9 +25,9 @@ from baselines.channels import channel_sums, counted, over_mean
 from baselines.depgraph import TORCH_PRUNING
 from baselines.method import ImportanceSpec, Score, Scoring
 from oicsr import Coupling
-from oicsr.copying import mode
 from oicsr.coupling import SIDES, Side
-from oicsr.wrapping import unwrap
+from oicsr.networks.copying import mode
+from oicsr.networks.wrapping import unwrap
 
 IMAGES = 256  # at most
 CHUNK = 16  # images whose gradients are held at once

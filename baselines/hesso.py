@@ -26,8 +26,8 @@ from baselines.half_space import GROUP
 from baselines.method import RegularizerSpec, Target
 from oicsr import Coupling
 from oicsr.coupling import channel_mask
+from oicsr.networks.wrapping import unwrap
 from oicsr.penalties import check_penalised
-from oicsr.wrapping import unwrap
 
 SMALL = 1e-8  # as in the source
 

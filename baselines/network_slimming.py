@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from baselines.channels import add_to_gradient, channel_sums, over_mean
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling, channel_energy
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from oicsr.penalties import check_penalised, check_strength
 
 

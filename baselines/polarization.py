@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from baselines.method import RegularizerSpec, grid_around
 from oicsr import Coupling
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from oicsr.penalties import check_penalised, check_strength
 
 

@@ -22,9 +22,9 @@ from baselines.channels import channel_sums, counted, over_mean
 from baselines.depgraph import TORCH_PRUNING
 from baselines.method import ImportanceSpec, Scoring
 from oicsr import Coupling
-from oicsr.copying import mode
 from oicsr.coupling import SIDES
-from oicsr.wrapping import unwrap
+from oicsr.networks.copying import mode
+from oicsr.networks.wrapping import unwrap
 
 BATCHES = 30  # mini-batches that the authors average over between two removals
 GROUP_BATCHES = 50  # mini-batches whose gradients Isomorphic Pruning adds up

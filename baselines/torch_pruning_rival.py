@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from baselines.depgraph import STEPS, TORCH_PRUNING
 from baselines.method import ImportanceSpec, RegularizerSpec, Scoring, grid_around
 from oicsr import Coupling
-from oicsr.copying import mode
 from oicsr.coupling import SIDES
+from oicsr.networks.copying import mode
 from oicsr.penalties import check_penalised, check_strength
 
 FAILURES = (IndexError, KeyError, TypeError, AttributeError, RuntimeError, ZeroDivisionError, AssertionError)

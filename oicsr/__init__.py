@@ -2,16 +2,16 @@
 
 from oicsr.absorption import Absorption, AbsorptionWarning, plan_absorption
 from oicsr.algorithm import PruningResult, prune_iteratively
-from oicsr.approximate import ApproximateWarning
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling, Member
 from oicsr.description import Description, describe
 from oicsr.energy import add_energy_gradient, channel_energy, energy_vector
+from oicsr.fast.layout import Layout
 from oicsr.growl import GrOWL, ProximalGrOWL
 from oicsr.importance import out_in_energy
-from oicsr.layout import Layout
 from oicsr.limits import DEFAULT_CAP, PAPER_CAP
-from oicsr.open_attention import OpenAttention, open_attention
+from oicsr.networks.wrapping import unwrap
+from oicsr.opened.attention import OpenAttention, open_attention
 from oicsr.penalties import (
     DEFAULT_STRENGTH,
     GradientRegularizer,
@@ -22,7 +22,7 @@ from oicsr.penalties import (
     group_lasso,
 )
 from oicsr.plan import PruningPlan, shrink_couplings
-from oicsr.proof import Proof, prove
+from oicsr.proving.proof import Proof, prove
 from oicsr.proximal import ProximalGroupLasso
 from oicsr.pruning import prune
 from oicsr.reach import OutOfReachError
@@ -33,9 +33,9 @@ from oicsr.selection import select_channels
 from oicsr.strength import suggest_strength, weak_energy
 from oicsr.surgery import load_pruned, remove_channels, save_pruned
 from oicsr.ties import tie_couplings
-from oicsr.tracing import Trace, UnprunedChannelsWarning, UntriedWarning, find_couplings, trace_couplings
+from oicsr.tracing.approximate import ApproximateWarning
+from oicsr.tracing.trace import Trace, UnprunedChannelsWarning, UntriedWarning, find_couplings, trace_couplings
 from oicsr.twins import UntiedWarning
-from oicsr.wrapping import unwrap
 
 __version__ = "0.1.0"
 

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.arguments import check_call, check_plan
+from oicsr.arguments import check_call, check_plan, check_plan_fits
 from oicsr.complexity import CONVOLUTIONS, TRANSPOSED
-from oicsr.copying import as_it_was
-from oicsr.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.networks.copying import as_it_was
+from oicsr.networks.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.networks.state import indices_on_cpu
+from oicsr.networks.warned import warn
+from oicsr.networks.wrapping import unwrap
 from oicsr.normalized import normalized_layers, row_name
 from oicsr.plan import PruningPlan
-from oicsr.state import indices_on_cpu
-from oicsr.surgery import check_plan_fits
-from oicsr.warned import warn
-from oicsr.wrapping import unwrap
 
 # Normalisations, and at which position they take their scale.
 _SCALES: dict[Callable[..., Any], int] = {

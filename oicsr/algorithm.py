@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from oicsr.arguments import check_callable, check_count, check_fit
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
-from oicsr.inputs import ExampleInputs
 from oicsr.limits import Limits
 from oicsr.names import Names
+from oicsr.networks.inputs import ExampleInputs
+from oicsr.networks.wrapping import unwrap
 from oicsr.penalties import Regularizer
 from oicsr.plan import PruningPlan, shrink_couplings
 from oicsr.selection import select_channels
 from oicsr.surgery import remove_channels
 from oicsr.targets import asked_share, measured
-from oicsr.tracing import Scope, find_couplings
-from oicsr.wrapping import unwrap
+from oicsr.tracing.trace import Scope, find_couplings
 
 Train = Callable[[nn.Module, Regularizer | None, int], None]
 MakeRegularizer = Callable[[Sequence[Coupling]], Regularizer | None]

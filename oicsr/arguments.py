@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oicsr.changes import check_attributes
 from oicsr.coupling import Coupling
 from oicsr.names import named_tensors, whose
-from oicsr.plan import check_is_plan
-from oicsr.wrapping import unwrap
+from oicsr.networks.wrapping import unwrap
+from oicsr.plan import PruningPlan, check_is_plan
 
 DIVERGED = "Load weights from before training diverged, and lower the learning rate or the strength"
 
@@ -85,6 +86,34 @@ def check_plan(model: object, plan: object) -> None:
     """Raise TypeError unless `model` is a module and `plan` a plan."""
     check_model(model, ": the arguments are swapped, the model comes first" if isinstance(plan, nn.Module) else "")
     check_is_plan(plan)
+
+
+def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
+    """Raise ValueError where a plan is another network's: a name is not there, or a width or number is another."""
+    tensors = named_tensors(model)
+    for entry in plan.slices:
+        tensor = tensors.get(entry.parameter)
+        if tensor is None:
+            raise ValueError(
+                f"the plan slices {entry.parameter!r}, which {type(model).__name__} does not have"
+                f"{whose(model, entry.parameter)}"
+            )
+        if entry.dim >= tensor.ndim or tensor.shape[entry.dim] != entry.size:
+            raise ValueError(
+                f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "
+                f"whose shape is {tuple(tensor.shape)}: it was made for another network, or has been applied already "
+                "(remove_channels takes the network that the plan was made for)"
+            )
+    for scaling in plan.scalings:
+        tensor = tensors.get(scaling.parameter)
+        last = max(scaling.slices, default=0)
+        if tensor is None or scaling.dim >= tensor.ndim or last >= tensor.shape[scaling.dim]:
+            shape = "is not there" if tensor is None else f"has shape {tuple(tensor.shape)}"
+            raise ValueError(
+                f"the plan multiplies slice {last} on axis {scaling.dim} of {scaling.parameter!r}, which {shape}: it "
+                "was made for another network"
+            )
+    check_attributes(model, plan.attributes)
 
 
 def check_number(name: str, value: Any) -> Any:

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oicsr.arguments import check_call, check_model, check_open
-from oicsr.batches import SeenBatch
 from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain, plain_steps
-from oicsr.copying import undisturbed
-from oicsr.grouped import GROUPED
-from oicsr.inputs import ExampleInputs, as_inputs
-from oicsr.modes import FLEX_ATTENTION, Mode
+from oicsr.networks.batches import SeenBatch
+from oicsr.networks.copying import undisturbed
+from oicsr.networks.grouped import GROUPED
+from oicsr.networks.inputs import ExampleInputs, as_inputs
+from oicsr.networks.modes import FLEX_ATTENTION, Mode
+from oicsr.networks.state import one_at_a_time
+from oicsr.networks.wrapping import unwrap
 from oicsr.parametrized import make_plain
-from oicsr.state import one_at_a_time
-from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}  # function -> spatial axes
 SUMMED = {  # those that add a product: where its factors stand

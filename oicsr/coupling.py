@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oicsr.state import indices_on_cpu
+from oicsr.networks.state import indices_on_cpu
 
 Side = Literal["out", "in", "norm"]
 SIDES: tuple[Side, ...] = ("out", "in", "norm")

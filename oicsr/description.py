@@ -12,10 +12,10 @@ from oicsr.arguments import check_fit
 from oicsr.changes import AttributeChange
 from oicsr.complexity import Work, count_work
 from oicsr.coupling import Call, Coupling, kept_parts
-from oicsr.inputs import ExampleInputs
 from oicsr.names import coupling_layers
+from oicsr.networks.inputs import ExampleInputs
+from oicsr.networks.wrapping import unwrap
 from oicsr.plan import PruningPlan, check_is_plan, check_plan_of
-from oicsr.wrapping import unwrap
 
 if TYPE_CHECKING:
     import pandas as pd

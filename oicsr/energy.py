@@ -14,7 +14,7 @@ from oicsr.coupling import Coupling, Side
 from oicsr.fast import passes
 from oicsr.fast.autograd import Energy, energy_operator
 from oicsr.fast.eager import eager
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from oicsr.reference import energy_type
 
 

@@ -23,14 +23,14 @@ from torch.nn.utils import rnn
 from torch.overrides import TorchFunctionMode
 
 from oicsr.arguments import closed_part
-from oicsr.copying import MODEL_ERRORS, OTHERS, attributes_kept, first_line, hooks_off, line_of, mode
-from oicsr.grouped import InAnyPrecision
-from oicsr.inputs import Inputs, tensors_in
 from oicsr.names import first_names, named_tensors
-from oicsr.recurrences import one_step_exported
+from oicsr.networks.copying import MODEL_ERRORS, OTHERS, attributes_kept, first_line, hooks_off, line_of, mode
+from oicsr.networks.grouped import InAnyPrecision
+from oicsr.networks.inputs import Inputs, tensors_in
+from oicsr.networks.recurrences import one_step_exported
+from oicsr.networks.state import Muted, devices_of, one_at_a_time
 from oicsr.rules import drop_unread, inline_blocks, leaf_modules, split_einsums
 from oicsr.rules.evaluated import CONSTANT
-from oicsr.state import Muted, devices_of, one_at_a_time
 
 DETECT = "_detect_is_causal_mask"
 TRACES = "do_not_emit_stack_traces"

@@ -22,7 +22,8 @@ from oicsr.arguments import check_learning_rate
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
-from oicsr.layout import Layout, check_sides
+from oicsr.fast.layout import Layout, check_sides
+from oicsr.networks.state import indices_on_cpu, trainable
 from oicsr.penalties import (
     DEFAULT_STRENGTH,
     OfPenalty,
@@ -32,7 +33,6 @@ from oicsr.penalties import (
     safe_sqrt,
 )
 from oicsr.proximal import warn_of_rounding
-from oicsr.state import indices_on_cpu, trainable
 
 SLOPE = 1 / 70  # λ2 / λ1: the authors' VGG-16 has λ2 = 0.1 and λ1 from 3.5 to 11, with 7 in the middle
 TRANSITION = 0.1  # the share of channels whose weights fall, as the authors set it for VGG-16

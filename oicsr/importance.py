@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from oicsr.arguments import check_fit
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.energy import channel_energy
-from oicsr.layout import check_sides
-from oicsr.state import indices_on_cpu
-from oicsr.wrapping import unwrap
+from oicsr.fast.layout import check_sides
+from oicsr.networks.state import indices_on_cpu
+from oicsr.networks.wrapping import unwrap
 
 
 @indices_on_cpu()

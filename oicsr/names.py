@@ -9,11 +9,16 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from oicsr.collect import layer_name
 from oicsr.coupling import Coupling
 
 Names = str | nn.Module | Iterable[str | nn.Module]
 T = TypeVar("T")
+
+
+def layer_name(parameter: str) -> str:
+    """Return the name of the layer that a parameter belongs to, also through a parametrization."""
+    layer, parametrized, _ = parameter.partition(".parametrizations.")
+    return layer if parametrized else parameter.rpartition(".")[0] or parameter
 
 
 def matches(name: str, pattern: str) -> bool:

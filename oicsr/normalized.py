@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from oicsr.arguments import check_call
-from oicsr.copying import copy_model, shared
 from oicsr.graph import export_graph
-from oicsr.inputs import ExampleInputs, as_inputs
+from oicsr.networks.copying import copy_model, shared
+from oicsr.networks.inputs import ExampleInputs, as_inputs
+from oicsr.networks.wrapping import unwrap
 from oicsr.rules.calls import argument, module_path, operator_name, shape_of
-from oicsr.wrapping import unwrap
 
 CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}
 TRANSPOSED = {"aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d"}

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from oicsr.copying import copy_model, is_part_of_the_model, mode, shared
 from oicsr.coupling import Axis, Coupling, Member
-from oicsr.wrapping import stand_alone
+from oicsr.networks.copying import copy_model, is_part_of_the_model, mode, shared
+from oicsr.networks.wrapping import stand_alone
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast.autograd import NormSum
 from oicsr.fast.eager import eager
-from oicsr.layout import Layout, check_sides
+from oicsr.fast.layout import Layout, check_sides
 
 DEFAULT_STRENGTH = (
     1e-2  # takes two mean norms off a channel in 4,000 steps of SGD at a mean rate of 0.005, momentum 0.9

@@ -25,7 +25,7 @@ from oicsr.changes import (
     scalings,
 )
 from oicsr.coupling import Axis, Call, Coupling, Member, channel_mask, kept_parts, kept_slices
-from oicsr.state import indices_on_cpu
+from oicsr.networks.state import indices_on_cpu
 
 PLAN_FORMAT = "oicsr-plan-1"
 

@@ -12,9 +12,9 @@ from oicsr.coupling import Coupling, Side
 from oicsr.energy import energy_vector
 from oicsr.fast import passes
 from oicsr.fast.eager import eager
-from oicsr.layout import Layout, check_sides
+from oicsr.fast.layout import Layout, check_sides
+from oicsr.networks.warned import warn
 from oicsr.penalties import DEFAULT_STRENGTH, check_penalised, check_strength, describe_penalty, group_layout, norm_sum
-from oicsr.warned import warn
 
 
 class ProximalGroupLasso:

@@ -10,19 +10,19 @@ from typing import Any
 from torch import nn
 
 from oicsr.algorithm import Importance, MakeRegularizer, PruningResult, Schedule, Train, prune_iteratively
-from oicsr.approximate import Approximate
 from oicsr.arguments import check_callable
-from oicsr.attention import Granularity
 from oicsr.coupling import Coupling
 from oicsr.importance import out_in_energy
-from oicsr.inputs import ExampleInputs
 from oicsr.names import Names
+from oicsr.networks.inputs import ExampleInputs
 from oicsr.penalties import DEFAULT_STRENGTH, GroupLasso, Regularizer
 from oicsr.reach import OutOfReachError
 from oicsr.recalibration import check_batches, recalibrate, try_batches
 from oicsr.selection import TOLERANCE, check_tolerance, select_channels
 from oicsr.ties import Tie, tie_couplings
-from oicsr.tracing import Scope, find_couplings
+from oicsr.tracing.approximate import Approximate
+from oicsr.tracing.attention import Granularity
+from oicsr.tracing.trace import Scope, find_couplings
 
 
 def prune(

@@ -10,10 +10,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from oicsr.inputs import ExampleInputs as Inputs
 from oicsr.limits import DEFAULT_CAP, Limits
+from oicsr.networks.inputs import ExampleInputs as Inputs
 from oicsr.targets import Channels, Target
-from oicsr.tracing import trace_couplings
+from oicsr.tracing.trace import trace_couplings
 
 
 class OutOfReachError(ValueError):

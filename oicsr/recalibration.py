@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from oicsr.arguments import check_callable, scripted_part
-from oicsr.copying import attributes_kept, mode
-from oicsr.state import buffers_kept, devices_of, generators_kept
-from oicsr.wrapping import unwrap
+from oicsr.networks.copying import attributes_kept, mode
+from oicsr.networks.state import buffers_kept, devices_of, generators_kept
+from oicsr.networks.wrapping import unwrap
 
 _BUILT_IN = inspect.Signature(
     [

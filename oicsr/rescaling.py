@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from oicsr.arguments import check_number
-from oicsr.inputs import ExampleInputs
+from oicsr.networks.inputs import ExampleInputs
+from oicsr.networks.wrapping import unwrap
 from oicsr.normalized import NormalizedLayer, normalized_layers, row_name
-from oicsr.wrapping import unwrap
 
 Norm = float | Tensor
 DEAD = 1e-6  # rows below this share of the norm that they would be brought to stay as they are

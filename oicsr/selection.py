@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from oicsr.arguments import check_call, check_couplings, check_fit, check_no_nan, check_number, check_scores
 from oicsr.complexity import count_macs
-from oicsr.copying import MODEL_ERRORS, copy_model, shared
 from oicsr.coupling import Coupling
-from oicsr.inputs import ExampleInputs
 from oicsr.limits import DEFAULT_CAP, Limits
 from oicsr.names import check_names
+from oicsr.networks.copying import MODEL_ERRORS, copy_model, shared
+from oicsr.networks.inputs import ExampleInputs
+from oicsr.networks.wrapping import unwrap
 from oicsr.plan import PruningPlan
+from oicsr.proving.ways import check_way
 from oicsr.reach import reaches, refuse_distance, refuse_reach, widened
 from oicsr.search import find_cut
 from oicsr.surgery import apply_plan
 from oicsr.targets import Channels, MacsModel, Target, make_target
 from oicsr.ties import Tie, tie_couplings, tie_groups
-from oicsr.ways import check_way
-from oicsr.wrapping import unwrap
 
 __all__ = ["TOLERANCE", "MacsModel", "select_channels"]
 

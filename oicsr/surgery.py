@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from oicsr.arguments import as_optimizers, check_open, check_plan
-from oicsr.changes import check_attributes, drop_caches, scale_slices, set_attributes
-from oicsr.copying import copy_model
+from oicsr.absorption import absorb_constants
+from oicsr.arguments import as_optimizers, check_open, check_plan, check_plan_fits
+from oicsr.changes import drop_caches, scale_slices, set_attributes
 from oicsr.heads import Head
-from oicsr.held import held_optimizers
-from oicsr.inputs import ExampleInputs
-from oicsr.names import named_tensors, whose
-from oicsr.open_attention import opened_modules
+from oicsr.networks.copying import copy_model
+from oicsr.networks.inputs import ExampleInputs
+from oicsr.networks.state import trainable
+from oicsr.networks.warned import warn
+from oicsr.networks.wrapping import unwrap
+from oicsr.opened.attention import opened_modules
+from oicsr.optimizers.held import held_optimizers
+from oicsr.optimizers.rebinding import check_optimizer, rebind, select_slices, slices_by_name
 from oicsr.parametrized import computed_weights, refresh
 from oicsr.plan import PruningPlan, Slice
-from oicsr.rebinding import check_optimizer, rebind, select_slices, slices_by_name
-from oicsr.state import trainable
 from oicsr.twins import UntiedWarning, said_of_untied
-from oicsr.warned import warn
-from oicsr.wrapping import unwrap
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 WIDTHS = {"input_size": "ih", "hidden_size": "hh"}  # of recurrent layers: the weights whose columns they count
@@ -99,8 +99,6 @@ def remove_channels(
         parameter.grad = None if grad is None else grad.clone()
         vars(parameter).update(_marks(before[name]))
     if absorb:
-        from oicsr.absorption import absorb_constants  # it needs the tracer, which imports this module
-
         absorb_constants(small, plan, example_inputs)
     for _, one in held:
         rebind(one, own, own, plan)
@@ -253,34 +251,6 @@ def _fix_like_convolution(module: nn.Module, slices: Iterable[Slice]) -> None:
 def _groups_left(rows: Slice, groups: int) -> int:
     """Return how many groups keep rows: groups go as a whole, or lose the same rows each."""
     return len({row // (rows.size // groups) for row in rows.kept})
-
-
-def check_plan_fits(model: nn.Module, plan: PruningPlan) -> None:
-    """Raise ValueError where a plan is another network's: a name is not there, or a width or number is another."""
-    tensors = named_tensors(model)
-    for entry in plan.slices:
-        tensor = tensors.get(entry.parameter)
-        if tensor is None:
-            raise ValueError(
-                f"the plan slices {entry.parameter!r}, which {type(model).__name__} does not have"
-                f"{whose(model, entry.parameter)}"
-            )
-        if entry.dim >= tensor.ndim or tensor.shape[entry.dim] != entry.size:
-            raise ValueError(
-                f"the plan expects {entry.size} slices on axis {entry.dim} of {entry.parameter!r}, "
-                f"whose shape is {tuple(tensor.shape)}: it was made for another network, or has been applied already "
-                "(remove_channels takes the network that the plan was made for)"
-            )
-    for scaling in plan.scalings:
-        tensor = tensors.get(scaling.parameter)
-        last = max(scaling.slices, default=0)
-        if tensor is None or scaling.dim >= tensor.ndim or last >= tensor.shape[scaling.dim]:
-            shape = "is not there" if tensor is None else f"has shape {tuple(tensor.shape)}"
-            raise ValueError(
-                f"the plan multiplies slice {last} on axis {scaling.dim} of {scaling.parameter!r}, which {shape}: it "
-                "was made for another network"
-            )
-    check_attributes(model, plan.attributes)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from oicsr.arguments import check_cost, check_fit, check_number
 from oicsr.complexity import Work, count_macs, count_work, find_tensor
 from oicsr.coupling import Call, Coupling
-from oicsr.inputs import ExampleInputs
+from oicsr.networks.inputs import ExampleInputs
+from oicsr.networks.wrapping import unwrap
 from oicsr.plan import PruningPlan
 from oicsr.surgery import remove_channels
-from oicsr.wrapping import unwrap
 
 
 class Channels:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
+from oicsr.networks.wrapping import unwrap
 from oicsr.plan import Slice
-from oicsr.wrapping import unwrap
 
 NEAR = 0.5  # cosine of the angle between two modules' weights: those of two trainings are at right angles
 

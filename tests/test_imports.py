@@ -112,20 +112,45 @@ def modules_imported(path: Path, known: set[str], *, annotations: bool) -> set[s
     return found & known
 
 
+def modules_of(package: str) -> dict[str, Path]:
+    """Return the files of a package by the names of their modules."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def circles(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return what is left of some arrows where that is taken away, again and again, which has none to what is left."""
+    leaves = {name for name, needed in arrows.items() if not needed & arrows.keys()}
+    return circles({name: needed for name, needed in arrows.items() if name not in leaves}) if leaves else arrows
+
+
 @pytest.mark.parametrize("annotations", [False, True], ids=["imports", "imports for annotations too"])
 def test_no_two_modules_import_each_other_in_a_circle(annotations: bool) -> None:
-    files = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for package in ALLOWED
-        for path in sorted((ROOT / package).rglob("*.py"))
-    }
-    left = {name: modules_imported(path, set(files), annotations=annotations) - {name} for name, path in files.items()}
-    while True:  # take away what imports nothing that is left, again and again: a circle stays
-        leaves = {name for name, needed in left.items() if not needed & left.keys()}
-        if not leaves:
-            break
-        left = {name: needed for name, needed in left.items() if name not in leaves}
-    assert not left
+    files = {name: path for package in ALLOWED for name, path in modules_of(package).items()}
+    known = set(files)
+    assert not circles(
+        {name: modules_imported(path, known, annotations=annotations) - {name} for name, path in files.items()}
+    )
+
+
+def test_no_two_folders_of_the_library_import_each_other_in_a_circle() -> None:
+    files, arrows = modules_of("oicsr"), dict[str, set[str]]()
+    del files["oicsr"]
+    for name, path in files.items():
+        own = name.split(".")[1]
+        others = {other.split(".")[1] for other in modules_imported(path, set(files), annotations=True)}
+        arrows.setdefault(own, set()).update(others - {own})
+    assert len(arrows["pruning"]) > 5
+    assert not circles(arrows)
+
+
+def test_every_folder_of_the_library_says_what_it_holds() -> None:
+    folders = {path.parent for path in (ROOT / "oicsr").rglob("__init__.py")} - {ROOT / "oicsr"}
+    for folder in folders:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))), f"{folder} has no docstring"
+    told = re.search(r"\n\| in `oicsr/` .*?\n\n", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
+    assert told
+    assert {folder.name for folder in folders} <= set(re.findall(r"^\| `(\w+)` \|", told[0], re.MULTILINE))
 
 
 def test_modules_that_are_named_in_texts_exist() -> None:

@@ -26,7 +26,7 @@ from benchmarks.coverage.transformers import build, every_network, listed
 from benchmarks.escape import for_csv, for_markdown
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, trace_couplings
 from oicsr.complexity import find_tensor
-from oicsr.inputs import as_inputs
+from oicsr.networks.inputs import as_inputs
 
 COLUMNS = (
     "network granularity channels heads error macs_before macs_after seconds passed reason torch_pruning "

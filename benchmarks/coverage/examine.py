@@ -37,11 +37,11 @@ from benchmarks.coverage.table import (
 )
 from benchmarks.coverage.tasks import freely, opened, outputs_of, task_of, training_loss
 from oicsr import Coupling, PruningPlan, count_macs, remove_channels, select_channels, trace_couplings
-from oicsr.chance import measured, measuring, move_statistics
 from oicsr.complexity import find_tensor
-from oicsr.copying import MODEL_ERRORS
-from oicsr.inputs import ExampleInputs, as_inputs
-from oicsr.tracing import Scope
+from oicsr.networks.copying import MODEL_ERRORS
+from oicsr.networks.inputs import ExampleInputs, as_inputs
+from oicsr.proving.chance import measured, measuring, move_statistics
+from oicsr.tracing.trace import Scope
 
 MAX_REMOVED = 0.95
 

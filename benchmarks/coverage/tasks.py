@@ -19,9 +19,9 @@ from benchmarks.coverage import networks
 from benchmarks.models import build_model, find_builder, input_shape
 from benchmarks.suggest import unknown_name
 from oicsr import open_attention
-from oicsr.copying import MODEL_ERRORS, mode
-from oicsr.inputs import tensors_in
-from oicsr.open_windows import is_window_attention
+from oicsr.networks.copying import MODEL_ERRORS, mode
+from oicsr.networks.inputs import tensors_in
+from oicsr.opened.windows import is_window_attention
 
 IMAGE_SIZES = (96, 128)  # tried in order, then the network's own
 VIDEO = (3, 16, 112, 112)  # channels, frames, height, width

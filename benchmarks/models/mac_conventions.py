@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from oicsr import count_macs
-from oicsr.copying import mode
-from oicsr.inputs import as_inputs
+from oicsr.networks.copying import mode
+from oicsr.networks.inputs import as_inputs
 
 NORMS = {functional.batch_norm, torch.batch_norm}
 

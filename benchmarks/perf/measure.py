@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr import Coupling, UnprunedChannelsWarning, find_couplings
-from oicsr.tracing import Scope
+from oicsr.tracing.trace import Scope
 
 Candidate = Callable[[], object]
 

@@ -22,8 +22,8 @@ from benchmarks.perf.measure import (
 )
 from benchmarks.perf.peers import naive_group_lasso, torch_pruning_regularize
 from oicsr import Coupling, GroupLasso, ProximalGroupLasso, count_params
-from oicsr.layout import Layout
-from oicsr.tracing import Scope
+from oicsr.fast.layout import Layout
+from oicsr.tracing.trace import Scope
 
 MODELS = ("resnet56", "vgg16", "mobilenetv2", "imagenet-resnet50")
 

@@ -12,9 +12,9 @@ from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from oicsr import Coupling, OutOfReachError, PruningPlan, find_couplings
 from oicsr.algorithm import share_after
-from oicsr.approximate import Approximate
-from oicsr.attention import Granularity
-from oicsr.tracing import Scope
+from oicsr.tracing.approximate import Approximate
+from oicsr.tracing.attention import Granularity
+from oicsr.tracing.trace import Scope
 
 
 @lru_cache(maxsize=8)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from oicsr import reference
 from oicsr.fast import passes
+from oicsr.fast.layout import numbered
 from oicsr.fast.table import Table
-from oicsr.layout import numbered
 
 
 class Energy(torch.autograd.Function):

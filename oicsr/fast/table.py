@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from oicsr.fast.tiles import Tiles, make_tiles
+from oicsr.networks.state import indices_on_cpu
 from oicsr.reference import Term, energy_type
-from oicsr.state import indices_on_cpu
 
 CACHE_BLOCK = 1 << 19  # elements worked on at once on a CPU, 2 MiB of float32: measured best with one and two threads
 SERIAL_ELEMENTS = 1 << 22  # below, waking a CPU's other threads for every operation takes longer than they save

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from oicsr.warned import warn
+from oicsr.networks.warned import warn
 
 HEIGHT, ROWS, COLUMNS = 128, 16, 256  # a tile, and the rows of it that a program has in registers at once
 BLOCK = 128  # partial sums that one program adds up at once

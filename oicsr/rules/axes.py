@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Side
-from oicsr.labels import ChannelSets
 from oicsr.rules.calls import (
     argument,
     axes_of,
@@ -31,6 +30,7 @@ from oicsr.rules.calls import (
 )
 from oicsr.rules.copies import copies_by_group, copies_joined
 from oicsr.rules.ids import on_axis, varying
+from oicsr.rules.labels import ChannelSets
 from oicsr.rules.names import ELEMENTWISE, JOINED, PRODUCTS
 from oicsr.rules.notes import Passed, Product, Slot
 from oicsr.rules.table import Value, aten, find_rule

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from oicsr.labels import ChannelSets
 from oicsr.rules.calls import operator_name
+from oicsr.rules.labels import ChannelSets
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def cut(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     Equal pieces of the channel axis are tied to one another, so that a cut in halves stays a cut in halves whatever
     is removed; of slices with a step (`x[:, ::2]`), neighbours go together. Where the module keeps the sizes of the
     pieces in a list, the list follows. Where numbers on the module give the places of a cut, it is found out later
-    which of them follow (`oicsr.attention`). A cut at shares of the width is followed on trust. Any other cut of the
-    channel axis, whose position is a number in the code, fixes its channels.
+    which of them follow (`oicsr.tracing.attention`). A cut at shares of the width is followed on trust. Any other cut
+    of the channel axis, whose position is a number in the code, fixes its channels.
     """
     sizes = [shape[axis_of(node, ids.ndim)] for shape in shapes_of(node) if shape is not None]
     values = [Value(piece) for piece in _pieces(tracer, node, ids, sizes)]

@@ -85,7 +85,7 @@ def _join_states(tracer: Tracer, states: Any, widths: Sequence[Tensor]) -> None:
     """Tie the first states, hidden ones and those of cells, to their channels.
 
     One number everywhere has whatever width it has: zeros are made by the layer itself, or by the network, of a width
-    that it keeps (`oicsr.mending` lets that follow).
+    that it keeps (`oicsr.proving.mending` lets that follow).
     """
     for state, hidden in zip(states if isinstance(states, list | tuple) else [states], widths, strict=False):
         ids = tracer.ids(state)

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from oicsr.coupling import Side
-from oicsr.labels import ChannelSets
 from oicsr.rules.axes import Axes, is_pick, is_vector
 from oicsr.rules.calls import called, enclosing, module_path, operator_name, shape_of
 from oicsr.rules.doubts import Doubts
 from oicsr.rules.evaluated import Evaluated
 from oicsr.rules.ids import squeeze_constant_axes, varying
+from oicsr.rules.labels import ChannelSets
 from oicsr.rules.modules import ModuleCall, is_module_call
 from oicsr.rules.names import PRODUCTS
 from oicsr.rules.notes import Count, Cut, Norm, Passed, Product, Slot, said_of_constant
@@ -54,7 +54,7 @@ class Tracer:
         follow_layer_norm: Whether channels that a LayerNorm runs over may go, although its statistics change then.
         approximate: What may go although outputs change: `"layer_norm"`, channels under one, turned into an RMSNorm.
         granularity: Which part of an attention goes: `"channel"` of each head, or `"head"`.
-        modes: The same by module, where that was found to be another one (see `oicsr.attention`).
+        modes: The same by module, where that was found to be another one (see `oicsr.tracing.attention`).
         products: Products of activations, in their order.
         passed: Calls of layers that run over channels one by one, along another axis.
         norms: The means of squares over channels.

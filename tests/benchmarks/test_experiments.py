@@ -22,8 +22,8 @@ from benchmarks.experiments.cifar10_resnet20_iterative import removed_in
 from benchmarks.methods.registry import find_method
 from benchmarks.models import MODELS, build_model, input_shape
 from benchmarks.running.run import run_cell
-from oicsr.attention import Granularity
-from oicsr.tracing import Scope, Verify
+from oicsr.tracing.attention import Granularity
+from oicsr.tracing.trace import Scope, Verify
 from tests.benchmarks.small import small_bench
 
 ROOT = Path(__file__).parent.parent.parent

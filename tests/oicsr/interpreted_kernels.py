@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import oicsr
 from oicsr import reference
 from oicsr.fast import passes, tiles
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from tests.oicsr.networks import Basic, Chain, Mixed
 from tests.oicsr.test_fast import (
     Transposed,

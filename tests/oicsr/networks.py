@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import oicsr
 from oicsr import Coupling
 from oicsr.graph import Graph, export_graph
-from oicsr.inputs import Inputs
+from oicsr.networks.inputs import Inputs
 
 
 class Chain(nn.Module):
@@ -112,7 +112,7 @@ def exported_once() -> Iterator[None]:
             held[key] = export_graph(twin, inputs, training=training)
         return held[key]
 
-    with patch("oicsr.tracing.export_graph", export):
+    with patch("oicsr.tracing.trace.export_graph", export):
         yield
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import oicsr
 from oicsr import ApproximateWarning, PruningPlan
-from oicsr.approximate import WithoutMeans
+from oicsr.tracing.approximate import WithoutMeans
 
 
 class Stream(nn.Module):

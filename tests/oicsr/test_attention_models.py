@@ -75,7 +75,7 @@ def test_half_of_the_macs_goes_in_one_call_half_of_the_attention_included(name: 
     model, images = timm_model(name, **SHALLOW[name]) if name in SHALLOW else torchvision_vit(2)
     before = oicsr.count_macs(model, images)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", oicsr.tracing.UnprunedChannelsWarning)
+        warnings.simplefilter("ignore", oicsr.UnprunedChannelsWarning)
         result = oicsr.prune(model, images, macs_kept=0.5, granularity=granularity)  # type: ignore[arg-type]
     assert oicsr.count_macs(result.model, images) == pytest.approx(before / 2, rel=0.02)
     assert 0.4 < weights_of_attention(result.model) / weights_of_attention(model) < 0.6

@@ -19,7 +19,7 @@ from benchmarks.models import INPUT_SHAPES, MODELS
 from oicsr import reference
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes, table
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from tests.oicsr.networks import Basic, Chain, Mixed, drop_third, narrowed
 
 IMAGES = torch.zeros(2, 3, 8, 8)

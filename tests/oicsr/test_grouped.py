@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import oicsr
-from oicsr.grouped import by_groups
+from oicsr.networks.grouped import by_groups
 from tests.oicsr.users_networks import weight
 
 ROWS = torch.randn(12, 8)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import oicsr
 from oicsr.absorption import plan_absorption
-from oicsr.inputs import ExampleInputs, as_inputs, map_tensors, tensors_in
+from oicsr.networks.inputs import ExampleInputs, as_inputs, map_tensors, tensors_in
 from oicsr.plan import PruningPlan
 from tests.oicsr.networks import drop_third, zero_channels
 

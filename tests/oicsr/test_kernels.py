@@ -17,7 +17,7 @@ from torch import nn
 
 import oicsr
 from oicsr.fast import tiles
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 from tests.oicsr.networks import Chain
 from tests.oicsr.test_fast import couplings_of, quiet_couplings
 

@@ -15,7 +15,7 @@ from baselines.elementwise import l1, l2
 from baselines.growing_reg import GrowingPenalty
 from baselines.network_slimming import ScalePenalty
 from oicsr.energy import add_energy_gradient, energy_vector
-from oicsr.layout import Layout
+from oicsr.fast.layout import Layout
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 Couplings = list[oicsr.Coupling]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oicsr import mending as mending_module
 from oicsr import trace_couplings
-from oicsr.repair import Bench
+from oicsr.proving import mending as mending_module
+from oicsr.proving.repair import Bench
 
 
 class Split(nn.Module):

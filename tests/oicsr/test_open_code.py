@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import oicsr
-from oicsr.open_code import freed, is_freed
+from oicsr.opened.code import freed, is_freed
 from tests.oicsr.networks import drop_third
 from tests.oicsr.test_attention import check_exact, found
 

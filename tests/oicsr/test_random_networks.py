@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import oicsr
 from oicsr import Coupling
-from oicsr.copying import copy_model
+from oicsr.networks.copying import copy_model
 from oicsr.selection import MacsModel
 from tests.oicsr.networks import drop_third, exported_once, randomize_norms, zero_channels
 from tests.oicsr.random_steps import MORE

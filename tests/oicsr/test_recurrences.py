@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import oicsr
-from oicsr.inputs import tensors_in
-from oicsr.recurrences import LAYERS, OPERATORS, OneStep, one_step_exported
+from oicsr.networks.inputs import tensors_in
+from oicsr.networks.recurrences import LAYERS, OPERATORS, OneStep, one_step_exported
 
 KINDS = [
     (nn.LSTM, {}),

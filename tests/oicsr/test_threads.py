@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from torch.nn.modules import transformer
 
 import oicsr
-from oicsr.state import Muted
+from oicsr.networks.state import Muted
 
 THREADS = 4
 

@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 import oicsr
+from oicsr.proving.shapes import _ShapesOfNorms
 from oicsr.selection import MacsModel
-from oicsr.shapes import _ShapesOfNorms
 from tests.oicsr.networks import Basic, Chain, Mixed, drop_third, zero_channels
 
 IMAGES = torch.zeros(2, 3, 8, 8)

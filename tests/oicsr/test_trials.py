@@ -11,11 +11,11 @@ from torch.nn import functional
 
 import oicsr
 from oicsr import Coupling
-from oicsr.chance import choose_kept
-from oicsr.inputs import as_inputs
-from oicsr.proof import blame
+from oicsr.networks.inputs import as_inputs
+from oicsr.proving.chance import choose_kept
+from oicsr.proving.proof import blame
+from oicsr.proving.trials import Bench
 from oicsr.surgery import apply_plan, slice_module
-from oicsr.trials import Bench
 from tests.oicsr.networks import Basic, Chain
 from tests.oicsr.test_proof import INEXACT, Between, by_hand
 

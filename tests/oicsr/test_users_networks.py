@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import oicsr
-from oicsr.inputs import tensors_in
+from oicsr.networks.inputs import tensors_in
 from tests.oicsr.users_networks import CASES, Case
 
 for more in ("cuts", "experts", "gates", "kernels", "modules", "recurrences", "sequences", "sums", "weights"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import oicsr
-from oicsr.ways import check_way
+from oicsr.proving.ways import check_way
 
 IMAGES = torch.randn(2, 3, 8, 8)
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 from torch import fx, nn
 
-from oicsr.collect import STREAM, ChannelIndex, layer_name
 from oicsr.coupling import Coupling
-from oicsr.names import some_of
+from oicsr.names import layer_name, some_of
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
+from oicsr.rules.collect import STREAM, ChannelIndex
 from oicsr.rules.products import ATTENTIONS
 from oicsr.rules.registry import aten
 from oicsr.rules.tracer import INPUT, OUTPUT

@@ -13,10 +13,10 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from oicsr.copying import copy_model, shared
 from oicsr.coupling import Attribute, Coupling
-from oicsr.inputs import Inputs
-from oicsr.repair import SET_BY_SURGERY, Bench
+from oicsr.networks.copying import copy_model, shared
+from oicsr.networks.inputs import Inputs
+from oicsr.proving.repair import SET_BY_SURGERY, Bench
 
 INPUTS = frozenset("in_channels in_chs in_features in_planes inplanes in_dim input_dim dim_in".split())
 OUTPUTS = frozenset("out_channels out_chs out_features out_planes outplanes out_dim output_dim dim_out".split())

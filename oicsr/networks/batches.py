@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from oicsr.inputs import Inputs
+from oicsr.networks.inputs import Inputs
 
 MOSTLY = 0.9  # the share of the MACs that a batch must divide; a table of positions may have layers of its own
 

@@ -9,15 +9,15 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from oicsr.copying import MODEL_ERRORS, copy_model, hooks_off, mode, shared
 from oicsr.coupling import Coupling
-from oicsr.inputs import Inputs
-from oicsr.modes import Mode
+from oicsr.networks.copying import MODEL_ERRORS, copy_model, hooks_off, mode, shared
+from oicsr.networks.inputs import Inputs
+from oicsr.networks.modes import Mode
+from oicsr.networks.recurrences import OneStep
 from oicsr.plan import PruningPlan
-from oicsr.recurrences import OneStep
+from oicsr.proving.shapes import meta_copy
 from oicsr.rules.calls import operator_name
 from oicsr.rules.doubts import Doubt
-from oicsr.shapes import meta_copy
 from oicsr.surgery import apply_plan
 
 GROUP_NORM = "aten::group_norm"

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from oicsr.chance import choose_kept, is_sparse, measured, measuring, move_statistics, noisy_example, randomize
-from oicsr.copying import (
+from oicsr.coupling import Coupling, Member, channel_mask
+from oicsr.names import named_tensors
+from oicsr.networks.copying import (
     MODEL_ERRORS,
     attributes_kept,
     copy_model,
@@ -23,15 +24,14 @@ from oicsr.copying import (
     shared,
     uncompiled,
 )
-from oicsr.coupling import Coupling, Member, channel_mask
-from oicsr.inputs import Inputs, tensors_in
-from oicsr.names import named_tensors
+from oicsr.networks.inputs import Inputs, tensors_in
+from oicsr.networks.state import buffers_kept, devices_of, generators_kept, indices_on_cpu
+from oicsr.networks.wrapping import stand_alone
 from oicsr.parametrized import lengths
 from oicsr.plan import PruningPlan
-from oicsr.state import buffers_kept, devices_of, generators_kept, indices_on_cpu
+from oicsr.proving.chance import choose_kept, is_sparse, measured, measuring, move_statistics, noisy_example, randomize
+from oicsr.proving.watching import WIDER, Watch, default_dtype, storages
 from oicsr.surgery import apply_plan
-from oicsr.watching import WIDER, Watch, default_dtype, storages
-from oicsr.wrapping import stand_alone
 
 Surgery = Callable[[nn.Module, PruningPlan], None]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the largest value of an output

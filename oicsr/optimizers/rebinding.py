@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oicsr.beside import replace_tensors, said_of_ties
+from oicsr.optimizers.beside import replace_tensors, said_of_ties
 from oicsr.plan import PruningPlan, Slice
 
 STUCK = "that cannot be sliced"

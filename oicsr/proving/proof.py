@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from oicsr.arguments import check_call, check_fit
-from oicsr.chance import FEWEST
-from oicsr.copying import first_line
 from oicsr.coupling import Coupling
-from oicsr.inputs import ExampleInputs, as_inputs
-from oicsr.state import one_at_a_time
-from oicsr.trials import Bench, Surgery, forms
-from oicsr.wrapping import unwrap
+from oicsr.networks.copying import first_line
+from oicsr.networks.inputs import ExampleInputs, as_inputs
+from oicsr.networks.state import one_at_a_time
+from oicsr.networks.wrapping import unwrap
+from oicsr.proving.chance import FEWEST
+from oicsr.proving.trials import Bench, Surgery, forms
 
 SMALL = 1 << 20  # a network of no more values is tried twice, with other channels and parameters
 Trial = Callable[[Sequence[Coupling]], str | None]

@@ -13,10 +13,10 @@ from torch import Tensor, fx
 
 from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Rescaled
+from oicsr.networks.state import indices_on_cpu
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
 from oicsr.rules.names import JOINED
 from oicsr.rules.registry import aten
-from oicsr.state import indices_on_cpu
 
 VIEWS = frozenset(
     aten(

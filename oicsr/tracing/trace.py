@@ -11,29 +11,29 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from oicsr.approximate import Approximate, ApproximateWarning, WithoutMeans, check_approximate, deviation
 from oicsr.arguments import check_call
-from oicsr.attention import Attentions, Granularity, check_granularity, settle_products
-from oicsr.backbone import Part, backbone_call, couplings_of_whole
-from oicsr.collect import SINGLE, Root, Streams, collect, layer_name
-from oicsr.copying import hooked_modules
-from oicsr.counted import miscounted
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
-from oicsr.inputs import ExampleInputs, Inputs, as_inputs
-from oicsr.kept import said_of_averages, said_of_idle, said_of_kept
-from oicsr.mending import Traced, mend
-from oicsr.names import Names, named_layers, some_of
+from oicsr.names import Names, layer_name, named_layers, some_of
+from oicsr.networks.copying import hooked_modules
+from oicsr.networks.inputs import ExampleInputs, Inputs, as_inputs
+from oicsr.networks.state import indices_on_cpu, one_at_a_time
+from oicsr.networks.warned import warn
+from oicsr.networks.wrapping import unwrap
 from oicsr.parametrized import plain_twin, said_of_sources
-from oicsr.proof import Proof, prove
+from oicsr.proving.counted import miscounted
+from oicsr.proving.mending import Traced, mend
+from oicsr.proving.proof import Proof, prove
+from oicsr.proving.shapes import find_moved, find_rigid
+from oicsr.proving.stale import follow_unread
 from oicsr.rules import Tracer, keep_unread
+from oicsr.rules.collect import SINGLE, Root, Streams, collect
 from oicsr.rules.doubts import Doubts
-from oicsr.shapes import find_moved, find_rigid
-from oicsr.stale import follow_unread
-from oicsr.state import indices_on_cpu, one_at_a_time
-from oicsr.unseen import said_of_unseen
-from oicsr.warned import warn
-from oicsr.wrapping import unwrap
+from oicsr.tracing.approximate import Approximate, ApproximateWarning, WithoutMeans, check_approximate, deviation
+from oicsr.tracing.attention import Attentions, Granularity, check_granularity, settle_products
+from oicsr.tracing.backbone import Part, backbone_call, couplings_of_whole
+from oicsr.tracing.kept import said_of_averages, said_of_idle, said_of_kept
+from oicsr.tracing.unseen import said_of_unseen
 
 Scope = Literal["inner", "all"]
 Verify = Literal["numeric", "shapes", "off"]
@@ -85,7 +85,7 @@ def find_couplings(
     """Find every set of weights that share a channel axis.
 
     Args:
-        model: Any network that `torch.export` can trace, wrapped or not (see `oicsr.wrapping.unwrap`); of a detector
+        model: Any network that `torch.export` can trace, wrapped or not (see `oicsr.unwrap`); of a detector
             that it cannot trace as a whole, the `backbone`. Left as it is: weights, training mode, hooks, counters,
             caches and random state included. The users' hooks do not run.
         example_inputs: The arguments of one forward call. A tensor: the only one. A tuple or list: the positional

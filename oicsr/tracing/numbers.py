@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import Tensor, fx
 
-from oicsr.collect import ChannelIndex, CouplingId
 from oicsr.coupling import Attribute, Call, Coupling, Part, Rescaled
 from oicsr.rules import Tracer
 from oicsr.rules.calls import operator_name
+from oicsr.rules.collect import ChannelIndex, CouplingId
 from oicsr.rules.names import CONVOLUTIONS, PRODUCTS, SUMMED_PRODUCTS
 
 LAYERS = CONVOLUTIONS | PRODUCTS | {"aten::linear", "aten::bilinear", *SUMMED_PRODUCTS}  # what a weight's calls are

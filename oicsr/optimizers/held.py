@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oicsr.copying import COPY_ERRORS, CopiedTensors, first_line
-from oicsr.rebinding import holds
+from oicsr.networks.copying import COPY_ERRORS, CopiedTensors, first_line
+from oicsr.optimizers.rebinding import holds
 
 Memo = dict[int, Any]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from oicsr.coupling import Coupling
-from oicsr.state import indices_on_cpu
+from oicsr.networks.state import indices_on_cpu
 
 FEWEST = 5  # channels that a trial leaves at least, so that mixing neighbours is not missed by chance
 FLOOR = 0.1  # the least variance of a channel, in units of the mean of its layer: one at zero has none

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oicsr.copying import copy_model
-from oicsr.held import held_optimizers
-from oicsr.open_code import freed, is_freed
-from oicsr.open_windows import OpenWindowAttention, is_window_attention
-from oicsr.rebinding import holds
+from oicsr.networks.copying import copy_model
+from oicsr.opened.code import freed, is_freed
+from oicsr.opened.windows import OpenWindowAttention, is_window_attention
+from oicsr.optimizers.held import held_optimizers
+from oicsr.optimizers.rebinding import holds
 
 FUSED = ("in_proj_weight", "in_proj_bias")
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")

@@ -6,7 +6,7 @@ import sys
 import warnings
 from types import FrameType
 
-from oicsr.copying import OTHERS
+from oicsr.networks.copying import OTHERS
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -16,14 +16,14 @@ from itertools import combinations, islice
 
 from torch import fx, nn
 
-from oicsr.collect import ChannelIndex
-from oicsr.copying import copy_model, shared
 from oicsr.coupling import Coupling, Member, Rescaled
-from oicsr.inputs import Inputs
-from oicsr.proof import Proof, joined, prove
-from oicsr.repair import Bench, changed_powers, find_repair, fitting_repairs, identity
+from oicsr.networks.copying import copy_model, shared
+from oicsr.networks.inputs import Inputs
+from oicsr.proving.proof import Proof, joined, prove
+from oicsr.proving.repair import Bench, changed_powers, find_repair, fitting_repairs, identity
 from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import enclosing, module_path
+from oicsr.rules.collect import ChannelIndex
 from oicsr.ties import tie_couplings
 
 MOST = 8  # couplings that are looked at; a network none of which can be mended has another fault

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_state
 from torch.overrides import TorchFunctionMode
 
-from oicsr.state import buffers_kept, generators_kept
+from oicsr.networks.state import buffers_kept, generators_kept
 
 MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
     RuntimeError,
@@ -55,7 +55,7 @@ GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
 )
 TORCH = str(Path(torch.__file__).parent / "_").removesuffix("_")  # with a separator: torchvision is not part of it
-OTHERS = (TORCH, str(Path(__file__).parent / "_").removesuffix("_"), contextlib.__file__)
+OTHERS = (TORCH, str(Path(__file__).parents[1] / "_").removesuffix("_"), contextlib.__file__)
 EMPTIED = (dict, OrderedDict)
 SHARED = (  # what copies have in common with the original, as there is but one: locks, threads, files, processes
     type(threading.Lock()),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
-from oicsr.grouped import in_any_precision
-from oicsr.modes import Mode
 from oicsr.names import named_tensors
+from oicsr.networks.grouped import in_any_precision
+from oicsr.networks.modes import Mode
 
 WIDER = {
     torch.float16: torch.float64,

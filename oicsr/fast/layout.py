@@ -16,9 +16,9 @@ from oicsr.arguments import check_couplings, check_whole, check_width
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.fast.table import Table, make_table
 from oicsr.names import named_tensors, whose
+from oicsr.networks.state import trainable
+from oicsr.networks.wrapping import unwrap
 from oicsr.reference import Term
-from oicsr.state import trainable
-from oicsr.wrapping import unwrap
 
 MAX_TABLES = 8  # kept per layout: one per device, type and memory order that the model was seen with
 _numbers = itertools.count()

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.coupling import Coupling, Member
-from oicsr.labels import ChannelSets
-from oicsr.rules import Slot, Tracer, Value
+from oicsr.names import layer_name
+from oicsr.networks.state import indices_on_cpu
 from oicsr.rules.calls import module_path
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
-from oicsr.state import indices_on_cpu
+from oicsr.rules.labels import ChannelSets
+from oicsr.rules.notes import Slot
+from oicsr.rules.registry import Value
+from oicsr.rules.tracer import Tracer
 
 ATTENDED = ("scores", "values", "pair")  # products that have heads, where an attention has any
 HEADS = 'granularity="head" looks for whole heads that can go'
@@ -330,12 +333,6 @@ def _last_channels(slots: Sequence[Slot], index: ChannelIndex) -> dict[Root, str
         if last.keys().isdisjoint(axis):
             last[axis[0]] = f"is what {slot.parameter!r} needs to keep a channel"
     return last
-
-
-def layer_name(parameter: str) -> str:
-    """Return the name of the layer that a parameter belongs to, also through a parametrization."""
-    layer, parametrized, _ = parameter.partition(".parametrizations.")
-    return layer if parametrized else parameter.rpartition(".")[0] or parameter
 
 
 def _explain(tracer: Tracer, roots: Tensor, reasons: Reasons, streams: Set[Root]) -> dict[str, str]:

@@ -26,19 +26,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from oicsr.changes import whole_numbers
-from oicsr.collect import ChannelIndex
 from oicsr.coupling import Coupling, Rescaled
-from oicsr.inputs import Inputs
 from oicsr.names import first_names
-from oicsr.numbers import follow_counts, follow_norms, note_parts, owner_of
-from oicsr.open_code import freed
-from oicsr.proof import prove
-from oicsr.queries import rescaled_rows
-from oicsr.repair import Bench, Number, Repair, find_repair
+from oicsr.networks.inputs import Inputs
+from oicsr.opened.code import freed
+from oicsr.proving.proof import prove
+from oicsr.proving.repair import Bench, Number, Repair, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
+from oicsr.rules.collect import ChannelIndex
 from oicsr.rules.names import SUMMED_PRODUCTS
 from oicsr.rules.products import ATTENTIONS
+from oicsr.tracing.numbers import follow_counts, follow_norms, note_parts, owner_of
+from oicsr.tracing.queries import rescaled_rows
 
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}

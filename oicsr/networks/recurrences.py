@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.grouped import in_any_precision
+from oicsr.networks.grouped import in_any_precision
 
 LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 FUNCTIONS = frozenset(getattr(torch, name) for name in LAYERS)

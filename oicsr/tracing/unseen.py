@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from oicsr.inputs import Inputs
+from oicsr.networks.inputs import Inputs
 
 PLAIN = (int, float, bool, complex, str, bytes, type(None))
 

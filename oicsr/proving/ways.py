@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from oicsr.copying import MODEL_ERRORS, OTHERS, copy_model, first_line, shared, undisturbed
 from oicsr.coupling import Coupling
-from oicsr.inputs import ExampleInputs, as_inputs
-from oicsr.modes import Mode
+from oicsr.networks.copying import MODEL_ERRORS, OTHERS, copy_model, first_line, shared, undisturbed
+from oicsr.networks.inputs import ExampleInputs, as_inputs
+from oicsr.networks.modes import Mode
+from oicsr.networks.state import one_at_a_time
 from oicsr.plan import PruningPlan
-from oicsr.proof import outputs_changed
-from oicsr.state import one_at_a_time
+from oicsr.proving.proof import outputs_changed
 from oicsr.surgery import apply_plan
 
 Call = tuple[str, str, int, str, str]  # module, file, line, function and its arguments

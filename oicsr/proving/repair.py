@@ -20,13 +20,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from oicsr.changes import is_settings, whole_numbers
-from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, line_of, mode, shared
 from oicsr.coupling import Attribute, Coupling
-from oicsr.inputs import Inputs, tensors_in
-from oicsr.modes import FLEX_ATTENTION, Mode
+from oicsr.networks.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, line_of, mode, shared
+from oicsr.networks.inputs import Inputs, tensors_in
+from oicsr.networks.modes import FLEX_ATTENTION, Mode
+from oicsr.networks.recurrences import OneStep
 from oicsr.plan import PruningPlan
-from oicsr.recurrences import OneStep
-from oicsr.shapes import meta_copy
+from oicsr.proving.shapes import meta_copy
 from oicsr.surgery import apply_plan
 
 MOST_CHANGED = 4  # numbers on the modules of one class that are changed together

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode
 from oicsr.coupling import Axis, Coupling
-from oicsr.inputs import Inputs
+from oicsr.networks.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, mode
+from oicsr.networks.inputs import Inputs
+from oicsr.networks.recurrences import OneStep
 from oicsr.plan import PruningPlan, shrink_couplings
-from oicsr.recurrences import OneStep
 from oicsr.surgery import apply_plan
 
 Trace = Callable[[nn.Module], tuple[list[Coupling], set[str]]]

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from oicsr.complexity import Positions
-from oicsr.copying import MODEL_ERRORS, undisturbed
 from oicsr.coupling import Call, Coupling, Member
-from oicsr.inputs import Inputs
-from oicsr.state import one_at_a_time
+from oicsr.networks.copying import MODEL_ERRORS, undisturbed
+from oicsr.networks.inputs import Inputs
+from oicsr.networks.state import one_at_a_time
 
 BACKBONE = "backbone"
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from oicsr.copying import MODEL_ERRORS, copy_model, hooks_off, mode
 from oicsr.coupling import Coupling, channel_mask
-from oicsr.inputs import Inputs, tensors_in
+from oicsr.networks.copying import MODEL_ERRORS, copy_model, hooks_off, mode
+from oicsr.networks.inputs import Inputs, tensors_in
+from oicsr.networks.state import indices_on_cpu, one_at_a_time
 from oicsr.plan import PruningPlan
 from oicsr.reference import slice_energies
-from oicsr.state import indices_on_cpu, one_at_a_time
 from oicsr.surgery import apply_plan
 
 Approximate = Literal["none", "layer_norm"]

@@ -1,0 +1,1 @@
+"""Attention with inner widths of its own, in the place of code that fixes them."""

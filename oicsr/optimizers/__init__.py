@@ -1,0 +1,1 @@
+"""Optimisers through surgery: what they keep of a network's parameters goes on with the smaller network."""

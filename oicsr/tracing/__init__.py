@@ -1,0 +1,1 @@
+"""From a network to its couplings: the graph is followed, attention is settled, and what was found is proved."""
