@@ -66,7 +66,7 @@ class Effect:
     """A mean of paired differences over independent strata (experiments), each with its own seeds.
 
     Attributes:
-        mean: Mean of the strata's means: every experiment has the same weight.
+        mean: Weighted mean of the strata's means.
         se: Its standard error.
         df: Degrees of freedom (Welch and Satterthwaite where there are several strata).
         seeds: Number of seeds of each stratum.
@@ -92,12 +92,15 @@ class Effect:
         return float(stdtr(self.df, (self.mean - bound) / self.se))
 
 
-def paired_effect(strata: Sequence[Sequence[float]], smallest: Sequence[float] = ()) -> Effect:
+def paired_effect(
+    strata: Sequence[Sequence[float]], smallest: Sequence[float] = (), weights: Sequence[float] = ()
+) -> Effect:
     """Return the effect that paired differences show, one sequence of differences (a value a seed) per stratum.
 
     Args:
         strata: The differences.
         smallest: Standard deviation that each stratum has at least (default: `SMALLEST_SD`, that of accuracies).
+        weights: Of each stratum's mean, with a sum of one (default: the same for all).
 
     Raises:
         ValueError: There is no stratum, or one with fewer than two seeds.
@@ -108,20 +111,27 @@ def paired_effect(strata: Sequence[Sequence[float]], smallest: Sequence[float] =
     means = [float(np.mean(stratum)) for stratum in strata]
     floors = smallest or [SMALLEST_SD] * len(strata)
     spreads = [max(float(np.std(stratum, ddof=1)), floor) for stratum, floor in zip(strata, floors, strict=True)]
-    variances = [sd**2 / n for sd, n in zip(spreads, sizes, strict=True)]
+    shares = _shares(strata, weights)
+    variances = [share**2 * sd**2 / n for share, sd, n in zip(shares, spreads, sizes, strict=True)]
     total = sum(variances)
     df = total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
-    return Effect(float(np.mean(means)), math.sqrt(total) / len(strata), df, tuple(sizes))
+    return Effect(float(np.dot(shares, means)), math.sqrt(total), df, tuple(sizes))
 
 
-def bootstrap_interval(strata: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+def _shares(strata: Sequence[Sequence[float]], weights: Sequence[float]) -> Sequence[float]:
+    return weights or [1 / len(strata)] * len(strata)
+
+
+def bootstrap_interval(
+    strata: Sequence[Sequence[float]], weights: Sequence[float] = (), seed: int = 0
+) -> tuple[float, float]:
     """Return the 95 % percentile interval of the effect, seeds drawn with replacement within each stratum."""
     generator = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
-    for stratum in strata:
+    for stratum, share in zip(strata, _shares(strata, weights), strict=True):
         values = np.asarray(stratum, dtype=np.float64)
         drawn = generator.integers(0, len(values), (RESAMPLES, len(values)))
-        means += values[drawn].mean(1) / len(strata)
+        means += share * values[drawn].mean(1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
-from benchmarks.analysis.statistics import ENOUGH_SEEDS, SMALLEST_SD
+from benchmarks.analysis.statistics import ENOUGH_SEEDS, SMALLEST_SD, Effect, bootstrap_interval, paired_effect
 from benchmarks.analysis.tuned import is_tuned, searched_state
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
@@ -44,6 +44,12 @@ class Row:
         """Experiment and run."""
         return f"{self.record.experiment}/{self.record.run_id}"
 
+    @property
+    def recipe(self) -> str:
+        """Names how it was run: experiments that differ in their networks alone have the same."""
+        usual = {name: value for name, value in self.record.config.items() if name != METHODS_OWN}
+        return digest([self.record.profile, usual])
+
     def key(self, varies: Sequence[str]) -> tuple[object, ...]:
         """Return what must be equal in both arms of a claim."""
         record = self.record
@@ -54,6 +60,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Trained networks that were run at the same targets.
+
+    Attributes:
+        by_network: Difference for each of them, a weighted mean over its targets.
+        weight: Of their mean in that of all networks.
+    """
+
+    by_network: dict[str, float]
+    weight: float
+
+
+@dataclass(frozen=True)
 class Stratum:
     """The differences of one network on one data set.
 
@@ -61,8 +80,8 @@ class Stratum:
         model: The network.
         dataset: The data.
         where: Experiments and profiles.
-        by_network: Difference for each trained network, averaged over pairs, targets and experiments.
-        by_target: The same for each experiment and target.
+        groups: Difference for each trained network, those apart that were run at other targets.
+        by_target: The differences for each experiment and target.
         runs: The records behind them.
         smallest_sd: Standard deviation that the differences have at least, whatever a few equal ones suggest.
     """
@@ -70,10 +89,20 @@ class Stratum:
     model: str
     dataset: str
     where: str
-    by_network: dict[str, float]
+    groups: tuple[Alike, ...]
     by_target: dict[tuple[str, float], dict[str, float]]
     runs: tuple[str, ...]
     smallest_sd: float = SMALLEST_SD
+
+    @property
+    def by_network(self) -> dict[str, float]:
+        """Difference for each trained network."""
+        return {network: value for group in self.groups for network, value in group.by_network.items()}
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether every group has the networks that a verdict needs."""
+        return bool(self.groups) and all(len(group.by_network) >= ENOUGH_SEEDS for group in self.groups)
 
 
 def carries_verdicts(record: Record) -> bool:
@@ -141,23 +170,29 @@ def strata_of(claim: Claim, rows: Iterable[Row], details: Details) -> dict[str, 
 
 def _stratum(claim: Claim, model: str, dataset: str, rows: Sequence[Row], details: Details) -> Stratum:
     differences: dict[tuple[str, float], dict[str, list[float]]] = {}
+    recipes: dict[str, set[str]] = {}
     met: dict[str, Row] = {}
     for ours, rival in claim.pairs:
         for own, other in _meet(rows, ours, rival, claim.varies):
             value = _difference(claim, own.record, other.record if other else None, details)
             if value is not None:
-                cell = differences.setdefault((own.place, own.record.macs_kept), {})
+                cell = differences.setdefault((own.recipe, own.record.macs_kept), {})
                 cell.setdefault(own.network, []).append(value)
+                recipes.setdefault(own.recipe, set()).add(own.place)
                 met |= {row.run: row for row in (own, other) if row is not None}
-    by_target = {
+    places = {recipe: "; ".join(sorted(names)) for recipe, names in recipes.items()}
+    cells = {
         key: {network: _mean(values) for network, values in sorted(differences[key].items())}
-        for key in sorted(differences, key=lambda key: (key[0], -key[1]))
+        for key in sorted(differences, key=lambda key: (places[key[0]], key[0], -key[1]))
     }
+    by_target: dict[tuple[str, float], dict[str, float]] = {}
+    for (recipe, target), found in cells.items():
+        by_target.setdefault((places[recipe], target), {}).update(found)
     return Stratum(
         model,
         dataset,
         "; ".join(sorted({row.place for row in met.values()})),
-        _over_targets(by_target),
+        over_targets(cells),
         by_target,
         tuple(sorted(met)),
         # of a difference between two values that are each rounded to a step: the step over the root of six
@@ -183,35 +218,53 @@ def _difference(claim: Claim, ours: Record, rival: Record | None, details: Detai
     return None if first is None or second is None else first - second
 
 
-def _over_targets(by_target: Mapping[tuple[str, float], dict[str, float]]) -> dict[str, float]:
-    """Average over the targets of each experiment, then over the experiments that a network takes part in."""
-    places: dict[str, list[dict[str, float]]] = {}
-    for (place, _), values in by_target.items():
-        places.setdefault(place, []).append(values)
-    found: dict[str, list[float]] = {}
-    for cells in places.values():
-        for network, value in means_over_targets(cells).items():
-            found.setdefault(network, []).append(value)
-    return {network: _mean(values) for network, values in sorted(found.items())}
+def over_targets(cells: Mapping[tuple[str, float], Mapping[str, float]]) -> tuple[Alike, ...]:
+    """Gather differences by which targets a network was run at.
 
+    Every target of a recipe has the same weight, and so has every recipe, however many networks were run there. That
+    differences at a mild target are others than at a hard one is then no luck of the networks: it stands between
+    groups, and within a group, where the spread is measured, all were run at the same.
 
-def means_over_targets(cells: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean over the targets of one experiment by network.
-
-    A network counts if it was run at all of them, or at exactly those of enough others to be judged by themselves: so
-    a target that was run on networks of its own takes none away, and what is half done does not count.
+    A network counts if enough others were run at exactly the same targets. So a target that was run on networks of its
+    own takes none away, and what is half done does not count. Where no group is large enough for a verdict, those count
+    that were run at all targets.
 
     Args:
-        cells: Values by network, one mapping for each target.
+        cells: Differences by network, for each recipe and target.
     """
-    networks = dict.fromkeys(network for values in cells for network in values)
-    run_at = {network: tuple(network in values for values in cells) for network in networks}
+    run_at: dict[str, tuple[tuple[str, float], ...]] = {}
+    for cell, values in cells.items():
+        for network in values:
+            run_at[network] = (*run_at.get(network, ()), cell)
     alike = Counter(run_at.values())
-    return {
-        network: _mean([values[network] for values in cells if network in values])
-        for network, where in run_at.items()
-        if all(where) or alike[where] >= ENOUGH_SEEDS
-    }
+    sets = [found for found, count in alike.items() if count >= ENOUGH_SEEDS] or [tuple(cells)]
+    counted = {cell: sum(alike[found] for found in sets if cell in found) for cell in cells}
+    there = [cell for cell, count in counted.items() if count]
+    targets = Counter(recipe for recipe, _ in there)
+    of_one = {cell: 1 / (len(targets) * targets[cell[0]] * counted[cell]) for cell in there}  # a network's share
+    groups = []
+    for found in sets:
+        share = sum(of_one[cell] for cell in found if cell in of_one)
+        by_network = {
+            network: sum(of_one[cell] * cells[cell][network] for cell in found) / share
+            for network, where in sorted(run_at.items())
+            if where == found
+        }
+        if by_network:
+            groups.append(Alike(by_network, len(by_network) * share))
+    return tuple(groups)
+
+
+def effect_over(strata: Sequence[Stratum]) -> tuple[Effect, tuple[float, float]]:
+    """Return the effect over some strata, each of which has the same say, and its bootstrap interval.
+
+    Raises:
+        ValueError: A group has fewer than two networks.
+    """
+    groups = [(group, stratum.smallest_sd) for stratum in strata for group in stratum.groups]
+    values = [list(group.by_network.values()) for group, _ in groups]
+    weights = [group.weight / len(strata) for group, _ in groups]
+    return paired_effect(values, [sd for _, sd in groups], weights), bootstrap_interval(values, weights)
 
 
 def _mean(values: Sequence[float]) -> float:

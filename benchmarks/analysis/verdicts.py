@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.analysis.claims import CLAIMS, Claim
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, TIERS, dataset_title, evidence_of
-from benchmarks.analysis.statistics import CONFIDENCE, ENOUGH_SEEDS, Effect, bootstrap_interval, holm, paired_effect
-from benchmarks.analysis.strata import Stratum, carries_verdicts, place_of, rows_of, strata_of
+from benchmarks.analysis.statistics import CONFIDENCE, ENOUGH_SEEDS, Effect, holm, paired_effect
+from benchmarks.analysis.strata import Stratum, carries_verdicts, effect_over, place_of, rows_of, strata_of
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import FIRST_TUNING_SEED
@@ -156,14 +156,13 @@ def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...], records: Sequen
     """Return the finding before p values are adjusted."""
     if not strata:
         return None
-    enough = tuple(stratum for stratum in strata if len(stratum.by_network) >= ENOUGH_SEEDS)
+    enough = tuple(stratum for stratum in strata if stratum.is_enough)
     if not enough:
         return Finding(INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} networks", tier, strata=strata)
-    values = [list(stratum.by_network.values()) for stratum in enough]
-    effect = paired_effect(values, [stratum.smallest_sd for stratum in enough])
+    effect, bootstrap = effect_over(enough)
     p = min(1.0, 2 * _side(claim, effect))
     diverged = _diverged(claim, enough, records)
-    return Finding(INCONCLUSIVE, "", tier, effect, bootstrap_interval(values), p, strata=enough, diverged=diverged)
+    return Finding(INCONCLUSIVE, "", tier, effect, bootstrap, p, strata=enough, diverged=diverged)
 
 
 def _diverged(claim: Claim, strata: Sequence[Stratum], records: Sequence[Record]) -> tuple[int, int]:
@@ -327,12 +326,18 @@ def _plain_stratum(stratum: Stratum) -> dict[str, Any]:
         "dataset": stratum.dataset,
         "where": stratum.where,
         "n": len(stratum.by_network),
-        **_plain_effect(stratum.by_network, stratum.smallest_sd),
+        **_plain_mean(stratum),
         "targets": [
             {"where": place, "macs_kept": target, "n": len(values), **_plain_effect(values, stratum.smallest_sd)}
             for (place, target), values in stratum.by_target.items()
         ],
     }
+
+
+def _plain_mean(stratum: Stratum) -> dict[str, Any]:
+    if min((len(group.by_network) for group in stratum.groups), default=0) < 2:
+        return _plain_effect(stratum.by_network, stratum.smallest_sd)
+    return _plain(effect_over([stratum])[0])
 
 
 def _plain_effect(by_network: Mapping[str, float], smallest_sd: float) -> dict[str, Any]:
@@ -341,7 +346,10 @@ def _plain_effect(by_network: Mapping[str, float], smallest_sd: float) -> dict[s
         return {"effect": None, "interval_95": None}
     if len(values) < 2:
         return {"effect": _round(values[0]), "interval_95": None}
-    effect = paired_effect([values], [smallest_sd])
+    return _plain(paired_effect([values], [smallest_sd]))
+
+
+def _plain(effect: Effect) -> dict[str, Any]:
     return {"effect": _round(effect.mean), "interval_95": [_round(value) for value in effect.interval]}
 
 

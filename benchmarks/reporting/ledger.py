@@ -24,7 +24,9 @@ from benchmarks.reporting.numbers import NONE, share, signed
 
 EXPLANATION = (
     "Each claim is tested on paired differences, one for each trained dense network, averaged over its targets; "
-    "experiments that start from the same networks count once. Every pair of network and data set has the same say. "
+    "experiments that start from the same networks count once. Every pair of network and data set has the same say, "
+    "and within one every target, however many networks were run there. Networks that were run at other targets than "
+    "others form a group: the spread is measured within groups of at least three. "
     "Strengths were chosen by validation loss before fine-tuning, with several networks the middle of those that tie "
     "with the lowest within a standard error; a weaker one may end higher after it. Effect: mean, with Student's t "
     "interval, which keeps its nominal coverage with 3 to 10 networks; the percentile bootstrap does not (it is in "
@@ -33,8 +35,11 @@ EXPLANATION = (
     "an effect that large is excluded; a claim of *not worse* holds where a loss as large as the margin is excluded, "
     "and does not hold where the effect is below zero and the loss at least the margin. Many claims are tested at "
     "once: within each tier of evidence, p is adjusted by Holm's method over all of them, so that the chance of any "
-    "false verdict in the tier stays at 5 %. What does not hold is a *loss* where ours is worse than its rival, "
-    "however little: that is tested and adjusted in the same way. A run that diverged has no accuracy; a verdict that "
+    "false verdict in the tier stays at 5 %, given the strengths (on CIFAR most come from one network each) and the "
+    "present runs: networks, targets and claims were added after earlier verdicts, for which p is not corrected. What "
+    "does not hold is a *loss* where ours is shown to be worse than its rival: for a claim of *more* by any amount, "
+    "which is tested and adjusted in the same way; for one of *not worse* where it is so by the margin or more on "
+    "average. A run that diverged has no accuracy; a verdict that "
     "its absence favours is left open. Tiers are computed from the records: *toy* is "
     "digits; *small* is all images of a natural-image data set, with dense networks within five points of their "
     "published accuracy; *full* is that, at the field's recipe and length. Quick runs, strengths that were not tuned "
@@ -60,6 +65,8 @@ KEY_PAIRS = (
     ("oicsr-gl", "gl-out"),
     ("oicsr-gl", "none"),
 )
+
+NO_VERDICT = "no verdict"
 
 ONLY_BEGUN = f"only begun, fewer than {ENOUGH_SEEDS} networks"
 
@@ -93,9 +100,10 @@ def _said(verdicts: Sequence[Verdict], tier: str) -> str:
 
 
 KEY_NOTE = (
-    "Percentage points, averaged over targets and networks. Before fine-tuning, *holds* means shown to be better, and "
-    "by a point or more on average; fine-tuned, shown not to be worse by 0.3 points or more{scratch}. A *loss* is one "
-    "by any amount, so the rule is stricter with what is claimed than with what stands against it. All claims are "
+    "Percentage points, averaged over targets, trained networks, and pairs of network and data set. Before "
+    "fine-tuning, *holds* means shown to be better, and by a point or more on average; a *loss* is one by any amount, "
+    "so the rule is stricter with what is claimed than with what stands against it. Fine-tuned, *holds* means shown "
+    "not to be worse by 0.3 points or more{scratch}, and a *loss* is as large as that on average. All claims are "
     "tested at once (Holm), so a claim may be *not shown* although its own interval excludes zero.{hinges} RESULTS.md "
     "has the intervals."
 )
@@ -109,8 +117,9 @@ HINGE_NOTE = (
 OVERVIEW_NOTE = (
     "Mean difference, its own 95 % interval, and n trained networks. All claims of a column are tested at once (Holm), "
     "so a claim may be *not shown* although its own interval excludes zero, and a mean below zero *does not hold* "
-    "without being shown to be a *loss*. *Paper*: the claim is made there; *control*: it is there to tell what makes "
-    "the difference; *ours*: the question is this suite's; *summary*: of a reader's summary of the paper."
+    "without being shown to be a *loss*. *Paper*: its abstract says so, which is all of it that was at hand; "
+    "*summary*: others report it of the paper, or it follows from what they report; *control*: it is there to tell "
+    "what makes the difference; *ours*: the question is this suite's."
 )
 
 BY_NETWORK_NOTE = (
@@ -329,8 +338,8 @@ def overview_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _cell(claim: Claim, finding: Finding | None) -> str:
-    if finding is None:
-        return NOT_RUN
+    if finding is None:  # what was run, if anything, carries no verdict
+        return NO_VERDICT
     if finding.effect is None:
         return f"{_word(finding)}: {for_markdown(finding.reason)}"
     told = f"{_word(finding)} {amount(claim, finding.effect.mean)} ({interval_text(claim, finding)}), n = {finding.n}"

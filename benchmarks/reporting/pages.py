@@ -37,6 +37,8 @@ FIRST = BEGIN.replace("results", "headline"), END.replace("results", "headline")
 
 BEST_OTHER = " (the best of the other methods right after pruning)"
 INTERVALS = "Error bars: 95 % intervals over seeds, where there are at least three."
+TRAINED_ON = "Dense, trained on without regulariser, before pruning"
+
 SHORT_STATES = ("pruned", "recalibrated", "finetuned")
 
 
@@ -224,6 +226,10 @@ def _short_table(comparison: Comparison) -> list[str]:
         "|---|---:|---:|---:|---:|",
         f"| Dense, before pruning | {dense.n} | {' | '.join([percent(dense.mean, dense.sd)] * 3)} |",
     ]
+    trained_on = comparison.table[(comparison.table["method"] == "none") & (comparison.table["macs_kept"] == target)]
+    for row in trained_on.to_dict("records"):
+        cells = [percent(row["regularized_top1"], row["regularized_sd"])] * 3
+        lines.append(f"| {TRAINED_ON} | {row['n']} | {' | '.join(cells)} |")
     # of as many epochs as the others: no pruned network is compared with a dense one of fewer
     count, trained = (str(long.n), percent(long.mean, long.sd)) if long else (NONE, NOT_RUN)
     lines.append(f"| {find_method(DENSE_LONG).title} | {count} | {NONE} | {NONE} | {trained} |")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.analysis.claims import CLAIMS, Arm, Claim, recovered_after
 from benchmarks.analysis.statistics import paired_effect
-from benchmarks.analysis.strata import means_over_targets, rows_of, strata_of
+from benchmarks.analysis.strata import Stratum, effect_over, over_targets, rows_of, strata_of
 from benchmarks.analysis.tuned import searched_state
 from benchmarks.analysis.verdicts import judge
 from benchmarks.config import Phase
@@ -93,13 +93,52 @@ def test_a_target_that_was_run_on_networks_of_its_own_takes_none_away() -> None:
     assert len(stratum.by_network) == 3
 
 
+def weighed(*cells: dict[str, float]) -> list[tuple[dict[str, float], float]]:
+    groups = over_targets({("recipe", float(target)): values for target, values in enumerate(cells)})
+    return [(pytest.approx(group.by_network), pytest.approx(group.weight)) for group in groups]
+
+
 def test_means_are_over_the_targets_that_a_network_was_run_at() -> None:
     mild = {"a": 1.0, "b": 2.0, "c": 3.0, "half done": 9.0}
     hard = {"a": 3.0, "b": 4.0, "c": 5.0}
     other = {"x": 6.0, "y": 7.0, "z": 8.0}
-    assert means_over_targets([mild, hard]) == {"a": 2.0, "b": 3.0, "c": 4.0}
-    assert means_over_targets([mild, hard, other]) == {"a": 2.0, "b": 3.0, "c": 4.0, **other}
-    assert means_over_targets([{**mild, **other}, {**hard, **other}, other]) == {"a": 2.0, "b": 3.0, "c": 4.0, **other}
+    whole = {"a": 2.0, "b": 3.0, "c": 4.0}
+    assert weighed(mild, hard) == [(whole, 1.0)]
+    assert weighed(mild, hard, other) == [(whole, 2 / 3), (other, 1 / 3)]
+    assert weighed({"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 4.0}) == [({"a": 2.0, "b": 3.0}, 1.0)]  # too few, but whole
+    assert weighed({"a": 1.0}, {"b": 3.0}) == []
+
+
+def test_every_target_weighs_the_same_however_many_networks_were_run_at_it() -> None:
+    everywhere, apart = {"a": 1.0, "b": 2.0, "c": 3.0}, {"x": 10.0, "y": 11.0, "z": 12.0, "w": 14.0}
+    groups = over_targets({("r", 0.7): everywhere, ("r", 0.5): {**everywhere, **apart}})
+    by_target = 2.0 / 2 + (6.0 + 47.0) / 7 / 2
+    means = [sum(group.by_network.values()) / len(group.by_network) for group in groups]
+    assert sum(group.weight for group in groups) == pytest.approx(1)
+    assert sum(group.weight * mean for group, mean in zip(groups, means, strict=True)) == pytest.approx(by_target)
+
+
+def test_every_recipe_weighs_the_same_however_many_targets_it_has() -> None:
+    [group] = over_targets(
+        {("one", 0.5): {"a": 1.0, "b": 1.0, "c": 1.0}, **{("two", t): dict.fromkeys("abc", 3.0) for t in (0.5, 0.3)}}
+    )
+    assert group.by_network == pytest.approx(dict.fromkeys("abc", 2.0))
+
+
+@pytest.mark.parametrize("apart", [4.0, -4.0])
+def test_differences_between_targets_are_no_spread_of_networks(apart: float) -> None:
+    """Three networks at a mild target, four at a hard one, three at both: the interval covers as often as it says."""
+    generator = np.random.default_rng(7)
+    covered = []
+    for _ in range(2000):
+        luck, own = generator.standard_normal(10), generator.standard_normal((2, 10))
+        mild = {str(i): float(luck[i] + own[0, i]) for i in (0, 1, 2, 7, 8, 9)}
+        hard = {str(i): float(apart + luck[i] + own[1, i]) for i in range(3, 10)}
+        stratum = Stratum("", "", "", over_targets({("", 0.7): mild, ("", 0.3): hard}), {}, ())
+        effect, _ = effect_over([stratum])
+        covered.append(effect.interval[0] <= apart / 2 <= effect.interval[1])
+        assert effect.mean == pytest.approx((sum(mild.values()) / 6 + sum(hard.values()) / 7) / 2)
+    assert 0.93 <= np.mean(covered) <= 0.98
 
 
 def test_networks_that_strengths_were_chosen_on_stand_in_no_claim() -> None:

@@ -12,7 +12,7 @@ from baselines.anatomy import GROUPS
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.evidence import TOY
 from benchmarks.analysis.statistics import ENOUGH_SEEDS, Effect, paired_effect
-from benchmarks.analysis.strata import means_over_targets
+from benchmarks.analysis.strata import over_targets
 from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 from benchmarks.reporting.study import title_of
 
@@ -76,9 +76,11 @@ def side_effects(comparison: Comparison) -> dict[str, Effect]:
     found = {}
     for name in PENALTIES:
         for method in (name, f"{name}-prox"):
-            values = means_over_targets([_differences(comparison, method, target) for target in comparison.targets])
-            if method != BASE and len(values) >= ENOUGH_SEEDS:
-                found[method] = paired_effect([list(values.values())])
+            cells = {("", target): _differences(comparison, method, target) for target in comparison.targets}
+            groups = over_targets(cells)
+            if method != BASE and groups and all(len(group.by_network) >= ENOUGH_SEEDS for group in groups):
+                values = [list(group.by_network.values()) for group in groups]
+                found[method] = paired_effect(values, weights=[group.weight for group in groups])
     return found
 
 
