@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from oicsr.changes import check_attributes
 from oicsr.coupling import Coupling
@@ -24,11 +26,14 @@ def check_model(model: object, hint: str = "") -> None:
 
     Raises:
         TypeError: It is no module.
-        ValueError: Its parameters are spread over several processes.
+        ValueError: Its parameters are spread over several processes, or have no shapes yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{hint}")
     check_whole(model.named_parameters())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} has no shape yet (a lazy module): call the model on an input first")
 
 
 def scripted_part(model: nn.Module) -> str:

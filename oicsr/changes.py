@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any, TypeGuard
 
@@ -158,7 +159,7 @@ def check_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> No
     for change in changes:
         module = modules.get(change.module)
         value = None if module is None else _read_number(module, change.name)
-        if type(value) not in (int, float) or value != change.before:
+        if not (is_whole(value) or type(value) is float) or value != change.before:
             where = f"{change.module}.{change.name}" if change.module else change.name
             raise ValueError(f"the plan expects {where} to be {change.before:g}; in this network it is {value!r}")
 
@@ -172,7 +173,7 @@ def set_attributes(model: nn.Module, changes: Iterable[AttributeChange]) -> None
 def _read_number(module: nn.Module, name: str) -> Any:
     """Return an attribute, or an entry of what it holds (`sizes.1`, `config.enc.heads`); None where there is none."""
     name, *path = name.split(".")
-    value = vars(module).get(name)
+    value = vars(module).get(name, None if path else numbers_of_class(type(module)).get(name))
     for entry in path:
         named = _named_entries(value)
         if named is not None:
@@ -202,16 +203,32 @@ def _named_entries(value: object) -> dict[str, Any] | None:
     return vars(value) if is_settings(value) else None
 
 
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number, be it one of NumPy; a truth value or a member of an Enum is none."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, int))
+
+
+def numbers_of_class(cls: type) -> Mapping[str, int]:
+    """Return the whole numbers that a class of modules gives all its modules by name; PyTorch's own are no widths."""
+    found: dict[str, int] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+            found = {name: value for name, value in found.items() if name not in vars(base)}
+            found |= {name: value for name, value in vars(base).items() if type(value) is int and name[0] != "_"}
+    return found
+
+
 def whole_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers on a module by name.
+    """Yield the whole numbers on a module by name, also those that it has of its class.
 
     Those in lists, dictionaries and settings go by `name.entry`, and by `name.entry.entry` within one another.
     """
     for name, value in vars(module).items():
-        if type(value) is int:
-            yield name, value
+        if is_whole(value):
+            yield name, int(value)
         else:
             yield from _entries(name, value, DEEPEST)
+    yield from ((name, value) for name, value in numbers_of_class(type(module)).items() if name not in vars(module))
 
 
 def _entries(name: str, value: object, most: int) -> Iterator[tuple[str, int]]:
@@ -221,8 +238,8 @@ def _entries(name: str, value: object, most: int) -> Iterator[tuple[str, int]]:
     for key, entry in parts:
         if not is_sequence(value) and not (type(key) is str and key.isidentifier()):
             continue
-        if type(entry) is int:
-            yield f"{name}.{key}", entry
+        if is_whole(entry):
+            yield f"{name}.{key}", int(entry)
         elif most > 1 and (type(entry) is dict or is_sequence(entry)):
             yield from _entries(f"{name}.{key}", entry, most - 1)
 
@@ -234,7 +251,7 @@ def _write_number(module: nn.Module, name: str, number: float) -> None:
     """
     attributes = vars(module)
     name, *path = name.split(".")
-    old = attributes[name]
+    old = attributes.get(name)  # a number of its class becomes the module's own
     new: Any = _with_entry(old, path, number)
     if isinstance(old, dict) and attributes.get(f"_{name}") == tuple(old.items()):
         attributes[f"_{name}"] = tuple(new.items())

@@ -21,6 +21,7 @@ from oicsr.networks.copying import copy_model, shared
 from oicsr.networks.inputs import Inputs
 from oicsr.proving.proof import Proof, joined, prove
 from oicsr.proving.repair import Bench, changed_powers, find_repair, fitting_repairs, identity
+from oicsr.proving.trials import TRAINING_FAILS
 from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import enclosing, module_path
 from oicsr.rules.collect import ChannelIndex
@@ -97,7 +98,8 @@ def mend(
     """Return the couplings, those that could be mended with what they need, and what is refuted still."""
     if not proof.refuted:
         return list(couplings), proof
-    bench = Bench(copy_model(model, shared), inputs)
+    training = any(TRAINING_FAILS in reason for reason in proof.refuted.values())
+    bench = Bench(copy_model(model, shared), inputs, training=training)
     if bench.whole.failure:
         return list(couplings), proof
     tracer, nodes = traced.tracer, traced.graph.nodes

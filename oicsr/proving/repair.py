@@ -77,10 +77,11 @@ class Repair:
 
 
 class Bench:
-    """A network of which copies are cut and run for their shapes."""
+    """A network of which copies are cut and run for their shapes: in evaluation mode, and in training mode if asked."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, *, training: bool = False) -> None:
         self._model = model
+        self._modes = (False, True) if training else (False,)
         self._inputs = inputs.map(lambda tensor: tensor.to("meta"))
         self._copy: Callable[[nn.Module], nn.Module] = meta_copy
         self.modules = dict(model.named_modules())
@@ -166,13 +167,15 @@ class Bench:
 
     def _run(self, twin: nn.Module) -> Run:
         factors = _Factors(shapes_only=self._copy is meta_copy)
-        with mode(twin, training=False), hooks_off(twin), torch.no_grad(), factors, OneStep():
-            try:
-                outputs = self._inputs.call(twin)
-            except MODEL_ERRORS as error:
-                return Run(f"{line_of(error) or 'a line of the code'} ({first_line(error)})", calls=factors.calls)
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
-        return Run("", shapes, tuple(factors.found), factors.calls)
+        shapes: list[tuple[int, ...]] = []
+        for training in self._modes:
+            with mode(twin, training=training), hooks_off(twin), torch.no_grad(), factors, OneStep():
+                try:
+                    outputs = self._inputs.call(twin)
+                except MODEL_ERRORS as error:
+                    return Run(f"{line_of(error) or 'a line of the code'} ({first_line(error)})", calls=factors.calls)
+            shapes += [tuple(tensor.shape) for tensor in tensors_in(outputs)]
+        return Run("", tuple(shapes), tuple(factors.found), factors.calls)
 
 
 def identity(couplings: Sequence[Coupling]) -> tuple[object, ...]:

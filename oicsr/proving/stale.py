@@ -1,18 +1,22 @@
 """Numbers on modules that say a width by their names and that `forward` does not read: other methods may.
 
 A block that is fused for inference once it is pruned (RepVGG, MobileOne) builds a layer of `self.in_channels` and
-`self.groups`; a noisy layer draws as many numbers as `self.out_features`. No trial of the forward pass tells that such
-a number is a width, so it follows only where all layers that the module holds and that are as wide agree.
+`self.groups`; a noisy layer draws as many numbers as `self.out_features`; a decoder samples `self.latent_dim` of them.
+No trial of the forward pass tells that such a number is a width, so it follows only where all layers that the module
+holds and that are as wide agree. Where a name does not say whether it counts what is read or what is given, all axes
+that are as wide must belong to one coupling.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from oicsr.changes import is_whole
 from oicsr.coupling import Attribute, Coupling
 from oicsr.networks.copying import copy_model, shared
 from oicsr.networks.inputs import Inputs
@@ -21,6 +25,10 @@ from oicsr.proving.repair import SET_BY_SURGERY, Bench
 INPUTS = frozenset("in_channels in_chs in_features in_planes inplanes in_dim input_dim dim_in".split())
 OUTPUTS = frozenset("out_channels out_chs out_features out_planes outplanes out_dim output_dim dim_out".split())
 GROUPS = frozenset(("groups",))
+WIDTH = re.compile(  # of something inside a network: neither a size of images or kernels, nor of a head
+    r"(?!num_|n_|head|kernel|image|img|patch|window|batch|vocab|input|output|in_|out_|grid|crop|pool)"
+    r"(\w*_)?(dims?|channels|chs|features|planes|width|units|hidden|latent|(hidden|latent|embed\w*|code|state)_size|nz|nf)"
+)
 WEIGHTS = ("weight", "weight_orig", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")
 
 Axis = tuple[str, int]  # parameter and axis
@@ -73,10 +81,17 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, str, int, list[Axis]]]:
         if isinstance(module, SET_BY_SURGERY) or type(module).__module__.startswith("torch."):
             continue
         for name, value in vars(module).items():
-            if type(value) is int and value > 1 and name in INPUTS | OUTPUTS | GROUPS:
-                axes = list(_axes(module, f"{path}." if path else "", name, value))
-                if axes:
-                    yield path, name, value, axes
+            if not (is_whole(value) and value > 1):
+                continue
+            prefix = f"{path}." if path else ""
+            if name in INPUTS | OUTPUTS | GROUPS:
+                axes = list(_axes(module, prefix, name, value))
+            elif WIDTH.fullmatch(name):  # read or given
+                axes = [*_axes(module, prefix, "in_features", value), *_axes(module, prefix, "out_features", value)]
+            else:
+                continue
+            if axes:
+                yield path, name, int(value), axes
 
 
 def _axes(module: nn.Module, prefix: str, name: str, value: int) -> Iterator[Axis]:

@@ -43,6 +43,7 @@ MAX_BYTES = 4 << 30  # of a copy in float64
 NUDGE = 1e-6  # relative change of inputs, times the tolerance, that shows whether training mode magnifies rounding
 ROUNDED = 1e-13  # relative change of inputs that stands for the rounding of all layers
 ROUNDINGS = 8  # the smallest change of inputs, in units of their rounding (eps)
+TRAINING_FAILS = "cannot lose channels: training mode fails without them"
 EXAMPLES = 2  # examples of a batch that are tried first; one for a large network
 LARGE = 1 << 22  # parameters and buffers, in elements, from which a network counts as large
 THINNED = 128, 4  # in training mode, of images with at least 128 pixels a side every 4th pixel is used
@@ -203,7 +204,10 @@ class Bench:
         try:
             found = self._run(self._pruned(couplings), training=True)
         except MODEL_ERRORS as error:
-            return f"cannot lose channels: training mode fails without them ({first_line(error)})"
+            return (
+                f"{TRAINING_FAILS} ({first_line(error)}); if a width is a number in the model's code there, write -1 "
+                "in its place, or keep it in an attribute of the module"
+            )
         tolerance = max(TRAINING_TOLERANCE, 10 * self._tolerance())
         difference = _difference(expected, found, tolerance)
         if difference is None:
@@ -339,7 +343,11 @@ class Bench:
             default_dtype(self._dtype),
         ):
             outputs = _call_twice(network, inputs) if training or measure else inputs.call(network)
-            return [tensor.detach().clone() for tensor in tensors_in(outputs)]
+        tensors = list(tensors_in(outputs))
+        if not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors):
+            behind = (watch.decided_from(tensor) for tensor in tensors)
+            tensors = [*tensors, *(tensor for tensor in behind if tensor is not None)]
+        return [tensor.detach().clone() for tensor in tensors]
 
 
 def _call_twice(network: nn.Module, inputs: Inputs) -> Any:

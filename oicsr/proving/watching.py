@@ -64,6 +64,11 @@ class Watch(Mode):
         self._dtype = dtype
         self._originals = originals
         self._read = read
+        self._decided: dict[int, tuple[Tensor, Tensor]] = {}  # whole numbers, and what they were decided from
+
+    def decided_from(self, output: Tensor) -> Tensor | None:
+        """Return what whole numbers were computed from (of `argmax`, its scores); None of any other value."""
+        return self._decided[id(output)][1] if id(output) in self._decided else None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -82,9 +87,21 @@ class Watch(Mode):
         if getattr(func, "_qualified_op_name", "") == DEFORMED and not bool(args[2].isfinite().all()):
             return func(*args[:2], torch.zeros_like(args[2]), *args[3:], **named) * math.nan
         result = in_any_precision(func)(*args, **named)
+        self._note_decisions(result, [*args, *named.values()])
         if func in NOISES:
             return result.fill_(NOISES[func])
         return _likelier(result, args, named) if func in DRAWS else result
+
+    def _note_decisions(self, result: Any, values: Sequence[Any]) -> None:
+        """Note for each tensor of whole numbers in a result the first tensor of others that it was computed from."""
+        parts = result if isinstance(result, tuple | list) else (result,)
+        whole = [t for t in parts if isinstance(t, Tensor) and not (t.is_floating_point() or t.is_complex())]
+        for value in values if whole else ():
+            if isinstance(value, Tensor):
+                source = value if value.is_floating_point() else self.decided_from(value)
+                if source is not None:
+                    self._decided.update({id(tensor): (tensor, source) for tensor in whole})
+                    return
 
     def _note(self, tensor: Tensor, func: Callable[..., Any]) -> None:
         if tensor.layout is torch.strided and tensor.device.type != "meta":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oicsr import trace_couplings
+from oicsr import PruningPlan, find_couplings, remove_channels, trace_couplings
 from oicsr.proving import mending as mending_module
 from oicsr.proving.repair import Bench
 
@@ -117,3 +117,25 @@ def test_what_a_search_finds_does_not_count_against_it(monkeypatch: pytest.Monke
     trace = trace_couplings(model, torch.randn(2, 8))
     assert [c.name for c in trace.couplings] == [f"{block}.left" for block in range(5)]
     assert max(found) == 0
+
+
+class Aside(nn.Module):
+    """Reshapes to a width that it keeps, in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.first, self.second = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 10, 3)
+        self.out, self.aux = nn.Linear(10, 4), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x).relu()
+        y = self.out(self.second(x).relu().mean((2, 3)))
+        return (y, self.aux(x.view(x.shape[0], self.width, -1).mean(2))) if self.training else y
+
+
+def test_a_width_that_only_training_mode_reads_follows() -> None:
+    model, images = Aside(), torch.randn(2, 3, 8, 8)
+    couplings = find_couplings(model, images)  # warnings are errors
+    small = remove_channels(model, PruningPlan.from_kept(couplings, {"first": range(5), "second": range(4)}))
+    assert small.width == 5 and [y.shape for y in small.train()(images)] == [(2, 4), (2, 2)]

@@ -165,17 +165,42 @@ def test_an_output_that_refers_to_itself_is_looked_into_once() -> None:
     assert small(ROWS).scores.shape == (len(ROWS), 3)
 
 
+def unseen_argmax(scores: Tensor) -> Tensor:
+    """Decide where no trial sees from what."""
+    with torch._C.DisableTorchFunction():
+        return scores.argmax(-1)
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [
         (lambda net, x: net.o(net.b(net.a(x) / net.a.out_features)) * 1e-16, "nearly zero"),
-        (lambda net, x: net.o(net.b(net.a(x) / net.a.out_features)).argmax(-1), "whole numbers"),
+        (lambda net, x: unseen_argmax(net.o(net.b(net.a(x) / net.a.out_features))), "whole numbers"),
     ],
     ids=["tiny", "integers"],
 )
 def test_outputs_that_show_little_are_said(run: Callable[..., Tensor], said: str) -> None:
     trace = oicsr.trace_couplings(Net(run, layers()), ROWS)
     assert any(said in reason for reason in trace.untried) and trace.couplings
+
+
+DECISIONS: dict[str, Callable[[Tensor], Any]] = {
+    "argmax": lambda scores: scores.argmax(-1),
+    "sort": lambda scores: scores.sort(-1).indices,
+    "max": lambda scores: scores.max(-1)[1].unsqueeze(0) + 1,
+    "mask": lambda scores: (scores > 0).long().sum(-1),
+    "one of several": lambda scores: (scores.argmax(-1), scores.argmin(-1).clone()),
+}
+
+
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+def test_what_whole_numbers_are_decided_from_is_compared(decide: Callable[[Tensor], Any]) -> None:
+    def run(net: Net, x: Tensor) -> Any:
+        return decide(net.o(net.b(net.a(x) / net.a.out_features)))
+
+    trace = oicsr.trace_couplings(Net(run, layers()), ROWS)
+    assert not trace.untried
+    assert [(c.name, bool(c.rescaled)) for c in trace.couplings] == [("a", True), ("b", False)]
 
 
 def test_noise_whose_amount_depends_on_a_width_hides_nothing() -> None:
@@ -416,6 +441,41 @@ def test_entries_that_are_not_run_are_named_where_one_of_their_kind_is_cut() -> 
     with pytest.warns(oicsr.UntriedWarning, match=words):
         (coupling,) = oicsr.find_couplings(Domains(), images)
     assert coupling.name == "conv"
+
+
+class Heads(nn.Module):
+    """Has heads that only a flag runs, each as wide as something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 10, 3), nn.Linear(10, 4)
+        self.aux, self.more = nn.Linear(12, 2), nn.Sequential(nn.BatchNorm1d(10), nn.Linear(10, 2))
+        self.words, self.wide, self.dead = nn.Embedding(12, 5), nn.Linear(11, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor, *, aux: bool = False) -> Any:
+        x = self.first(x).relu()
+        y = self.second(x).relu().mean((2, 3))
+        heads = (self.aux(x.mean((2, 3))), self.more(y), self.words, self.wide) if aux else ()
+        return self.out(y), *heads[:2]
+
+
+def test_heads_that_only_a_flag_runs_are_named_where_they_are_as_wide_as_channels() -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    said = r"^'aux' is not run .* as many channels as 'first' has: .* ignore='first'\); 'more' is not run .* 'second'"
+    with pytest.warns(oicsr.UntriedWarning, match=said) as caught:
+        oicsr.find_couplings(Heads(), images)
+    assert not any(name in str(entry.message) for entry in caught for name in ("words", "wide", "dead"))
+    couplings = oicsr.find_couplings(Heads(), {"x": images, "aux": True})  # warnings are errors
+    assert [coupling.name for coupling in couplings] == ["first", "second"]
+
+
+@pytest.mark.parametrize("call", [oicsr.find_couplings, oicsr.count_macs])
+def test_lazy_modules_are_to_run_first(call: Callable[..., Any]) -> None:
+    model = nn.Sequential(nn.LazyConv2d(12, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.LazyConv2d(4, 3))
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet \(a lazy module\): call the model on an input"):
+        call(model, torch.zeros(2, 3, 8, 8))
+    model(torch.zeros(2, 3, 8, 8))
+    assert call(model, torch.zeros(2, 3, 8, 8))
 
 
 def test_arguments_of_a_class_that_nobody_knows_are_named() -> None:

@@ -112,3 +112,38 @@ def test_a_number_that_is_read_or_that_layers_do_not_agree_on_stays() -> None:
     assert halved(Told(False), x).out_features == 8
     assert halved(Told(True), x).out_features == 16  # a factor
     assert halved(Told(False, apart=True), x).out_features == 16  # two layers, each with channels of its own
+
+
+class Samples(nn.Module):
+    """An autoencoder that draws codes by a number of its own, and may hold another layer of that width."""
+
+    def __init__(self, name: str, *, other: bool = False) -> None:
+        super().__init__()
+        setattr(self, name, 8)
+        self.name = name
+        self.encoder = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.decoder = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), *([nn.Linear(20, 8)] if other else []))
+        self.last = nn.Linear(8 if other else 20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes: Tensor = self.last(self.decoder(self.encoder(x)))
+        return codes
+
+    def sample(self, count: int) -> Tensor:
+        drawn: Tensor = self.last(self.decoder(torch.randn(count, getattr(self, self.name))))
+        return drawn
+
+
+@pytest.mark.parametrize("name", ["latent_dim", "z_dim", "hidden_size", "width", "code_channels", "nz", "latent"])
+def test_widths_that_another_method_reads_follow(name: str) -> None:
+    small = halved(Samples(name), torch.randn(2, 12))
+    assert getattr(small, name) == 4 and small.sample(3).shape == (3, 12)
+
+
+@pytest.mark.parametrize("name", ["num_classes", "kernel_size", "head_dim", "input_size", "steps", "patch_size"])
+def test_numbers_that_are_no_widths_by_their_names_stay(name: str) -> None:
+    assert getattr(halved(Samples(name), torch.randn(2, 12)), name) == 8
+
+
+def test_a_width_of_two_couplings_stays() -> None:
+    assert halved(Samples("latent_dim", other=True), torch.randn(2, 12)).latent_dim == 8
