@@ -98,8 +98,7 @@ def mend(
     """Return the couplings, those that could be mended with what they need, and what is refuted still."""
     if not proof.refuted:
         return list(couplings), proof
-    training = any(TRAINING_FAILS in reason for reason in proof.refuted.values())
-    bench = Bench(copy_model(model, shared), inputs, training=training)
+    bench = _bench(model, inputs, proof)
     if bench.whole.failure:
         return list(couplings), proof
     tracer, nodes = traced.tracer, traced.graph.nodes
@@ -125,6 +124,16 @@ def mend(
     together = [mended.get(coupling.name, coupling) for coupling in couplings if coupling.name not in gone]
     again = prove(model, inputs, [coupling for coupling in together if coupling.name not in refuted])
     return together, joined(replace(proof, refuted=refuted), again)
+
+
+def _bench(model: nn.Module, inputs: Inputs, proof: Proof) -> Bench:
+    """Return a bench that runs training mode as well where something fails there, if the whole network does not."""
+    twin = copy_model(model, shared)
+    if any(TRAINING_FAILS in reason for reason in proof.refuted.values()):
+        bench = Bench(twin, inputs, training=True)
+        if not bench.whole.failure:
+            return bench
+    return Bench(twin, inputs)
 
 
 def _made(tracer: Tracer, node: fx.Node) -> Iterator[fx.Node]:

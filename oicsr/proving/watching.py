@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
 
 from oicsr.names import named_tensors
 from oicsr.networks.grouped import in_any_precision
@@ -64,11 +65,12 @@ class Watch(Mode):
         self._dtype = dtype
         self._originals = originals
         self._read = read
-        self._decided: dict[int, tuple[Tensor, Tensor]] = {}  # whole numbers, and what they were decided from
+        self._decided = WeakIdKeyDictionary()  # whole numbers that are still there: what they were decided from
 
     def decided_from(self, output: Tensor) -> Tensor | None:
         """Return what whole numbers were computed from (of `argmax`, its scores); None of any other value."""
-        return self._decided[id(output)][1] if id(output) in self._decided else None
+        source: Tensor | None = self._decided.get(output)
+        return source
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -100,7 +102,8 @@ class Watch(Mode):
             if isinstance(value, Tensor):
                 source = value if value.is_floating_point() else self.decided_from(value)
                 if source is not None:
-                    self._decided.update({id(tensor): (tensor, source) for tensor in whole})
+                    for tensor in whole:
+                        self._decided[tensor] = source
                     return
 
     def _note(self, tensor: Tensor, func: Callable[..., Any]) -> None:

@@ -188,10 +188,16 @@ def _may_run(model: nn.Module, name: str) -> bool:
     for depth in range(len(path) - 1, -1, -1):
         owner = type(model.get_submodule(".".join(path[:depth])))
         if not owner.__module__.startswith("torch."):
-            parameters = signature(owner.forward).parameters.values()
-            takes_options = any(parameter.default is not Parameter.empty for parameter in parameters)
-            return takes_options and path[depth] in _names_in_methods(owner)
+            return _takes_options(owner) and path[depth] in _names_in_methods(owner)
     return False
+
+
+def _takes_options(cls: type[nn.Module]) -> bool:
+    try:
+        parameters = signature(cls.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code may not tell
+        return False
+    return any(parameter.default is not Parameter.empty for parameter in parameters)
 
 
 def _names_in_methods(cls: type) -> set[str]:

@@ -139,3 +139,25 @@ def test_a_width_that_only_training_mode_reads_follows() -> None:
     couplings = find_couplings(model, images)  # warnings are errors
     small = remove_channels(model, PruningPlan.from_kept(couplings, {"first": range(5), "second": range(4)}))
     assert small.width == 5 and [y.shape for y in small.train()(images)] == [(2, 4), (2, 2)]
+
+
+class OneByOne(nn.Module):
+    """Runs in training mode on two inputs at least; one width is a number that it keeps, another one of the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 10)
+        self.norm, self.out = nn.BatchNorm1d(10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu().view(x.shape[0], self.width))
+        x = x.view(x.shape[0], 10) if self.training else x
+        scores: Tensor = self.out(self.norm(x).relu())
+        return scores
+
+
+def test_what_evaluation_mode_needs_is_mended_where_one_input_is_too_few_for_training() -> None:
+    trace = trace_couplings(OneByOne(), torch.randn(1, 6))
+    assert [coupling.name for coupling in trace.couplings] == ["first"]
+    assert "training mode fails without them" in trace.unpruned["second"]
