@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oicsr.coupling import Attribute, Axis, Coupling, Rescaled
+from oicsr.networks.classes import own_bases
 
 DEEPEST = 3  # entries within entries of an attribute
 NAME = re.compile(rf"[^\W\d]\w*(\.\w+){{0,{DEEPEST}}}")  # of an attribute, or of an entry of what it holds
@@ -211,10 +212,9 @@ def is_whole(value: object) -> bool:
 def numbers_of_class(cls: type) -> Mapping[str, int]:
     """Return the whole numbers that a class of modules gives all its modules by name; PyTorch's own are no widths."""
     found: dict[str, int] = {}
-    for base in reversed(cls.__mro__):
-        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
-            found = {name: value for name, value in found.items() if name not in vars(base)}
-            found |= {name: value for name, value in vars(base).items() if type(value) is int and name[0] != "_"}
+    for base in reversed(own_bases(cls)):
+        found = {name: value for name, value in found.items() if name not in vars(base)}
+        found |= {name: value for name, value in vars(base).items() if type(value) is int and name[0] != "_"}
     return found
 
 

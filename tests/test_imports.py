@@ -146,8 +146,7 @@ def test_no_two_folders_of_the_library_import_each_other_in_a_circle() -> None:
 
 def test_every_folder_of_the_library_says_what_it_holds() -> None:
     folders = {path.parent for path in (ROOT / "oicsr").rglob("__init__.py")} - {ROOT / "oicsr"}
-    for folder in folders:
-        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))), f"{folder} has no docstring"
+    assert_that_they_say_what_they_hold(folders)
     told = re.search(r"\n\| in `oicsr/` .*?\n\n", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
     assert told
     assert {folder.name for folder in folders} <= set(re.findall(r"^\| `(\w+)` \|", told[0], re.MULTILINE))
@@ -170,6 +169,10 @@ def test_every_package_is_on_a_floor_and_says_what_it_holds() -> None:
     packages = {path.parent for path in benchmark_files() if path.parent.name != "benchmarks"}
     names = {path.relative_to(ROOT / "benchmarks").parts[0] for path in packages}
     assert names <= FLOOR.keys()
+    assert_that_they_say_what_they_hold(packages)
+
+
+def assert_that_they_say_what_they_hold(packages: set[Path]) -> None:
     for package in packages:
         assert ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))), f"{package} has no docstring"
 

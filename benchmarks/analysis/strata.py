@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.analysis.claims import MEASURES, Arm, Claim, resolution
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, evidence_of
-from benchmarks.analysis.statistics import ENOUGH_SEEDS, SMALLEST_SD, Effect, bootstrap_interval, paired_effect
+from benchmarks.analysis.statistics import ENOUGH_SEEDS, SMALLEST_SD
 from benchmarks.analysis.tuned import is_tuned, searched_state
 from benchmarks.config import digest
 from benchmarks.records.histories import Details
@@ -98,11 +98,6 @@ class Stratum:
     def by_network(self) -> dict[str, float]:
         """Difference for each trained network."""
         return {network: value for group in self.groups for network, value in group.by_network.items()}
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether every group has the networks that a verdict needs."""
-        return bool(self.groups) and all(len(group.by_network) >= ENOUGH_SEEDS for group in self.groups)
 
 
 def carries_verdicts(record: Record) -> bool:
@@ -255,16 +250,22 @@ def over_targets(cells: Mapping[tuple[str, float], Mapping[str, float]]) -> tupl
     return tuple(groups)
 
 
-def effect_over(strata: Sequence[Stratum]) -> tuple[Effect, tuple[float, float]]:
-    """Return the effect over some strata, each of which has the same say, and its bootstrap interval.
+def pooled(parts: Sequence[tuple[Sequence[Alike], float]]) -> tuple[list[list[float]], list[float], list[float]]:
+    """Return what `paired_effect` takes: differences, smallest deviation and weight of each group of some strata.
 
-    Raises:
-        ValueError: A group has fewer than two networks.
+    Every stratum has the same say.
+
+    Args:
+        parts: Of each stratum the groups, and the standard deviation that their differences have at least.
     """
-    groups = [(group, stratum.smallest_sd) for stratum in strata for group in stratum.groups]
-    values = [list(group.by_network.values()) for group, _ in groups]
-    weights = [group.weight / len(strata) for group, _ in groups]
-    return paired_effect(values, [sd for _, sd in groups], weights), bootstrap_interval(values, weights)
+    found = [(group, smallest_sd) for groups, smallest_sd in parts for group in groups]
+    values = [list(group.by_network.values()) for group, _ in found]
+    return values, [sd for _, sd in found], [group.weight / len(parts) for group, _ in found]
+
+
+def is_enough(groups: Sequence[Alike]) -> bool:
+    """Return whether there are groups, all with the networks that a verdict needs."""
+    return bool(groups) and all(len(group.by_network) >= ENOUGH_SEEDS for group in groups)
 
 
 def _mean(values: Sequence[float]) -> float:

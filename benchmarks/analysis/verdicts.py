@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.analysis.claims import CLAIMS, Claim
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, TIERS, dataset_title, evidence_of
-from benchmarks.analysis.statistics import CONFIDENCE, ENOUGH_SEEDS, Effect, holm, paired_effect
-from benchmarks.analysis.strata import Stratum, carries_verdicts, effect_over, place_of, rows_of, strata_of
+from benchmarks.analysis.statistics import CONFIDENCE, ENOUGH_SEEDS, Effect, bootstrap_interval, holm, paired_effect
+from benchmarks.analysis.strata import Stratum, carries_verdicts, is_enough, place_of, pooled, rows_of, strata_of
 from benchmarks.records.histories import Details
 from benchmarks.records.record import Record
 from benchmarks.records.strengths import FIRST_TUNING_SEED
@@ -156,10 +156,11 @@ def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...], records: Sequen
     """Return the finding before p values are adjusted."""
     if not strata:
         return None
-    enough = tuple(stratum for stratum in strata if stratum.is_enough)
+    enough = tuple(stratum for stratum in strata if is_enough(stratum.groups))
     if not enough:
         return Finding(INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} networks", tier, strata=strata)
-    effect, bootstrap = effect_over(enough)
+    values, smallest, weights = pooled([(stratum.groups, stratum.smallest_sd) for stratum in enough])
+    effect, bootstrap = paired_effect(values, smallest, weights), bootstrap_interval(values, weights)
     p = min(1.0, 2 * _side(claim, effect))
     diverged = _diverged(claim, enough, records)
     return Finding(INCONCLUSIVE, "", tier, effect, bootstrap, p, strata=enough, diverged=diverged)
@@ -335,9 +336,9 @@ def _plain_stratum(stratum: Stratum) -> dict[str, Any]:
 
 
 def _plain_mean(stratum: Stratum) -> dict[str, Any]:
-    if min((len(group.by_network) for group in stratum.groups), default=0) < 2:
+    if len(stratum.groups) < 2:
         return _plain_effect(stratum.by_network, stratum.smallest_sd)
-    return _plain(effect_over([stratum])[0])
+    return _plain(paired_effect(*pooled([(stratum.groups, stratum.smallest_sd)])))
 
 
 def _plain_effect(by_network: Mapping[str, float], smallest_sd: float) -> dict[str, Any]:

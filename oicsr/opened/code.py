@@ -20,6 +20,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from oicsr.networks.classes import methods, own_bases
+
 Kind = type[nn.Module]
 Place = tuple[str, int]  # the name and the first line of a function
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)  # in the name of a class
@@ -62,29 +64,21 @@ def is_freed(module: nn.Module) -> bool:
 
 def _attends(kind: type) -> bool:
     """Return whether the name or the code of a class says that it is an attention."""
-    bases = _own_bases(kind)
-    names = {name for base in bases for function in _methods(base).values() for name in function.__code__.co_names}
+    bases = own_bases(kind)
+    names = {name for base in bases for function in methods(base).values() for name in function.__code__.co_names}
     if "__class__" in names:  # such code asks for its class, which will be another one
         return False
     return any(ATTENTION.search(base.__name__) for base in bases) or not ATTENDS.isdisjoint(names)
 
 
-def _own_bases(kind: type) -> list[type]:
-    return [base for base in kind.__mro__ if base is not object and base.__module__.partition(".")[0] != "torch"]
-
-
-def _methods(kind: type) -> dict[str, FunctionType]:
-    return {name: value for name, value in vars(kind).items() if isinstance(value, FunctionType)}
-
-
 def _freed(kind: type) -> Any:
     """Return the class for another one; it has those for its bases behind it, so that `super()` finds them."""
-    around = _own_bases(kind)
-    code = [_methods(base) for base in around]
+    around = own_bases(kind)
+    code = [methods(base) for base in around]
     if kind in _KNOWN and _KNOWN[kind][0] == code:  # a method may have been replaced since
         return _KNOWN[kind][1]
     bases = [new for base in kind.__bases__ if base in around and (new := _freed(base)) is not None]
-    made = {name: new for name, method in _methods(kind).items() if (new := _rewritten(method)) is not None}
+    made = {name: new for name, method in methods(kind).items() if (new := _rewritten(method)) is not None}
     own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     mark = {"_source_of_freed": kind, "__reduce_ex__": _reduce}
     # a first base of its own keeps it from the __init_subclass__ of the others: a registry would take it

@@ -32,7 +32,8 @@ from oicsr.rules.doubts import Doubts
 from oicsr.tracing.approximate import Approximate, ApproximateWarning, WithoutMeans, check_approximate, deviation
 from oicsr.tracing.attention import Attentions, Granularity, check_granularity, settle_products
 from oicsr.tracing.backbone import Part, backbone_call, couplings_of_whole
-from oicsr.tracing.kept import said_of_averages, said_of_idle, said_of_kept
+from oicsr.tracing.idle import said_of_averages, said_of_idle
+from oicsr.tracing.kept import said_of_kept
 from oicsr.tracing.unseen import said_of_unseen
 
 Scope = Literal["inner", "all"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.analysis.claims import CLAIMS, Arm, Claim, recovered_after
-from benchmarks.analysis.statistics import paired_effect
-from benchmarks.analysis.strata import Stratum, effect_over, over_targets, rows_of, strata_of
+from benchmarks.analysis.statistics import SMALLEST_SD, paired_effect
+from benchmarks.analysis.strata import over_targets, pooled, rows_of, strata_of
 from benchmarks.analysis.tuned import searched_state
 from benchmarks.analysis.verdicts import judge
 from benchmarks.config import Phase
@@ -134,8 +134,7 @@ def test_differences_between_targets_are_no_spread_of_networks(apart: float) -> 
         luck, own = generator.standard_normal(10), generator.standard_normal((2, 10))
         mild = {str(i): float(luck[i] + own[0, i]) for i in (0, 1, 2, 7, 8, 9)}
         hard = {str(i): float(apart + luck[i] + own[1, i]) for i in range(3, 10)}
-        stratum = Stratum("", "", "", over_targets({("", 0.7): mild, ("", 0.3): hard}), {}, ())
-        effect, _ = effect_over([stratum])
+        effect = paired_effect(*pooled([(over_targets({("", 0.7): mild, ("", 0.3): hard}), SMALLEST_SD)]))
         covered.append(effect.interval[0] <= apart / 2 <= effect.interval[1])
         assert effect.mean == pytest.approx((sum(mild.values()) / 6 + sum(hard.values()) / 7) / 2)
     assert 0.93 <= np.mean(covered) <= 0.98

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from baselines.anatomy import GROUPS
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.analysis.evidence import TOY
-from benchmarks.analysis.statistics import ENOUGH_SEEDS, Effect, paired_effect
-from benchmarks.analysis.strata import over_targets
+from benchmarks.analysis.statistics import SMALLEST_SD, Effect, paired_effect
+from benchmarks.analysis.strata import is_enough, over_targets, pooled
 from benchmarks.reporting.figures.style import COLOURS, WIDTH, Files, headline, legend_below, render, style
 from benchmarks.reporting.study import title_of
 
@@ -78,9 +78,8 @@ def side_effects(comparison: Comparison) -> dict[str, Effect]:
         for method in (name, f"{name}-prox"):
             cells = {("", target): _differences(comparison, method, target) for target in comparison.targets}
             groups = over_targets(cells)
-            if method != BASE and groups and all(len(group.by_network) >= ENOUGH_SEEDS for group in groups):
-                values = [list(group.by_network.values()) for group in groups]
-                found[method] = paired_effect(values, weights=[group.weight for group in groups])
+            if method != BASE and is_enough(groups):
+                found[method] = paired_effect(*pooled([(groups, SMALLEST_SD)]))
     return found
 
 
