@@ -27,6 +27,7 @@ from oicsr.coupling import Side
 SSL = "Wen et al. 2016 (SSL)"
 SSL_CODE = "wenwei202/caffe, branch scnn: src/caffe/solvers/sgd_solver.cpp"
 CONTROL = "control"
+OF_SSL = " (SSL's CIFAR-10 example trains with 0, its ResNet-20 with 1e-4)"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _by_gradient(group: Group) -> RegularizerSpec:
         penalised=_penalised(group),
         normalisation="none: groups are not weighted by their size",
         sides=group.sides,
-        weight_decay_note="the experiment's own (SSL's CIFAR-10 example trains with 0, its ResNet-20 with 1e-4)",
+        weight_decay_note=f"the experiment's own{OF_SSL if group.source != CONTROL else ''}",
         grid=grid_around(1e-4) if group.sides == ("norm",) else USUAL_GRID,  # it is Network Slimming
     )
 

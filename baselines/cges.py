@@ -61,7 +61,9 @@ class Cges:
         self._couplings = list(couplings)
         self._layout = Layout.of(couplings, self.sides)
         depth = torch.linspace(0, 1, len(self._couplings), dtype=torch.float64)
-        self.exclusive_share = (margin + (1 - 2 * margin) * depth).repeat_interleave(torch.tensor(self._layout.sizes))
+        self.exclusive_share = (margin + (1 - 2 * margin) * depth).repeat_interleave(
+            torch.tensor(self._layout.sizes, dtype=torch.int64)
+        )
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the penalty on the weights of `model`, a scalar."""
@@ -94,7 +96,7 @@ class ProximalCges(OfPenalty):
             learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
-            TypeError: `learning_rate` is no number.
+            TypeError: `learning_rate` is not a number.
             ValueError: It is negative or not finite.
         """
         model, step = unwrap(model), self.strength * check_learning_rate(learning_rate)

@@ -82,7 +82,7 @@ def group_norm(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring
 
 FANG = "Fang et al. 2023 (DepGraph)"
 TORCH_PRUNING = "VainF/Torch-Pruning 1.6.1"
-STEPS = "channels are removed in up to 400 steps, and scored anew before each"
+STEPS = "channels are removed in up to 400 steps, and rescored before each step"
 
 DEPGRAPH = RegularizerSpec(
     name="depgraph",

@@ -30,7 +30,7 @@ def l2_norm(model: nn.Module, couplings: Sequence[Coupling], scoring: Scoring) -
 
 
 LIU = "Eric-mingjie/rethinking-network-pruning, a later reimplementation"
-MASKS = "filters are masked while the network trains, and chosen anew after each epoch"
+MASKS = "filters are masked while the network trains, and chosen again after each epoch"
 
 L1_NORM = ImportanceSpec(
     name="l1",

@@ -82,7 +82,7 @@ class HalfSpace:
             learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
-            TypeError: `learning_rate` is no number.
+            TypeError: `learning_rate` is not a number.
             ValueError: It is negative or not finite, or `advance` was not called before.
         """
         model, step = unwrap(model), self.strength * check_learning_rate(learning_rate)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from baselines.method import SelectionSpec
 from baselines.uniform_selection import share_gone
-from oicsr import Coupling, PruningPlan, select_channels
+from oicsr import Coupling, PruningPlan, select_channels, unwrap
 
 Structure = tuple[tuple[str, str, int], ...]
 
@@ -65,6 +65,7 @@ def classes(model: nn.Module, couplings: Sequence[Coupling]) -> dict[Structure, 
 
 def structure(model: nn.Module, coupling: Coupling) -> Structure:
     """Return the kinds of layers that the channels of a coupling pass, each with the side and the axis."""
+    model = unwrap(model)
     members = [m for m in coupling.members if m.counts]
     kinds = [type(model.get_submodule(m.parameter.rpartition(".")[0])).__name__ for m in members]
     return tuple((kind, member.side, member.dim) for kind, member in zip(kinds, members, strict=True))

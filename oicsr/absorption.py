@@ -16,7 +16,7 @@ from oicsr.arguments import check_call, check_plan, check_plan_fits
 from oicsr.complexity import CONVOLUTIONS, TRANSPOSED
 from oicsr.networks.copying import as_it_was
 from oicsr.networks.inputs import ExampleInputs, Inputs, as_inputs
-from oicsr.networks.state import indices_on_cpu
+from oicsr.networks.state import indices_on_cpu, one_at_a_time
 from oicsr.networks.warned import warn
 from oicsr.networks.wrapping import unwrap
 from oicsr.normalized import normalized_layers, row_name
@@ -25,7 +25,9 @@ from oicsr.plan import PruningPlan
 # Normalisations, and at which position they take their scale.
 _SCALES: dict[Callable[..., Any], int] = {
     functional.batch_norm: 3,
+    torch.batch_norm: 1,
     functional.instance_norm: 3,
+    torch.instance_norm: 1,
     functional.group_norm: 2,
     functional.layer_norm: 2,
     functional.rms_norm: 2,
@@ -57,6 +59,7 @@ class Absorption:
 
 
 @torch.no_grad()
+@one_at_a_time()
 def plan_absorption(model: nn.Module, plan: PruningPlan, example_inputs: ExampleInputs) -> Absorption:
     r"""Find what the channels that a plan removes add to the layers that read them, in evaluation mode.
 
@@ -245,7 +248,7 @@ class _Watch(TorchFunctionMode):
         axis = -1 if linear else 1 - weight.ndim
         padding = 0 if linear else _argument(args, kwargs, 4, "padding", 0)
         reading = _Reading.of(
-            source.movedim(axis, 0).flatten(1),
+            source.movedim(axis, 0).reshape(source.shape[axis], -1),
             columns.to(source.device),
             1 if linear else _argument(args, kwargs, 6, "groups", 1),
             _pads(padding),

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from oicsr.arguments import check_callable, check_count, check_fit
+from oicsr.arguments import check_callable, check_choice, check_count, check_fit
 from oicsr.complexity import count_macs, count_params
 from oicsr.coupling import Coupling
 from oicsr.limits import Limits
@@ -134,8 +134,8 @@ def prune_iteratively(
     """
     steps = check_count("steps", steps)
     _check_callables(train=train, make_regularizer=make_regularizer, importance=importance, select=select)
-    _check_choice("schedule", schedule, get_args(Schedule))
-    _check_choice("cap_of", cap_of, get_args(CapOf))
+    check_choice("schedule", schedule, get_args(Schedule))
+    check_choice("cap_of", cap_of, get_args(CapOf))
     target = _Goal.of(model, macs_kept, params_kept, cost, cost_kept)
     if couplings is None:
         couplings = find_couplings(model, example_inputs, scope=scope, ignore=ignore)
@@ -207,15 +207,10 @@ def share_after(step: int, steps: int, macs_kept: float, schedule: Schedule) -> 
         ValueError: `schedule` is unknown.
     """
     done = (step + 1) / steps
-    _check_choice("schedule", schedule, get_args(Schedule))
+    check_choice("schedule", schedule, get_args(Schedule))
     return 1 - done * (1 - macs_kept) if schedule == "linear" else float(macs_kept**done)
 
 
 def _check_callables(**functions: object) -> None:
     for name, function in functions.items():
         check_callable(name, function)
-
-
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}")

@@ -25,7 +25,7 @@ def check_model(model: object, hint: str = "") -> None:
     """Raise unless `model` is a module, and whole; `hint` is what else the message says.
 
     Raises:
-        TypeError: It is no module.
+        TypeError: It is not a module.
         ValueError: Its parameters are spread over several processes, or have no shapes yet.
     """
     if not isinstance(model, nn.Module):
@@ -34,6 +34,12 @@ def check_model(model: object, hint: str = "") -> None:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"{name!r} has no shape yet (a lazy module): call the model on an input first")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless the value of the argument `name` is one of what it may be."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 
 def scripted_part(model: nn.Module) -> str:
@@ -74,7 +80,7 @@ def check_call(model: object, example_inputs: object) -> None:
     """Raise where the first two arguments are swapped, or where a shape stands in place of a tensor.
 
     Raises:
-        TypeError: `model` is no module, or `example_inputs` is one.
+        TypeError: `model` is not a module, or `example_inputs` is one.
         ValueError: `example_inputs` is a shape.
     """
     swapped = isinstance(example_inputs, nn.Module)
@@ -133,7 +139,7 @@ def check_learning_rate(value: Any) -> Any:
     """Return the learning rate of a proximal step; a tensor is not read: that would wait for its device.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is negative or not finite.
     """
     if not isinstance(value, Tensor) and not 0 <= check_number("learning_rate", value) < math.inf:
@@ -145,7 +151,7 @@ def check_count(name: str, value: Any) -> int:
     """Return an argument as an integer.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is below 1, or not whole.
     """
     if not (check_number(name, value) >= 1 and float(value).is_integer()):
@@ -185,7 +191,7 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
     """Raise unless `scores` is a sequence of one tensor of numbers per coupling, in the couplings' order.
 
     Raises:
-        TypeError: It is no sequence, or holds something else than tensors.
+        TypeError: It is not a sequence, or holds something else than tensors.
         ValueError: Shapes differ from those of the couplings.
     """
     wanted = "it must be a list of tensors, one per coupling, such as out_in_energy(model, couplings)"
@@ -204,7 +210,7 @@ def check_scores(scores: object, couplings: Sequence[Coupling]) -> None:
 
 
 def check_no_nan(scores: Sequence[Tensor], couplings: Sequence[Coupling], model: nn.Module) -> None:
-    """Raise ValueError where a score is NaN: what it was made of is no number."""
+    """Raise ValueError where a score is NaN: what it was made of is not a number."""
     for score, coupling in zip(scores, couplings, strict=True):
         if bool(score.isnan().any()):
             broken = _not_finite(model, [coupling]) or _not_finite(model, couplings)

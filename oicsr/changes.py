@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
 from numbers import Integral
@@ -63,7 +63,7 @@ def changed_value(attribute: Attribute, kept: Collection[int], size: int) -> flo
     left = len(kept)
     if not isinstance(attribute.value, int):
         return float(attribute.value * (left / size) ** attribute.power)
-    value = attribute.value * Fraction(left, size) ** attribute.power
+    value = attribute.value * Fraction(left, size) ** int(attribute.power)
     if value.denominator != 1:
         raise ValueError(
             f"{attribute.module + '.' if attribute.module else ''}{attribute.name} is {attribute.value}, and would be "
@@ -274,12 +274,16 @@ def _with_entry(old: Any, path: Sequence[str], number: float) -> Any:
     return type(old)(*entries) if hasattr(old, "_fields") else type(old)(entries)
 
 
-def drop_caches(model: nn.Module) -> None:
+def drop_caches(model: nn.Module, cut: Set[str]) -> None:
     """Give modules of `model` an empty dictionary for one of tensors that they call a cache: it holds the old widths.
 
-    Tables of positions are kept so in evaluation mode (`attention_bias_cache` of LeViT and TinyViT), by device.
+    Tables of positions are kept so in evaluation mode (`attention_bias_cache` of LeViT and TinyViT), by device. Those
+    of a module that neither has nor holds one of the tensors that are `cut` stay: a table that is made with the module
+    (of sines and cosines) would not come back.
     """
-    for module in model.modules():
+    for path, module in model.named_modules():
+        if not any(name.startswith(f"{path}." if path else "") for name in cut):
+            continue
         for name, value in list(vars(module).items()):
             if "cache" in name and type(value) is dict and any(isinstance(entry, Tensor) for entry in value.values()):
                 vars(module)[name] = {}

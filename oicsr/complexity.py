@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from oicsr.arguments import check_call, check_model, check_open
@@ -68,6 +69,7 @@ CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
 DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
 UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
 CALLED = {*CONVOLUTIONS, *TRANSPOSED, *MULTIPLYING}
+DEFORMED = "torchvision::deform_conv2d"  # a convolution like any other, by its cost; its offsets are no part of it
 LIKENED = {Tensor.to, Tensor.type_as}
 OPERATORS = {  # what code that calls operators by their own names means by them, graphs of `torch.export` among it
     "linear": functional.linear,
@@ -124,23 +126,24 @@ class Positions(Mode):
         self._note_derived(func, args, kwargs or {}, result)
         if func is Tensor.transpose and {*args[1:], *(kwargs or {}).values()} == {0, 1}:
             self.seen.note_swapped(result)
-        func = _meant(func, args)
-        if getattr(func, "__name__", "").partition(".")[0] in RECURRENT:
+        called = _meant(func, args)
+        if getattr(called, "__name__", "").partition(".")[0] in RECURRENT:
             self._note_recurrent(args)
-        if func in MULTIPLYING or func in ATTENTIONS:
-            self._note_product(func, args, kwargs or {}, result)
-        if func is functional.bilinear:
+        if called in MULTIPLYING or called in ATTENTIONS:
+            self._note_product(called, args, kwargs or {}, result)
+        if called is functional.bilinear:
             weight = _argument(args, kwargs or {}, 2, "weight")
             self._note_weight(weight, result.numel() // weight.shape[0])
-        if func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
+        if called in CONVOLUTIONS or called in TRANSPOSED or called in (functional.linear, DEFORMED):
             source, weight = (_argument(args, kwargs or {}, *where) for where in ((0, "input"), (1, "weight")))
-            values = source if func in TRANSPOSED else result
-            spatial = CONVOLUTIONS.get(func) or TRANSPOSED.get(func) or 0
+            values = source if called in TRANSPOSED else result
+            spatial = 2 if called == DEFORMED else CONVOLUTIONS.get(called) or TRANSPOSED.get(called) or 0
             table = self._is_derived(source) is not None
             if table:
                 self.alone.add(len(self.calls))
             # every weight is used once per value of the output that belongs to one output channel
-            self._note_weight(weight, values.numel() // weight.shape[0])
+            outputs = weight.shape[0] if weight.ndim > 1 else 1
+            self._note_weight(weight, values.numel() // outputs)
             if not table:
                 self.seen.note_layer(source, spatial)
         return result
@@ -155,10 +158,19 @@ class Positions(Mode):
             v for value in (*args, *kwargs.values()) for v in (value if type(value) in (list, tuple) else [value])
         ]
         known = [self._is_derived(value) for value in sources if isinstance(value, Tensor)]
+        if None in known and _writes(func):
+            self._forget(args[0])
         if None not in known:
             for value in result if isinstance(result, list | tuple) else [result]:
                 if isinstance(value, Tensor):
                     self._derived[id(value)] = value, any(known)
+
+    def _forget(self, written: Tensor) -> None:
+        """Take a tensor that something of the inputs was written into, and its views, for such from now on."""
+        memory = _memory(written)
+        if memory is not None:
+            for key in [key for key, (value, _) in self._derived.items() if _memory(value) == memory]:
+                del self._derived[key]
 
     def _is_derived(self, tensor: Tensor) -> bool | None:
         """Return whether a tensor is computed from weights, or else from nothing; None where it is from the inputs."""
@@ -179,7 +191,8 @@ class Positions(Mode):
     ) -> None:
         if func in ATTENTIONS:
             query, key, value = (_argument(args, kwargs, i, name) for i, name in enumerate(("query", "key", "value")))
-            pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+            mixed = result if isinstance(result, Tensor) else result[0]  # a query may be spread over the others' batch
+            pairs = mixed.numel() // max(mixed.shape[-1], 1) * key.shape[-2]
             self.products += [pairs * query.shape[-1], pairs * value.shape[-1]]
             return
         if func is GROUPED:
@@ -187,7 +200,7 @@ class Positions(Mode):
             return
         factors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if func is torch.linalg.multi_dot:
-            factors = list(args[0])
+            factors = list(_argument(args, kwargs, 0, "tensors"))
         if func is torch.einsum:
             factors = factors_of(args)
         elif func in SUMMED:
@@ -204,7 +217,7 @@ class Positions(Mode):
         elif func in CHAINS:
             macs = chain_macs([factor.shape for factor in factors])
         else:
-            macs = result.numel() * factors[0].shape[-1]
+            macs = result.numel() * (factors[0].shape[-1] if factors[0].ndim else 1)
         macs *= len(factors[0]) if func in OVER_BATCH else 1
         weights = [factor for factor in factors if id(factor) in self._weights]
         if len(factors) == 2 and weights and weights[-1].numel():
@@ -232,10 +245,25 @@ class Positions(Mode):
             self.products.append(count * weight.numel())
 
 
-def _meant(func: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
+def _memory(tensor: Tensor) -> int | None:
+    """Return what tells the memory of a tensor from others; None where it has none of its own."""
+    if tensor.layout != torch.strided or is_batchedtensor(tensor):
+        return None
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    """Return whether a function writes to its first argument."""
+    name = getattr(func, "__name__", "").partition(".")[0]
+    return name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
+
+
+def _meant(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     """Return the function that an operator called by its own name, `torch.ops.aten.conv2d.default`, stands for."""
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         space, name, *_ = str(func).split(".")
+        if f"{space}::{name}" == DEFORMED:
+            return DEFORMED
         func = OPERATORS.get(name, func) if space == "aten" else func
     if func is torch.convolution:
         return (DECONVOLVED if args[6] else CONVOLVED)[args[0].ndim - 2]
@@ -343,7 +371,7 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
         The number for one element of the batch.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
         Exception: What the network's own code raises.
     """
     model = unwrap(model)

@@ -58,7 +58,7 @@ class Attribute:
             list, of a dictionary or of an object that holds settings.
         value: What it is with all channels.
         power: With a share s of the channels left, it is `value * s ** power`: 1 for a width, -1 for the epsilon of a
-            mean of squares.
+            mean of squares, -0.5 for one of its root.
         channels: Where it counts some slices only (a piece of a cut): the channel of each of them. It goes down by one
             for each that goes, and `power` has no say.
     """
@@ -66,7 +66,7 @@ class Attribute:
     module: str
     name: str
     value: float
-    power: int = 1
+    power: float = 1
     channels: tuple[int, ...] | None = None
 
 

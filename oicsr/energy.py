@@ -38,8 +38,8 @@ def channel_energy(
     Returns:
         One tensor `(num_channels,)` per coupling, differentiable with respect to the weights, with a backward of its
         own. Float32, also where weights are of half precision; float64 where a weight is. Complex weights count by
-        their absolute values. Where no weight counts, the energy is zero. The sums are taken in the same order in every
-        run, on every device.
+        their absolute values. Where no weight counts, the energy is zero. On any one device, the sums
+        are taken in the same order in every run.
 
     Raises:
         ValueError: A side is unknown, or the couplings are not the model's: a name or a width differs.
@@ -67,7 +67,8 @@ def energy_vector(model: nn.Module, layout: Layout) -> Tensor:
     """
     weights = layout.weights(model)
     if not weights:
-        return torch.zeros(layout.channels)
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+        return torch.zeros(layout.channels, dtype=energy_type([like]), device=like.device)
     if torch.compiler.is_compiling():
         return energy_operator(weights, layout.number, layout.channels, energy_type(weights))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():  # autograd's own bookkeeping takes longer than the energies of a small network

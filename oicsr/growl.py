@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_learning_rate
+from oicsr.arguments import check_choice, check_learning_rate
 from oicsr.coupling import Coupling, Side
 from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes
+from oicsr.fast.eager import eager
 from oicsr.fast.layout import Layout, check_sides
 from oicsr.networks.state import indices_on_cpu, trainable
 from oicsr.penalties import (
@@ -140,8 +141,7 @@ class GrOWL:
         weights: str = "pld",
     ) -> None:
         check_penalised(couplings)
-        if not isinstance(weights, str) or weights not in SEQUENCES:
-            raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(map(repr, SEQUENCES))}")
+        check_choice("weights", weights, tuple(SEQUENCES))
         self.strength = check_strength(strength)
         self.last_value: Tensor | None = None
         self.sides = check_sides(sides)
@@ -158,6 +158,7 @@ class GrOWL:
         return self.strength * value
 
     @torch.no_grad()
+    @eager
     def add_gradient(self, model: nn.Module) -> None:
         """Add the sub-gradient `λ θ_i w / ||w_[i]||` to `.grad`, zero for a channel of zeros, without autograd."""
         norms = energy_vector(model, self._layout).sqrt()
@@ -192,6 +193,7 @@ class ProximalGrOWL(OfPenalty):
         return describe_penalty(self, self.sides, self.strength, self._layout)
 
     @torch.no_grad()
+    @eager
     def proximal_step(self, model: nn.Module, learning_rate: float | Tensor) -> None:
         """Shrink every channel of `model`, in place; frozen weights count in the norms and are left as they are.
 
@@ -200,7 +202,7 @@ class ProximalGrOWL(OfPenalty):
             learning_rate: The learning rate of that step, not negative; a number or a scalar tensor.
 
         Raises:
-            TypeError: `learning_rate` is no number.
+            TypeError: `learning_rate` is not a number.
             ValueError: It is negative or not finite.
         """
         step = self.strength * check_learning_rate(learning_rate)

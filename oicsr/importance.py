@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from oicsr.arguments import check_fit
+from oicsr.arguments import check_choice, check_fit
 from oicsr.coupling import SIDES, Coupling, Side
 from oicsr.energy import channel_energy
 from oicsr.fast.layout import check_sides
@@ -73,8 +73,7 @@ def out_in_energy(
         ValueError: `normalize` or a side is unknown, or the couplings are not the model's.
     """
     sides = check_sides(sides)
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize is {normalize!r}; it must be one of {', '.join(map(repr, NORMALIZATIONS))}")
+    check_choice("normalize", normalize, tuple(NORMALIZATIONS))
     model = unwrap(model)
     check_fit(model, couplings)
     counting = [_counting(coupling, sides) for coupling in couplings]

@@ -44,7 +44,7 @@ class Limits:
         """Read the arguments of `select_channels`.
 
         Raises:
-            TypeError: A cap, a rounding or a width is no number.
+            TypeError: A cap, a rounding or a width is not a number.
             ValueError: A cap is not in [0, 1], a rounding is below 1, a name fits no coupling, or an original width is
                 below the current one.
         """

@@ -131,11 +131,11 @@ def per_coupling(value: T | Mapping[str, T], couplings: Sequence[Coupling], defa
 
 
 def check_names(named: Mapping[str, object], couplings: Sequence[Coupling], argument: str) -> None:
-    """Raise ValueError where a mapping names what is no coupling."""
+    """Raise ValueError where a mapping names what is not a coupling."""
     names = [coupling.name for coupling in couplings]
     for name in named:
         if name not in names:
-            raise ValueError(f"{argument} names {name!r}, which is no coupling{_nearest(name, names)}")
+            raise ValueError(f"{argument} names {name!r}, which is not a coupling{_nearest(name, names)}")
 
 
 def coupling_layers(coupling: Coupling) -> list[str]:

@@ -181,7 +181,7 @@ def _computer(hook: Any, module: nn.Module) -> Callable[[], Tensor]:
 
 @torch.no_grad()
 def refresh(model: nn.Module) -> None:
-    """Compute anew the weights that hooks keep as plain attributes, after their sources were changed."""
+    """Recompute the weights that hooks keep as plain attributes, after their sources were changed."""
     for module in model.modules():
         for attribute, entry in _by_hook(module, ""):
             setattr(module, attribute, entry.value())

@@ -73,7 +73,7 @@ class PruningPlan:
                 coupling that is not named keeps all.
 
         Raises:
-            TypeError: `kept` is no mapping.
+            TypeError: `kept` is not a mapping.
             ValueError: A name is unknown, an id is no integer, out of range or given twice, a coupling would lose every
                 channel, or a number on a module would not be whole.
         """
@@ -149,7 +149,7 @@ class PruningPlan:
         """Read a plan; nothing in the text is executed.
 
         Raises:
-            ValueError: The text is no plan of this format, with what is wrong.
+            ValueError: The text is not a plan of this format, with what is wrong.
         """
         try:
             data = json.loads(text)

@@ -88,7 +88,7 @@ class ProximalGroupLasso:
                 optimisers have it) is not read on the host.
 
         Raises:
-            TypeError: `learning_rate` is no number.
+            TypeError: `learning_rate` is not a number.
             ValueError: It is negative or not finite.
         """
         step = self.strength * check_learning_rate(learning_rate)

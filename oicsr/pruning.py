@@ -74,7 +74,7 @@ def prune(
         batches: Batches that the normalisation statistics are estimated from in the end (see `recalibrate`). With
             `train`, a list or a loader and no iterator: the first one is tried before the training.
         scope: Which channels may go (see `find_couplings`). None: `"inner"`, or `"all"` where the target is beyond
-            what `"inner"` can reach; the summary says so.
+            what `"inner"` can reach (not with `cost`); the summary says so.
         ignore: Layers whose own channels stay: names, patterns or modules.
         max_removed: The largest share of a layer's channels that may go (see `select_channels`).
         round_to: Leave widths a multiple of this.
@@ -92,7 +92,7 @@ def prune(
         OutOfReachError: The target is out of reach; the message says which argument to change to which value.
         ValueError: An argument is out of range, or of use with `train` only; the model cannot be traced, or no cut
             comes within the tolerance of the target. With `train`, all of this is found before the training, where
-            scores have no say in it.
+            scores have no say in it. What `batches` raise after it carries the pruned network: `error.result`.
 
     Example:
         >>> import torch, oicsr
@@ -137,17 +137,26 @@ def prune(
         **limits,  # type: ignore[arg-type]
     )
     if batches is not None:
-        recalibrate(result.model, batches)
+        _recalibrate(result, batches)
         if any(name.endswith("running_mean") for name, _ in result.model.named_buffers()):
             notes.append("normalisation statistics are recalibrated")
     return replace(result, notes=tuple(notes))
 
 
+def _recalibrate(result: PruningResult, batches: Iterable[Any]) -> None:
+    """Recalibrate what came out; what goes wrong then must not lose the training."""
+    try:
+        recalibrate(result.model, batches)
+    except Exception as error:
+        error.result = result  # type: ignore[attr-defined]
+        raise
+
+
 def _check_training(train: object, **penalty: object) -> None:
-    """Raise where the training is no function, or is missing while there is an argument about its penalty.
+    """Raise where the training is not a function, or is missing while there is an argument about its penalty.
 
     Raises:
-        TypeError: `train` is no function.
+        TypeError: `train` is not a function.
         ValueError: There is no `train`, and an argument would be ignored.
     """
     if train is not None:

@@ -70,7 +70,7 @@ def recalibrate(
         `model`.
 
     Raises:
-        TypeError: `batches` is nothing that holds batches, or a batch is of a form that is not known.
+        TypeError: `batches` is not an iterable of batches, or a batch is of a form that is not known.
         ValueError: There are no batches, `batches` is a single tensor, no layer with running statistics ran, a part of
             the network is scripted or exported, or a batch makes statistics NaN or infinite (`NotFiniteError`). After
             this or any other error the statistics are as they were. An error of the network itself keeps its type;
@@ -111,7 +111,7 @@ def recalibrate(
 
 
 def check_batches(batches: object) -> None:
-    """Raise where an argument is nothing that holds batches.
+    """Raise where an argument is not an iterable of batches.
 
     Raises:
         TypeError: It cannot be iterated over, or is a string or a mapping.
@@ -160,6 +160,7 @@ class _Estimate(TorchFunctionMode):
         super().__init__()
         self.calls: dict[int, int] = {}  # id of a running mean or variance -> calls so far
         self.statistics: dict[int, Tensor] = {}  # by that id
+        self._exact: dict[int, Tensor] = {}  # means in float32 of those in half precision, where small steps round away
 
     def __torch_function__(
         self,
@@ -183,7 +184,13 @@ class _Estimate(TorchFunctionMode):
             if count == 1:  # the old values get no weight, not even where they are not finite
                 mean.zero_()
                 variance.fill_(1)
-            call.arguments.update({use_batch: True, "momentum": 1 / count})
+            coarse = [entry for entry in (mean, variance) if entry.dtype in (torch.float16, torch.bfloat16)]
+            call.arguments.update({use_batch: True, "momentum": 1.0 if coarse else 1 / count})
+            outputs = func(*call.args, **call.kwargs)
+            for statistic in coarse:
+                exact = self._exact.setdefault(id(statistic), statistic.float())
+                statistic.copy_(exact.add_(statistic.float() - exact, alpha=1 / count))
+            return outputs
         return func(*call.args, **call.kwargs)
 
 

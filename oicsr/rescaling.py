@@ -101,7 +101,7 @@ def rescale(
         The factors by layer, and the layers that were left with the reasons.
 
     Raises:
-        TypeError: A norm is no number.
+        TypeError: A norm is not a number.
         ValueError: A norm is not positive and finite, has the wrong number of rows, or belongs to a layer that the
             model does not have; or the model cannot be traced. Nothing has been changed then.
 
@@ -129,7 +129,7 @@ def rescale(
             factor = _factors(layer, tensors[layer.weight], wanted)
             if layer.scale is None:
                 factor = torch.where(_without_scale(layer, tensors, factor) >= 0, factor, 1.0)
-            factors[layer.name] = factor
+            factors[layer.name] = torch.where(_fits(layer, tensors, factor), factor, 1.0)
     for layer in layers:
         if layer.name in factors:
             _apply(layer, tensors, factors[layer.name])
@@ -165,6 +165,13 @@ def _factors(layer: NormalizedLayer, weight: Tensor, wanted: Norm) -> Tensor:
 def _without_scale(layer: NormalizedLayer, tensors: Mapping[str, Tensor], factor: Tensor) -> Tensor:
     """Return the variance that alone keeps the function as it is."""
     return factor.square() * (tensors[layer.variance].double() + layer.eps) - layer.eps
+
+
+def _fits(layer: NormalizedLayer, tensors: Mapping[str, Tensor], factor: Tensor) -> Tensor:
+    """Return for which rows the statistics stay within their type, `(rows,)`: float16 ends at 65,504."""
+    mean, variance = tensors[layer.mean], tensors[layer.variance]
+    largest = torch.finfo(variance.dtype).max
+    return (factor.square() * variance.double() <= largest) & (factor * mean.abs().double() <= largest)
 
 
 def _apply(layer: NormalizedLayer, tensors: Mapping[str, Tensor], factor: Tensor) -> None:

@@ -144,7 +144,7 @@ def select_channels(
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raise TypeError where a tolerance is no number, ValueError where it is not in [0, 1]."""
+    """Raise TypeError where a tolerance is not a number, ValueError where it is not in [0, 1]."""
     if not 0 <= check_number("tolerance", tolerance) <= 1:
         raise ValueError(f"tolerance is {tolerance!r}; it must be in [0, 1]")
 

@@ -70,7 +70,8 @@ def remove_channels(
         example_inputs: Inputs of one forward call; `absorb` needs them.
 
     Raises:
-        TypeError: `model` is no module, `plan` no plan, or `optimizer` neither an optimiser nor a list of them.
+        TypeError: `model` is not a module, `plan` is not a plan, or `optimizer` is neither an
+            optimiser nor a list of them.
         ValueError: The plan does not fit the model, the model cannot be copied, `absorb` lacks inputs, or the
             optimiser holds none of the model's parameters, or one given or held keeps a state that cannot be sliced
             (L-BFGS, Shampoo); the message says which. Nothing is changed then.
@@ -137,7 +138,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> None:
     scale_slices(model, plan.scalings)
     slice_module(model, plan.slices)
     set_attributes(model, plan.attributes)
-    drop_caches(model)
+    drop_caches(model, {entry.parameter for entry in plan.slices})
 
 
 def slice_module(model: nn.Module, slices: Iterable[Slice]) -> None:
@@ -242,10 +243,13 @@ def _fix_convolution(module: _ConvNd, slices: Iterable[Slice]) -> None:
 
 def _fix_like_convolution(module: nn.Module, slices: Iterable[Slice]) -> None:
     """Treat a convolution of another library like PyTorch's, if its numbers say that its weight has the same axes."""
-    shape, numbers = module.get_parameter("weight").shape, vars(module)
-    before = dict(enumerate(shape)) | {entry.dim: entry.size for entry in slices}
+    weight: Tensor = getattr(module, "weight")  # noqa: B009 (a parameter, a buffer, or computed)
+    shape, numbers = weight.shape, vars(module)
+    rows = {entry.dim: entry for entry in slices}
+    before = dict(enumerate(shape)) | {dim: entry.size for dim, entry in rows.items()}
     if (before[0], before.get(1, 0) * numbers["groups"]) == (numbers["out_channels"], numbers["in_channels"]):
-        numbers.update(out_channels=shape[0], in_channels=shape[1] * numbers["groups"])
+        groups = _groups_left(rows[0], numbers["groups"]) if 0 in rows else numbers["groups"]
+        numbers.update(out_channels=shape[0], in_channels=shape[1] * groups, groups=groups)
 
 
 def _groups_left(rows: Slice, groups: int) -> int:
@@ -268,7 +272,7 @@ def save_pruned(path: str | Path, model: nn.Module, plan: PruningPlan) -> None:
             (`PruningPlan.then` joins several).
 
     Raises:
-        TypeError: `model` is no module, or `plan` no plan.
+        TypeError: `model` is not a module, or `plan` is not a plan.
         FileNotFoundError: There is no folder for the file.
         ValueError: The plan does not lead to the shapes of `model`, a tensor is sparse or of a type that safetensors
             does not hold, or a module keeps an extra state (`get_extra_state`) that JSON cannot hold; the message names
@@ -348,9 +352,10 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         build_model: Builds the network before pruning, with any weights.
 
     Raises:
-        TypeError: `build_model` is no function.
+        TypeError: `build_model` is not a function.
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, is not one of `save_pruned`'s, or does not fit the model; says which.
+        ValueError: The file is damaged, is not one of `save_pruned`'s, or does not fit the model; says which. What
+            `build_model` raises comes through as it is.
     """
     if isinstance(build_model, nn.Module) or not callable(build_model):
         raise TypeError(
@@ -379,8 +384,9 @@ def load_pruned(path: str | Path, build_model: Callable[[], nn.Module]) -> nn.Mo
         raise ValueError(f"{path} holds a {type(others).__name__} where extra states by name are due")
     if not isinstance(names, list):
         raise ValueError(f"{path} holds a {type(names).__name__} where names of modules are due")
+    built = build_model()
     try:
-        model = remove_channels(build_model(), plan)
+        model = remove_channels(built, plan)
         _check_opened(model, names)
         _take_types(model, tensors)
         model.load_state_dict({**tensors, **others})

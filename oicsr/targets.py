@@ -165,7 +165,7 @@ class MeasuredCost:
         """Prune a copy of the model and return its cost.
 
         Raises:
-            TypeError: The cost is no number.
+            TypeError: The cost is not a number.
             ValueError: The cost is negative or not finite.
         """
         key = stays.numpy().tobytes()
@@ -224,7 +224,7 @@ def asked_share(
     """Return the argument that names the target, and the share; half of the MACs where none does.
 
     Raises:
-        TypeError: A share is no number, or `cost` no function.
+        TypeError: A share is not a number, or `cost` is not a function.
         ValueError: More than one share is given, a share is not in (0, 1], or only one of `cost` and `cost_kept` is.
     """
     shares = {"macs_kept": macs_kept, "params_kept": params_kept, "cost_kept": cost_kept}
@@ -244,7 +244,7 @@ def measured(cost: Callable[[nn.Module], float], model: nn.Module) -> float:
     """Return what a cost of the caller's says of a model.
 
     Raises:
-        TypeError: That is no number.
+        TypeError: That is not a number.
         ValueError: It is negative or not finite.
     """
     value = float(check_number("what cost(model) returns", cost(model)))
@@ -274,7 +274,7 @@ def make_target(
     With `measure`, MACs are counted on pruned networks, not predicted.
 
     Raises:
-        TypeError: As `asked_share`, or `reference` is no number.
+        TypeError: As `asked_share`, or `reference` is not a number.
         ValueError: As `asked_share`, or `reference` is not positive and finite, or the model costs nothing.
     """
     argument, share = asked_share(macs_kept, params_kept, cost, cost_kept)

@@ -59,7 +59,8 @@ def tie_groups(couplings: Sequence[Coupling], tie: Sequence[Tie]) -> list[list[C
         for entry in entries:
             name = entry.name if isinstance(entry, Coupling) else entry
             if name not in by_name:
-                raise ValueError(f"tie names {name!r}, which is no coupling; there are {', '.join(map(repr, by_name))}")
+                there = ", ".join(map(repr, by_name))
+                raise ValueError(f"tie names {name!r}, which is not a coupling; there are {there}")
             if name in leaders:
                 raise ValueError(f"tie names {name!r} twice; put all that belong together into one group")
             leaders[name] = number

@@ -25,6 +25,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let a test that draws at random find the same numbers whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device where there is none."""
     if torch.cuda.is_available():

@@ -15,7 +15,10 @@ sys.path.insert(0, str(ROOT / "docs" / "_site"))
 
 from run_notebooks import FOLDER, run  # noqa: E402
 
+from tests.slow import but_few_slow  # noqa: E402
+
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+QUICK = [FOLDER / "prune_your_own_network.ipynb"]
 
 
 def printed(notebook: Any) -> list[str]:
@@ -28,7 +31,7 @@ def test_there_are_two() -> None:
     assert len(NOTEBOOKS) == 2
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", but_few_slow(NOTEBOOKS, QUICK), ids=lambda path: path.stem)
 def test_a_notebook_runs_and_its_saved_outputs_are_of_such_a_run(path: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the client's own

@@ -22,6 +22,10 @@ shift of the normalisation layer behind channel i (γ_BN where a card has anothe
 n is the number of channels of a layer. Other symbols are explained on their cards. Sums run over prunable channels
 only. No method penalises biases or the shifts of normalisation layers, unless its card says so.
 
+Strengths are searched on the validation split, from the grid of the card, which profiles may scale; the search goes on
+beyond the grid while the best strength is at an edge. A *control* is a method of this project, which shows what a part
+of another method does.
+
 Entries from the literature were checked, formula by formula, against the code that their cards name (GitHub repository:
 files). "Differs there" says what that code does otherwise. (OICSR has no released training or pruning code.)
 These differences apply to all entries and are not repeated:
@@ -79,10 +83,7 @@ def _strength(spec: RegularizerSpec) -> str:
     if not spec.has_strength:
         return "none"
     grid = ", ".join(f"{value:g}" for value in spec.grid)
-    return (
-        f"searched on the validation split, from the grid {grid}; profiles may scale the grid, and the search goes on "
-        "beyond it while the best strength is at an edge"
-    )
+    return f"searched from the grid {grid}"
 
 
 def _importance_card(spec: ImportanceSpec) -> str:

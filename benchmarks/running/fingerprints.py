@@ -92,7 +92,7 @@ def regularizer_numbers(build: Callable[[], Regularizer | None], model: nn.Modul
     """Return numbers that depend on a regulariser's code and strength: values, and what it does to each parameter.
 
     Args:
-        build: Builds the regulariser anew: the one that trains must not advance.
+        build: Builds the regulariser again: the one that trains must not advance.
         model: The network that it starts on; does not change.
     """
     with torch.random.fork_rng(devices=[]):

@@ -146,7 +146,7 @@ class StageTrainer:
             reason = f"was trained with other {' and other '.join(others)}"
         if reason:
             message = f"checkpoint {stage.key} of {self.cell.label} {reason} and is skipped"
-            warnings.warn(f"{message}: phase {stage.name} is trained anew", CheckpointWarning, stacklevel=2)
+            warnings.warn(f"{message}: phase {stage.name} is trained again", CheckpointWarning, stacklevel=2)
             return None
         return saved
 

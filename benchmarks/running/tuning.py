@@ -346,7 +346,7 @@ def check_joins(folder: Path, cell: Cell, seeds: Sequence[int], device_type: str
         found = "; ".join(f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names)
         raise TuningError(
             f"{path} has {found}: no new trials can join it. Tune under its conditions, name another folder with "
-            "--results, or move the file away to begin anew for all methods."
+            "--results, or move the file away to begin again for all methods."
         )
     return record
 

@@ -38,7 +38,7 @@ class Scratch(threading.local):
         return memory[:size].view(shape)
 
 
-# 2 MiB per thread and type that stay: where freed memory goes back to the system, getting it anew takes as long as
+# 2 MiB per thread and type that stay: where freed memory goes back to the system, getting it again takes as long as
 # half of a pass over ResNet-56
 _ON_CPU = Scratch(torch.device("cpu"))
 

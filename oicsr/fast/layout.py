@@ -100,7 +100,7 @@ class Layout:
         (see `unwrap`) is looked into.
 
         Raises:
-            TypeError: `model` is no module.
+            TypeError: `model` is not a module.
             ValueError: The model has no parameter of such a name, or it has another width: the couplings are those of
                 another network, such as the one before its channels were removed.
         """

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_state
 from torch.overrides import TorchFunctionMode
 
-from oicsr.networks.state import buffers_kept, generators_kept
+from oicsr.networks.state import buffers_kept, generators_kept, values_kept
 
 MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
     RuntimeError,
@@ -37,19 +37,11 @@ MODEL_ERRORS = (  # what a model's forward, and the exporter with it, may raise
     AssertionError,
 )
 COPY_ERRORS = (*MODEL_ERRORS, copy.Error, pickle.PicklingError, OSError)
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # by number
+# the numbers of hooks that want keyword arguments, or are always called: they may be more than there are
+FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 GLOBAL_HOOKS = (
     "_global_forward_hooks",
-    "_global_forward_hooks_always_called",
-    "_global_forward_hooks_with_kwargs",
     "_global_forward_pre_hooks",
     "_global_backward_hooks",
     "_global_backward_pre_hooks",
@@ -67,6 +59,7 @@ SHARED = (  # what copies have in common with the original, as there is but one:
     io.IOBase,
     *((torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()),
 )
+FROZEN = 1_000_000  # values of a frozen parameter, from which on it is shared: no power iteration moves so much
 CONTAINERS = (list, dict, set, deque)  # a tuple is quicker to ask than a union
 Convert = Callable[[Tensor], Tensor]
 
@@ -176,7 +169,7 @@ def copy_model(
 
 
 def _quick_or_shared(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Copy empty dictionaries, of hooks most of them, as `copy.deepcopy` takes far longer; share what has no copy."""
+    """Copy empty dictionaries, mostly of hooks, which takes `copy.deepcopy` far longer; share what has no copy."""
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in EMPTIED and not value:
@@ -186,8 +179,28 @@ def _quick_or_shared(model: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def shared(tensor: Tensor) -> Tensor:
-    """Return a parameter itself and a copy of a buffer: a forward pass changes buffers, never parameters."""
+    """Return a parameter itself and a copy of a buffer: a forward pass changes buffers, and parameters very rarely."""
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+
+def _shared_but_written(model: nn.Module) -> Convert:
+    """Return a form of `shared` that copies the parameters of a network which its forward may write to.
+
+    These are embeddings that forward rescales (`max_norm`), and what is frozen: the vector that a power iteration
+    moves on is often such a parameter. Large frozen ones (of a network of which adapters are trained) are shared.
+    """
+    embeddings = [module for module in model.modules() if getattr(module, "max_norm", None) is not None]
+    written = {id(parameter) for module in embeddings for parameter in module.parameters(recurse=False)}
+
+    def convert(tensor: Tensor) -> Tensor:
+        """Share a parameter that stays as it is."""
+        if not isinstance(tensor, nn.Parameter):
+            return shared(tensor)
+        if id(tensor) in written or not (tensor.requires_grad or tensor.numel() > FROZEN):
+            return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        return tensor
+
+    return convert
 
 
 def _rebind(twin: nn.Module, memo: Mapping[int, Any]) -> None:
@@ -323,7 +336,6 @@ def hooked_modules(model: nn.Module) -> list[str]:
             not (_is_kept(hook, owners[name]) or _only_checks(hook))
             for store in stores
             for hook in getattr(module, store, {}).values()
-            if callable(hook)  # three of the stores hold flags of hooks
         )
     ]
 
@@ -406,17 +418,18 @@ def uncompiled() -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Give a form of a network that can be run in evaluation mode while the network stays as it is.
 
-    It shares the network's parameters, holds copies of its buffers and has none of the users' hooks: counters, caches
-    and statistics that a forward pass changes are its own. Where the network cannot be copied, it is the network
+    It shares the network's parameters, holds copies of its buffers and has none of the users' hooks: counters, caches,
+    statistics and parameters that a forward pass changes are its own (but trained parameters that it changes in place,
+    other than embeddings). Where the network cannot be copied, it is the network
     itself, whose attributes, buffers, hooks and modes are put back on leaving. The random state is put back as well.
     """
     try:
-        twin = copy_model(model, shared)
+        twin = copy_model(model, _shared_but_written(model))
     except ValueError:
         with as_it_was(model):
             yield model
         return
-    with generators_kept(model), hooks_off(twin), uncompiled():
+    with generators_kept(model), values_kept(twin), hooks_off(twin), uncompiled():
         yield twin.eval()
 
 
@@ -425,6 +438,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode without users' hooks, and make it what it was on leaving."""
     with (
         generators_kept(model),
+        values_kept(model),
         hooks_off(model),
         buffers_kept(model),
         attributes_kept(model),

@@ -80,7 +80,7 @@ def _described(value: Any) -> str:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Return a copy that requires a gradient, and leads it on, where the tensor does; a parameter stays itself."""
+    """Return a copy that requires a gradient, and passes it on, if the tensor does; a parameter stays itself."""
     if isinstance(tensor, nn.Parameter):
         return tensor
     if tensor.requires_grad and tensor.is_leaf:

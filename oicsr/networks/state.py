@@ -1,12 +1,14 @@
-"""State that running a model may change, and that every function here restores."""
+"""State that running a model may change: context managers that restore it, and the lock of the process's own."""
 
 from __future__ import annotations
 
 import io
+import random
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ def devices_of(model: nn.Module) -> list[torch.device]:
 @contextmanager
 def buffers_kept(model: nn.Module, *, but: Mapping[int, object] | None = None) -> Iterator[None]:
     """Restore all buffers on leaving but those with an id in `but`; after an error, those as well."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not _is_expanded(buffer)]
     kept: Mapping[int, object] = {}
     try:
         yield
@@ -65,12 +67,47 @@ def buffers_kept(model: nn.Module, *, but: Mapping[int, object] | None = None) -
 
 
 @contextmanager
+def values_kept(model: nn.Module) -> Iterator[None]:
+    """Give parameters the memory back that they had: some code puts another in its place (`weight.data = ...`)."""
+    saved = [(parameter, parameter.data) for parameter in model.parameters() if type(parameter) is nn.Parameter]
+    try:
+        yield
+    finally:
+        for parameter, values in saved:
+            if parameter.data_ptr() != values.data_ptr() or parameter.shape != values.shape:
+                parameter.data = values
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Return whether values of a tensor share memory (`mask.expand(...)`): PyTorch lets nothing write to these."""
+    return tensor.layout == torch.strided and any(
+        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
+@contextmanager
 def generators_kept(model: nn.Module) -> Iterator[None]:
-    """Restore PyTorch's generators on leaving: shuffled batches draw from them."""
+    """Restore the generators of PyTorch, Python and NumPy on leaving: forwards and shuffled batches draw from them."""
     devices = [device for device in devices_of(model) if device.type not in ("cpu", "meta")]
     kind = devices[0].type if devices else "cuda"
-    with torch.random.fork_rng(devices, device_type=kind):
-        yield
+    numpy: Any = sys.modules.get("numpy")  # no dependency of the library
+    python, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        if of_numpy is not None:
+            numpy.random.set_state(of_numpy)
+
+
+def seed_generators(model: nn.Module, seed: int) -> None:
+    """Seed PyTorch's generators, of the CPU and of the devices that a model is on."""
+    torch.default_generator.manual_seed(seed)
+    for device in devices_of(model):
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
 
 
 @contextmanager

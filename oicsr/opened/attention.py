@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oicsr.networks.copying import copy_model
+from oicsr.networks.copying import FLAGS, HOOKS, copy_model
 from oicsr.opened.code import freed, is_freed
 from oicsr.opened.windows import OpenWindowAttention, is_window_attention
 from oicsr.optimizers.held import held_optimizers
@@ -60,6 +60,8 @@ class OpenAttention(nn.Module):
         self.bias_k, self.bias_v = source.bias_k, source.bias_v
         self.out_proj = source.out_proj
         self.training = source.training
+        for store in (*HOOKS, *FLAGS):  # hooks of the network's own, which keep attention maps
+            vars(self)[store].update(vars(source)[store])
         self.register_state_dict_post_hook(_to_state)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_state)  # type: ignore[no-untyped-call]
 
@@ -155,7 +157,9 @@ def _shaped(
 
 
 def _to_state(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Let the state have the names of `nn.MultiheadAttention`."""
+    """Let the state have the names of `nn.MultiheadAttention`, unless a projection was replaced (by an adapter)."""
+    if any(f"{prefix}{name}.weight" not in state for name in PARTS):
+        return
     weights = [state.pop(f"{prefix}{name}.weight") for name in PARTS]
     biases = [state.pop(f"{prefix}{name}.bias", None) for name in PARTS]
     if module._fused:
@@ -227,7 +231,7 @@ def open_attention(model: nn.Module) -> nn.Module:
     if id(twin) in opened:
         return opened[id(twin)]
     for parent in twin.modules():
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # a module may have two names in it
             if id(child) in opened:
                 setattr(parent, name, opened[id(child)])
     return twin

@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from oicsr.networks.classes import methods, own_bases
+from oicsr.networks.classes import methods, own_bases, quiet_base
 
 Kind = type[nn.Module]
 Place = tuple[str, int]  # the name and the first line of a function
@@ -81,9 +81,9 @@ def _freed(kind: type) -> Any:
     made = {name: new for name, method in methods(kind).items() if (new := _rewritten(method)) is not None}
     own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     mark = {"_source_of_freed": kind, "__reduce_ex__": _reduce}
-    # a first base of its own keeps it from the __init_subclass__ of the others: a registry would take it
-    quiet = type("_Quiet", (), {"__init_subclass__": classmethod(lambda cls, **_: None)})
-    new_kind = type(kind)(kind.__name__, (quiet, kind, *bases), {**made, **own, **mark}) if made or bases else None
+    new_kind = (
+        type(kind)(kind.__name__, (quiet_base(), kind, *bases), {**made, **own, **mark}) if made or bases else None
+    )
     _KNOWN[kind] = code, new_kind
     return new_kind
 
@@ -117,7 +117,7 @@ def _blank(source: Kind) -> nn.Module:
 def _rewritten(function: FunctionType) -> FunctionType | None:
     """Return a method with -1 in the place of widths that it reshapes to; None where there are none.
 
-    So it is where its source is not at hand, and where its file does not say any more what runs.
+    Also None if its source is unavailable, or if its file no longer matches the code that runs.
     """
     code = function.__code__
     linecache.checkcache(code.co_filename)

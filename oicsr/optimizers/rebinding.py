@@ -80,7 +80,7 @@ def _said_of_state(one: torch.optim.Optimizer, names: Mapping[int, str], cut: Co
 
 
 def _said_of_factors(one: torch.optim.Optimizer, names: Mapping[int, str], cut: Mapping[str, Sequence[Slice]]) -> str:
-    """Return what to say of the first mean over an axis that the smaller weight would be kept a mean over no longer.
+    """Describe the first factored state (a mean over an axis) whose axes would change for the smaller weight.
 
     Some Adafactors (big_vision's, timm's `adafactorbv`) work out at each step which axes they take means over: the two
     largest ones, from a size on that is an option of theirs.

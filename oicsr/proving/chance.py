@@ -18,7 +18,7 @@ FLOOR = 0.1  # the least variance of a channel, in units of the mean of its laye
 
 
 def choose_kept(couplings: Sequence[Coupling], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
-    """Choose the channels of each coupling that stay: an eighth to a quarter of them, five at least where it has more.
+    """Choose the channels of each coupling that stay: an eighth to a quarter, at least five if it has more.
 
     Couplings keep different numbers of channels as long as there are any left to choose from, and those of one width
     before the others: code may ask whether two values are of one width, and is to be answered as in the network.

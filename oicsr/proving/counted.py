@@ -93,7 +93,7 @@ def _widths(most: int) -> Sequence[int]:
     if len(every) <= MOST_WIDTHS:
         return every
     some = {*every[: MOST_WIDTHS // 4], *every[-MOST_WIDTHS // 4 :], *every[:: -(-len(every) // (MOST_WIDTHS // 4))]}
-    some |= {most * eighths // 8 for eighths in range(1, 8)} | {2**power for power in range(most.bit_length() - 1)}
+    some |= {most * eighths // 8 for eighths in range(1, 8)} | {2**power for power in range(most.bit_length())}
     return sorted(some & set(every))
 
 

@@ -19,29 +19,29 @@ from torch import fx, nn
 from oicsr.coupling import Coupling, Member, Rescaled
 from oicsr.networks.copying import copy_model, shared
 from oicsr.networks.inputs import Inputs
+from oicsr.networks.wrapping import stand_alone
 from oicsr.proving.proof import Proof, joined, prove
-from oicsr.proving.repair import Bench, changed_powers, find_repair, fitting_repairs, identity
+from oicsr.proving.repair import ShapeBench, changed_powers, find_repair, fitting_repairs, identity
 from oicsr.proving.trials import TRAINING_FAILS
 from oicsr.rules import Tracer, Value
 from oicsr.rules.calls import enclosing, module_path
 from oicsr.rules.collect import ChannelIndex
 from oicsr.ties import tie_couplings
 
-MOST = 8  # couplings that are looked at; a network none of which can be mended has another fault
+MOST = 8  # couplings that are looked at first; where none of them can be mended, the network has another fault
 MOST_READERS = 4  # that are tried one by one
 MOST_ALIKE = 8  # modules of one class
-MOST_TIES = 12  # of couplings of one width
+MOST_TIES = 12  # sets of couplings of one width that are tried
 MOST_SEARCHED = 200  # runs of cut copies and proofs in vain, beyond the modules that a coupling goes through
 
 
 @dataclass(frozen=True)
 class Traced:
-    """What a trace leaves behind: its tracer, the numbers of the channels, the graph and the network without hooks."""
+    """What a trace leaves behind: its tracer, the numbers of the channels and the graph."""
 
     tracer: Tracer
     index: ChannelIndex
     graph: fx.Graph
-    twin: nn.Module
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Tries:
 
     model: nn.Module
     inputs: Inputs
-    bench: Bench
+    bench: ShapeBench
     made: dict[tuple[object, ...], list[Coupling]] = field(default_factory=dict)
     passed: dict[tuple[object, ...], bool] = field(default_factory=dict)
     searched: int = 0
@@ -78,9 +78,9 @@ class _Tries:
     def remedies(
         self, coupling: Coupling, paths: Sequence[str], *, tied: bool = False, further: bool = False
     ) -> list[Coupling]:
-        """Return a coupling with what may mend it, made once; one that was `tied` of several may need nothing else.
+        """Return a coupling with what may mend it; one that was `tied` of several may need nothing else.
 
-        What is looked for `further` counts; none is made once that has taken too much.
+        The answer is kept. With `further`, the search counts against a budget; once it is spent, nothing new is tried.
         """
         key = (*identity([coupling]), tuple(paths), tied)
         if key not in self.made:
@@ -126,14 +126,14 @@ def mend(
     return together, joined(replace(proof, refuted=refuted), again)
 
 
-def _bench(model: nn.Module, inputs: Inputs, proof: Proof) -> Bench:
+def _bench(model: nn.Module, inputs: Inputs, proof: Proof) -> ShapeBench:
     """Return a bench that runs training mode as well where something fails there, if the whole network does not."""
-    twin = copy_model(model, shared)
+    twin = stand_alone(copy_model(model, shared))
     if any(TRAINING_FAILS in reason for reason in proof.refuted.values()):
-        bench = Bench(twin, inputs, training=True)
+        bench = ShapeBench(twin, inputs, training=True)
         if not bench.whole.failure:
             return bench
-    return Bench(twin, inputs)
+    return ShapeBench(twin, inputs)
 
 
 def _made(tracer: Tracer, node: fx.Node) -> Iterator[fx.Node]:
@@ -161,7 +161,7 @@ def _mended(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: bo
     return None
 
 
-def _with_one_alike(bench: Bench, paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _with_one_alike(bench: ShapeBench, paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield some modules with one only of several of one class: those of one width that follow one another differ."""
     by_class: dict[type[nn.Module], list[str]] = defaultdict(list)
     for path in paths:
@@ -211,7 +211,7 @@ def _remedies(tries: _Tries, coupling: Coupling, paths: Sequence[str], *, tied: 
     return trials
 
 
-def _rescalings(bench: Bench, coupling: Coupling, power: float) -> Iterator[tuple[Rescaled, ...]]:
+def _rescalings(bench: ShapeBench, coupling: Coupling, power: float) -> Iterator[tuple[Rescaled, ...]]:
     """Yield what may make up for a factor.
 
     The layers that read the channels, their biases too; their producers, each with half of the power where products

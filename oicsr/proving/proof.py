@@ -11,7 +11,8 @@ weights) shows itself here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from oicsr.arguments import check_call, check_fit
 from oicsr.coupling import Coupling
-from oicsr.networks.copying import first_line
+from oicsr.networks.copying import MODEL_ERRORS, first_line
 from oicsr.networks.inputs import ExampleInputs, as_inputs
 from oicsr.networks.state import one_at_a_time
 from oicsr.networks.wrapping import unwrap
@@ -38,7 +39,7 @@ class Proof:
     Attributes:
         refuted: Coupling name to the reason why its channels cannot be removed.
         untried: What could not be tried, and why.
-        sharp: Whether all was tried, with numbers in float64, in which the least difference shows.
+        sharp: Whether all was tried in evaluation mode, in float64, in which the least difference shows.
         removed: Coupling name to the channels that some trial removed.
     """
 
@@ -48,8 +49,15 @@ class Proof:
     removed: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Run a network without gradients, and without the warnings of its forward: they came up when the caller ran it."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @one_at_a_time()
-@torch.no_grad()
 def prove(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -60,14 +68,14 @@ def prove(
 ) -> Proof:
     """Remove channels of zeros from a copy of a network, and find the couplings for which an output changes.
 
-    All couplings are tried at once. Only where that fails are the ones to blame looked for, by halving; the others are
-    then tried together once more. One forward pass of the pruned copy in training mode follows, where the network's
+    All couplings are tried at once. Only if that fails are the culprits found, by bisection; the rest are then tried
+    together again. One forward pass of the pruned copy in training mode follows, where the network's
     own works. A small network (a million values) goes through this twice, with other channels; its couplings of five
     channels or fewer, of which a trial removes one, then once more without all that stayed in both.
 
-    The copy is made in float64; of a network that takes more than 4 GiB so, on a device that knows no float64, or of
-    code that fails in it, in the network's own precision, in which only larger differences show (above 1e-3 of the
-    largest output for float32). Of a batch of inputs, the first two are taken, of a large network (4 million values)
+    The copy is made in float64. If that would take more than 4 GiB, or the device or the code does not support float64,
+    the network's own precision is used, in which only larger differences show (above 1e-3 of the largest output for
+    float32). Of a batch of inputs, the first two are taken, of a large network (4 million values)
     the first one, where the network runs with so few. Floating inputs that are constant or not finite are replaced by
     noise. Dropout is off and random numbers are constants. Beyond the copy, no more memory is taken than for the
     channels that go and for a pruned copy.
@@ -91,8 +99,7 @@ def prove(
     check_fit(model, couplings)
     if not couplings:
         return Proof()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a forward's own warnings came up when the caller ran it
+    with _quietly():
         proof = _prove(model, example_inputs, couplings, surgery, seed)
         standing = [coupling for coupling in couplings if coupling.name not in proof.refuted]
         if not standing or sum(parameter.numel() for parameter in model.parameters()) > SMALL:
@@ -140,9 +147,9 @@ def _prove(
     for dtype, inputs in forms(model, as_inputs(example_inputs)):
         try:
             bench = Bench(model, inputs, couplings, surgery=surgery, dtype=dtype, seed=seed, kept=kept)
-        except ValueError as error:
-            failure = first_line(error)
-            break
+        except MODEL_ERRORS as error:  # what cannot be copied, or too little memory for float64
+            failure = failure or first_line(error)
+            continue
         with bench.ready():
             found = bench.first_run()
             refuted |= _still_original(bench.read_of_original, couplings)
@@ -155,15 +162,19 @@ def _prove(
 def outputs_changed(
     model: nn.Module, example_inputs: ExampleInputs, couplings: Sequence[Coupling], kept: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """Return what happens to a network's outputs where channels of zeros are removed: None where nothing does.
+    """Return what happens to a network's outputs where channels of zeros are removed.
+
+    None where nothing does, and where that could not be tried.
 
     Args:
-        model: The network; left as it is.
+        model: The network, not wrapped; left as it is.
         example_inputs: The arguments of one forward call.
         couplings: Those that lose channels.
         kept: The channels that stay, by coupling.
     """
-    return next(iter(_prove(model, example_inputs, couplings, None, seed=0, kept=kept).refuted.values()), None)
+    with _quietly():
+        proof = _prove(model, example_inputs, couplings, None, seed=0, kept=kept)
+    return next(iter(proof.refuted.values()), None)
 
 
 def _untried(model: nn.Module, why: str) -> str:

@@ -1,7 +1,7 @@
 """Widths that are numbers on modules (`num_heads`, `head_dim`): which of them must change where channels go.
 
-Channels are removed from a copy without storage, and the numbers that its modules read are changed, few first, until
-the shapes fit. The numeric proof has the last word.
+Channels are removed from a copy without storage, and the numbers that its modules read are changed, as few as
+possible, until the shapes fit. The numeric proof has the last word.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from oicsr.changes import is_settings, whole_numbers
 from oicsr.coupling import Attribute, Coupling
+from oicsr.networks.classes import quiet_base
 from oicsr.networks.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, line_of, mode, shared
 from oicsr.networks.inputs import Inputs, tensors_in
 from oicsr.networks.modes import FLEX_ATTENTION, Mode
@@ -76,7 +77,7 @@ class Repair:
     power: float = 0.0
 
 
-class Bench:
+class ShapeBench:
     """A network of which copies are cut and run for their shapes: in evaluation mode, and in training mode if asked."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, *, training: bool = False) -> None:
@@ -187,7 +188,7 @@ def identity(couplings: Sequence[Coupling]) -> tuple[object, ...]:
 
 
 def find_repair(
-    bench: Bench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool], *, unread: bool = True
+    bench: ShapeBench, sites: Sites, prove: Callable[[Sequence[Coupling], float], bool], *, unread: bool = True
 ) -> Repair:
     """Find the attributes that must change for a coupling of each of several attentions of one class.
 
@@ -208,7 +209,7 @@ def find_repair(
     return repair
 
 
-def fitting_repairs(bench: Bench, sites: Sites, *, unread: bool = True) -> Iterator[tuple[Repair, bool]]:
+def fitting_repairs(bench: ShapeBench, sites: Sites, *, unread: bool = True) -> Iterator[tuple[Repair, bool]]:
     """Yield repairs with which the shapes fit, few numbers first, and whether shapes alone tell that they are right.
 
     Where none fits, one is yielded that says what stands in the way.
@@ -254,14 +255,14 @@ def _is_doubtful(repair: Repair, sites: Sites, candidates: Sequence[Number]) -> 
     return odd or (bool(candidates) and not named)
 
 
-def _common(bench: Bench, sites: Sites, *, read: bool) -> list[Number]:
+def _common(bench: ShapeBench, sites: Sites, *, read: bool) -> list[Number]:
     """Return the numbers that may stand for the width at every site."""
     found = [bench.numbers(paths, coupling.num_channels, read=read) for coupling, paths in sites]
     return sorted(set.intersection(*found), key=lambda number: ("." in number[1], number))
 
 
 def _completed(
-    bench: Bench, sites: Sites, numbers: tuple[Number, ...], run: Run, candidates: Sequence[Number]
+    bench: ShapeBench, sites: Sites, numbers: tuple[Number, ...], run: Run, candidates: Sequence[Number]
 ) -> tuple[tuple[Number, ...], Run]:
     """Add the attributes that say the width by their names, though the shapes fit without: who reads them is right.
 
@@ -397,15 +398,15 @@ def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
             if is_settings(value):
                 owners.setdefault(id(value), (value, []))[1].append((path, f"{name}."))
     changed: list[tuple[object, type]] = []
-    for owner, places in owners.values():
-        try:
-            cls = type(owner)
-            object.__setattr__(owner, "__class__", _noting(cls, places, read))
-        except TypeError:  # a class that fixes its layout
-            read |= {(path, prefix + entry) for path, prefix in places if prefix for entry in vars(owner)}
-            continue
-        changed.append((owner, cls))
     try:
+        for owner, places in owners.values():
+            cls = type(owner)
+            try:
+                object.__setattr__(owner, "__class__", _noting(cls, places, read))
+            except MODEL_ERRORS:  # a class that fixes its layout, or whose metaclass refuses another
+                read |= {(path, prefix + entry) for path, prefix in places if prefix for entry in vars(owner)}
+                continue
+            changed.append((owner, cls))
         yield
     finally:
         for owner, cls in changed:
@@ -420,4 +421,4 @@ def _noting(cls: type, places: Sequence[tuple[str, str]], read: set[tuple[str, s
         read.update((path, prefix + name) for path, prefix in places)
         return cls.__getattribute__(self, name)  # type: ignore[call-arg]
 
-    return type(cls.__name__, (cls,), {"__getattribute__": noted, "__module__": cls.__module__})
+    return type(cls.__name__, (quiet_base(), cls), {"__getattribute__": noted, "__module__": cls.__module__})

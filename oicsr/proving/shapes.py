@@ -16,9 +16,10 @@ from oicsr.networks.copying import MODEL_ERRORS, copy_model, first_line, hooks_o
 from oicsr.networks.inputs import Inputs
 from oicsr.networks.recurrences import OneStep
 from oicsr.plan import PruningPlan, shrink_couplings
+from oicsr.proving.proof import blame
 from oicsr.surgery import apply_plan
 
-Trace = Callable[[nn.Module], tuple[list[Coupling], set[str]]]
+Retrace = Callable[[nn.Module], tuple[list[Coupling], set[str]]]
 
 
 def find_rigid(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -> dict[str, str] | None:
@@ -26,22 +27,15 @@ def find_rigid(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) 
 
     A forward that says `view(batch, 512)` or `split(x, 26)` is traced like one that asks the tensor for its width,
     but fails once the width has changed. One channel of every coupling is removed and the shapes are run through;
-    where that fails, couplings are tried one by one.
+    where that fails, the culprits are found by bisection.
 
     Returns:
         Coupling name to reason; None where the model does not run on the meta device, so that nothing can be said.
     """
     meta_inputs = inputs.map(lambda x: x.to("meta"))
-    if _trial(model, meta_inputs, couplings) is None:
-        return {}
     if _trial(model, meta_inputs, []) is not None:
         return None
-    rigid: dict[str, str] = {}
-    for coupling in couplings:
-        failure = _trial(model, meta_inputs, [coupling])
-        if failure is not None:
-            rigid[coupling.name] = f"the width of {coupling.name!r} is a number in the model's code ({failure})"
-    return rigid
+    return blame(couplings, lambda some: _trial(model, meta_inputs, some)) if couplings else {}
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -75,16 +69,16 @@ def _trial(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -> s
     """
     kept = {c.name: range(c.num_channels - 1) for c in couplings}
     trial = meta_copy(model)
-    apply_plan(trial, PruningPlan.from_kept(couplings, kept))
     with mode(trial, training=False), hooks_off(trial), torch.no_grad(), _ShapesOfNorms(), OneStep():
         try:
+            apply_plan(trial, PruningPlan.from_kept(couplings, kept))  # a parametrization may fix the width, too
             inputs.call(trial)
         except MODEL_ERRORS as error:
-            return first_line(error)
+            return f"cannot lose channels: its width is a number in the model's code ({first_line(error)})"
     return None
 
 
-def find_moved(model: nn.Module, couplings: Sequence[Coupling], trace: Trace) -> dict[str, str]:
+def find_moved(model: nn.Module, couplings: Sequence[Coupling], trace: Retrace) -> dict[str, str]:
     """Find couplings that are cut at a number in the model's code, by tracing the model with one channel less of each.
 
     `x[:, :4]` of eight channels is traced like `x[:, : width // 2]`, and the shapes may fit after a removal although

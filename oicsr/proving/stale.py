@@ -20,7 +20,7 @@ from oicsr.changes import is_whole
 from oicsr.coupling import Attribute, Coupling
 from oicsr.networks.copying import copy_model, shared
 from oicsr.networks.inputs import Inputs
-from oicsr.proving.repair import SET_BY_SURGERY, Bench
+from oicsr.proving.repair import SET_BY_SURGERY, ShapeBench
 
 INPUTS = frozenset("in_channels in_chs in_features in_planes inplanes in_dim input_dim dim_in".split())
 OUTPUTS = frozenset("out_channels out_chs out_features out_planes outplanes out_dim output_dim dim_out".split())
@@ -53,7 +53,7 @@ def follow_unread(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling
                 found.setdefault(coupling, []).append(Attribute(path, name, value))
     if not found:
         return list(couplings)
-    bench = Bench(copy_model(model, shared), inputs)
+    bench = ShapeBench(copy_model(model, shared), inputs)
     if bench.whole.failure:  # what it reads is not known
         return list(couplings)
     unread = {

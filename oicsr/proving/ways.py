@@ -104,13 +104,13 @@ def check_way(
     if before == after and not failed:
         return
     changed = outputs_changed(model, example_inputs, cut, plan.kept)
-    if changed is None:
+    if changed is None and not failed:
         return
     where = f"its code goes another way: {_told(before, after)}" if before != after else "its code does not fit"
     raise ValueError(
-        f"with the widths that this plan leaves, the network is another one ({failed or changed}), and {where}. Such "
-        "code asks how wide a value is, and decides by that. Ask for another target, cap or rounding, leave one of the "
-        "layers alone (ignore=), or let the code decide by something that is not pruned"
+        f"at the widths that this plan leaves, the network computes something else ({failed or changed}), and {where}. "
+        "Such code asks how wide a value is, and decides by that. Ask for another target, cap or rounding, leave one "
+        "of the layers alone (ignore=), or let the code decide by something that is not pruned"
     )
 
 

@@ -14,19 +14,18 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, axis_of, module_path, operator_name, shape_of, source_of
-from oicsr.rules.names import JOINED
+from oicsr.rules.names import AFFINE, JOINED
 from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Value, aten
 from oicsr.rules.spatial import SPATIAL
 from oicsr.rules.tracer import Tracer
 
 OVER = "reduces over the channels"
-SAME = frozenset(  # of a value that is multiplied by a factor above zero, the result that is multiplied by it
+SAME = frozenset(  # operators that scale with their input: f(c·x) = c·f(x) for c > 0
     aten("contiguous clone to _to_copy type_as alias dropout feature_dropout relu relu_ leaky_relu leaky_relu_ neg")
 )
 FACTORS = frozenset(aten("mul div multiply divide true_divide"))
 POOLS = frozenset(aten(SPATIAL))
-LAYERS = frozenset(aten("conv1d conv2d conv3d linear"))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def average(tracer: Tracer, node: fx.Node, ids: Tensor) -> Value | None:
 def _column(tracer: Tracer, layer: fx.Node, part: _Part, path: str, channels: Tensor) -> Norm | None:
     """Return the columns of a layer that read a mean; None of what is no such layer."""
     name = operator_name(layer)
-    if name not in LAYERS or source_of(layer) is not part.node or int(argument(layer, "groups", 1)) > 1:
+    if name not in AFFINE or source_of(layer) is not part.node or int(argument(layer, "groups", 1)) > 1:
         return None
     weight, shape = argument(layer, 1), shape_of(part.node)
     axis = len(shape) - (1 if name == "aten::linear" else len(shape_of(weight)) - 1)
@@ -90,7 +89,7 @@ def _passed_on(user: fx.Node, part: _Part) -> _Part | None:
 
 
 def _joined(user: fx.Node, part: _Part, *, stacked: bool) -> _Part | None:
-    """Return where a mean lies among values that are put behind one another."""
+    """Return where a mean lies among values that are concatenated."""
     axis = axis_of(user, len(shape_of(user)))
     if part.axis is not None and (stacked or part.axis != axis):
         return None

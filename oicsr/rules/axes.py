@@ -365,7 +365,7 @@ def _softmax(tracer: Tracing, node: fx.Node) -> Axes | None:
 
 
 def _stacked(tracer: Tracing, node: fx.Node) -> Axes | None:
-    """Put weights behind one another on a new axis, which stays as it is but for copies; the others are tied."""
+    """Stack weights along a new axis, which stays as it is but for copies; the other axes are tied."""
     parts = [weight_axes(tracer, source) for source in argument(node, 0)]
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):
@@ -418,7 +418,7 @@ def _normalized(tracer: Tracing, node: fx.Node, name: str) -> Axes | None:
 
 
 def _joined(tracer: Tracing, node: fx.Node) -> Axes | None:
-    """Put weights behind one another on one axis, which stays where some of it is numbers; the others are tied."""
+    """Concatenate weights along an axis, which is kept whole if part of it is constants; the other axes are tied."""
     parts = [weight_axes(tracer, source) for source in argument(node, 0)]
     rank = len(shape_of(node))
     along = axis_of(node, rank)

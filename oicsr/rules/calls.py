@@ -54,7 +54,7 @@ def _symbolic(size: torch.SymInt) -> int:
 
 
 def shapes_of(node: fx.Node) -> list[tuple[int, ...] | None]:
-    """Return the shapes of all values that `node` produces; None for one that is no tensor."""
+    """Return the shapes of all values that `node` produces; None for one that is not a tensor."""
     values = node.meta["val"] if gives_many(node) else [node.meta.get("val")]
     return [_static(value) if isinstance(value, Tensor) else None for value in values]
 
@@ -77,8 +77,16 @@ def argument(node: fx.Node, which: int | str, default: Any = None) -> Any:
     name = which if isinstance(which, str) else names[which] if which < len(names) else ""
     if name in node.kwargs:
         return node.kwargs[name]
+    if name not in names:  # another overload has it
+        return default
     declared = schema.arguments[position].default_value if position < len(names) and schema is not None else None
     return default if declared is None else declared
+
+
+def start_of(node: fx.Node, width: int) -> int:
+    """Return where a slice of an axis begins, which PyTorch brings within the axis."""
+    start = int(argument(node, "start", 0))
+    return max(start + width, 0) if start < 0 else min(start, width)
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:

@@ -55,7 +55,7 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
 
 
 def _of_rows(tracer: Tracer, node: fx.Node, axis: int) -> Tensor | None:
-    """Return the input's channels; where heads go and lie in the batch, those (pooled queries), the others tied."""
+    """Return the input's channels, or the heads where these go and lie on the batch axis, the channels of each tied."""
     ids = tracer.ids(source_of(node))
     if ids is None or ids.shape[axis] == 1 or not any(other < axis for other in varying(ids)):
         return ids
@@ -128,7 +128,7 @@ def _stays(tracer: Tracer, source: fx.Node) -> bool:
 
 
 def _read_groups(tracer: Tracer, node: fx.Node, source: fx.Node, weight: fx.Node, axis: int, groups: int) -> None:
-    """Let the rows of a transposed weight, those of all groups behind one another, follow the layer's input."""
+    """Let the rows of a transposed weight, those of one group after the other, follow the layer's input."""
     ids, size = tracer.ids(source), shape_of(weight)[0]
     if ids is None:
         tracer.keep_axis(weight, 0, tracer.reason(source))

@@ -14,7 +14,7 @@ from oicsr.rules.tracer import Tracer
 
 @follows(*UNARY)
 def elementwise(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
-    """Each element keeps its channel, under whatever function of it; a second tensor, if any, gives the type only."""
+    """Each element keeps its channel, whatever the function; a second tensor, if there is one, gives only the type."""
     return [Value(ids)] * len(node.meta["val"]) if gives_many(node) else ids
 
 
@@ -64,7 +64,7 @@ def uniform(tracer: Tracer, node: fx.Node) -> Result:
 
 @register_rule(*aten("rand randn"))
 def noise(tracer: Tracer, node: fx.Node) -> Result:
-    """Draws each number like any other, whichever channel it is for; a generator of the code's own gives the same."""
+    """Draws every number alike; one from a generator that the code seeds itself is fixed, so that its channels stay."""
     return constant(tracer, node) if argument(node, "generator") is not None else uniform(tracer, node)
 
 

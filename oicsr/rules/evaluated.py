@@ -64,7 +64,7 @@ class Evaluated:
     def follow(self, node: fx.Node) -> None:
         """Evaluate a node, where all that it reads is held; at the end of the graph, forget all.
 
-        A call that writes into what it reads is to find that as it was, and is evaluated when the next node comes.
+        A call in place must see its operand unchanged, so it is evaluated only when the next node is reached.
         """
         if self._writing is not None:
             self._write(self._writing)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+import torch
 from torch import Tensor, fx
 
 from oicsr.changes import whole_numbers
@@ -22,6 +23,7 @@ from oicsr.rules.calls import (
     shape_of,
     shapes_of,
     source_of,
+    start_of,
 )
 from oicsr.rules.ids import varying
 from oicsr.rules.notes import Cut
@@ -54,7 +56,7 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
     width = ids.shape[axis]
     if width == 1:
         return [ids] * len(sizes)
-    start = int(argument(node, "start", 0)) % width if name in ("slice", "narrow") else 0
+    start = start_of(node, width) if name in ("slice", "narrow") else 0
     if set(sizes) <= {0, width} or (name == "slice" and _cuts_constant_end(tracer, node, ids, axis)):
         return [ids.narrow(axis, start if 0 < size < width else 0, size) for size in sizes]
     step = int(argument(node, "step")) if name == "slice" else 1
@@ -151,7 +153,7 @@ def _kept_number(tracer: Tracer, node: fx.Node, size: int) -> str | None:
 
 
 def _repeats(tracer: Tracer, ids: Tensor) -> bool:
-    """Return whether a value holds some channels more than once (behind one another, both with a sign of their own)."""
+    """Return whether a value holds some channels more than once (in copies, each with a sign of its own)."""
     return len(tracer.sets.find(ids.flatten()).unique()) < ids.numel()
 
 
@@ -226,13 +228,22 @@ def gather(tracer: Tracer, node: fx.Node) -> Result:
     return combine(tracer, node, parts)[0]
 
 
+def _indexed_axes(indices: Sequence[fx.Node | None]) -> list[int]:
+    """Return the axes that are indexed: by a tensor of integers one, by a mask as many as it has itself."""
+    axes: list[int] = []
+    place = 0
+    for entry in indices:
+        is_mask = entry is not None and (not is_integer(entry) or entry.meta["val"].dtype == torch.uint8)
+        covered = len(shape_of(entry)) if is_mask else 1  # type: ignore[arg-type]
+        axes += range(place, place + covered) if entry is not None else ()
+        place += covered
+    return axes
+
+
 @follows("aten::index")
 def index(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
-    """Indexes axes that hold no channels by tensors of integers; what they give stands where these axes were."""
-    indices = list(argument(node, 1))
-    used = [axis for axis, entry in enumerate(indices) if entry is not None]
-    if any(entry is not None and not is_integer(entry) for entry in indices):
-        return tracer.opaque(node, "picks by a mask")
+    """Indexes axes that hold no channels by integers or masks; what these give stands where the axes were."""
+    used = _indexed_axes(argument(node, 1))
     kept = tracer.whole(ids, used)
     if kept is None:
         return tracer.opaque(node, "picks single channels")
@@ -240,6 +251,12 @@ def index(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     place = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
     rest = [size for axis, size in enumerate(kept.shape) if axis not in used]
     return kept.reshape([*rest[:place], *[1] * rank, *rest[place:]])
+
+
+@register_rule("aten::sym_size")
+def size(tracer: Tracer, node: fx.Node) -> Value:
+    """Gives the size of an axis that depends on values (after a mask): no axis of channels, whose width is a number."""
+    return Value(None, "is a size")
 
 
 @follows("aten::unfold")

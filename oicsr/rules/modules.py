@@ -28,7 +28,7 @@ class ModuleCall:
         name: The module's qualified name.
         module: The module.
         inputs: The tensors among its arguments, in their order (keyword arguments and nested ones last).
-        state: Its parameters and buffers by name, those of its submodules included, as the nodes that
+        state: Its parameters and buffers by name, including those of its submodules, as the nodes that
             `tracer.read_channels`, `start_channels` and `add_slot` take.
     """
 

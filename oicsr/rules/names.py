@@ -29,6 +29,7 @@ COMBINING = aten(
 PRODUCTS = frozenset(aten("matmul mm bmm mv linalg_matmul einsum"))  # of two matrices, or of many
 SUMMED_PRODUCTS = aten("addmm baddbmm addbmm")  # of a product and what it is added to
 CONVOLUTIONS = frozenset(aten("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d"))
+AFFINE = frozenset(aten("linear conv1d conv2d conv3d"))  # layers that add up what they read, place by place
 OTHER_PRODUCTS = aten("linear bilinear scaled_dot_product_attention dot vdot tensordot inner")
 NUMBERED = PRODUCTS | CONVOLUTIONS | {*SUMMED_PRODUCTS, *OTHER_PRODUCTS}  # counted by the order of their calls
 ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])

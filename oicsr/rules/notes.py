@@ -80,6 +80,7 @@ class Norm:
         dim: The axis of the weight along which the channels lie.
         exact: Whether nothing else changes: the mean of a LayerNorm does.
         power: The power of the mean that the values are multiplied with: -0.5 under an RMSNorm.
+        eps_power: The power of the mean that `eps` is added to: 0.5 where it is added to the root.
         slices: The entries that are multiplied, where these are not one for each channel.
     """
 
@@ -90,6 +91,7 @@ class Norm:
     dim: int = 0
     exact: bool = True
     power: float = -0.5
+    eps_power: float = 1.0
     slices: tuple[int, ...] | None = None
 
 

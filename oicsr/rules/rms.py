@@ -34,13 +34,8 @@ def rms_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     weight, eps = argument(node, 2), argument(node, 3)
     if len(axes) > 1 or weight not in tracer.parameters:
         return tracer.opaque(node, "normalises over the channels: only over one axis and with a weight it adapts")
-    if eps is None:
-        return tracer.opaque(
-            node,
-            "normalises over the channels with eps=None, which has to change with the width: set it on the module "
-            "(torch.finfo(torch.float32).eps is what PyTorch takes for float32)",
-        )
-    why = _note(tracer, node, weight, ids.flatten(), eps)
+    # without an epsilon, PyTorch adds the rounding of the type: too little for a change of the width to show
+    why = _note(tracer, node, weight, ids.flatten(), eps or 0.0)
     if why:
         return tracer.opaque(node, why)
     tracer.follow_vector(weight, ids.flatten(), "norm", counts=True)
@@ -65,9 +60,9 @@ def written_out(tracer: Tracer, node: fx.Node, ids: Tensor) -> str | None:
     found = _weight_behind(tracer, node)
     if found is None:
         return None
-    weight, eps, power = found
+    weight, eps, power, eps_power = found
     vector = tracer.channels(ids, next(iter(axes)), shape_of(magnitudes)[next(iter(axes))])
-    return None if vector is None else _note(tracer, node, weight, vector, eps, power)
+    return None if vector is None else _note(tracer, node, weight, vector, eps, power, eps_power)
 
 
 def adds_magnitudes(node: fx.Node) -> bool:
@@ -85,20 +80,21 @@ def _is_magnitude(node: fx.Node) -> bool:
     return name in NORMS or name in aten("square abs") or (name == "aten::pow" and argument(node, 1) == 2)
 
 
-def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float, float] | None:
+def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float, float, float] | None:
     """Follow a mean to the values that a power of it scales and to the weight that multiplies these.
 
     Returns:
-        The weight, what is added to the mean, and the power (-0.5 under an RMSNorm); None where there is no such path.
+        The weight, what is added to the mean or to a power of it, the power in the end (-0.5 under an RMSNorm) and that
+        at which something is added; None where there is no such path.
     """
-    eps, power, scaled = 0.0, 1.0, False
+    eps, power, eps_power, scaled = 0.0, 1.0, 1.0, False
     while True:
         users = [user for user in node.users if operator_name(user) != "aten::_assert_tensor_metadata"]
         if len(users) != 1 or users[0].op != "call_function":
             return None
         user, name = users[0], operator_name(users[0])
         if name == "aten::add" and not scaled and not eps and isinstance(argument(user, 1), int | float):
-            eps = float(argument(user, 1))
+            eps, eps_power = float(argument(user, 1)), power
         elif name in SCALINGS or (scaled and name == "aten::addcmul"):
             factors = [argument(user, position) for position in ((1, 2) if name == "aten::addcmul" else (0, 1))]
             others = [factor for factor in factors if factor is not node]
@@ -106,7 +102,7 @@ def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float, float
                 return None
             weight = _parameter(tracer, others[0]) if scaled and name not in DIVIDED else None
             if weight is not None:
-                return weight, eps, power
+                return weight, eps, power, eps_power
             if name in DIVIDED and factors[1] is node:
                 power = -power
             scaled = scaled or isinstance(others[0], fx.Node)
@@ -132,7 +128,15 @@ def _parameter(tracer: Tracer, node: fx.Node | float) -> fx.Node | None:
     return node
 
 
-def _note(tracer: Tracer, node: fx.Node, weight: fx.Node, vector: Tensor, eps: float, power: float = -0.5) -> str:
+def _note(
+    tracer: Tracer,
+    node: fx.Node,
+    weight: fx.Node,
+    vector: Tensor,
+    eps: float,
+    power: float = -0.5,
+    eps_power: float = 1.0,
+) -> str:
     """Note a mean of magnitudes; return why it cannot follow its channels, empty where it can."""
     path, shape = module_path(node), shape_of(weight)
     wide = [dim for dim, size in enumerate(shape) if size > 1]
@@ -150,5 +154,6 @@ def _note(tracer: Tracer, node: fx.Node, weight: fx.Node, vector: Tensor, eps: f
         )
     if tracer.modes.get(path) == "none":
         return "normalises over channels some of which stay for another reason"
-    tracer.norms.append(Norm(path, tracer.parameters[weight], vector, named[0] if eps else "", wide[0], power=power))
+    name = named[0] if eps else ""
+    tracer.norms.append(Norm(path, tracer.parameters[weight], vector, name, wide[0], power=power, eps_power=eps_power))
     return ""

@@ -71,7 +71,7 @@ def expand(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
 
 @follows(*aten("repeat tile"))
 def repeat(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
-    """Puts copies of the value behind one another on each axis; the copies of a channel are that channel."""
+    """Repeats the value along each axis; the copies of a channel are that channel."""
     counts = pad_left(argument(node, 1), len(shape_of(node)))
     ids = ids.reshape(pad_left(ids.shape, len(counts)))
     return ids.repeat([count if size > 1 else 1 for count, size in zip(counts, ids.shape, strict=True)])
@@ -95,7 +95,7 @@ def flip(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
 
 @register_rule(*JOINED)
 def concatenate(tracer: Tracer, node: fx.Node) -> Result:
-    """Along the channel axis the channels stand behind one another; along any other axis they are tied."""
+    """Along the channel axis, channels are concatenated; along any other axis they are tied."""
     nodes: list[fx.Node] = [n for n in argument(node, 0) if 0 not in shape_of(n)] or list(argument(node, 0))
     rank = len(shape_of(node))
     axis = axis_of(node, rank)
@@ -146,7 +146,7 @@ def _aligned(
 
 
 def _tied(tracer: Tracer, node: fx.Node, parts: Sequence[Operand], axis: int | None) -> Value:
-    """Tie the channels of values that are put behind one another on `axis`, which holds none (None: a new axis)."""
+    """Tie the channels of values that are concatenated along `axis`, which holds none (None: a new axis)."""
     flat = []
     for part in parts:
         ids = part.ids
@@ -154,7 +154,6 @@ def _tied(tracer: Tracer, node: fx.Node, parts: Sequence[Operand], axis: int | N
             kept = tracer.whole(ids, [axis])
             if kept is None:
                 tracer.sets.fix(ids, tracer.notable(f"{tracer.where(node)} puts other channels behind it"))
-                kept = None
             ids = kept
         shape = [1 if k == axis else size for k, size in enumerate(part.shape)]
         flat.append(replace(part, ids=ids, shape=shape))
@@ -163,7 +162,7 @@ def _tied(tracer: Tracer, node: fx.Node, parts: Sequence[Operand], axis: int | N
 
 @register_rule("aten::stack")
 def stack(tracer: Tracer, node: fx.Node) -> Result:
-    """Puts values behind one another on a new axis; their channels are tied."""
+    """Stacks values along a new axis; their channels are tied."""
     nodes: list[fx.Node] = list(argument(node, 0))
     rank = len(shape_of(node)) - 1
     tied = _tied(tracer, node, [Operand.of(tracer, source, rank) for source in nodes], None)

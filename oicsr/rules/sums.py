@@ -22,11 +22,11 @@ from oicsr.rules.weights import has_weight
 OVER = "reduces over the channels"
 SUMS = frozenset(aten("sum nansum norm linalg_vector_norm linalg_norm"))
 MAXIMA = frozenset(aten("amax max"))
-POSITIVE = frozenset(aten("relu relu6 abs absolute square norm linalg_vector_norm"))  # of zero, zero; never below it
+POSITIVE = frozenset(aten("relu relu6 abs absolute square norm linalg_vector_norm"))  # zero to zero, never below
 ABOVE = frozenset(aten("sigmoid hardsigmoid softmax exp softplus"))  # never below zero
 MULTIPLICATIONS = frozenset(aten("mul multiply"))
 QUOTIENTS = frozenset(aten("div divide true_divide"))
-SO_THEN = frozenset(  # what leaves such values so
+SO_THEN = frozenset(  # operators that preserve this
     aten(
         "view reshape flatten unflatten permute transpose unsqueeze squeeze expand contiguous clone to _to_copy detach "
         "dropout feature_dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "

@@ -132,7 +132,7 @@ class Tracer:
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "get_attr":  # a block of code that an operator runs (`torch.cond`)
-                self.values[node] = Value(None, "is no tensor", depends_on_input=False)
+                self.values[node] = Value(None, "is not a tensor", depends_on_input=False)
             elif node.op == "output":
                 keep_rebuilt(self, node)
                 for source in node.all_input_nodes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.rules.broadcasting import Operand, combine
-from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of
+from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of, start_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
@@ -37,7 +37,7 @@ def put_slices(tracer: Tracer, node: fx.Node) -> Result:
 
 @register_rule(*aten("scatter scatter_add scatter_reduce"))
 def scatter(tracer: Tracer, node: fx.Node) -> Result:
-    """Puts each element at a place along an axis that holds no channels; numbers go anywhere."""
+    """Puts each element at a place along an axis that holds no channels; a number may go anywhere."""
     rank, source = len(shape_of(node)), argument(node, 3)
     axes, index = {axis_of(node, rank)}, argument(node, 2)
     written = Operand.of(tracer, source, rank) if isinstance(source, fx.Node) else Operand(None, [1] * rank)
@@ -134,7 +134,7 @@ def _around(tracer: Tracer, view: fx.Node, ids: Tensor, axis: int, size: int) ->
     """Return the channels of a whole of which a piece along an axis has the channels `ids`."""
     if ids.shape[axis] in (1, size):
         return ids
-    start, step = int(argument(view, "start", 0)) % size, int(argument(view, "step", 1))
+    start, step = start_of(view, size), int(argument(view, "step", 1))
     if varying(ids) != [axis]:
         return None
     labels = tracer.sets.new(size)

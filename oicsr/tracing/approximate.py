@@ -8,7 +8,7 @@ the channels of each position have a mean of zero, and more the further it is fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from torch.overrides import TorchFunctionMode
 from oicsr.coupling import Coupling, channel_mask
 from oicsr.networks.copying import MODEL_ERRORS, copy_model, hooks_off, mode
 from oicsr.networks.inputs import Inputs, tensors_in
-from oicsr.networks.state import indices_on_cpu, one_at_a_time
+from oicsr.networks.state import generators_kept, indices_on_cpu, one_at_a_time, seed_generators
+from oicsr.parametrized import lengths
 from oicsr.plan import PruningPlan
-from oicsr.reference import slice_energies
+from oicsr.proving.chance import noisy_example
+from oicsr.reference import along_axis, slice_energies
 from oicsr.surgery import apply_plan
 
 Approximate = Literal["none", "layer_norm"]
@@ -28,13 +30,6 @@ Approximate = Literal["none", "layer_norm"]
 
 class ApproximateWarning(UserWarning):
     """Outputs change where channels of zeros go; the message says under which layers, and by how much."""
-
-
-def check_approximate(approximate: str) -> None:
-    """Raise ValueError unless `approximate` is one of what is known."""
-    if approximate not in get_args(Approximate):
-        allowed = ", ".join(map(repr, get_args(Approximate)))
-        raise ValueError(f"approximate is {approximate!r}; it must be one of {allowed}")
 
 
 class WithoutMeans(TorchFunctionMode):
@@ -74,7 +69,8 @@ def deviation(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -
         The largest change of an output, as a share of the largest output; None where the network does not run.
     """
     generator = torch.Generator().manual_seed(0)
-    inputs = inputs.map(lambda tensor: _lively(tensor, generator))
+    with indices_on_cpu():
+        inputs = inputs.map(lambda tensor: noisy_example(tensor, generator))
     emptied, kept = copy_model(model).eval(), {c.name: _stronger_half(model, c) for c in couplings}
     for coupling in couplings:
         _empty(emptied, coupling, kept)
@@ -82,7 +78,8 @@ def deviation(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -
     apply_plan(small, PruningPlan.from_kept(couplings, kept))
     outputs = []
     for network in (emptied, small):
-        with hooks_off(network), mode(network, training=False):
+        with generators_kept(network), hooks_off(network), mode(network, training=False):
+            seed_generators(network, 0)
             try:
                 outputs.append(tensors_in(inputs.call(network)))
             except MODEL_ERRORS:
@@ -90,12 +87,6 @@ def deviation(model: nn.Module, inputs: Inputs, couplings: Sequence[Coupling]) -
     pairs = [(a.double(), b.double()) for a, b in zip(*outputs, strict=True) if a.is_floating_point() and a.numel()]
     shares = [float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(torch.float32).tiny)) for a, b in pairs]
     return max(shares, default=None)
-
-
-def _lively(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point() or tensor.numel() < 2 or bool((tensor != tensor.reshape(-1)[0]).any()):
-        return tensor
-    return torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
 @indices_on_cpu()
@@ -113,11 +104,10 @@ def _stronger_half(model: nn.Module, coupling: Coupling) -> tuple[int, ...]:
 
 @indices_on_cpu()
 def _empty(model: nn.Module, coupling: Coupling, kept: Mapping[str, Sequence[int]]) -> None:
-    stays = channel_mask(coupling, kept)
+    stays, directions = channel_mask(coupling, kept), lengths(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for member in coupling.members:
-        if member.parameter in parameters:
+        if member.parameter in parameters and member.axis not in directions:  # a slice of zeros has no direction
             parameter = parameters[member.parameter]
-            shape = [1] * parameter.ndim
-            shape[member.dim] = -1
-            parameter.mul_(((member.channels < 0) | stays[member.channels]).reshape(shape).to(parameter))
+            factors = (member.channels < 0) | stays[member.channels]
+            parameter.mul_(along_axis(factors, member.dim, parameter.ndim).to(parameter))

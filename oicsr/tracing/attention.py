@@ -20,7 +20,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,7 +31,7 @@ from oicsr.names import first_names
 from oicsr.networks.inputs import Inputs
 from oicsr.opened.code import freed
 from oicsr.proving.proof import prove
-from oicsr.proving.repair import Bench, Number, Repair, find_repair
+from oicsr.proving.repair import Number, Repair, ShapeBench, find_repair
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
 from oicsr.rules.collect import ChannelIndex
@@ -43,15 +43,8 @@ from oicsr.tracing.queries import rescaled_rows
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
 NOT_ZERO = "channels of zeros add something to what comes out (the feature map of a linear attention makes them so)"
-ALSO_UNSCALED = "its scale is computed from the width, and what else the queries are multiplied with is not scaled"
+ALSO_UNSCALED = "its scale is computed from the width, but the queries also enter a product that is not scaled"
 CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
-
-
-def check_granularity(granularity: str) -> None:
-    """Raise ValueError unless `granularity` is one that attention knows."""
-    if granularity not in get_args(Granularity):
-        allowed = ", ".join(map(repr, get_args(Granularity)))
-        raise ValueError(f"granularity is {granularity!r}; it must be one of {allowed}")
 
 
 def settle_products(tracer: Tracer, attentions: Attentions) -> None:
@@ -116,7 +109,7 @@ class Site:
     parts: int
     head_sets: int
 
-    def shape(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
+    def key(self, modules: Mapping[str, nn.Module]) -> tuple[object, ...]:
         """Return what the attentions that are tried together have in common, their own widths included.
 
         Feature maps tell whether channels go in a linear one: attentions of one class may have several.
@@ -156,7 +149,7 @@ class Attentions:
         self._first_names = first_names(model.named_modules(remove_duplicate=False))
         self._inputs = inputs
         self._granularity = granularity
-        self._bench: Bench | None = None
+        self._bench: ShapeBench | None = None
         self._known: dict[tuple[object, ...], Repair] = {}
         self._known_rows: dict[fx.Node, tuple[Rescaled, ...]] = {}
 
@@ -173,8 +166,8 @@ class Attentions:
                 self.modes[site.path] = "head"
                 again = True
             elif site.couplings:
-                groups[site.shape(tracer.modules or {})].append(site)
-        found, wrong = follow_norms(tracer, index, found)
+                groups[site.key(tracer.modules or {})].append(site)
+        _, wrong = follow_norms(tracer, index, found)  # what it finds is made once the numbers are known
         self.modes |= dict.fromkeys(wrong, "none")
         again |= bool(wrong)
         paths = _paths(tracer, index, graph) if groups else {}
@@ -269,21 +262,24 @@ class Attentions:
         known = (*key, tuple(site.path for site in group), position)
         if known not in self._known:
             if self._bench is None:
-                self._bench = Bench(self._model, self._inputs)
+                self._bench = ShapeBench(self._model, self._inputs)
             if self._bench.whole.failure:
                 return Repair(f"it cannot be tried: {self._bench.whole.failure}")
             sites = [(site.couplings[position], self._places(site, position, paths)) for site in group]
 
-            def proven(trial: Sequence[Coupling], power: float) -> bool:
-                """Ask the numeric proof."""
+            def proven(trial: Sequence[Coupling], power: float, *, tried: bool = False) -> bool:
+                """Ask the numeric proof; what cannot be tried passes, unless it must have been `tried`."""
                 full = [self._rescaled(tracer, site, c, power) for site, c in zip(group, trial, strict=True)]
                 whole = [coupling for coupling in full if coupling is not None]
-                return len(whole) == len(full) and not prove(self._model, self._inputs, whole).refuted
+                if len(whole) < len(full):
+                    return False
+                proof = prove(self._model, self._inputs, whole)
+                return not proof.refuted and (bool(proof.removed) or not tried)
 
             repair = find_repair(self._bench, sites, proven)
             doubt = "" if repair.failure else _doubt(group, repair.power)
             trial = [self._bench.with_numbers(c, paths, repair.numbers) for c, paths in sites] if doubt else []
-            self._known[known] = Repair(doubt) if trial and not proven(trial, repair.power) else repair
+            self._known[known] = Repair(doubt) if trial and not proven(trial, repair.power, tried=True) else repair
         return self._known[known]
 
     def _places(self, site: Site, position: int, paths: Mapping[str, Sequence[str]]) -> list[str]:

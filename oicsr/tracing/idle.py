@@ -15,7 +15,7 @@ from oicsr.twins import twins_of
 
 
 def said_of_averages(model: nn.Module, unread: Set[str], couplings: Sequence[Coupling]) -> list[str]:
-    """Return what to warn of: modules that never run, near one other in their weights, which loses channels.
+    """Return what to warn of: modules that never run and are close in weights to exactly one that loses channels.
 
     They are moving averages of these, and would no longer fit.
 
@@ -58,7 +58,7 @@ def said_of_idle(model: nn.Module, unread: Set[str], couplings: Sequence[Couplin
             wide.setdefault(alike, []).append(name)
     beside = (
         f"{some_of(entries)} {'is' if len(entries) == 1 else 'are'} not run with example_inputs, as {run!r} is: where "
-        f"channels of {coupling!r} go, what is run alone loses them, and the others do not fit any more (pass "
+        f"channels of {coupling!r} go, only the module that runs loses them, and the others no longer fit (pass "
         f"example_inputs that run them, or ignore={coupling!r})"
         for (run, coupling), entries in found.items()
     )
@@ -128,7 +128,7 @@ def _said_of_wide(entries: Sequence[str], names: Sequence[str]) -> str:
     )
     ignored = repr(names[0]) if len(names) == 1 else "the one that it is"
     return (
-        f"{some_of(entries)} {runs} not run with example_inputs, and {as_many}: if {it} these, {does} not fit any more "
+        f"{some_of(entries)} {runs} not run with example_inputs, and {as_many}: if {it} these, {does} no longer fit "
         f"once some go (pass example_inputs that run {'it' if one else 'them'}, or ignore={ignored})"
     )
 

@@ -1,7 +1,7 @@
 """What keeps channels for a reason that nobody is warned of elsewhere: attentions in residual streams.
 
-A network keeps its residual streams in the scope `"inner"`, and what is added to the model's input in any scope. Nobody
-has to be told so of every block's last layer. Of the projections inside an attention it is not to be expected.
+A network keeps its residual streams in the scope `"inner"`, and what is added to the model's input in any scope. That
+needs no warning for the last layer of every block; for the projections inside an attention it comes as a surprise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from oicsr.names import layer_name
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
 from oicsr.rules.collect import STREAM, ChannelIndex
+from oicsr.rules.names import AFFINE
 from oicsr.rules.products import ATTENTIONS
 from oicsr.rules.registry import aten
 from oicsr.rules.tracer import INPUT, OUTPUT
@@ -22,7 +23,6 @@ from oicsr.rules.tracer import INPUT, OUTPUT
 SOFTMAX = frozenset(aten("softmax _softmax"))
 VIEWS = frozenset(aten("view reshape unsqueeze squeeze transpose permute expand flatten unflatten mT contiguous clone"))
 TIMES = frozenset(aten("mul multiply"))
-LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
 SAID = {
     STREAM: STREAM,
     INPUT: "is joined to what is read from the model's input (added to it, without a layer in between)",
@@ -76,7 +76,7 @@ def _behind(tracer: Tracer, node: fx.Node, path: str) -> tuple[list[tuple[str, s
         seen.add(source)
         attends |= operator_name(source) in SOFTMAX
         weights = [tracer.parameters[n] for n in source.all_input_nodes if n in tracer.parameters]
-        if operator_name(source) in LAYERS and weights and shape_of(source.args[1])[0] > 1:  # type: ignore[arg-type]
+        if operator_name(source) in AFFINE and weights and shape_of(source.args[1])[0] > 1:  # type: ignore[arg-type]
             layers[layer_name(weights[0]), weights[0]] = None
         else:
             waiting += source.all_input_nodes

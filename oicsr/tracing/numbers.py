@@ -14,7 +14,8 @@ from oicsr.rules.calls import operator_name
 from oicsr.rules.collect import ChannelIndex, CouplingId
 from oicsr.rules.names import CONVOLUTIONS, PRODUCTS, SUMMED_PRODUCTS
 
-LAYERS = CONVOLUTIONS | PRODUCTS | {"aten::linear", "aten::bilinear", *SUMMED_PRODUCTS}  # what a weight's calls are
+# what a weight's calls are
+LAYERS = CONVOLUTIONS | PRODUCTS | {"aten::linear", "aten::bilinear", "torchvision::deform_conv2d", *SUMMED_PRODUCTS}
 
 
 def follow_norms(
@@ -42,7 +43,7 @@ def follow_norms(
         attributes = [*coupling.attributes]
         if norm.eps:
             eps = float(vars((tracer.modules or {})[norm.module])[norm.eps])
-            attributes.append(Attribute(norm.module, norm.eps, eps, -1))
+            attributes.append(Attribute(norm.module, norm.eps, eps, -norm.eps_power))
         found[owner] = replace(
             coupling,
             attributes=tuple(dict.fromkeys(attributes)),

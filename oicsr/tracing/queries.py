@@ -1,4 +1,4 @@
-"""Which rows of which layers a value is made of, by a linear way: what may be multiplied in its place."""
+"""Which rows of which layers a value depends on linearly: what may be multiplied in its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Rescaled
 from oicsr.networks.state import indices_on_cpu
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
-from oicsr.rules.names import JOINED
+from oicsr.rules.names import AFFINE, JOINED
 from oicsr.rules.registry import aten
 
 VIEWS = frozenset(
@@ -28,7 +28,6 @@ SAME = frozenset(aten("contiguous clone detach alias to _to_copy type_as dropout
 FACTORS = frozenset(aten("mul multiply div divide true_divide"))
 ADDITIONS = frozenset(aten("add sub subtract"))
 PUT_TOGETHER = frozenset([*JOINED, *aten("stack")])
-LAYERS = frozenset(aten("linear conv1d conv2d conv3d"))
 BY_MATRICES = frozenset(aten("matmul mm bmm linalg_matmul addmm baddbmm"))  # by `(..., inputs, outputs)`
 
 
@@ -100,7 +99,7 @@ class _Layer:
             NotLinearError: In a form that is not followed.
         """
         name, rank = operator_name(node), len(shape_of(node))
-        if name in LAYERS:
+        if name in AFFINE:
             own = len(shape_of(argument(node, 1)))
             axis = rank - 1 if name == "aten::linear" else rank - own + 1
             return _Layer(argument(node, 1), argument(node, 2), (0,), (axis,))
@@ -154,7 +153,7 @@ class _Walk:
         if node.target is operator.getitem:
             return [part[node.args[1]] for part in self.of(node.args[0])]  # type: ignore[arg-type]
         name = operator_name(node)
-        if name in LAYERS | BY_MATRICES or name == "aten::einsum":
+        if name in AFFINE | BY_MATRICES or name == "aten::einsum":
             return [self._layer(node)]
         if name in SAME:
             return self.of(source_of(node))

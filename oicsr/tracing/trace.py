@@ -11,13 +11,13 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from oicsr.arguments import check_call
+from oicsr.arguments import check_call, check_choice
 from oicsr.coupling import Coupling
 from oicsr.graph import Graph, export_graph
 from oicsr.names import Names, layer_name, named_layers, some_of
 from oicsr.networks.copying import hooked_modules
 from oicsr.networks.inputs import ExampleInputs, Inputs, as_inputs
-from oicsr.networks.state import indices_on_cpu, one_at_a_time
+from oicsr.networks.state import generators_kept, indices_on_cpu, one_at_a_time
 from oicsr.networks.warned import warn
 from oicsr.networks.wrapping import unwrap
 from oicsr.parametrized import plain_twin, said_of_sources
@@ -29,8 +29,8 @@ from oicsr.proving.stale import follow_unread
 from oicsr.rules import Tracer, keep_unread
 from oicsr.rules.collect import SINGLE, Root, Streams, collect
 from oicsr.rules.doubts import Doubts
-from oicsr.tracing.approximate import Approximate, ApproximateWarning, WithoutMeans, check_approximate, deviation
-from oicsr.tracing.attention import Attentions, Granularity, check_granularity, settle_products
+from oicsr.tracing.approximate import Approximate, ApproximateWarning, WithoutMeans, deviation
+from oicsr.tracing.attention import Attentions, Granularity, settle_products
 from oicsr.tracing.backbone import Part, backbone_call, couplings_of_whole
 from oicsr.tracing.idle import said_of_averages, said_of_idle
 from oicsr.tracing.kept import said_of_kept
@@ -101,8 +101,9 @@ def find_couplings(
         verify: How the couplings are tried before they are returned. `"numeric"`: channels of zeros are removed from
             a copy in float64, and every output has to stay to 1e-9 (see `oicsr.prove`); what fails is left out, with
             a warning. Channels that a LayerNorm runs over stay as well: its statistics change with every channel that
-            goes. `"shapes"`: the pruned network has to run, on the meta device, with nothing computed: for those who
-            want the channels under a LayerNorm, which go then, with other outputs. `"off"`: not at all.
+            goes. `"shapes"`: the pruned network only has to run, on the meta device, without numbers: for those who
+            want the channels under a LayerNorm, which go then, with other outputs. `"off"`: not at all. Either way,
+            what an attention needs in order to lose channels is found with numbers.
         granularity: What goes of an attention. `"channel"`: channels of each head, where the code lets them go, and
             heads elsewhere. `"head"`: heads, each with all its channels. The couplings say their `kind`.
         approximate: `"layer_norm"`: channels that an `nn.LayerNorm` runs over go as under an RMSNorm, with its weight
@@ -112,6 +113,7 @@ def find_couplings(
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
 
     Raises:
+        TypeError: `model` is not a module, or `ignore` holds something else than names and modules.
         ValueError: `scope`, `verify`, `granularity` or `approximate` is unknown, `ignore` names no layer of the model,
             or the model cannot be traced.
 
@@ -177,15 +179,14 @@ def trace_couplings(
     Raises:
         TypeError, ValueError: As `find_couplings` does; but nothing is warned of.
     """
-    for name, value, allowed in (("scope", scope, get_args(Scope)), ("verify", verify, get_args(Verify))):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-    check_granularity(granularity)
-    check_approximate(approximate)
+    check_choice("scope", scope, get_args(Scope))
+    check_choice("verify", verify, get_args(Verify))
+    check_choice("granularity", granularity, get_args(Granularity))
+    check_choice("approximate", approximate, get_args(Approximate))
     check_call(model, example_inputs)
     model, inputs = unwrap(model), as_inputs(example_inputs)
     choices = _Choices(scope, named_layers(model, ignore), verify, granularity, approximate)
-    with _no_garbage_collection():
+    with _no_garbage_collection(), generators_kept(model):
         trace = _trace(model, inputs, choices)
     trace = replace(trace, untried=(*trace.untried, *said_of_unseen(model, inputs, unruled=bool(trace.unruled))))
     hooked = hooked_modules(model)
@@ -265,7 +266,7 @@ def _trace(model: nn.Module, inputs: Inputs, choices: _Choices) -> Trace:
     if choices.verify == "shapes":
         return _verified_shapes(model, inputs, choices, traced.tracer, trace)
     if trace.inexact:
-        return _proved_without_means(model, inputs, trace)
+        return _proved_without_means(model, inputs, traced, trace)
     while True:
         couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
         distrusted = _distrusted(model, inputs, traced, couplings, proof)
@@ -288,13 +289,14 @@ def _distrusted(
     return miscounted(model, inputs, traced.graph, standing, doubts) if standing else frozenset()
 
 
-def _proved_without_means(model: nn.Module, inputs: Inputs, trace: Trace) -> Trace:
+def _proved_without_means(model: nn.Module, inputs: Inputs, traced: Traced, trace: Trace) -> Trace:
     """Prove all couplings but for the means of LayerNorms, and measure what these change."""
     with WithoutMeans():
-        proof = prove(model, inputs, trace.couplings)
-    trace = _without(trace, proof.refuted, proof.untried)
+        couplings, proof = mend(model, inputs, traced, trace.couplings, prove(model, inputs, trace.couplings))
+    trace = _without(replace(trace, couplings=couplings), proof.refuted, proof.untried)
     proof = prove(model, inputs, [coupling for coupling in trace.couplings if coupling.name not in trace.inexact])
     trace = _without(trace, proof.refuted, proof.untried)
+    trace = replace(trace, couplings=follow_unread(model, inputs, trace.couplings))
     couplings = [coupling for coupling in trace.couplings if coupling.name in trace.inexact]
     return replace(trace, deviation=deviation(model, inputs, couplings) if couplings else None)
 
@@ -304,7 +306,7 @@ def _said_of_whole(trace: Trace, model: nn.Module, part: Part) -> Trace:
     whole = type(model).__name__
     reason = (
         f"{whole} cannot be traced as a whole, so that {part.name!r} was traced by itself and everything else stays "
-        f"(the same is had by pruning model.{part.name} and putting it back)"
+        f"(pruning model.{part.name} yourself and putting it back has the same effect)"
     )
     couplings, shared = couplings_of_whole(trace.couplings, model, part)
     return Trace(
@@ -379,7 +381,7 @@ def _trace_once(model: nn.Module, inputs: Inputs, choices: _Choices) -> tuple[Tr
     said += averages
     untried += () if averages else said_of_idle(twin, idle, couplings)
     trace = Trace(couplings, unpruned, tuple(dict.fromkeys([*tracer.unruled, *said])), untried, inexact)
-    return Traced(tracer, index, graph.nodes, twin), trace
+    return Traced(tracer, index, graph.nodes), trace
 
 
 @indices_on_cpu()

@@ -1,4 +1,4 @@
-"""Checkpoints of other data, network code or regularisers are trained anew; those of another machine are not."""
+"""Checkpoints of other data, network code or regularisers are trained again; those of another machine are not."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_stages_of_other_code_or_data_are_trained_anew(
     again = dataclasses.replace(bench, results=tmp_path / "again")
     with pytest.warns(CheckpointWarning) as caught:
         run_cell(again, cell)
-    named = f"was trained with other {said} and is skipped: phase {first} is trained anew"
+    named = f"was trained with other {said} and is skipped: phase {first} is trained again"
     assert named in str(caught[0].message)
     anew = small_bench(tmp_path / "anew")
     run_cell(anew, cell)

@@ -309,7 +309,7 @@ def test_trials_that_cannot_join_a_record_are_refused_before_any_training(
     tried.clear()
     assert tune_small("--methods", "oicsr-gl", "--seeds", "1000") == 2
     error = capsys.readouterr().err
-    assert "r/tuning/small-quick.json has " in error and said in error and "move the file away to begin anew" in error
+    assert "r/tuning/small-quick.json has " in error and said in error and "move the file away to begin again" in error
     assert not tried and small.read_text() == before
 
 

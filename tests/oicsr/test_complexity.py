@@ -318,3 +318,62 @@ def test_parts_that_cannot_be_looked_into_are_refused(close: Callable[[nn.Module
     for refused in (lambda: oicsr.count_macs(model, torch.zeros(1, 3)), lambda: oicsr.remove_channels(model, plan)):
         with pytest.raises(ValueError, match=f"Sequential cannot be looked into: {message}"):
             refused()
+
+
+class FillsSteps(nn.Module):
+    """Writes the values of each step into a tensor that it has made before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.weight = nn.Linear(4, 8), nn.Parameter(torch.randn(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(*x.shape[:2], 8)
+        for step in range(x.shape[1]):
+            out[:, step] = self.layer(x[:, step])
+        return out @ self.weight
+
+
+class SpreadQuery(nn.Module):
+    """Asks the same learned queries of every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.query = nn.Linear(8, 16), nn.Parameter(torch.randn(1, 2, 3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.keys(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(self.query, keys, keys)
+
+
+class OneOutput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(8, 8), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.first(x), self.weight)
+
+
+class Deformed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.offset = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 18, 3, padding=1)
+        self.deformed = torchvision.ops.DeformConv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.deformed(x, self.offset(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "macs"),
+    [
+        (FillsSteps, (1, 4, 4), 4 * 4 * 8 + 4 * 8 * 5),
+        (SpreadQuery, (4, 5, 8), 5 * 8 * 16 + 2 * (2 * 3 * 5 * 8)),  # of one example
+        (OneOutput, (1, 8), 8 * 8 + 8),
+        (Deformed, (1, 3, 6, 6), 36 * (3 * 8 + 8 * 18 * 9 + 8 * 4 * 9)),
+    ],
+)
+def test_forms_of_layers_that_few_use_count(network: type[nn.Module], inputs: tuple[int, ...], macs: int) -> None:
+    assert oicsr.count_macs(network(), torch.randn(inputs)) == macs

@@ -69,7 +69,7 @@ def test_a_pruned_detector_trains_and_detects(build: Callable[[], nn.Module], wh
     model = randomize_norms(build()).eval()
     part, inputs = (model, (IMAGES,)) if whole else (model.backbone, torch.stack(IMAGES))
     if whole:
-        with pytest.warns(oicsr.UnprunedChannelsWarning, match=r"pruning model\.backbone and putting it back"):
+        with pytest.warns(oicsr.UnprunedChannelsWarning, match=r"pruning model\.backbone yourself and putting it back"):
             couplings = oicsr.find_couplings(part, inputs, scope="all")
     else:
         couplings = oicsr.find_couplings(part, inputs, scope="all")

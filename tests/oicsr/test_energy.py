@@ -221,3 +221,10 @@ def test_gradients_have_the_type_of_their_weights_where_types_mix() -> None:
     model.zero_grad()
     oicsr.GroupLasso(couplings, strength=0.1)(model).backward()
     torch.testing.assert_close(added, [model[0].weight.grad, model[2].weight.grad])
+
+
+def test_energies_of_no_weights_are_where_the_network_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    couplings = oicsr.find_couplings(model, torch.zeros(1, 4).double())
+    [energy] = oicsr.channel_energy(model, couplings, ("norm",))
+    assert energy.dtype == torch.float64 and torch.equal(energy, torch.zeros(8, dtype=torch.float64))

@@ -21,6 +21,7 @@ from oicsr.energy import add_energy_gradient, energy_vector
 from oicsr.fast import passes, table
 from oicsr.fast.layout import Layout
 from tests.oicsr.networks import Basic, Chain, Mixed, drop_third, narrowed
+from tests.slow import but_few_slow
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -107,7 +108,7 @@ def test_scaling_multiplies_the_factors_of_rows_and_columns(memory_format: torch
 LARGE = {"imagenet-alexnet"}  # 57 million parameters, most of them in two linear layers: a quarter of the channels do
 QUICK = {"digits-resnet", "cifarnet", "resnet20", "vgg16", "mobilenetv2", "preactsenet18"}
 LARGEST = {"imagenet-vgg16"}  # 138 million parameters in float64; AlexNet and VGG-16 for CIFAR have all of its parts
-REGISTRY = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS if n not in LARGEST]
+REGISTRY = but_few_slow([name for name in MODELS if name not in LARGEST], QUICK)
 
 
 @pytest.mark.parametrize("name", REGISTRY)

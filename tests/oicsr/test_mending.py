@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from oicsr import PruningPlan, find_couplings, remove_channels, trace_couplings
 from oicsr.proving import mending as mending_module
-from oicsr.proving.repair import Bench
+from oicsr.proving.repair import ShapeBench
 
 
 class Split(nn.Module):
@@ -80,13 +80,13 @@ def test_remedies_of_several_couplings_take_one_proof(monkeypatch: pytest.Monkey
 
 def test_numbers_that_change_nothing_are_not_combined_further(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    run = Bench._without_one
+    run = ShapeBench._without_one
 
-    def counted(bench: Bench, couplings: Any) -> Any:
+    def counted(bench: ShapeBench, couplings: Any) -> Any:
         runs.append(len(couplings))
         return run(bench, couplings)
 
-    monkeypatch.setattr(Bench, "_without_one", counted)
+    monkeypatch.setattr(ShapeBench, "_without_one", counted)
     (coupling,) = trace_couplings(ThreeOfEight(), torch.randn(2, 8)).couplings
     assert {a.name for a in coupling.attributes} == {"once", "twice", "thrice"}
     assert len(runs) == 1 + 8 + 28 + 6  # none, each, pairs, and one more than (once, twice); there are 56 triples

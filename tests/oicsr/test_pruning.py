@@ -122,7 +122,7 @@ WASTED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "images that are no numbers": ({"batches": [IMAGES / 0]}, ValueError, "NaN or infinite: its inputs hold"),
     "half a step": ({"steps": 2.5}, ValueError, "steps is 2.5"),
     "endless steps": ({"steps": float("inf")}, ValueError, "steps is inf; it must be a whole number"),
-    "an unknown schedule": ({"schedule": "cosine"}, ValueError, "schedule is 'cosine'; it must be 'linear' or"),
+    "an unknown schedule": ({"schedule": "cosine"}, ValueError, "schedule is 'cosine'; it must be one of 'linear'"),
     "more than all MACs": ({"macs_kept": 1.5}, ValueError, "macs_kept is 1.5; it is the share that remains"),
     "no parameters": ({"params_kept": 0.0}, ValueError, "params_kept is 0.0; it is the share that remains"),
     "a negative cost": ({"cost": lambda m: -1.0, "cost_kept": 0.5}, ValueError, "returned -1.0; it must be finite"),

@@ -216,3 +216,12 @@ def test_empty_batches_do_not_count() -> None:
     assert all(torch.equal(values, found[name]) for name, values in expected.items())
     with pytest.raises(ValueError, match="no layer with running statistics ran"):
         oicsr.recalibrate(model, [batch[:0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_in_half_precision_do_not_round_away(dtype: torch.dtype) -> None:
+    network = nn.BatchNorm1d(3).to(dtype)
+    oicsr.recalibrate(network, [(torch.randn(16, 3) + 2).to(dtype) for _ in range(600)])
+    assert network.running_mean is not None and network.running_var is not None
+    torch.testing.assert_close(network.running_mean.float(), torch.full((3,), 2.0), rtol=0.02, atol=0)
+    torch.testing.assert_close(network.running_var.float(), torch.ones(3), rtol=0.05, atol=0)

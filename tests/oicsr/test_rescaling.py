@@ -178,3 +178,11 @@ def test_rows_whose_variance_would_be_negative_stay() -> None:
     assert done.factors["0"][[1, 3]].tolist() == [1.0, 1.0] and bool((done.factors["0"][[0, 2]] < 0.1).all())
     assert bool((model[1].running_var >= 0).all())
     torch.testing.assert_close(model(x), output, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_whose_statistics_would_overflow_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).half().eval()
+    with torch.no_grad():
+        model[0].weight[0].mul_(2**-12)  # type: ignore[index, union-attr]
+    oicsr.rescale(model, torch.randn(1, 3, 4, 4).half(), 1.0)
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())

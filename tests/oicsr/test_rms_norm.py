@@ -67,13 +67,6 @@ def test_hand_computed_correction() -> None:
     assert small(x).item() == pytest.approx(3 / 10**0.5 * 2 * 2**0.5)
 
 
-def test_an_epsilon_that_is_left_to_pytorch_is_refused() -> None:
-    model, x = Stream(eps=None), torch.randn(3, 4)
-    with pytest.warns(oicsr.UnprunedChannelsWarning, match="with eps=None, which has to change with the width"):
-        couplings = oicsr.find_couplings(model, x, scope="all")
-    assert [c.name for c in couplings] == ["up"]
-
-
 class Called(nn.Module):
     """The function, with the epsilon on the module."""
 
@@ -259,3 +252,26 @@ def test_channels_divided_by_their_length_go_exactly(norm: type[Unit]) -> None:
     small = oicsr.remove_channels(model, PruningPlan.from_kept([coupling], {"0": [0, 2, 3, 5, 7]}))
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(small[1].gamma, model[1].gamma[[0, 2, 3, 5, 7]])
+
+
+class OutsideTheRoot(nn.Module):
+    """Adds epsilon to the root of the mean of squares."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(width) + 0.5), 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x / (x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps))
+
+
+@pytest.mark.parametrize("norm", [OutsideTheRoot, nn.RMSNorm], ids=["epsilon outside the root", "no epsilon"])
+def test_channels_of_zeros_go_under_rarer_norms(norm: type[nn.Module]) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 8), norm(8), nn.Linear(8, 4)).double(), torch.randn(3, 6).double()
+    [coupling] = oicsr.find_couplings(model, x)
+    gone = range(4, 8)
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[list(gone)] = 0  # type: ignore[index, operator]
+    plan = oicsr.PruningPlan.from_kept([coupling], {"0": range(4)})
+    torch.testing.assert_close(oicsr.remove_channels(model, plan)(x), model(x), rtol=0, atol=1e-12)

@@ -301,3 +301,52 @@ def test_groups_of_a_transposed_convolution_follow() -> None:
     layer = small.l1
     assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 6, 9)
     assert tuple(layer.weight.shape) == (6, 3, 2, 2) and len(layer.bias) == 9
+
+
+class Masks(nn.Module):
+    """Takes the tokens that a mask names, of all examples at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)[self.mask.expand(len(x), 4)]
+        return self.out(self.hidden(tokens).relu())  # type: ignore[no-any-return]
+
+
+def test_channels_pass_a_mask_over_other_axes() -> None:
+    model, x = Masks(), torch.randn(2, 4, 4)
+    assert [coupling.name for coupling in oicsr.find_couplings(model, x)] == ["embed", "hidden"]
+    assert oicsr.prune(model, x, macs_kept=0.5, tolerance=0.05).model(x).shape == (6, 3)
+
+
+class Samples(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.spread, self.out = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.normal(self.mean(x), self.spread(x).exp()))  # type: ignore[no-any-return]
+
+
+def test_means_and_deviations_of_what_is_drawn_go_together() -> None:
+    trace = oicsr.trace_couplings(Samples(), torch.randn(2, 4))
+    assert not trace.untried and len(trace.couplings) == 1
+    assert {"mean.weight", "spread.weight"} < {member.parameter for member in trace.couplings[0].members}
+
+
+def test_a_slice_that_begins_before_the_axis_begins_at_its_start() -> None:
+    class Slices(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            half = x.shape[1] // 2
+            return self.b(x[:, -100:half]) + self.c(x[:, half:])  # type: ignore[no-any-return]
+
+    couplings = oicsr.find_couplings(Slices(), torch.randn(2, 4), scope="all")
+    assert {coupling.num_channels for coupling in couplings} <= {8, 16} and couplings

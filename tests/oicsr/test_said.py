@@ -175,7 +175,7 @@ def unseen_argmax(scores: Tensor) -> Tensor:
     ("run", "said"),
     [
         (lambda net, x: net.o(net.b(net.a(x) / net.a.out_features)) * 1e-16, "nearly zero"),
-        (lambda net, x: unseen_argmax(net.o(net.b(net.a(x) / net.a.out_features))), "whole numbers"),
+        (lambda net, x: unseen_argmax(net.o(net.b(net.a(x) / net.a.out_features))), "are integers"),
     ],
     ids=["tiny", "integers"],
 )

@@ -278,7 +278,7 @@ def test_macs_of_convolutions_with_kernels_that_are_activations_are_predicted(na
 def test_original_widths_of_what_is_no_coupling_are_refused() -> None:
     name = COUPLINGS[0].name
     with pytest.raises(
-        ValueError, match=f"original_widths names '{name}x', which is no coupling; did you mean '{name}'"
+        ValueError, match=f"original_widths names '{name}x', which is not a coupling; did you mean '{name}'"
     ):
         oicsr.select_channels(
             scores_for(COUPLINGS), COUPLINGS, COUPLED, CIFAR, macs_kept=0.8, original_widths={f"{name}x": 99}

@@ -354,7 +354,7 @@ def test_a_teacher_and_a_student_are_pruned_alike() -> None:
     ("tie", "message"),
     [
         (["first"], "it must hold groups"),
-        ([("first", "fourth")], "'fourth', which is no coupling"),
+        ([("first", "fourth")], "'fourth', which is not a coupling"),
         ([("first", "second"), ("second", "third")], "'second' twice"),
     ],
 )

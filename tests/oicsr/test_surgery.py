@@ -26,6 +26,7 @@ from tests.oicsr.networks import (
     randomize_norms,
     zero_channels,
 )
+from tests.slow import but_few_slow
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 # what the registered ones lack: channel shuffle, SE with depthwise, branches, concatenation without normalisation
@@ -35,6 +36,7 @@ TORCHVISION = [
     ("efficientnet_b0", 32, ("all",)),
     ("squeezenet1_1", 64, ("all",)),
 ]
+QUICK = ("digits-resnet", "digits-vit", "resnet20", "mobilenetv2", "densenet40", "preactsenet18")
 # networks with linear layers of thousands of features are made narrow by the surgery first: seconds, not minutes
 NARROWED = ("imagenet-vgg16", "imagenet-alexnet")
 
@@ -77,7 +79,7 @@ def test_removing_empty_channels_changes_nothing(network: type[nn.Module], scope
     check_invariance(network(), (2, 3, 8, 8), scope)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_few_slow(MODELS, QUICK))
 def test_invariance_of_every_registered_model(name: str) -> None:
     model, shape = registered(name)
     with warnings.catch_warnings(), exported_once():
@@ -87,6 +89,7 @@ def test_invariance_of_every_registered_model(name: str) -> None:
             check_invariance(model, shape, scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "scopes"), TORCHVISION, ids=[name for name, *_ in TORCHVISION])
 def test_invariance_of_torchvision_models(name: str, size: int, scopes: tuple[str, ...]) -> None:
     torch.manual_seed(0)
