@@ -220,13 +220,14 @@ def over_targets(cells: Mapping[tuple[str, float], Mapping[str, float]]) -> tupl
     differences at a mild target are others than at a hard one is then no luck of the networks: it stands between
     groups, and within a group, where the spread is measured, all were run at the same.
 
-    A network counts if enough others were run at exactly the same targets. So a target that was run on networks of its
-    own takes none away, and what is half done does not count. Where no group is large enough for a verdict, those count
-    that were run at all targets.
+    A target counts if enough networks were run there, and a network if enough others were run at exactly the same
+    targets of these. So a target that was run on networks of its own takes none away, nor does one that is half done.
+    Where no group is large enough for a verdict, those count that were run at all targets.
 
     Args:
         cells: Differences by network, for each recipe and target.
     """
+    cells = {cell: values for cell, values in cells.items() if len(values) >= ENOUGH_SEEDS} or cells
     run_at: dict[str, tuple[tuple[str, float], ...]] = {}
     for cell, values in cells.items():
         for network in values:

@@ -10,8 +10,9 @@ NONE = "–"  # where there can be no number
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """Return a number with its sign; what rounds to zero is no loss, and has the sign of zero."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+    """Return a number with its sign; what rounds to zero is neither a gain nor a loss, and has none."""
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:{'+' if rounded else ''}.{digits}f}".replace("-", "−")
 
 
 def percent(mean: float, sd: float = math.nan) -> str:

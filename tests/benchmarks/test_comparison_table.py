@@ -212,7 +212,7 @@ def test_a_metric_of_a_state_is_a_name_and_a_column(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(-0.004, "+0.00"), (0.0, "+0.00"), (-0.0, "+0.00"), (-0.006, "−0.01"), (0.005001, "+0.01")]
+    ("value", "text"), [(-0.004, "0.00"), (0.0, "0.00"), (-0.0, "0.00"), (-0.006, "−0.01"), (0.005001, "+0.01")]
 )
 def test_what_rounds_to_zero_is_no_loss(value: float, text: str) -> None:
     assert signed(value) == text and change(value / 100) == text

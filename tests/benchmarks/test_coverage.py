@@ -23,6 +23,7 @@ from benchmarks.coverage.tasks import outputs_of, task_of, training_loss
 from benchmarks.models import build_model
 from oicsr import Coupling, Member, trace_couplings
 from tests.oicsr.test_surgery import check_invariance
+from tests.slow import but_few_slow
 
 INVARIANT = {  # depthwise, groups, squeeze-and-excitation, ghost features, aggregation
     "torchvision:mobilenet_v3_small": 32,
@@ -33,7 +34,7 @@ INVARIANT = {  # depthwise, groups, squeeze-and-excitation, ghost features, aggr
 
 
 @pytest.mark.parametrize("scope", ["inner", "all"])
-@pytest.mark.parametrize("name", INVARIANT)
+@pytest.mark.parametrize("name", but_few_slow(INVARIANT, ["timm:ghostnet_050"]))
 def test_invariance_of_networks_of_the_hubs(name: str, scope: str) -> None:
     torch.manual_seed(0)
     check_invariance(build_model(name, 10), (1, 3, INVARIANT[name], INVARIANT[name]), scope)

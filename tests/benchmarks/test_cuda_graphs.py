@@ -38,6 +38,7 @@ from tests.benchmarks.recorded import (
     pictures,
     training,
 )
+from tests.slow import but_few_slow
 
 PEERS = {"tp-growing-reg", "tp-group-norm", "tp-bn-scale"}  # need torch-pruning
 SCHEDULED = {"greg1"}  # kept on the host: never recorded
@@ -281,7 +282,7 @@ def test_an_error_of_another_kind_in_a_capture_leaves_the_stream_too(monkeypatch
     assert isinstance(caught.value.__context__, KeyboardInterrupt) and (cuda.stream, cuda.pools) == ("main", [])
 
 
-@pytest.mark.parametrize("kind", ["none", "oicsr-gl", "proximal", "greg1"])
+@pytest.mark.parametrize("kind", but_few_slow(["none", "oicsr-gl", "proximal", "greg1"], ["oicsr-gl"]))
 @pytest.mark.parametrize("recorder", [None, Repeater()])
 def test_stop_within_an_epoch_changes_no_bit(kind: str, recorder: Repeater | None) -> None:
     whole = finish(training(kind, recorder))

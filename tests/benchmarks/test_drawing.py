@@ -48,6 +48,7 @@ def run(wrong: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
 def test_figures_drawn_side_by_side_are_the_same() -> None:
     done = run(-1)

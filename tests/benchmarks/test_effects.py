@@ -96,7 +96,7 @@ def test_rounding_is_paired_in_all_states_and_both_experiments_keep_their_recali
     found = sheets([rounded, usual])
     assert [row[2:4] for row in found["rounding"].rows] == [["Pruned", "3"], ["Recalibrated", "3"], ["Fine-tuned", "3"]]
     # -2.0, -1.9, -1.8 points fine-tuned
-    assert found["rounding"].rows[2][4].startswith("−1.90") and found["rounding"].rows[0][4].startswith("+0.00")
+    assert found["rounding"].rows[2][4].startswith("−1.90") and found["rounding"].rows[0][4].startswith("0.00")
     assert len(found["recalibration"].rows) == 2 and found["rescaling"].rows == [["not run"] * 4]
     assert switched(rounded, usual) == "rounding" and switched(usual, rounded) is None
 
@@ -143,7 +143,7 @@ def test_strengths_chosen_after_fine_tuning_are_compared_with_those_chosen_befor
     # of no regulariser nothing is chosen: no row
     assert [(row[1], row[2], row[4][:5]) for row in sheet.rows] == [
         ("OICSR-GL", "Pruned", "−2.00"),
-        ("OICSR-GL", "Recalibrated", "+0.00"),
+        ("OICSR-GL", "Recalibrated", "0.00 "),
         ("OICSR-GL", "Fine-tuned", "+2.00"),
     ]
 
@@ -179,8 +179,8 @@ def test_absorption_compares_a_method_with_its_absorbing_form() -> None:
     found = sheets(compare([replace(r, config={**r.config, "dataset": "digits"}) for r in records]))["absorption"]
     assert [(row[1], row[2], row[4][:6]) for row in found.rows] == [
         ("Network Slimming", "Pruned", "+10.00"),
-        ("Network Slimming", "Recalibrated", "+0.00 "),
-        ("Network Slimming", "Fine-tuned", "+0.00 "),
+        ("Network Slimming", "Recalibrated", "0.00 ("),
+        ("Network Slimming", "Fine-tuned", "0.00 ("),
     ]
 
 

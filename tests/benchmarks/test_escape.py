@@ -38,6 +38,7 @@ from benchmarks.reporting.reliability import reliability_section
 from benchmarks.reporting.table_files import Sheet, files_of_sheet
 from tests.benchmarks.hostile import TEXTS, hostile_records
 from tests.benchmarks.synthetic import write_records
+from tests.slow import but_few_slow
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 ANY = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(list(TEXTS.values()))
@@ -139,7 +140,7 @@ LINK = re.compile(r"#[\w-]+|(\.\./){0,2}((figures|perf|experiments|tables)/)?[\w
 
 
 @pytest.mark.usefixtures("blank_figures")
-@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("kind", but_few_slow(TEXTS, ("LaTeX", "script", "direction", "Markdown cell")))
 def test_pages_and_tables_of_hostile_records_hold_text_alone(tmp_path: Path, kind: str) -> None:
     text = TEXTS[kind]
     write_records(tmp_path, hostile_records(text))
@@ -170,7 +171,7 @@ def test_a_screen_shows_it_in_one_line_and_a_figure_as_it_is(kind: str) -> None:
     assert not any(unicodedata.category(character) in HIDDEN for line in lines for character in line)
 
 
-@pytest.mark.parametrize("kind", ["LaTeX", "script", "direction"])
+@pytest.mark.parametrize("kind", but_few_slow(["LaTeX", "script", "direction"], ["LaTeX"]))
 def test_every_figure_of_hostile_records_is_drawn(tmp_path: Path, kind: str) -> None:
     write_records(tmp_path, hostile_records(TEXTS[kind]))
     drawn = {path: content for path, content in report.build(tmp_path).items() if path.suffix == ".png"}
@@ -183,7 +184,7 @@ def test_figures_take_no_title_for_a_formula(title: str) -> None:
     assert files is not None and files["png"].startswith(b"\x89PNG") and b"<b>" not in files["svg"]
 
 
-@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("kind", but_few_slow(TEXTS, ("LaTeX", "script", "direction", "Markdown cell")))
 def test_other_tables_hold_it_as_text(tmp_path: Path, kind: str) -> None:
     text = TEXTS[kind]
     row = {**dict.fromkeys(coverage_table.COLUMNS, text), "network": "timm:dla34", "passed": "no"}

@@ -62,10 +62,12 @@ def test_stops(arena: Arena) -> None:
     assert outcome(faults.stops(arena, 1)) == ([], 1, 1)
 
 
+@pytest.mark.slow
 def test_frozen_owners(arena: Arena) -> None:
     assert outcome(faults.frozen_owners(arena, 2)) == ([], 2, 2)
 
 
+@pytest.mark.slow
 def test_two_versions(arena: Arena, tmp_path: Path) -> None:
     commit = older_commit()
     if commit is None:
@@ -108,6 +110,7 @@ def test_kills(arena: Arena) -> None:
     assert outcome(faults.kills(arena, 4)) == ([], 4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 def test_killed_ray_worker(arena: Arena) -> None:
     tally = faults.killed_workers(arena, 1, "ray")

@@ -22,6 +22,7 @@ from benchmarks.running.stage_training import PART
 from benchmarks.running.stages import stages_of
 from benchmarks.running.stopping import Control, Stopped
 from tests.benchmarks.small import small_bench, small_cell
+from tests.slow import but_few_slow
 
 GENTLE = {"dense": Phase(2, 0.05), "steps": 2}
 
@@ -113,7 +114,7 @@ def dense_state(folder: Path, cell: Cell) -> tuple[dict[str, Any] | None, dict[s
     return bench.store.load(dense.key), bench.store.progress(dense.key)
 
 
-@pytest.mark.parametrize("method", ["oicsr-gl", "greg1", "oicsr-gl-prox"])
+@pytest.mark.parametrize("method", but_few_slow(["oicsr-gl", "greg1", "oicsr-gl-prox"], ["oicsr-gl"]))
 def test_run_that_is_stopped_at_every_step_ends_as_one_that_never_was(tmp_path: Path, method: str) -> None:
     cell = small_cell(method, **GENTLE)
     run_cell(small_bench(tmp_path / "whole"), cell)

@@ -98,8 +98,8 @@ def progress(found: Sequence[dict[str, Any] | None]) -> tuple[int, int, int]:
 @pytest.mark.parametrize(
     ("method", "place"),
     [
-        *(("oicsr-gl", place) for place in PLACES),
-        *(("greg1", place) for place in ("within the second training", "between removals, after the second")),
+        *(pytest.param("oicsr-gl", place, marks=() if "second" in place else pytest.mark.slow) for place in PLACES),
+        *(pytest.param("greg1", place, marks=pytest.mark.slow) for place in PLACES if "second" in place),
     ],
 )
 def test_stopped_in_any_phase_it_ends_as_one_that_never_was(

@@ -76,11 +76,13 @@ def test_tiers_are_judged_apart_and_told_together() -> None:
     assert found.at("toy") is not None and found.at("full") is None
 
 
-def test_only_networks_that_were_run_at_all_targets_count() -> None:
+def test_a_target_counts_once_enough_networks_were_run_at_it() -> None:
     records = records_of(experiment(methods=PAIR, macs_kept=(0.5, 0.3)))
     part = [r for r in records if not (r.seed == 0 and r.macs_kept == 0.3 and r.method == PAIR[1])]
     [stratum] = strata_of(ONE, rows_of(part), NOTHING)["small"]
-    assert len(stratum.by_network) == 2
+    [at_half] = strata_of(ONE, rows_of(r for r in records if r.macs_kept == 0.5), NOTHING)["small"]
+    assert stratum.by_network == at_half.by_network and len(stratum.by_network) == 3
+    assert {target for _, target in stratum.by_target} == {0.5, 0.3}
 
 
 def test_a_target_that_was_run_on_networks_of_its_own_takes_none_away() -> None:
@@ -107,6 +109,13 @@ def test_means_are_over_the_targets_that_a_network_was_run_at() -> None:
     assert weighed(mild, hard, other) == [(whole, 2 / 3), (other, 1 / 3)]
     assert weighed({"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 4.0}) == [({"a": 2.0, "b": 3.0}, 1.0)]  # too few, but whole
     assert weighed({"a": 1.0}, {"b": 3.0}) == []
+
+
+def test_a_target_that_is_half_done_takes_no_network_away() -> None:
+    done, begun = {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 9.0, "b": 8.0}
+    assert weighed(done, begun) == [(done, 1.0)]
+    whole = {name: (done[name] + value) / 2 for name, value in {**begun, "c": 7.0}.items()}
+    assert weighed(done, {**begun, "c": 7.0}) == [(whole, 1.0)]
 
 
 def test_every_target_weighs_the_same_however_many_networks_were_run_at_it() -> None:

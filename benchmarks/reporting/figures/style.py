@@ -166,7 +166,7 @@ def render(figure: Figure) -> Files:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # "none" leaves a placeholder, for which every file is drawn twice
         round_places(figure)
     svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
