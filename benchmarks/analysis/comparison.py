@@ -214,11 +214,16 @@ def rank(method: str) -> tuple[int, str]:
 
 
 def _marks(cells: Sequence[Sequence[Record]], state: str) -> list[str]:
-    """Mark the best method of a target and those that cannot be told from it; not where seeds are too few."""
-    few = min(map(len, cells)) < ENOUGH_SEEDS
-    if few or cells[0][0].profile == "quick" or any(state not in r.states for cell in cells for r in cell):
-        return [""] * len(cells)
-    return tied_with_best([{network_of(r): float(r.states[state]["top1"]) for r in cell} for cell in cells])
+    """Mark the best method of a target and those that cannot be told from it, of several that have enough seeds."""
+    enough = [place for place, cell in enumerate(cells) if len(cell) >= ENOUGH_SEEDS]
+    marks = [""] * len(cells)
+    missing = any(state not in record.states for place in enough for record in cells[place])
+    if len(enough) < 2 or cells[0][0].profile == "quick" or missing:
+        return marks
+    found = tied_with_best([{network_of(r): float(r.states[state]["top1"]) for r in cells[place]} for place in enough])
+    for place, mark in zip(enough, found, strict=True):
+        marks[place] = mark
+    return marks
 
 
 def title_of(record: Record) -> str:

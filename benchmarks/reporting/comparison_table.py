@@ -14,7 +14,7 @@ from benchmarks.reporting.columns import COLUMNS, COST_COLUMNS
 from benchmarks.reporting.numbers import NOT_RUN, share
 from benchmarks.reporting.table_files import Sheet
 
-BOLD = "Bold: the best of its target; "
+BOLD = f"Bold: the best of its target, of several with at least {ENOUGH_SEEDS} seeds; "
 
 COMMON_NOTES = (
     "Top-1 in % on the test set after the last epoch, mean ± standard deviation over n seeds. Pruned: before "
