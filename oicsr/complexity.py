@@ -70,6 +70,7 @@ DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
 UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
 CALLED = {*CONVOLUTIONS, *TRANSPOSED, *MULTIPLYING}
 DEFORMED = "torchvision::deform_conv2d"  # a convolution like any other, by its cost; its offsets are no part of it
+WRITING = {"__setitem__", "__set__", *(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow".split())}
 LIKENED = {Tensor.to, Tensor.type_as}
 OPERATORS = {  # what code that calls operators by their own names means by them, graphs of `torch.export` among it
     "linear": functional.linear,
@@ -158,8 +159,10 @@ class Positions(Mode):
             v for value in (*args, *kwargs.values()) for v in (value if type(value) in (list, tuple) else [value])
         ]
         known = [self._is_derived(value) for value in sources if isinstance(value, Tensor)]
-        if None in known and _writes(func):
-            self._forget(args[0])
+        if None in known:
+            for written in (kwargs.get("out"), *(args[:1] if _writes(func) else ())):
+                if isinstance(written, Tensor):
+                    self._forget(written)
         if None not in known:
             for value in result if isinstance(result, list | tuple) else [result]:
                 if isinstance(value, Tensor):
@@ -255,7 +258,7 @@ def _memory(tensor: Tensor) -> int | None:
 def _writes(func: Callable[..., Any]) -> bool:
     """Return whether a function writes to its first argument."""
     name = getattr(func, "__name__", "").partition(".")[0]
-    return name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
+    return name in WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
 def _meant(func: Callable[..., Any], args: Sequence[Any]) -> Any:

@@ -420,8 +420,8 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
     It shares the network's parameters, holds copies of its buffers and has none of the users' hooks: counters, caches,
     statistics and parameters that a forward pass changes are its own (but trained parameters that it changes in place,
-    other than embeddings). Where the network cannot be copied, it is the network
-    itself, whose attributes, buffers, hooks and modes are put back on leaving. The random state is put back as well.
+    other than embeddings). Where the network cannot be copied, it is the network itself, whose attributes, buffers,
+    hooks and modes are put back on leaving. The random state is put back as well.
     """
     try:
         twin = copy_model(model, _shared_but_written(model))

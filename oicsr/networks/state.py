@@ -69,7 +69,8 @@ def buffers_kept(model: nn.Module, *, but: Mapping[int, object] | None = None) -
 @contextmanager
 def values_kept(model: nn.Module) -> Iterator[None]:
     """Give parameters the memory back that they had: some code puts another in its place (`weight.data = ...`)."""
-    saved = [(parameter, parameter.data) for parameter in model.parameters() if type(parameter) is nn.Parameter]
+    own = [p for p in model.parameters() if type(p) is nn.Parameter and p.layout == torch.strided]
+    saved = [(parameter, parameter.data) for parameter in own]
     try:
         yield
     finally:

@@ -334,6 +334,16 @@ class FillsSteps(nn.Module):
         return out @ self.weight
 
 
+class AddsUp(FillsSteps):
+    """Adds the values of all steps up in a tensor of zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 8)
+        for step in range(x.shape[1]):
+            out += self.layer(x[:, step])
+        return out @ self.weight
+
+
 class SpreadQuery(nn.Module):
     """Asks the same learned queries of every example."""
 
@@ -370,6 +380,7 @@ class Deformed(nn.Module):
     ("network", "inputs", "macs"),
     [
         (FillsSteps, (1, 4, 4), 4 * 4 * 8 + 4 * 8 * 5),
+        (AddsUp, (1, 4, 4), 4 * 4 * 8 + 8 * 5),
         (SpreadQuery, (4, 5, 8), 5 * 8 * 16 + 2 * (2 * 3 * 5 * 8)),  # of one example
         (OneOutput, (1, 8), 8 * 8 + 8),
         (Deformed, (1, 3, 6, 6), 36 * (3 * 8 + 8 * 18 * 9 + 8 * 4 * 9)),
