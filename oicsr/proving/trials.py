@@ -301,8 +301,7 @@ class Bench:
                 tensor = self._tensors[member.parameter]
                 if not self._goes_to_zero(member, tensor):
                     continue
-                factors = (member.channels < 0) | stays[member.channels]
-                factor = along_axis(factors, member.dim, tensor.ndim).to(tensor)
+                factor = emptying(member, stays, tensor)
                 if id(tensor) in self._whole:
                     tensor.data.mul_(factor)
                 else:
@@ -354,6 +353,11 @@ class Bench:
             behind = (watch.decided_from(tensor) for tensor in tensors)
             tensors = [*tensors, *(tensor for tensor in behind if tensor is not None)]
         return [tensor.detach().clone() for tensor in tensors]
+
+
+def emptying(member: Member, stays: Tensor, tensor: Tensor) -> Tensor:
+    """Return what a member's tensor is multiplied with so that the slices of channels that do not stay are zero."""
+    return along_axis((member.channels < 0) | stays[member.channels], member.dim, tensor.ndim).to(tensor)
 
 
 def _call_or_doubled(network: nn.Module, inputs: Inputs) -> Any:

@@ -22,7 +22,8 @@ from oicsr.networks.state import generators_kept, indices_on_cpu, one_at_a_time,
 from oicsr.parametrized import lengths
 from oicsr.plan import PruningPlan
 from oicsr.proving.chance import noisy_example
-from oicsr.reference import along_axis, slice_energies
+from oicsr.proving.trials import emptying
+from oicsr.reference import slice_energies
 from oicsr.surgery import apply_plan
 
 Approximate = Literal["none", "layer_norm"]
@@ -109,5 +110,4 @@ def _empty(model: nn.Module, coupling: Coupling, kept: Mapping[str, Sequence[int
     for member in coupling.members:
         if member.parameter in parameters and member.axis not in directions:  # a slice of zeros has no direction
             parameter = parameters[member.parameter]
-            factors = (member.channels < 0) | stays[member.channels]
-            parameter.mul_(along_axis(factors, member.dim, parameter.ndim).to(parameter))
+            parameter.mul_(emptying(member, stays, parameter))
