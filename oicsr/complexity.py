@@ -23,7 +23,15 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from oicsr.arguments import check_call, check_model, check_open
-from oicsr.contractions import chain_macs, einsum_macs, factors_of, is_plain, plain_steps
+from oicsr.contractions import (
+    chain_macs,
+    einsum_macs,
+    factors_of,
+    is_plain,
+    plain_steps,
+    tensordot_axes,
+    tensordot_equation,
+)
 from oicsr.networks.batches import SeenBatch
 from oicsr.networks.copying import undisturbed
 from oicsr.networks.grouped import GROUPED
@@ -67,7 +75,8 @@ RECURRENT = {
 TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 CONVOLVED = {axes: function for function, axes in CONVOLUTIONS.items()}
 DECONVOLVED = {axes: function for function, axes in TRANSPOSED.items()}
-UNNUMBERED = {torch.inner, Tensor.inner, torch.tensordot, *CHAINS}  # none of them is followed
+CONTRACTIONS = {torch.inner, Tensor.inner, torch.tensordot}  # that are followed as the `einsum` that they are
+UNNUMBERED = {*CONTRACTIONS, *CHAINS}  # none of them is followed in another form
 CALLED = {*CONVOLUTIONS, *TRANSPOSED, *MULTIPLYING}
 DEFORMED = "torchvision::deform_conv2d"  # a convolution like any other, by its cost; its offsets are no part of it
 WRITING = {"__setitem__", "__set__", *(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow".split())}
@@ -208,6 +217,9 @@ class Positions(Mode):
             factors = factors_of(args)
         elif func in SUMMED:
             factors = [_argument(args, kwargs, i, name) for i, name in SUMMED[func]]
+        elif func in CONTRACTIONS and (equation := _equation(func, args, kwargs)):
+            func, factors = torch.einsum, factors[:2]
+            args = (equation, *factors)
         derived = [self._is_derived(factor) for factor in factors]
         if not any(derived) and any(factor.layout != torch.strided for factor in factors):
             return  # a sum along the edges of a graph
@@ -259,6 +271,18 @@ def _writes(func: Callable[..., Any]) -> bool:
     """Return whether a function writes to its first argument."""
     name = getattr(func, "__name__", "").partition(".")[0]
     return name in WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+def _equation(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the plain equation of a product that sums over pairs of axes; empty where it has none."""
+    if func is torch.tensordot:
+        first, second = (_argument(args, kwargs, i, name) for i, name in enumerate("ab"))
+        by_operator = args[2:4] if len(args) > 3 else None  # which takes the axes of both
+        dims = by_operator or tensordot_axes(args[2] if len(args) > 2 else kwargs.get("dims", 2), first.ndim)
+    else:
+        first, second = (_argument(args, kwargs, i, name) for i, name in enumerate(("input", "other")))
+        dims = ([-1], [-1])
+    return tensordot_equation(first.shape, second.shape, dims) if first.ndim and second.ndim else ""
 
 
 def _meant(func: Callable[..., Any], args: Sequence[Any]) -> Any:

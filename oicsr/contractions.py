@@ -26,6 +26,34 @@ def plain_letters(equation: str) -> tuple[list[str], str]:
     return inputs.split(","), out
 
 
+def tensordot_equation(first: Sequence[int], second: Sequence[int], dims: tuple[Sequence[int], Sequence[int]]) -> str:
+    """Return the plain equation of `torch.tensordot`; empty where a single slice meets many.
+
+    Args:
+        first: The shape of the first factor.
+        second: The shape of the second one.
+        dims: The axes of each that are summed over, in pairs.
+    """
+    letters = iter(ascii_letters)
+    own, other = [next(letters) for _ in first], [""] * len(second)
+    for along, across in zip(*dims, strict=True):
+        if first[along] != second[across]:
+            return ""
+        other[across] = own[along]
+    other = [letter or next(letters) for letter in other]
+    out = [letter for letter in own + other if (letter in own) != (letter in other)]
+    return f"{''.join(own)},{''.join(other)}->{''.join(out)}"
+
+
+def tensordot_axes(dims: Any, rank: int) -> tuple[list[int], list[int]]:
+    """Return the axes that `torch.tensordot` sums over in each factor, the first of a rank, given its `dims`."""
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    if isinstance(dims, int):
+        return list(range(rank - dims, rank)), list(range(dims))
+    return list(dims[0]), list(dims[1])
+
+
 def factors_of(args: Sequence[Any]) -> list[Tensor]:
     """Return the factors that `einsum` is called with, in any of its three forms."""
     if isinstance(args[0], str):

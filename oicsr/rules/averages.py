@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, axis_of, module_path, operator_name, shape_of, source_of
-from oicsr.rules.names import AFFINE, JOINED
+from oicsr.rules.names import AFFINE, DIVISIONS, JOINED, MULTIPLICATIONS, UNCHANGED
 from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Value, aten
 from oicsr.rules.spatial import SPATIAL
@@ -22,9 +22,8 @@ from oicsr.rules.tracer import Tracer
 
 OVER = "reduces over the channels"
 SAME = frozenset(  # operators that scale with their input: f(c·x) = c·f(x) for c > 0
-    aten("contiguous clone to _to_copy type_as alias dropout feature_dropout relu relu_ leaky_relu leaky_relu_ neg")
+    [*UNCHANGED, *aten("dropout feature_dropout relu relu_ leaky_relu leaky_relu_ neg")]
 )
-FACTORS = frozenset(aten("mul div multiply divide true_divide"))
 POOLS = frozenset(aten(SPATIAL))
 
 
@@ -78,7 +77,7 @@ def _passed_on(user: fx.Node, part: _Part) -> _Part | None:
         return _joined(user, part, stacked=name not in JOINED)
     if part.node is not source_of(user) or part.node in user.args[1:]:
         return None
-    if name in SAME or (name in FACTORS and not isinstance(argument(user, 1), fx.Node)):
+    if name in SAME or (name in MULTIPLICATIONS | DIVISIONS and not isinstance(argument(user, 1), fx.Node)):
         return replace(part, node=user)
     if name in POOLS and (part.axis is None or part.axis < rank - int(re.findall(r"(\d)d", name)[0])):
         return replace(part, node=user)

@@ -31,23 +31,23 @@ from oicsr.rules.calls import (
 from oicsr.rules.copies import copies_by_group, copies_joined
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.labels import ChannelSets
-from oicsr.rules.names import ELEMENTWISE, JOINED, PRODUCTS
+from oicsr.rules.names import CUTS, ELEMENTWISE, JOINED, PRODUCTS, REPEATS, SHIFTS, SPREADING, VIEWS
 from oicsr.rules.notes import Passed, Product, Slot
 from oicsr.rules.table import Value, aten, find_rule
 
 Key = tuple[str, int]  # a parameter's name and one of its axes
-REARRANGED = frozenset(
+REARRANGED = VIEWS.union(
+    CUTS,
+    SHIFTS,
+    REPEATS,
     aten(
-        "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint numpy_T flatten view view_as reshape "
-        "reshape_as unflatten _unsafe_view squeeze unsqueeze expand broadcast_to expand_as repeat tile "
-        "repeat_interleave flip rot90 split split_with_sizes chunk slice narrow select unbind index_select tril triu "
-        "pad constant_pad_nd roll view_as_complex view_as_real upsample_nearest1d upsample_nearest2d "
-        "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d"
-    )
+        "rot90 index_select tril triu pad constant_pad_nd view_as_complex view_as_real upsample_nearest1d "
+        "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+        "upsample_bicubic2d"
+    ),
 )
 REDUCTIONS = frozenset(aten("sum norm linalg_vector_norm amax amin prod"))
 EXTREMES = frozenset(aten("max min"))  # of one tensor, or of two
-EXPANDED = frozenset(aten("expand broadcast_to expand_as repeat tile repeat_interleave"))
 MEANS = frozenset(aten("mean var std var_mean std_mean"))
 NORMS = frozenset(aten("batch_norm instance_norm layer_norm"))
 SOFTMAXES = frozenset(aten("softmax log_softmax softmin"))
@@ -258,7 +258,7 @@ def _moved(tracer: Tracing, node: fx.Node) -> Axes | list[Axes] | None:
                     part[new] = Axis(ids.flatten(), axis.sources)
                 else:  # merged with another one, whose slices are blocks of this one's
                     tracer.sets.fix(axis.labels, f"is merged with another axis in {tracer.where(node)}")
-    if operator_name(node) in EXPANDED:
+    if operator_name(node) in SPREADING:
         _widen(tracer, node, axes, found[0])
     whole = [tuple(part) for part in found]
     return whole if gives_many(node) else whole[0]

@@ -10,12 +10,11 @@ from torch import Tensor, fx
 
 from oicsr.rules.calls import axis_of, gives_many, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import pad_left, varying
-from oicsr.rules.names import ELEMENTWISE, JOINED
+from oicsr.rules.names import ELEMENTWISE, JOINED, SPREADING
 from oicsr.rules.pairs import pair_of
-from oicsr.rules.registry import Value, aten
+from oicsr.rules.registry import Value
 from oicsr.rules.tracer import Tracer
 
-SPREADING = frozenset(aten("expand broadcast_to expand_as repeat tile repeat_interleave"))
 CROSSED = "is combined with channels on another axis"
 MOST_CALLS = 16  # between the operator that spreads a value and the one that combines it
 
@@ -47,7 +46,7 @@ class Operand:
         padded = None if ids is None else ids.reshape(pad_left(ids.shape, rank))
         shape, reason = pad_left(shape_of(source), rank), tracer.reason(source)
         if not pair and (ids is None or not varying(ids)):
-            shape = pad_left(_narrow(source), rank)
+            shape = pad_left(narrow_shape(source), rank)
             if reason in tracer.uniform:  # it stands in no channel's way where it is one number along the channels
                 differing = {axis + rank - len(shape_of(source)) for axis in tracer.evaluated.differing(source)}
                 shape = [size if axis in differing else 1 for axis, size in enumerate(shape)]
@@ -70,7 +69,7 @@ def _is_buffer(tracer: Tracer, source: fx.Node) -> bool:
     return module is not None and name in module._buffers
 
 
-def _narrow(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
+def narrow_shape(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
     """Return the shape of a value with 1 for axes along which the code spread it (a gate, a mask).
 
     There it is as wide as what it is combined with, if the code takes the width from that; the proof finds out.
@@ -80,11 +79,11 @@ def _narrow(value: fx.Node, most: int = MOST_CALLS) -> list[int]:
         return shape
     name, sources = operator_name(value).rstrip("_"), tensor_inputs(value)
     if name in ELEMENTWISE:
-        inner = [pad_left(_narrow(source, most - 1), len(shape)) for source in sources]
+        inner = [pad_left(narrow_shape(source, most - 1), len(shape)) for source in sources]
     elif name in SPREADING or (name in JOINED and len(set(sources)) == 1):
-        inner = [pad_left(_narrow(sources[0], most - 1), len(shape))]
+        inner = [pad_left(narrow_shape(sources[0], most - 1), len(shape))]
     elif name == "aten::unsqueeze":
-        inner = [_narrow(sources[0], most - 1)]
+        inner = [narrow_shape(sources[0], most - 1)]
         inner[0].insert(axis_of(value, len(shape)), 1)
     else:
         return shape

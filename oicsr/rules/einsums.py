@@ -1,4 +1,4 @@
-"""Equations of any form are written as plain ones of two factors, which is what channels are followed through."""
+"""Products over axes of any form are written as plain equations of two factors, which channels are followed through."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Container
 import torch
 from torch import Tensor, fx
 
-from oicsr.contractions import plain_steps
-from oicsr.rules.calls import shape_of
+from oicsr.contractions import plain_steps, tensordot_equation
+from oicsr.rules.calls import argument, operator_name, shape_of
 
 EINSUM = torch.ops.aten.einsum.default
+CONTRACTIONS = ("aten::tensordot", "aten::inner")
 
 
 def split_einsums(graph: fx.Graph, weights: Container[str]) -> None:
-    """Put plain calls of `einsum` in the place of others, in place; those of weights alone stay.
+    """Put plain calls of `einsum` in the place of others, and of `tensordot` and `inner`, in place.
+
+    Those of weights alone stay.
 
     Args:
         graph: The graph.
@@ -25,8 +28,19 @@ def split_einsums(graph: fx.Graph, weights: Container[str]) -> None:
         is_input = node.op == "placeholder" and node.name not in weights
         if is_input or not from_inputs.isdisjoint(node.all_input_nodes):
             from_inputs.add(node)
-        if node.target is EINSUM and node in from_inputs:
+        if node in from_inputs and operator_name(node) in CONTRACTIONS:
+            _write_as_einsum(node)
+        if node in from_inputs and node.target is EINSUM:
             _split(graph, node)
+
+
+def _write_as_einsum(node: fx.Node) -> None:
+    factors = [argument(node, 0), argument(node, 1)]
+    shapes = [shape_of(factor) for factor in factors]
+    over = [[-1], [-1]] if operator_name(node) == "aten::inner" else [argument(node, 2), argument(node, 3)]
+    equation = tensordot_equation(*shapes, (over[0], over[1])) if all(shapes) else ""
+    if equation:
+        node.target, node.args, node.kwargs = EINSUM, (equation, factors), {}
 
 
 def _split(graph: fx.Graph, node: fx.Node) -> None:

@@ -7,12 +7,12 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axis_of, gives_many, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import varying
-from oicsr.rules.names import ADDING, COMBINING, UNARY
+from oicsr.rules.names import ADDING, COMBINING, UNARY, UNCHANGED
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
 
-@follows(*UNARY)
+@follows(*UNCHANGED, *UNARY)
 def elementwise(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Each element keeps its channel, whatever the function; a second tensor, if there is one, gives only the type."""
     return [Value(ids)] * len(node.meta["val"]) if gives_many(node) else ids

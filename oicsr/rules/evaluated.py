@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from oicsr.rules.calls import argument, operator_name, shape_of, shapes_of, source_of
-from oicsr.rules.names import ELEMENTWISE
+from oicsr.rules.names import ELEMENTWISE, SHAPED_LIKE
 from oicsr.rules.table import aten
 
 CONSTANT = "oicsr_constant"  # where the node of a tensor in the model's code keeps it
@@ -34,7 +34,6 @@ NEW = frozenset(aten("new_zeros new_ones new_full"))  # of another tensor, they 
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it are spread evenly between whole numbers
 RANDOM = 3  # in the place of numbers that are written at random
 TYPED = frozenset(aten("to type_as"))
-SHAPED = frozenset(aten("expand_as view_as reshape_as"))
 
 
 @dataclass
@@ -133,7 +132,7 @@ class Evaluated:
         first = self._values.get(source_of(node)) if known else None
         if isinstance(first, Tensor) and name in TYPED:
             return first.to(node.meta["val"].dtype)
-        if isinstance(first, Tensor) and name in SHAPED:
+        if isinstance(first, Tensor) and name in SHAPED_LIKE:
             return first.expand(shape) if name == "aten::expand_as" else first.reshape(shape)
         if not self._knows(node):
             return None

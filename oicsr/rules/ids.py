@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -29,7 +30,17 @@ def squeeze_constant_axes(ids: Tensor) -> Tensor:
 
 
 def reshape_ids(ids: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Return the ids of a value reshaped from `old` to `new`, both shapes of the same number of elements."""
+    """Return the ids of a value reshaped from `old` to `new`, both shapes of the same number of elements.
+
+    Where sizes depend on the data, the numbers that stand for them need not multiply to the same: channels are followed
+    on the last axes, if these stay as they are (`x[mask].reshape(batch, -1, channels)`).
+    """
+    if math.prod(old) != math.prod(new):
+        last = 0
+        while last < min(len(old), len(new)) and old[-1 - last] == new[-1 - last]:
+            last += 1
+        if all(axis >= len(old) - last for axis in varying(ids)):
+            return ids.reshape([1] * (len(new) - last) + list(ids.shape[len(old) - last :]))
     lead = 0
     while lead < min(len(old), len(new)) and old[lead] == new[lead] and ids.shape[lead] == 1:
         lead += 1

@@ -2,6 +2,26 @@
 
 from oicsr.rules.table import aten
 
+COPIES = aten("clone contiguous detach detach_copy alias alias_copy lift_fresh lift_fresh_copy")
+CONVERSIONS = aten("to _to_copy type_as float half")  # to another type or device
+UNCHANGED = frozenset([*COPIES, *CONVERSIONS])  # operators that give the same numbers at the same places
+RESHAPES = aten(
+    """
+    view view_as view_copy _unsafe_view _reshape_alias reshape reshape_as flatten unflatten squeeze unsqueeze
+"""
+)
+TURNS = aten("permute transpose t swapaxes swapdims movedim moveaxis mT adjoint numpy_T")
+EXPANSIONS = aten("expand expand_as broadcast_to")
+VIEWS = frozenset([*RESHAPES, *TURNS, *EXPANSIONS])  # the same numbers at other places, none left out
+REPEATS = aten("repeat tile repeat_interleave")
+SPREADING = frozenset([*EXPANSIONS, *REPEATS])
+SHAPED_LIKE = frozenset(aten("view_as reshape_as expand_as"))  # of whose second operand the shape alone counts
+SPLITS = aten("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk unbind")
+CUTS = frozenset([*aten("slice narrow select"), *SPLITS])
+SHIFTS = frozenset(aten("flip roll"))
+MULTIPLICATIONS = frozenset(aten("mul multiply"))
+DIVISIONS = frozenset(aten("div divide true_divide"))
+
 UNARY = aten(
     """
     relu relu6 gelu silu sigmoid hardsigmoid hardswish hardtanh leaky_relu elu selu celu tanh mish softplus softsign
@@ -9,7 +29,6 @@ UNARY = aten(
     log2 log10 log1p sqrt rsqrt square abs absolute erf erfc erfinv reciprocal round floor ceil trunc frac sign sgn sin
     cos tan asin acos atan sinh cosh asinh acosh atanh logit log_sigmoid hardshrink softshrink tanhshrink rrelu
     threshold isnan isinf isfinite logical_not bitwise_not nan_to_num deg2rad rad2deg positive i0 digamma lgamma
-    clone contiguous to _to_copy type_as detach alias lift_fresh lift_fresh_copy detach_copy alias_copy float half
     real imag conj conj_physical _conj resolve_conj angle zeros_like ones_like full_like empty_like rand_like
     randn_like randint_like fill zero uniform normal renorm embedding_renorm sinc signbit isposinf isneginf
     special_entr special_i0e special_i1 special_i1e special_log_ndtr special_ndtri
@@ -32,5 +51,5 @@ CONVOLUTIONS = frozenset(aten("conv1d conv2d conv3d convolution conv_transpose1d
 AFFINE = frozenset(aten("linear conv1d conv2d conv3d"))  # layers that add up what they read, place by place
 OTHER_PRODUCTS = aten("linear bilinear scaled_dot_product_attention dot vdot tensordot inner")
 NUMBERED = PRODUCTS | CONVOLUTIONS | {*SUMMED_PRODUCTS, *OTHER_PRODUCTS}  # counted by the order of their calls
-ELEMENTWISE = frozenset([*UNARY, *COMBINING, *ADDING])
+ELEMENTWISE = UNCHANGED.union(UNARY, COMBINING, ADDING)
 JOINED = aten("cat concat concatenate")

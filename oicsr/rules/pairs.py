@@ -19,17 +19,12 @@ from oicsr.contractions import is_plain
 from oicsr.rules.axes import Tracing
 from oicsr.rules.calls import argument, operator_name, shape_of, tensor_inputs
 from oicsr.rules.ids import squeeze_constant_axes, varying
-from oicsr.rules.names import ELEMENTWISE, PRODUCTS
+from oicsr.rules.names import ELEMENTWISE, PRODUCTS, VIEWS
 from oicsr.rules.table import Entry, Result, Value, aten
 from oicsr.rules.weights import has_weight
 
 Axes = tuple[int, ...]
-APART = (ELEMENTWISE - set(aten("copy"))) | frozenset(  # operators that leave axes apart
-    aten(
-        "permute transpose t swapaxes movedim moveaxis swapdims mT adjoint view reshape flatten unflatten _unsafe_view "
-        "squeeze unsqueeze expand broadcast_to expand_as softmax log_softmax _softmax cumsum"
-    )
-)
+APART = (ELEMENTWISE - {"aten::copy"}) | VIEWS | {*aten("softmax log_softmax _softmax cumsum")}  # leave axes apart
 
 
 class TracingPairs(Tracing, Protocol):

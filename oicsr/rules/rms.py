@@ -12,16 +12,13 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from oicsr.rules.calls import argument, axes_of, module_path, operator_name, shape_of, source_of
+from oicsr.rules.names import DIVISIONS, MULTIPLICATIONS, UNCHANGED, VIEWS
 from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Result, aten, follows
 from oicsr.rules.tracer import Tracer
 
-CONVERSIONS = frozenset(aten("to _to_copy type_as float half clone contiguous"))
 POWERS = {name: power for power, names in ((-0.5, "rsqrt"), (0.5, "sqrt"), (-1, "reciprocal")) for name in aten(names)}
-DIVIDED = frozenset(aten("div divide true_divide"))
-SCALINGS = DIVIDED | frozenset(aten("mul multiply"))
 NORMS = frozenset(aten("linalg_vector_norm norm"))
-VIEWS = CONVERSIONS | frozenset(aten("view reshape unsqueeze expand"))
 
 
 @follows("aten::rms_norm")
@@ -72,7 +69,7 @@ def adds_magnitudes(node: fx.Node) -> bool:
 
 
 def _is_magnitude(node: fx.Node) -> bool:
-    while operator_name(node) in CONVERSIONS:
+    while operator_name(node) in UNCHANGED:
         node = source_of(node)
     name = operator_name(node)
     if name == "aten::mul":
@@ -95,20 +92,20 @@ def _weight_behind(tracer: Tracer, node: fx.Node) -> tuple[fx.Node, float, float
         user, name = users[0], operator_name(users[0])
         if name == "aten::add" and not scaled and not eps and isinstance(argument(user, 1), int | float):
             eps, eps_power = float(argument(user, 1)), power
-        elif name in SCALINGS or (scaled and name == "aten::addcmul"):
+        elif name in MULTIPLICATIONS | DIVISIONS or (scaled and name == "aten::addcmul"):
             factors = [argument(user, position) for position in ((1, 2) if name == "aten::addcmul" else (0, 1))]
             others = [factor for factor in factors if factor is not node]
             if len(others) != 1:
                 return None
-            weight = _parameter(tracer, others[0]) if scaled and name not in DIVIDED else None
+            weight = _parameter(tracer, others[0]) if scaled and name not in DIVISIONS else None
             if weight is not None:
                 return weight, eps, power, eps_power
-            if name in DIVIDED and factors[1] is node:
+            if name in DIVISIONS and factors[1] is node:
                 power = -power
             scaled = scaled or isinstance(others[0], fx.Node)
         elif not scaled and (raised := _power(user)) is not None:
             power *= raised
-        elif name not in CONVERSIONS:
+        elif name not in UNCHANGED:
             return None
         node = user
 
@@ -122,7 +119,7 @@ def _power(node: fx.Node) -> float | None:
 
 def _parameter(tracer: Tracer, node: fx.Node | float) -> fx.Node | None:
     while node not in tracer.parameters:
-        if not isinstance(node, fx.Node) or node.op != "call_function" or operator_name(node) not in VIEWS:
+        if not isinstance(node, fx.Node) or node.op != "call_function" or operator_name(node) not in VIEWS | UNCHANGED:
             return None
         node = source_of(node)
     return node

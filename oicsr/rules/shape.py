@@ -11,16 +11,12 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of
 from oicsr.rules.ids import on_axis, pad_left, reshape_ids, varying
-from oicsr.rules.names import JOINED
+from oicsr.rules.names import EXPANSIONS, JOINED, RESHAPES, TURNS
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
-RESHAPES = """
-    flatten view view_as reshape reshape_as unflatten _unsafe_view view_copy squeeze unsqueeze _reshape_alias
-"""
 
-
-@follows(*aten(RESHAPES))
+@follows(*RESHAPES)
 def reshape(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Each element keeps its channel under its new index.
 
@@ -42,7 +38,7 @@ def left_open(node: fx.Node) -> int | None:
     return int(sizes.index(-1)) + (axis_of(node, len(shape_of(source_of(node)))) if name == "unflatten" else 0)
 
 
-@follows(*aten("permute transpose t swapaxes movedim moveaxis swapdims mT adjoint numpy_T"))
+@follows(*TURNS)
 def permute(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Moves axes, and the channels with them."""
     name, arguments = operator_name(node).removeprefix("aten::"), node.args[1:]
@@ -63,7 +59,7 @@ def rotate(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     return ids.rot90(argument(node, 1), argument(node, 2))
 
 
-@follows(*aten("expand broadcast_to expand_as"))
+@follows(*EXPANSIONS)
 def expand(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
     """Repeats axes of size 1, which hold no channels."""
     return ids.reshape(pad_left(ids.shape, len(shape_of(node))))
@@ -80,11 +76,23 @@ def repeat(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor:
 @follows("aten::repeat_interleave")
 def repeat_elements(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Repeats each slice of an axis; the copies of a channel are that channel."""
-    count = argument(node, 1)
-    if not isinstance(count, int) or argument(node, "dim") is None:
-        return tracer.opaque(node, "repeats slices in a form without a rule")
+    count, form = argument(node, 1), "repeats slices in a form without a rule"
+    if argument(node, "dim") is None:
+        return tracer.opaque(node, form)
     axis = axis_of(node, ids.ndim)
-    return ids.repeat_interleave(count, axis) if ids.shape[axis] > 1 else ids
+    if ids.shape[axis] == 1:
+        return ids
+    return ids.repeat_interleave(count, axis) if isinstance(count, int) else tracer.opaque(node, form)
+
+
+@follows("aten::diagonal")
+def diagonal(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
+    """Takes the diagonal of a plane of two axes that hold no channels; it becomes the last axis."""
+    rank = ids.ndim
+    axes = [axis_of(node, rank, name, default) for name, default in (("dim1", 0), ("dim2", 1))]
+    if any(ids.shape[axis] > 1 for axis in axes):
+        return tracer.opaque(node, "takes the diagonal of channels")
+    return ids.diagonal(0, *axes)
 
 
 @follows("aten::flip")

@@ -13,14 +13,10 @@ from typing import Any
 from torch import fx
 
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
+from oicsr.rules.names import CUTS, REPEATS, SHIFTS, UNCHANGED, VIEWS
 from oicsr.rules.table import aten
 
-MOVES = frozenset(
-    aten(
-        "view reshape flatten unflatten permute transpose unsqueeze squeeze expand expand_as contiguous clone to "
-        "_to_copy detach alias index index_select gather slice select repeat repeat_interleave broadcast_to"
-    )
-)
+MOVES = VIEWS | UNCHANGED | CUTS | SHIFTS | {*REPEATS, *aten("index index_select gather")}
 CHECK = "aten::_assert_tensor_metadata"
 COPY = frozenset(aten("clone"))
 LINEAR = frozenset(aten("sum mean cumsum dropout matmul mm bmm einsum _sparse_mm linalg_matmul"))

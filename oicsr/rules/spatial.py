@@ -10,11 +10,11 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, gives_many, operator_name, shape_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, varying
-from oicsr.rules.names import PRODUCTS
+from oicsr.rules.names import PRODUCTS, TURNS, UNCHANGED
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 
-TURNED = frozenset(aten("transpose permute mT contiguous to _to_copy float"))
+TURNED = UNCHANGED | {*TURNS}
 SPATIAL = """
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d

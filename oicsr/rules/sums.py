@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from oicsr.rules.broadcasting import Operand, combine
 from oicsr.rules.calls import argument, axes_of, operator_name, shape_of, shapes_of, source_of, tensor_inputs
 from oicsr.rules.ids import on_axis, pad_left, squeeze_constant_axes, varying
+from oicsr.rules.names import CUTS, DIVISIONS, JOINED, MULTIPLICATIONS, REPEATS, SHAPED_LIKE, SHIFTS, UNCHANGED, VIEWS
 from oicsr.rules.registry import Result, Value, aten, follows, register_rule
 from oicsr.rules.tracer import Tracer
 from oicsr.rules.weights import has_weight
@@ -24,19 +25,19 @@ SUMS = frozenset(aten("sum nansum norm linalg_vector_norm linalg_norm"))
 MAXIMA = frozenset(aten("amax max"))
 POSITIVE = frozenset(aten("relu relu6 abs absolute square norm linalg_vector_norm"))  # zero to zero, never below
 ABOVE = frozenset(aten("sigmoid hardsigmoid softmax exp softplus"))  # never below zero
-MULTIPLICATIONS = frozenset(aten("mul multiply"))
-QUOTIENTS = frozenset(aten("div divide true_divide"))
-SO_THEN = frozenset(  # operators that preserve this
+SO_THEN = VIEWS.union(  # operators that preserve this
+    UNCHANGED,
+    CUTS,
+    SHIFTS,
+    REPEATS,
+    JOINED,
     aten(
-        "view reshape flatten unflatten permute transpose unsqueeze squeeze expand contiguous clone to _to_copy detach "
         "dropout feature_dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
         "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
-        "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d sqrt cat stack add sum mean "
-        "select slice narrow chunk split split_with_sizes maximum minimum repeat tile flip roll movedim swapaxes "
-        "_unsafe_view pixel_shuffle pixel_unshuffle channel_shuffle"
-    )
+        "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d sqrt stack add sum mean "
+        "maximum minimum pixel_shuffle pixel_unshuffle channel_shuffle"
+    ),
 )
-LIKE_ANOTHER = frozenset(aten("expand_as view_as reshape_as type_as"))  # of which the shape or the type counts alone
 
 
 def sums_up(node: fx.Node) -> bool:
@@ -55,9 +56,9 @@ def _is_positive(node: fx.Node, most: int = 32, *, zero: bool = True) -> bool:
     name = operator_name(node).rstrip("_")
     if name in POSITIVE or (name in ABOVE and not zero) or (name == "aten::pow" and argument(node, 1) == 2):
         return True
-    if name in LIKE_ANOTHER:
+    if name in SHAPED_LIKE or name == "aten::type_as":
         return _is_positive(source_of(node), most - 1, zero=zero)
-    if name in MULTIPLICATIONS | QUOTIENTS and isinstance(argument(node, 1), int | float):
+    if name in MULTIPLICATIONS | DIVISIONS and isinstance(argument(node, 1), int | float):
         return bool(argument(node, 1) > 0) and _is_positive(source_of(node), most - 1, zero=zero)
     if name in MULTIPLICATIONS:
         factors = node.all_input_nodes

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from oicsr.rules.broadcasting import Operand, combine
+from oicsr.rules.broadcasting import Operand, combine, narrow_shape
 from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of, start_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
@@ -84,6 +84,23 @@ def put_by_index(tracer: Tracer, node: fx.Node) -> Result:
         ids = ids.reshape([ids.shape[sizes[axis]] if axis in sizes else 1 for axis in range(rank)])
     whole = replace(written, ids=ids, shape=shape)
     return _put(tracer, node, whole, set(axes), *[entry for entry in entries if entry is not None])
+
+
+@register_rule("aten::masked_scatter")
+def put_by_mask(tracer: Tracer, node: fx.Node) -> Result:
+    """Puts values one after the other where a mask says, which says the same of all channels.
+
+    Images among the tokens of a text: the channels lie on the last axis of what is written and of the whole.
+    """
+    shape, source = shape_of(node), argument(node, 2)
+    rank, width = len(shape), shape_of(source)[-1:]
+    written = Operand.of(tracer, source, max(rank, len(shape_of(source))))
+    last = len(written.shape) - 1
+    if width != shape[-1:] or narrow_shape(argument(node, 1))[-1:] != [1] or set(written.axes) - {last}:
+        return tracer.opaque(node, "puts values one after the other, whichever channels they belong to")
+    ids = None if written.ids is None else written.ids.reshape([1] * (rank - 1) + [-1])
+    whole = replace(written, ids=ids, shape=[1] * (rank - 1) + written.shape[-1:])
+    return _put(tracer, node, whole, set(range(rank - 1)), argument(node, 1))
 
 
 def _indexed(entries: Sequence[fx.Node | None]) -> tuple[list[int], int]:

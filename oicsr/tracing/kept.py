@@ -15,14 +15,12 @@ from oicsr.names import layer_name
 from oicsr.rules import Tracer
 from oicsr.rules.calls import module_path, operator_name, shape_of, source_of
 from oicsr.rules.collect import STREAM, ChannelIndex
-from oicsr.rules.names import AFFINE
+from oicsr.rules.names import AFFINE, MULTIPLICATIONS, UNCHANGED, VIEWS
 from oicsr.rules.products import ATTENTIONS
 from oicsr.rules.registry import aten
 from oicsr.rules.tracer import INPUT, OUTPUT
 
 SOFTMAX = frozenset(aten("softmax _softmax"))
-VIEWS = frozenset(aten("view reshape unsqueeze squeeze transpose permute expand flatten unflatten mT contiguous clone"))
-TIMES = frozenset(aten("mul multiply"))
 SAID = {
     STREAM: STREAM,
     INPUT: "is joined to what is read from the model's input (added to it, without a layer in between)",
@@ -42,7 +40,7 @@ def said_of_kept(tracer: Tracer, index: ChannelIndex, graph: fx.Graph, unpruned:
     products = {product.node for product in tracer.products if product.kind != "weight"}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for node in graph.nodes:
-        if node in products or (node.op == "call_function" and operator_name(node) in TIMES):
+        if node in products or (node.op == "call_function" and operator_name(node) in MULTIPLICATIONS):
             path = module_path(node)
             layers, attends = _behind(tracer, node, path)
             for layer, parameter in layers if attends else ():
@@ -63,7 +61,7 @@ def _behind(tracer: Tracer, node: fx.Node, path: str) -> tuple[list[tuple[str, s
 
     Layers of one output, such as those that give a score, are looked through; each layer is given with its weight.
     """
-    if operator_name(node) in TIMES and not _weighs_values(tracer, node):
+    if operator_name(node) in MULTIPLICATIONS and not _weighs_values(tracer, node):
         return [], False
     attends = operator_name(node) in ATTENTIONS
     layers: dict[tuple[str, str], None] = {}
@@ -103,6 +101,6 @@ def _views(node: fx.Node) -> Iterator[fx.Node]:
     """Yield a value, and what it is a view of."""
     while node.op == "call_function":
         yield node
-        if operator_name(node) not in VIEWS:
+        if operator_name(node) not in VIEWS | UNCHANGED:
             return
         node = source_of(node)

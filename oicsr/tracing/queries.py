@@ -15,17 +15,24 @@ from oicsr.contractions import is_plain, plain_letters
 from oicsr.coupling import Rescaled
 from oicsr.networks.state import indices_on_cpu
 from oicsr.rules.calls import argument, operator_name, shape_of, source_of
-from oicsr.rules.names import AFFINE, JOINED
+from oicsr.rules.evaluated import CONSTANT
+from oicsr.rules.names import (
+    AFFINE,
+    CUTS,
+    DIVISIONS,
+    EXPANSIONS,
+    JOINED,
+    MULTIPLICATIONS,
+    REPEATS,
+    RESHAPES,
+    SHIFTS,
+    TURNS,
+    UNCHANGED,
+)
 from oicsr.rules.registry import aten
 
-VIEWS = frozenset(
-    aten(
-        "view reshape _unsafe_view flatten unflatten permute transpose t mT squeeze unsqueeze expand unbind select "
-        "slice narrow chunk split split_with_sizes flip roll movedim swapaxes index_select repeat"
-    )
-)
-SAME = frozenset(aten("contiguous clone detach alias to _to_copy type_as dropout neg float half lift_fresh_copy"))
-FACTORS = frozenset(aten("mul multiply div divide true_divide"))
+SAME = UNCHANGED | {*aten("dropout neg")}
+MOVES = CUTS | SHIFTS | {*TURNS, *REPEATS, *aten("index_select")}
 ADDITIONS = frozenset(aten("add sub subtract"))
 PUT_TOGETHER = frozenset([*JOINED, *aten("stack")])
 BY_MATRICES = frozenset(aten("matmul mm bmm linalg_matmul addmm baddbmm"))  # by `(..., inputs, outputs)`
@@ -129,6 +136,15 @@ class _Layer:
             yield self.bias, len(shape_of(self.bias)) - 1 if number == len(self.dims) - 1 else number
 
 
+def _constant(entry: Any) -> Any:
+    """Return what a call is given beside its input: a number, or a tensor in the model's code, as indices are."""
+    if not isinstance(entry, fx.Node):
+        return entry
+    if not isinstance(entry.meta.get(CONSTANT), Tensor):
+        raise NotLinearError
+    return entry.meta[CONSTANT].detach().cpu()
+
+
 class _Walk:
     """Number the rows of the layers behind a value, and carry the numbers through what the graph does to them.
 
@@ -157,11 +173,13 @@ class _Walk:
             return [self._layer(node)]
         if name in SAME:
             return self.of(source_of(node))
-        if name in ("aten::view", "aten::_unsafe_view"):  # what was contiguous in the call need not be so here
-            return [part.reshape(*node.args[1:]) for part in self.of(source_of(node))]
-        if name in VIEWS:
-            return [node.target(part, *node.args[1:], **node.kwargs) for part in self.of(source_of(node))]  # type: ignore[operator]
-        if name in FACTORS:
+        if name in RESHAPES:  # what was contiguous in the call need not be so here
+            return [part.reshape(shape_of(node)) for part in self.of(source_of(node))]
+        if name in EXPANSIONS:
+            return [self._fit(part, node) for part in self.of(source_of(node))]
+        if name in MOVES:
+            return self._moved(node)
+        if name in MULTIPLICATIONS | DIVISIONS:
             return self._factor(node)
         if name in ADDITIONS:
             return [self._fit(part, node) for source in self._operands(node) for part in self.of(source)]
@@ -189,6 +207,10 @@ class _Walk:
         order = sorted(range(len(sizes)), key=lambda k: layer.axes[k])
         places = {layer.axes[k]: sizes[k] for k in order}
         return rows.permute(order).reshape([places.get(axis, 1) for axis in range(len(shape))]).expand(shape)
+
+    def _moved(self, node: fx.Node) -> Any:
+        others: Any = fx.node.map_aggregate(node.args[1:], _constant)
+        return [node.target(part, *others, **node.kwargs) for part in self.of(source_of(node))]  # type: ignore[operator]
 
     def _factor(self, node: fx.Node) -> Any:
         """Follow the one factor that comes from layers; a number or a table of positions is the other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oicsr
 from oicsr import complexity
-from oicsr.contractions import chain_macs, is_plain, plain_steps
+from oicsr.contractions import chain_macs, is_plain, plain_steps, tensordot_axes, tensordot_equation
 from tests.oicsr.networks import Chain
 
 
@@ -388,3 +389,19 @@ class Deformed(nn.Module):
 )
 def test_forms_of_layers_that_few_use_count(network: type[nn.Module], inputs: tuple[int, ...], macs: int) -> None:
     assert oicsr.count_macs(network(), torch.randn(inputs)) == macs
+
+
+@pytest.mark.parametrize(
+    "dims", [0, 2, torch.tensor([[1], [0]]), ([-1, 0], [1, 2]), ([2], [-2])], ids=lambda dims: str(dims)
+)
+def test_a_product_over_axes_is_an_equation(dims: Any) -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(4, 3, 2, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
+    equation = tensordot_equation(first.shape, second.shape, tensordot_axes(dims, first.ndim))
+    assert is_plain(equation)
+    expected = torch.tensordot(first, second, dims)
+    torch.testing.assert_close(torch.einsum(equation, first, second), expected)
+
+
+def test_a_product_over_axes_of_one_slice_and_many_has_no_equation() -> None:
+    assert tensordot_equation((4, 1), (3, 5), ([1], [0])) == ""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oicsr.users_networks import CASES, WORDS, built, rows, weight
+from tests.oicsr.users_networks import CASES, WORDS, Net, built, rows, weight
 
 __all__ = ["CASES"]
 
@@ -199,3 +199,53 @@ class SharedAttention(nn.Module):
 @built("start query value", SEQUENCES)
 def an_attention_that_is_called_twice() -> nn.Module:
     return SharedAttention()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# tokens picked, repeated and put in place
+# ----------------------------------------------------------------------------------------------------------------
+
+VISIBLE = torch.tensor([True, False, True, True, False, True])
+
+
+@built("a b", SEQUENCES)
+def visible_tokens_of_a_masked_autoencoder() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x)
+        visible = VISIBLE[: x.shape[1]].expand(x.shape[:2])
+        y = y[visible].reshape(len(x), -1, y.shape[-1])
+        return net.o(y + net.c(net.b(y).relu())).mean(1)
+
+    parts = {"a": nn.Linear(6, 12), "b": nn.Linear(12, 16), "c": nn.Linear(16, 12), "o": nn.Linear(12, 3)}
+    return Net(run, parts)
+
+
+@built("a b", SEQUENCES)
+def images_among_the_tokens_of_a_text() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y, image = net.a(x), net.e(x[:, :2].flatten(0, 1))
+        places = (torch.arange(x.shape[1]) % x.shape[1] < 2).expand(x.shape[:2])
+        y = y.masked_scatter(places.unsqueeze(-1).expand_as(y), image)
+        return net.o(y + net.c(net.b(y).relu()))
+
+    parts = {"a": nn.Linear(6, 12), "e": nn.Linear(6, 12), "b": nn.Linear(12, 16), "c": nn.Linear(16, 12)}
+    return Net(run, parts | {"o": nn.Linear(12, 3)})
+
+
+@built("a b", SEQUENCES)
+def tokens_repeated_by_their_length() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x).repeat_interleave(torch.arange(x.shape[1]) % 2 + 1, 1)
+        return net.o(net.b(y.relu()).relu())
+
+    return Net(run, {"a": nn.Linear(6, 12), "b": nn.Linear(12, 16), "o": nn.Linear(16, 3)})
+
+
+@built("a b", SEQUENCES)
+def a_diagonal_over_tokens() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x)
+        y = (y[:, :, None] * y[:, None]).diagonal(dim1=1, dim2=2).mT
+        return net.o(net.b(y).relu())
+
+    return Net(run, {"a": nn.Linear(6, 12), "b": nn.Linear(12, 16), "o": nn.Linear(16, 3)})

@@ -489,3 +489,19 @@ def the_kernel_of_a_diagonal_state_space(net: Any, x: Tensor) -> Tensor:
 def scales_from_products_of_weights(net: Any, x: Tensor) -> Tensor:
     scale = net.w @ net.v + torch.einsum("hn,hn,n->h", net.w, net.s, net.v)
     return net.o((net.a(x) * scale).relu())
+
+
+@rows("a w v", w=lambda: weight(16, 12), v=lambda: weight(8, 12))
+def products_over_axes(net: Any, x: Tensor) -> Tensor:
+    x = torch.tensordot(net.a(x).relu(), net.w, dims=([-1], [0])).relu()
+    return net.o(torch.inner(x, net.v).relu())
+
+
+@built("a", torch.randn(2, 5, 6))
+def tokens_that_are_weighed_by_products_over_axes() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x)
+        mean = torch.tensordot(torch.ones(y.shape[1]).to(y) / y.shape[1], y, dims=([0], [1]))
+        return net.o((y * mean[:, None]).relu())
+
+    return Net(run, {"a": nn.Linear(6, 12), "o": nn.Linear(12, 3)})
