@@ -202,9 +202,9 @@ def fix_attributes(module: nn.Module, slices: Iterable[Slice]) -> None:
     elif isinstance(vars(module).get("normalized_shape"), tuple):  # of LayerNorm, RMSNorm and those like them
         vars(module)["normalized_shape"] = tuple(module._parameters["weight"].shape)  # type: ignore[union-attr]
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-        per_group = module.num_channels // module.num_groups  # groups go as a whole
+        per_group = module.num_channels // module.num_groups  # groups go as a whole, unless there is one alone
         module.num_channels = len(module.weight)
-        module.num_groups = module.num_channels // per_group
+        module.num_groups = max(1, module.num_channels // per_group)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Bilinear):

@@ -56,7 +56,8 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """A normalisation group goes as a whole, so that the statistics of the others do not change.
 
     How many groups there are must follow: it does in `nn.GroupNorm` with a scale, and where it is kept on the module.
-    Whether the code computes it from the width (`F.group_norm(x, x.shape[1] // 8)`) is for the proof to find out.
+    Whether the code computes it from the width (`F.group_norm(x, x.shape[1] // 8)`) is for the proof to find out. One
+    group of all channels is as a LayerNorm (see `layer_norm`).
     """
     groups, scale, shift = int(argument(node, 1)), argument(node, 2), argument(node, 3)
     vector = tracer.channels(ids, 1, shape_of(source_of(node))[1])
@@ -73,8 +74,11 @@ def group_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
             )
         _count_width(tracer, node, vector)
     if groups == 1:
-        tracer.sets.fix(vector, tracer.notable(f"{tracer.where(node)} {OVER}"))
-    tracer.tie_axis(vector.reshape(groups, -1), 1)
+        stay = _stay_under(tracer, node, scale, vector, nn.GroupNorm)
+        if stay:
+            tracer.sets.fix(vector, tracer.notable(f"{tracer.where(node)} {stay}"))
+    else:
+        tracer.tie_axis(vector.reshape(groups, -1), 1)
     _follow_norm(tracer, [scale, shift], vector)
     return ids
 
@@ -107,15 +111,21 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     kept = tracer.whole(ids, axes)
     if kept is not None:
         return kept
-    approximate = tracer.approximate == "layer_norm"
-    if len(axes) > 1 or not (tracer.follow_layer_norm or approximate):
-        return tracer.opaque(node, OVER)
-    if approximate:
-        path, weight = module_path(node), argument(node, 2)
-        if not isinstance((tracer.modules or {}).get(path), nn.LayerNorm) or weight not in tracer.parameters:
-            return tracer.opaque(node, "normalises over the channels: only nn.LayerNorm with a weight adapts")
-        if tracer.modes.get(path) == "none":
-            return tracer.opaque(node, "normalises over channels some of which stay for another reason")
-        tracer.norms.append(Norm(path, tracer.parameters[weight], ids.flatten(), exact=False))
+    stay = OVER if len(axes) > 1 else _stay_under(tracer, node, argument(node, 2), ids.flatten(), nn.LayerNorm)
+    if stay:
+        return tracer.opaque(node, stay)
     _follow_norm(tracer, [argument(node, 2), argument(node, 3)], ids.flatten())
     return ids
+
+
+def _stay_under(tracer: Tracer, node: fx.Node, weight: Any, channels: Tensor, kind: type[nn.Module]) -> str:
+    """Return why channels stay that a norm with a mean runs over; empty where they may go, which is noted."""
+    if tracer.approximate != "layer_norm":
+        return "" if tracer.follow_layer_norm else OVER
+    path = module_path(node)
+    if not isinstance((tracer.modules or {}).get(path), kind) or weight not in tracer.parameters:
+        return f"{OVER}: only nn.{kind.__name__} with a weight adapts"
+    if tracer.modes.get(path) == "none":
+        return "normalises over channels some of which stay for another reason"
+    tracer.norms.append(Norm(path, tracer.parameters[weight], channels, exact=False))
+    return ""

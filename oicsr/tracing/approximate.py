@@ -1,8 +1,8 @@
 """Channels under a LayerNorm, which go on request only: outputs change, and by how much is measured.
 
-Without its mean, a LayerNorm is an RMSNorm, under which a channel of zeros goes exactly: its weight and its epsilon
-make up for the width (`oicsr.rules.rms`). The same is done here. What remains is the movement of the mean: none where
-the channels of each position have a mean of zero, and more the further it is from that.
+Without its mean, a LayerNorm, or a GroupNorm of one group, is an RMSNorm, under which a channel of zeros goes exactly:
+its weight and its epsilon make up for the width (`oicsr.rules.rms`). The same is done here. What remains is the
+movement of the mean: none where what it is taken of has a mean of zero, and more the further it is from that.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ class ApproximateWarning(UserWarning):
 
 
 class WithoutMeans(TorchFunctionMode):
-    """Let LayerNorms divide by the root of the mean of squares alone, so that the rest of a network can be proved."""
+    """Let LayerNorms divide by the root of the mean of squares alone, so that the rest of a network can be proved.
+
+    A GroupNorm of one group is one: its mean runs over places as well, of which there are as many after as before.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in (functional.layer_norm, torch.layer_norm):
             return _rms_norm(*args, **(kwargs or {}))
+        if func in (functional.group_norm, torch.group_norm):
+            return _of_groups(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -54,6 +59,24 @@ def _rms_norm(
 ) -> Tensor:
     normalized = functional.rms_norm(input, list(normalized_shape), weight, eps)
     return normalized if bias is None else normalized + bias
+
+
+def _of_groups(
+    func: Callable[..., Tensor],
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: object,
+) -> Tensor:
+    if num_groups != 1:
+        return func(input, num_groups, weight, bias, eps)
+    one_each = (-1, *[1] * (input.ndim - 2))
+    normalized = functional.rms_norm(input, list(input.shape[1:]), eps=eps)
+    for vector, combine in ((weight, torch.mul), (bias, torch.add)):
+        normalized = normalized if vector is None else combine(normalized, vector.reshape(one_each))
+    return normalized
 
 
 @one_at_a_time()

@@ -106,8 +106,9 @@ def find_couplings(
             what an attention needs in order to lose channels is found with numbers.
         granularity: What goes of an attention. `"channel"`: channels of each head, where the code lets them go, and
             heads elsewhere. `"head"`: heads, each with all its channels. The couplings say their `kind`.
-        approximate: `"layer_norm"`: channels that an `nn.LayerNorm` runs over go as under an RMSNorm, with its weight
-            and epsilon changed, although its mean moves: outputs change, and a warning says by how much.
+        approximate: `"layer_norm"`: channels that an `nn.LayerNorm` runs over, or an `nn.GroupNorm` of one group, go as
+            under an RMSNorm, with its weight and epsilon changed, although its mean moves: outputs change, and a
+            warning says by how much.
 
     Returns:
         The couplings in the order in which their first layers run. Axes of a single channel are left out.
@@ -144,8 +145,8 @@ def find_couplings(
     if trace.inexact:
         share = "an unknown share" if trace.deviation is None else f"{trace.deviation:.1%}"
         said = (
-            f"a LayerNorm runs over the channels of {some_of(trace.inexact)}: outputs change where they go (by up to "
-            f"{share} of the largest where the weaker half of them is set to zero and goes)"
+            f"a norm with a mean runs over the channels of {some_of(trace.inexact)}: outputs change where they go "
+            f"(by up to {share} of the largest where the weaker half of them is set to zero and goes)"
         )
         warn(said, ApproximateWarning)
     return trace.couplings

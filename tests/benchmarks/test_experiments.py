@@ -103,7 +103,7 @@ def test_only_profiles_that_remove_heads_say_so() -> None:
 
 
 @pytest.mark.parametrize("name", ["digits-vit", "digits-vit-heads", "streams"])
-@pytest.mark.filterwarnings("ignore:a LayerNorm runs over the channels")
+@pytest.mark.filterwarnings("ignore:a norm with a mean runs over the channels")
 def test_a_method_prunes_a_transformer_by_channels_and_by_heads(name: str, tmp_path: Path) -> None:
     experiment = EXPERIMENTS["digits-vit" if name == "streams" else name]
     profile = experiment.profile("cpu")

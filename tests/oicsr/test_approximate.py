@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -68,10 +69,18 @@ def strongest(model: nn.Module, coupling: oicsr.Coupling, count: int) -> list[in
     return sorted(sorted(range(coupling.num_channels), key=lambda i: -energies[i])[:count])
 
 
-def test_channels_go_exactly_where_the_mean_is_zero() -> None:
+def rows() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, eps=0.5), nn.Linear(8, 3))
+
+
+def images() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 8, 1), nn.GroupNorm(1, 8, eps=0.5), nn.Conv2d(8, 3, 1))
+
+
+@pytest.mark.parametrize(("build", "shape"), [(rows, (5, 4)), (images, (5, 4, 3, 2))], ids=["layer", "one group"])
+def test_channels_go_exactly_where_the_mean_is_zero(build: Callable[[], nn.Sequential], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, eps=0.5), nn.Linear(8, 3)).double(), torch.randn(5, 4)
-    x = x.double()
+    model, x = build().double(), torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         for tensor in (model[0].weight, model[0].bias):
             tensor[4:6] = -tensor[:2]  # channels of opposite sign: a mean of zero
@@ -83,7 +92,8 @@ def test_channels_go_exactly_where_the_mean_is_zero() -> None:
     small = oicsr.remove_channels(model, PruningPlan.from_kept(couplings, {"0": [0, 1, 4, 5]}))
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(small[1].weight, model[1].weight[[0, 1, 4, 5]] * 2**0.5)
-    assert small[1].eps == pytest.approx(1.0) and small[1].normalized_shape == (4,)
+    assert small[1].eps == pytest.approx(1.0) and len(small[1].weight) == 4
+    assert str(small[1]).startswith("LayerNorm((4,)" if build is rows else "GroupNorm(1, 4,")
 
 
 def test_without_its_mean_a_layer_norm_is_an_rms_norm() -> None:
@@ -93,6 +103,20 @@ def test_without_its_mean_a_layer_norm_is_an_rms_norm() -> None:
         given, bare = norm(x), functional.layer_norm(x, (6,))
     torch.testing.assert_close(given, functional.rms_norm(x, (6,), eps=0.1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(bare, functional.rms_norm(x, (6,), eps=1e-5), rtol=1e-12, atol=1e-12)
+
+
+def test_without_its_mean_a_group_norm_of_one_group_is_an_rms_norm_over_channels_and_places() -> None:
+    torch.manual_seed(0)
+    x, norm = torch.randn(3, 4, 5, 2, dtype=torch.float64), nn.GroupNorm(1, 4, eps=0.1).double()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-1, 1)
+    with WithoutMeans():
+        given, several = norm(x), functional.group_norm(x, 2)
+    expected = x / (x.square().mean((1, 2, 3), keepdim=True) + 0.1).sqrt()
+    expected = expected * norm.weight.reshape(4, 1, 1) + norm.bias.reshape(4, 1, 1)
+    torch.testing.assert_close(given, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(several, functional.group_norm(x, 2))
 
 
 class Wrong(Stream):
