@@ -277,8 +277,8 @@ def _equation(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     """Return the plain equation of a product that sums over pairs of axes; empty where it has none."""
     if func is torch.tensordot:
         first, second = (_argument(args, kwargs, i, name) for i, name in enumerate("ab"))
-        by_operator = args[2:4] if len(args) > 3 else None  # which takes the axes of both
-        dims = by_operator or tensordot_axes(args[2] if len(args) > 2 else kwargs.get("dims", 2), first.ndim)
+        given = args[2] if len(args) > 2 else kwargs.get("dims", 2)
+        dims = tensordot_axes(args[2:4] if len(args) > 3 else given, first.ndim)  # the operator takes those of both
     else:
         first, second = (_argument(args, kwargs, i, name) for i, name in enumerate(("input", "other")))
         dims = ([-1], [-1])

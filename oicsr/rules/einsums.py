@@ -36,9 +36,10 @@ def split_einsums(graph: fx.Graph, weights: Container[str]) -> None:
 
 def _write_as_einsum(node: fx.Node) -> None:
     factors = [argument(node, 0), argument(node, 1)]
-    shapes = [shape_of(factor) for factor in factors]
-    over = [[-1], [-1]] if operator_name(node) == "aten::inner" else [argument(node, 2), argument(node, 3)]
-    equation = tensordot_equation(*shapes, (over[0], over[1])) if all(shapes) else ""
+    first, second = (shape_of(factor) for factor in factors)
+    is_inner = operator_name(node) == "aten::inner"
+    axes = ([-1], [-1]) if is_inner else (argument(node, 2), argument(node, 3))
+    equation = tensordot_equation(first, second, axes) if first and second else ""
     if equation:
         node.target, node.args, node.kwargs = EINSUM, (equation, factors), {}
 
