@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -70,7 +71,7 @@ class Phase:
         epochs: Number of epochs.
         learning_rate: The peak learning rate.
         schedule: `"cosine"` down to zero, or `"step"`: times `decay` at each of `milestones`.
-        milestones: Shares of the phase, in (0, 1).
+        milestones: Shares of what follows the warm-up, in (0, 1).
         decay: Factor at each milestone.
         warmup_epochs: Epochs of linear warm-up from zero.
         weight_decay: L2 coefficient, on every parameter.
@@ -97,7 +98,7 @@ class Phase:
         _need("momentum", self.momentum, 0 <= _number(self.momentum) < 1, "a number, 0 or more and below 1")
         _need("decay", self.decay, 0 < _number(self.decay) <= 1, "in (0, 1]")
         within = isinstance(self.milestones, tuple) and all(0 < _number(share) < 1 for share in self.milestones)
-        _need("milestones", self.milestones, within, "a tuple of shares of the phase, each in (0, 1)")
+        _need("milestones", self.milestones, within, "a tuple of shares of what follows the warm-up, in (0, 1)")
 
     @cached_property
     def plain(self) -> Mapping[str, Any]:
@@ -226,6 +227,9 @@ class Profile:
         _need("max_removed", self.max_removed, 0 <= _number(self.max_removed) <= 1, "in [0, 1]")
         _need("grid_scale", self.grid_scale, 0 < _number(self.grid_scale) < math.inf, "a number above 0")
         _need("tries", self.tries, _whole(self.tries, 3), "3 or more: the best and one on each side")
+        for name, grid in self.grids.items():
+            ascending = all(0 < _number(low) < _number(high) < math.inf for low, high in itertools.pairwise(grid))
+            _need(f"grids[{name!r}]", grid, len(grid) > 1 and ascending, "several strengths above 0, in rising order")
         sizes = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"every regulariser needs a grid of the same length, not {sizes}")

@@ -40,6 +40,7 @@ LATEX = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "≈": r"$\approx$",
+    "°": r"$^\circ$",
     "−": "$-$",
     "×": r"$\times$",
     "λ": r"$\lambda$",

@@ -162,11 +162,10 @@ class Comparison:
         return {network_of(record): record for record in self.by_seed(method, target).values()}
 
     def restricted(self, methods: Iterable[str]) -> Comparison:
-        """Return the same comparison with some methods only."""
+        """Return the same comparison with some methods only: the best and the level are those of what is left."""
         wanted = set(methods)
-        table = self.table[self.table["method"].isin(wanted)].reset_index(drop=True)
         records, failed = (tuple(r for r in group if r.method in wanted) for group in (self.records, self.failed))
-        return replace(self, table=table, records=records, failed=failed)
+        return replace(self, level=level_name(records), table=_table(records), records=records, failed=failed)
 
 
 def compare(records: Sequence[Record]) -> list[Comparison]:
@@ -214,12 +213,13 @@ def rank(method: str) -> tuple[int, str]:
 
 
 def _marks(cells: Sequence[Sequence[Record]], state: str) -> list[str]:
-    """Mark the best method of a target and those that cannot be told from it, of several that have enough seeds."""
+    """Mark methods at a target as `tied_with_best` does, where several have enough seeds; the others are unknown."""
     enough = [place for place, cell in enumerate(cells) if len(cell) >= ENOUGH_SEEDS]
     marks = [""] * len(cells)
     missing = any(state not in record.states for place in enough for record in cells[place])
     if len(enough) < 2 or cells[0][0].profile == "quick" or missing:
         return marks
+    marks = ["unknown"] * len(cells)
     found = tied_with_best([{network_of(r): float(r.states[state]["top1"]) for r in cells[place]} for place in enough])
     for place, mark in zip(enough, found, strict=True):
         marks[place] = mark

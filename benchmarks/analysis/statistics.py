@@ -100,7 +100,8 @@ def paired_effect(
     Args:
         strata: The differences.
         smallest: Standard deviation that each stratum has at least (default: `SMALLEST_SD`, that of accuracies).
-        weights: Of each stratum's mean, with a sum of one (default: the same for all).
+        weights: Of each stratum's mean, with a sum of one (default: the same for all); 1 and -1 make of two samples
+            the difference of their means.
 
     Raises:
         ValueError: There is no stratum, or one with fewer than two seeds.
@@ -148,9 +149,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def tied_with_best(columns: Sequence[Mapping[Hashable, float]]) -> list[str]:
-    """Mark each row of values by network: `"best"` by mean, `"tied"` where the paired interval holds zero, else `""`.
+    """Mark each row of values by network: `"best"` by mean; of the others the interval of the difference decides.
 
-    Rows that share fewer than three networks with the best cannot be told from it: they are neither, unless equal.
+    They are `"tied"` where it holds zero, else `"worse"`. It is that of paired differences where a row shares three
+    networks or more with the best, else Welch's of two independent samples, which is the wider one. Rows of fewer than
+    three networks are `"unknown"`, unless their means are equal.
     """
     means = [sum(values.values()) / len(values) for values in columns]
     best = max(range(len(columns)), key=lambda position: means[position])
@@ -161,7 +164,11 @@ def tied_with_best(columns: Sequence[Mapping[Hashable, float]]) -> list[str]:
 
 def _tie(best: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> str:
     shared = [network for network in best if network in other]
-    if len(shared) < ENOUGH_SEEDS:
-        return ""
-    low, high = paired_effect([[best[network] - other[network] for network in shared]]).interval
-    return "tied" if low <= 0 <= high else ""
+    if len(shared) >= ENOUGH_SEEDS:
+        effect = paired_effect([[best[network] - other[network] for network in shared]])
+    elif min(len(best), len(other)) >= ENOUGH_SEEDS:
+        effect = paired_effect([list(best.values()), list(other.values())], weights=[1, -1])
+    else:
+        return "unknown"
+    low, high = effect.interval
+    return "tied" if low <= 0 <= high else "worse"

@@ -66,10 +66,12 @@ class Alike:
     Attributes:
         by_network: Difference for each of them, a weighted mean over its targets.
         weight: Of their mean in that of all networks.
+        targets: The recipes and targets.
     """
 
     by_network: dict[str, float]
     weight: float
+    targets: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Stratum:
         by_target: The differences for each experiment and target.
         runs: The records behind them.
         smallest_sd: Standard deviation that the differences have at least, whatever a few equal ones suggest.
+        counted: The keys of `by_target` that the groups rest on.
     """
 
     model: str
@@ -93,6 +96,7 @@ class Stratum:
     by_target: dict[tuple[str, float], dict[str, float]]
     runs: tuple[str, ...]
     smallest_sd: float = SMALLEST_SD
+    counted: frozenset[tuple[str, float]] = frozenset()
 
     @property
     def by_network(self) -> dict[str, float]:
@@ -183,16 +187,30 @@ def _stratum(claim: Claim, model: str, dataset: str, rows: Sequence[Row], detail
     by_target: dict[tuple[str, float], dict[str, float]] = {}
     for (recipe, target), found in cells.items():
         by_target.setdefault((places[recipe], target), {}).update(found)
+    groups = over_targets(_once(cells))
     return Stratum(
         model,
         dataset,
         "; ".join(sorted({row.place for row in met.values()})),
-        over_targets(cells),
+        groups,
         by_target,
         tuple(sorted(met)),
         # of a difference between two values that are each rounded to a step: the step over the root of six
         max([SMALLEST_SD, *(resolution(claim.measure, row.record) / math.sqrt(6) for row in met.values())]),
+        frozenset((places[recipe], target) for group in groups for recipe, target in group.targets),
     )
+
+
+def _once(cells: Mapping[tuple[str, float], Mapping[str, float]]) -> dict[tuple[str, float], Mapping[str, float]]:
+    """Return differences without those that another recipe has at the same target, of the same networks, to the bit.
+
+    Such a recipe changed nothing there, as a cap does that no layer reaches: the runs are the same ones.
+    """
+    found: dict[tuple[str, float], Mapping[str, float]] = {}
+    for (recipe, target), values in cells.items():
+        if not any(other == target and values == known for (_, other), known in found.items()):
+            found[recipe, target] = values
+    return found
 
 
 def _meet(rows: Sequence[Row], ours: Arm, rival: Arm | None, varies: Sequence[str]) -> list[tuple[Row, Row | None]]:
@@ -247,7 +265,7 @@ def over_targets(cells: Mapping[tuple[str, float], Mapping[str, float]]) -> tupl
             if where == found
         }
         if by_network:
-            groups.append(Alike(by_network, len(by_network) * share))
+            groups.append(Alike(by_network, len(by_network) * share, tuple(cell for cell in found if cell in of_one)))
     return tuple(groups)
 
 

@@ -158,7 +158,7 @@ def _draft(claim: Claim, tier: str, strata: tuple[Stratum, ...], records: Sequen
         return None
     enough = tuple(stratum for stratum in strata if is_enough(stratum.groups))
     if not enough:
-        return Finding(INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} networks", tier, strata=strata)
+        return Finding(INCONCLUSIVE, f"fewer than {ENOUGH_SEEDS} networks at one target", tier, strata=strata)
     values, smallest, weights = pooled([(stratum.groups, stratum.smallest_sd) for stratum in enough])
     effect, bootstrap = paired_effect(values, smallest, weights), bootstrap_interval(values, weights)
     p = min(1.0, 2 * _side(claim, effect))
@@ -177,7 +177,11 @@ def _diverged(claim: Claim, strata: Sequence[Stratum], records: Sequence[Record]
         and (record.macs_kept <= claim.highest_macs_kept and place_of(record) in places)
     ]
     ours, rivals = (
-        {(r.profile, r.seed, r.macs_kept) for r in found if any(arm and arm.takes(r) for arm in side)}
+        {  # arms of a claim that varies something meet across experiments
+            ("" if claim.varies else r.experiment, r.profile, r.seed, r.macs_kept)
+            for r in found
+            if any(arm and arm.takes(r) for arm in side)
+        }
         for side in zip(*claim.pairs, strict=True)
     )
     return len(ours - rivals), len(rivals - ours)
@@ -254,16 +258,20 @@ def _decided(claim: Claim, draft: Finding, p_loss: float) -> Finding:
 
 
 def _why_not_run(claim: Claim, records: Sequence[Record]) -> str:
-    arms = [arm for pair in claim.pairs for arm in pair if arm]
+    pairs = [[arm.method for arm in pair if arm] for pair in claim.pairs]
     there = [
         record
         for record in records
         if record.complete
         and claim.model in (None, record.config.get("model"))
-        and any(arm.method == record.method for arm in arms)
+        and any(record.method in pair for pair in pairs)
     ]
     if not there:
         return "no records"
+    run = {record.method for record in there}
+    absent = dict.fromkeys(method for pair in pairs for method in pair if method not in run)
+    if not any(run.issuperset(pair) for pair in pairs):
+        return f"no records of {', '.join(absent)}"
     thorough = [record for record in there if record.profile != "quick"]
     if not thorough:
         return "quick runs only"
@@ -329,7 +337,13 @@ def _plain_stratum(stratum: Stratum) -> dict[str, Any]:
         "n": len(stratum.by_network),
         **_plain_mean(stratum),
         "targets": [
-            {"where": place, "macs_kept": target, "n": len(values), **_plain_effect(values, stratum.smallest_sd)}
+            {
+                "where": place,
+                "macs_kept": target,
+                "n": len(values),
+                "counts": (place, target) in stratum.counted,
+                **_plain_effect(values, stratum.smallest_sd),
+            }
             for (place, target), values in stratum.by_target.items()
         ],
     }

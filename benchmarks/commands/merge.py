@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
+from benchmarks.records.record import runs_folder
 from benchmarks.records.schema import need_checker
 from benchmarks.records.signatures import Signers
 from benchmarks.running.adhoc import find_any, known_experiments
@@ -57,6 +58,9 @@ def command(options: argparse.Namespace) -> int:
             raise ValueError(f"{option} changes records, which --signed-by forbids; omit one of them")
     signers = Signers.read(options.signed_by) if options.signed_by else None
     bench = bench_at(torch.device("cpu"), options.results, Path("checkpoints"))
+    for source in options.source:  # all of them before the first record is copied
+        if not any(runs_folder(source).glob("*/*/record.json")):
+            raise ValueError(f"there are no records under {runs_folder(source)}")
     refused = 0
     for source in options.source:
         sweeps = bring_in_sweeps(source, options.results, signers)

@@ -134,6 +134,10 @@ def _run(
     for damaged in found.damaged:
         line = f"{for_terminal(damaged)}; the run is done again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if found.outdated:
+        many = len(found.outdated)
+        runs = f"{many} recorded run{'' if many == 1 else 's'}"
+        console.print(f"{runs} of an older protocol: done again, and kept beside", highlight=False, soft_wrap=True)
     for cell in {cell.experiment.name: cell for cell in found.todo}.values():
         check_network(cell)
     if options.plan:

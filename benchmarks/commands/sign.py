@@ -46,10 +46,11 @@ def command(options: argparse.Namespace) -> int:
     if options.experiments:
         records = [path for path in records if path.parent.parent.name in options.experiments]
         sweeps = [path for path in sweeps if path.stem in options.experiments]
-    for path in [*records, *sweeps]:
+    for path in [*records, *sweeps]:  # all of them before the first signature
         inside(results, path.relative_to(results))
         if path.name == "record.json":
             read_record(path)
+    for path in [*records, *sweeps]:
         sign(path, options.key)
     print(f"signed: {len(records)} records, {len(sweeps)} sweeps")
     return 0

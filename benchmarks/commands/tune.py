@@ -163,7 +163,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     """Search the strengths of some experiments; what cannot be run is named, and the rest is done nevertheless."""
     device = choose_device(options)
-    threads = options.threads or (1 if (options.jobs or 1) > 1 else None)
+    jobs = options.jobs or 1
+    threads = max(1, options.threads // jobs) if options.threads else (1 if jobs > 1 else None)
     limit = None if options.budget_minutes is None else budget_seconds(options.budget_minutes, process_age())
     deadline = None if limit is None else time.monotonic() + limit
     place = Place(str(device), options.results, options.checkpoints, threads, choose_graphs(options, device), deadline)

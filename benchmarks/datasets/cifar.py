@@ -93,7 +93,7 @@ def data_folders() -> list[Path]:
 
 
 def find_root(source: Source) -> Path:
-    """Return the folder of the data set; if it is missing, download it to the last folder searched.
+    """Return the folder of the data set; if it is missing, download it to the first folder searched.
 
     Raises:
         MissingDataError: It was not found and cannot be downloaded.

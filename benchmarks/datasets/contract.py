@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sized
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
 
 from benchmarks.machine.processes import ALONE, Rank
-
-if TYPE_CHECKING:  # data sets are built on this module
-    pass
-
 
 Split = Literal["train", "validation", "test"]
 
@@ -93,3 +90,16 @@ class Data(Protocol):
 
 
 Batch = tuple[Tensor, Tensor]
+
+
+def arrangement_of(data: Data) -> str:
+    """Return a SHA-256 of what is made of a data set's images: which are in which split, and how they are changed.
+
+    Images count by their labels, in order; the normalisation, the augmentation and the size where they have one.
+    """
+    changes = {name: getattr(data, name, None) for name in ("mean", "std", "augmentation", "shape")}
+    found = hashlib.sha256(repr(changes).encode())
+    for split in get_args(Split):
+        labels = torch.as_tensor(getattr(getattr(data, split), "labels", ()), dtype=torch.int64)
+        found.update(len(labels).to_bytes(8, "big") + labels.cpu().numpy().tobytes())
+    return found.hexdigest()

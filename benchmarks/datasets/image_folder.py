@@ -294,7 +294,7 @@ def read_folder(root: Path, image_size: int = IMAGE_SIZE) -> FolderSplits:
     Raises:
         DataError: The folder does not exist or has another layout.
     """
-    test_folder = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if (root / "train").is_dir() and test_folder is not None:
         train, classes = _files(root / "train")
         test, test_classes = _files(test_folder)

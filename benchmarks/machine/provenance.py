@@ -24,14 +24,15 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "torch-pruni
 
 @cache
 def git_state() -> dict[str, Any]:
-    """Return the commit and whether files that it holds were changed (generated results aside).
+    """Return the commit and whether files that it holds were changed (generated results aside, not tuned strengths).
 
     Of a copy without its history (on a cluster, say) the commit is what `OICSR_COMMIT` says, unchecked.
     """
     root = BENCHMARKS
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        status = ("status", "--porcelain", "--untracked-files=no", "--")
+        changed = _git(root, *status, ":/", ":(top,exclude)results") or _git(root, *status, ":(top)results/tuning")
     except (OSError, subprocess.CalledProcessError):
         return {"commit": os.environ.get("OICSR_COMMIT") or None, "dirty": None}
     return {"commit": commit, "dirty": bool(changed)}

@@ -134,7 +134,11 @@ SELECTIONS: dict[str, SelectionSpec] = baselines.SELECTIONS
 
 
 def _from_scratch(name: str, title: str, ending: Ending) -> Method:
-    """Return a control that keeps the shape OICSR-GL finds but not its weights (Liu et al. 2019)."""
+    """Return a control that keeps the shape OICSR-GL finds but not its weights (Liu et al. 2019).
+
+    It begins with the random weights that the dense network began with, those of the channels that stay (the rewinding
+    of Frankle and Carbin 2019), not with new ones as there.
+    """
     return Method(name, title, OICSR_GL, OUT_IN, source="control", ending=ending, strength_of=OICSR_GL.name)
 
 

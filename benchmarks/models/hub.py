@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks.machine.weights_files import READ_ERRORS, in_short, what_it_is_instead
 from benchmarks.suggest import unknown_name
 
+FURTHER_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # of GoogLeNet and Inception, for training alone
 PRETRAINED = "pretrained"  # as `weights`: those of the model's own hub
 
 
@@ -22,8 +23,8 @@ def torchvision_model(name: str, num_classes: int) -> nn.Module:
     """Build a classifier of torchvision, with its own initialisation."""
     import torchvision
 
-    # these two warn unless told whether to initialise
-    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    # these two warn unless told whether to initialise, and give the outputs of further heads in training
+    extra = {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
     return model
 
@@ -104,7 +105,7 @@ def _torchvision_state(architecture: str) -> dict[str, Tensor]:
     if entry is None:
         raise ValueError(f"torchvision has no pretrained weights of {architecture!r}; give the path of a local file")
     state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
-    return state
+    return {name: tensor for name, tensor in state.items() if not name.startswith(FURTHER_HEADS)}
 
 
 def _timm_state(architecture: str) -> dict[str, Tensor]:

@@ -13,7 +13,10 @@ from benchmarks.records.record import STATES
 Pair = tuple[str, str]  # names of experiment and profile
 
 # The report's own tables and figures, where they have a dash as all others do.
-OWN = (*(f"paper-{state}" for state in STATES), "field", "latency")
+OWN = (
+    *(f"paper-{state}" for state in STATES),
+    *("ablations", "anatomy", "effect", "field", "latency", "method", "recalibration-images"),
+)
 
 
 def table_name(experiment: str, profile: str) -> str:

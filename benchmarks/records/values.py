@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import (
     Annotated,
@@ -29,6 +30,7 @@ class State(TypedDict):
     macs: Size
     macs_with_norm_pool: Size
     params: Size
+    loss: NotRequired[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class Structure(TypedDict):
@@ -116,4 +118,15 @@ def problems_of(data: dict[str, Any]) -> list[str]:
         _adapter().validate_python(data, strict=True)
     except ValidationError as error:
         return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {str(e['input'])[:40]!r}" for e in error.errors()]
-    return []
+    return list(_contradictions(data))
+
+
+def _contradictions(data: dict[str, Any]) -> Iterator[str]:
+    """Yield what cannot be true together: pruning adds nothing to a network."""
+    states = data["states"]
+    for name, state in states.items():
+        if "dense" in states and state["macs"] > states["dense"]["macs"]:
+            yield f"states.{name}.macs: {state['macs']}, more than the {states['dense']['macs']} of the dense network"
+    for layer, (before, after) in data["widths"].items():
+        if after > before:
+            yield f"widths.{layer}: {after} channels after pruning, more than the {before} before"

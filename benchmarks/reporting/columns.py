@@ -57,7 +57,8 @@ def _dense_state(comparison: Comparison) -> dict[str, Any]:
 def _accuracy(state: str) -> Column:
     def cell(row: Row) -> str:
         text = percent(row[f"{state}_top1"], row[f"{state}_sd"])
-        return {"best": f"**{text}**", "tied": f"{text} ≈"}.get(row.get(f"{state}_mark", ""), text)
+        marked = {"best": f"**{text}**", "tied": f"{text} ≈", "unknown": f"{text} °"}
+        return marked.get(row.get(f"{state}_mark", ""), text)
 
     return Column(STATE_TITLES[state], cell)
 

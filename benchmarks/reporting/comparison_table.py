@@ -20,8 +20,9 @@ COMMON_NOTES = (
     "Top-1 in % on the test set after the last epoch, mean ± standard deviation over n seeds. Pruned: before "
     "fine-tuning. Recalibrated: the same network, its BatchNorm statistics estimated again on training images, no "
     "weight changed. Change: difference from the dense network of the same seed, in percentage points (± half its 95"
-    f" % interval, from {ENOUGH_SEEDS} seeds on). {BOLD}≈: the 95 % interval of its paired "
-    "difference from the best contains zero. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. "
+    f" % interval, from {ENOUGH_SEEDS} seeds on). {BOLD}≈: the 95 % interval of its difference "
+    f"from the best contains zero (paired where they share {ENOUGH_SEEDS} networks, else Welch's); °: too few seeds to "
+    "be compared. MACs (the paper's FLOPs): convolutions and linear layers, batch 1. "
     "Epochs, and compute in 10^15 MACs: all training of one run, including the dense network's. Setup levels are "
     "those of Wang et al.: S4.2 is the strictest (all methods start from the same dense network, with the same epochs "
     "and learning rates before and after pruning); A: equal epochs, B: equal compute."
@@ -82,14 +83,14 @@ def missing(comparison: Comparison) -> str:
             whole = len(absent) == len(targets)
             parts.append(find_method(method).title + ("" if whole else f" (at {', '.join(map(share, absent))})"))
     parts += [f"all methods at {', '.join(map(share, none))}"] if none else []
-    return f"Not run: {', '.join(parts)}." if parts else ""
+    return f"Not run: {'; '.join(parts)}." if parts else ""
 
 
 def warning(comparison: Comparison) -> str:
     """Return the warning above a table: strengths not tuned for it, or for another state, and old records."""
     parts = []
     if comparison.untuned:
-        parts.append(f"Strengths not tuned, no comparison can rest on them: {', '.join(comparison.untuned)}.")
+        parts.append(f"Strengths not tuned, no comparison can rest on them: {'; '.join(comparison.untuned)}.")
     if comparison.tuned_for_others:
         owners = ", ".join(f"`{name}`" for name in comparison.tuned_for_others)
         parts.append(f"Strengths tuned for another network or training ({owners}): no verdict rests on them.")

@@ -20,14 +20,16 @@ from benchmarks.analysis.verdicts import (
 )
 from benchmarks.escape import for_markdown
 from benchmarks.methods.registry import find_method
+from benchmarks.reporting.comparison_table import NO_VERDICT
 from benchmarks.reporting.numbers import NONE, share, signed
 
 EXPLANATION = (
     "Each claim is tested on paired differences, one for each trained dense network, averaged over its targets; "
     "experiments that start from the same networks count once. Every pair of network and data set has the same say, "
-    "and within one every target, however many networks were run there. Networks that were run at other targets than "
-    "others form a group: the spread is measured within groups of at least three. A target counts once three networks "
-    "were run at it. "
+    "within one every recipe (experiments of one recipe differ in their networks alone), and within a recipe every "
+    "target, however many networks were run there; runs that came out the same to the bit under two recipes count "
+    "once. Networks that were run at other targets than others form a group: the spread is measured within groups of "
+    "at least three. A target counts once three networks were run at it. "
     "Strengths were chosen by validation loss before fine-tuning, with several networks the middle of those that tie "
     "with the lowest within a standard error; a weaker one may end higher after it. Effect: mean, with Student's t "
     "interval, which keeps its nominal coverage with 3 to 10 networks; the percentile bootstrap does not (it is in "
@@ -66,8 +68,6 @@ KEY_PAIRS = (
     ("oicsr-gl", "gl-out"),
     ("oicsr-gl", "none"),
 )
-
-NO_VERDICT = "no verdict"
 
 ONLY_BEGUN = f"only begun, fewer than {ENOUGH_SEEDS} networks"
 
@@ -249,8 +249,9 @@ def _cells(finding: Finding) -> Cells:
     """Return the differences by data set, network and target, of the trained networks that the verdict counts."""
     cells: dict[Column, dict[str, list[float]]] = {}
     for stratum in finding.strata:
-        for (_, target), values in stratum.by_target.items():
-            for network in values.keys() & stratum.by_network.keys():
+        for (place, target), values in stratum.by_target.items():
+            counted = stratum.by_network.keys() if (place, target) in stratum.counted else set()
+            for network in values.keys() & counted:
                 own = cells.setdefault((stratum.dataset, stratum.model, target), {})
                 own.setdefault(network, []).append(values[network])
     return {
@@ -383,13 +384,13 @@ def _row(verdict: Verdict, tier: str) -> str:
     cells = [
         claim.id,
         f"{claim.statement} ({claim.comparison})",
-        f"**{for_markdown(finding.words)}**"
+        f"**{for_markdown(finding.words)}**{' (a loss)' if finding.lost else ''}"
         + "".join(f"{mark} {for_markdown(text)}" for mark, text in ((":", finding.reason), (";", hinge)) if text),
-        amount(claim, finding.effect.mean) if finding.effect else NOT_RUN,
-        interval_text(claim, finding) or NOT_RUN,
+        amount(claim, finding.effect.mean) if finding.effect else NONE,
+        interval_text(claim, finding) or NONE,
         margin if claim.kind == "more" else f"loss of {margin}",
         str(finding.n),
-        p_text(finding.p_holm) or NOT_RUN,
+        p_text(finding.p_holm) or NONE,
         "; ".join(f"{for_markdown(stratum.model)}: {stratum.where}" for stratum in finding.strata),
     ]
     return f"| {' | '.join(cells)} |"

@@ -252,7 +252,7 @@ def all_sheets(comparisons: Sequence[Comparison], details: Details, measured: Se
 
 def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:
     origin = origins_of(record for comparison in used for record in comparison.records).text if used else ""
-    origin = for_markdown(origin)
+    origin = for_markdown(origin.replace("Origin of the rows", "Origin of all tables across experiments", 1))
     names = ", ".join(f"{c.experiment} ({c.profile})" for c in older)
     parts = [origin, f"Left out, records of an older protocol: {names}." if names else ""]
     return "".join(f"\n\n{part}" for part in parts if part)

@@ -123,4 +123,5 @@ def _in_words(verdict: Verdict, tier: str) -> str:
 
 def contest(claim: Claim) -> str:
     """Return who stands against whom, without who was said to win: for claims that are not shown to hold."""
-    return re.sub(r" (beats?|is as good as) ", " against ", claim.short, count=1)
+    said, count = re.subn(r" (beats?|is as good as) ", " against ", claim.short, count=1)
+    return said if count else f"whether {said}"

@@ -54,20 +54,22 @@ def strengths_text(results: Path, comparison: Comparison) -> str:
     if folder.resolve() == PUBLISHED_TUNING.resolve():
         published = set()
     whose = "" if owner == comparison.experiment else f"They are those of `{owner}`."
-    texts = [_text(tuning_path(folder, owner, comparison.profile), methods - published, whose)]
+    of_targets = {f"{target:g}" for target in comparison.targets}
+    texts = [_text(tuning_path(folder, owner, comparison.profile), methods - published, of_targets, whose)]
     if published:
-        text = _text(tuning_path(PUBLISHED_TUNING, owner, comparison.profile), published, whose)
+        text = _text(tuning_path(PUBLISHED_TUNING, owner, comparison.profile), published, of_targets, whose)
         titles = ", ".join(for_markdown(find_method(method).title) for method in sorted(published, key=rank))
         texts.append(text.replace("Strengths:", f"Published strengths ({titles}):", 1))
     return " ".join(text for text in texts if text)
 
 
-def _text(path: Path, methods: set[str], whose: str) -> str:
-    """Return what a tuning record says of some methods; nothing where it holds none of them."""
+def _text(path: Path, methods: set[str], targets: set[str], whose: str) -> str:
+    """Return what a tuning record says of some methods at some targets; nothing where it holds none of them."""
     if not path.is_file():
         return ""
     record = read_tuning(path)
-    used = {name: tries for name, tries in record["scores"].items() if name in methods}
+    scores, again, reasons = (_at(record[name], methods, targets) for name in ("scores", "again", "reason"))
+    used = {name: tries for name, tries in scores.items() if tries}
     seeds = record.get("seeds", [])
     if not used or record["schema"] != SCHEMA or compared_seeds(seeds):
         return ""
@@ -81,16 +83,23 @@ def _text(path: Path, methods: set[str], whose: str) -> str:
     rule = f" {MIDDLE}" if len(seeds) > 1 else ""
     choice = f"{ONE_CHOICE[search_state(record)]}{rule}"
     first = f"Strengths: {tries}, on {networks}. {choice}"
-    return " ".join([first, *([whose] if whose else []), *_again(record, methods), *_not_inside(record, methods)])
+    return " ".join([first, *([whose] if whose else []), *_again(again), *_not_inside(reasons)])
 
 
-def _again(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
-    """Yield a sentence for every number of further networks that the best two strengths were tried on."""
-    numbers = {
-        method: {target: len(seeds) for target, seeds in targets.items()} for method, targets in record["again"].items()
+def _at(values: Mapping[str, Mapping[str, Any]], methods: set[str], targets: set[str]) -> dict[str, dict[str, Any]]:
+    """Return the entries of some methods at some targets, of what is kept by method and target."""
+    return {
+        method: {target: value for target, value in by_target.items() if f"{float(target):g}" in targets}
+        for method, by_target in values.items()
+        if method in methods
     }
+
+
+def _again(again: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a sentence for every number of further networks that the best two strengths were tried on."""
+    numbers = {method: {target: len(seeds) for target, seeds in of.items()} for method, of in again.items()}
     for number in sorted({number for targets in numbers.values() for number in targets.values()}):
-        if found := _methods_at(numbers, methods, number):
+        if found := _methods_at(numbers, number):
             networks = "a further network" if number == 1 else f"{number} further networks"
             yield (
                 f"The best two were tried again on {networks}, and chosen from over all, the weaker one where they tie "
@@ -98,18 +107,18 @@ def _again(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
             )
 
 
-def _not_inside(record: Mapping[str, Any], methods: set[str]) -> Iterator[str]:
+def _not_inside(reasons: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield a sentence for every way in which the best strength is not inside those tried."""
     for reason, words in NOT_INSIDE.items():
-        if found := _methods_at(record["reason"], methods, reason):
+        if found := _methods_at(reasons, reason):
             yield f"{words}: {', '.join(found)}."
 
 
-def _methods_at(values: Mapping[str, Mapping[str, Any]], methods: set[str], wanted: Any) -> list[str]:
+def _methods_at(values: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[str]:
     """Return the titles of methods with the targets that have a value."""
     found = []
     for method, targets in sorted(values.items()):
         at = sorted((float(target) for target, value in targets.items() if value == wanted), reverse=True)
-        if at and method in methods:
+        if at:
             found.append(f"{for_markdown(find_method(method).title)} (at {', '.join(map(share, at))})")
     return found

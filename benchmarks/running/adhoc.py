@@ -34,6 +34,12 @@ SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
 SHOWN = 3  # problems that an error lists
 
+USUAL_TEMPLATES = {
+    "cifar10": "cifar10-resnet56",
+    "cifar100": "cifar100-resnet56",
+    "imagenet": "imagenet-resnet50",
+}  # those whose settings suit most networks; the smallest ones without BatchNorm need lower rates
+
 AXES = ("methods", "macs_kept", "seeds")
 
 PRIORITY = 90  # after experiments with a file
@@ -58,6 +64,12 @@ def make_experiments(options: argparse.Namespace, device: torch.device) -> list[
         check_dataset(dataset)
     pairs = [(dataset, model) for dataset in options.datasets for model in options.models]
     experiments = [_experiment(dataset, model, options, device) for dataset, model in pairs]
+    named: dict[str, tuple[str, str]] = {}
+    for pair, experiment in zip(pairs, experiments, strict=True):
+        other = named.setdefault(experiment.name, pair)
+        if other != pair:
+            both = " and ".join(f"{model} on {dataset}" for dataset, model in (other, pair))
+            raise ValueError(f"{both} would both be called {experiment.name!r}: rename a folder, or sweep them apart")
     for (dataset, model), experiment in zip(pairs, experiments, strict=True):
         expected, found = input_shape(model), _shape(dataset, experiment)
         if found is not None and expected[0] != found[0]:
@@ -80,7 +92,7 @@ def _shape(dataset: str, experiment: Experiment) -> tuple[int, int, int] | None:
 
 
 def _experiment(dataset: str, model: str, options: argparse.Namespace, device: torch.device) -> Experiment:
-    template = find_experiment(options.template) if options.template else _template(dataset)
+    template = find_experiment(options.template) if options.template else _template(dataset, model)
     name = options.profile or default_profile(template, device)
     profile, label = template.profile(name), dataset
     if dataset.startswith(PREFIX):  # its number of images has nothing to do with the template's
@@ -104,11 +116,12 @@ def _plain(text: str) -> str:
     return re.sub("[^A-Za-z0-9.-]+", "-", text)
 
 
-def _template(dataset: str) -> Experiment:
-    for experiment in EXPERIMENTS.values():
-        if experiment.dataset == dataset:
-            return experiment
-    return find_experiment("cifar10-resnet56")
+def _template(dataset: str, model: str) -> Experiment:
+    """Return the experiment whose settings a sweep takes: that of the same network and data, or else of a ResNet."""
+    alike = [experiment for experiment in EXPERIMENTS.values() if experiment.dataset == dataset]
+    same = [experiment for experiment in alike if experiment.model == model]
+    usual = [experiment for experiment in alike if experiment.name == USUAL_TEMPLATES.get(dataset)]
+    return next(iter([*same, *usual, *alike]), find_experiment(USUAL_TEMPLATES["cifar10"]))
 
 
 def _profile(profile: Profile, options: argparse.Namespace) -> Profile:
@@ -217,7 +230,7 @@ def check_adds_only(kept: Experiment, new: Experiment, where: str) -> None:
     Raises:
         ExperimentError: It does; the message says how.
     """
-    for name in ("model", "dataset", "weights"):
+    for name in ("model", "dataset", "weights", "strengths_of"):
         if getattr(kept, name) != getattr(new, name):
             differs = f"{name} is {getattr(new, name)!r}, not {getattr(kept, name)!r}"
             raise ExperimentError(f"{where} is another experiment than the {kept.name!r} that is known: {differs}")

@@ -96,11 +96,18 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the state in a checkpoint file, or warn and return None if it is damaged."""
+    """Return the state in a checkpoint file, or warn and return None if it is damaged.
+
+    Raises:
+        OSError: It cannot be read now, and may be whole.
+    """
     try:
-        if not path.is_file():
+        content = path.read_bytes() if path.is_file() else None
+    except FileNotFoundError:  # another command deleted it
+        content = None
+    try:
+        if content is None:
             raise ValueError("it is no plain file")
-        content = path.read_bytes()
         prefix = len(MAGIC) + 65
         header, payload = content[:prefix], content[prefix:]
         if header != MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":

@@ -34,7 +34,12 @@ RATE = 0.1
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # by what computes the numbers; relative
 
-NAMES = {"data": "data", "network": "network code", "regularizer": "regulariser"}
+NAMES = {
+    "data": "data",
+    "split": "splits, augmentation or normalisation",
+    "network": "network code",
+    "regularizer": "regulariser",
+}
 
 
 def network_numbers(model: nn.Module, shape: Sequence[int]) -> Numbers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -229,7 +229,7 @@ class _Run:
         norms = row_norms(model)
         model, plan, removal = self.prune(model)
         if self.method.ending != "finetune":  # a control from scratch: only the shape is kept
-            model = remove_channels(self.fresh(), plan)
+            model = remove_channels(self.fresh(untrained=True), plan)
         return _Pruned(model, plan, removal, norms, origin_digest(model))
 
     def check_reach(self) -> None:
@@ -249,9 +249,12 @@ class _Run:
             rescale(model, self.inputs, {name: norm for name, norm in pruned.norms.items() if norm > 0})
         return self.trainer.train(self.stages[-1], model, None, measure=self.on_test, plan=plan, weights=pruned.digest)
 
-    def fresh(self) -> nn.Module:
-        """Return the network before any training."""
-        return fresh_model(self.cell, self.data.num_classes, self.bench.device)
+    def fresh(self, *, untrained: bool = False) -> nn.Module:
+        """Return the network before any training; `untrained`: with random weights, whatever the experiment says."""
+        cell = self.cell
+        if untrained:
+            cell = replace(cell, experiment=replace(cell.experiment, weights=None))
+        return fresh_model(cell, self.data.num_classes, self.bench.device)
 
     def prune(self, model: nn.Module) -> tuple[nn.Module, PruningPlan, dict[str, Any]]:
         """Train with the regulariser and remove channels, as often as the profile says (the paper's Fig. 2).

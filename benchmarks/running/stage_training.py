@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.config import Cell, digest
 from benchmarks.datasets import Split
+from benchmarks.datasets.contract import arrangement_of
 from benchmarks.machine.leases import PAUSE, Owner
 from benchmarks.machine.precision import resolve_precision
 from benchmarks.machine.processes import current_rank, from_first
@@ -132,7 +133,12 @@ class StageTrainer:
         """Return what this stage is trained with; the network's code is told by the network before any training."""
         if stage.name == "dense":
             self._network = network_numbers(model, self.data.shape)
-        facts = {"data": self.data.checksum, "network": self._network, "regularizer": regularizer}
+        facts = {
+            "data": self.data.checksum,
+            "split": arrangement_of(self.data),
+            "network": self._network,
+            "regularizer": regularizer,
+        }
         return from_first(lambda: facts)
 
     def _load(self, stage: Stage, origin: dict[str, str], facts: Mapping[str, Any]) -> Snapshot | None:
@@ -153,6 +159,7 @@ class StageTrainer:
     def _pause(self) -> None:
         """Wait briefly for another process to finish training a stage."""
         self.bench.control.check()
+        self.bench.control.waited()
         time.sleep(PAUSE)
 
     def _say(self, stage: Stage, owner: Owner) -> None:

@@ -35,6 +35,9 @@ def never() -> bool:
 class Control:
     """Decides whether to continue: before each epoch whether all of it fits, before each step whether to stop there.
 
+    The first epoch begins in any case: it ends at a checkpoint inside it, and a limit shorter than an epoch still leads
+    somewhere.
+
     Args:
         seconds: How long work may continue from now on (None: no limit), on a monotonic clock.
         asked: Returns whether a stop was requested.
@@ -102,7 +105,12 @@ class Control:
         """
         if self._last is not None:
             self._gap = max(self._gap, time.monotonic() - self._last)
-        self.check(SAFETY * self._measured.get(key, self._expected.get(key, 0.0)) + self._gap)
+        epoch = SAFETY * self._measured.get(key, self._expected.get(key, 0.0)) if self._measured else 0.0
+        self.check(epoch + self._gap)
+
+    def waited(self) -> None:
+        """Note that time went by in which nothing was done: another command was at work."""
+        self._last = None
 
     def after_epoch(self, key: str, seconds: float) -> None:
         """Note how long an epoch took."""

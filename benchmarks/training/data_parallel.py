@@ -3,8 +3,9 @@
 Every process holds the full network and takes an equal share of each global batch. PyTorch's DistributedDataParallel
 averages the gradients, the penalty is added on each process to identical weights, and BatchNorm uses the statistics of
 the global batch. So the result is that of one process with the same global batch, to rounding; dropout is the
-exception: its masks are drawn per process. Process 0 alone reads and writes checkpoints, records and W&B; what it reads
-and the scores of channels are sent to the others, so that all of them prune the same channels and stay in step.
+exception: all processes draw the same masks, each for its share. Process 0 alone reads and writes checkpoints, records
+and W&B; what it reads and the scores of channels are sent to the others, so that all of them prune the same channels
+and stay in step.
 """
 
 from __future__ import annotations

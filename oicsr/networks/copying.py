@@ -59,6 +59,7 @@ SHARED = (  # what copies have in common with the original, as there is but one:
     io.IOBase,
     *((torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()),
 )
+MOST_COPIED = 1 << 28  # parameters of a network: 1 GiB in float32
 FROZEN = 1_000_000  # values of a frozen parameter, from which on it is shared: no power iteration moves so much
 CONTAINERS = (list, dict, set, deque)  # a tuple is quicker to ask than a union
 Convert = Callable[[Tensor], Tensor]
@@ -184,13 +185,14 @@ def shared(tensor: Tensor) -> Tensor:
 
 
 def _shared_but_written(model: nn.Module) -> Convert:
-    """Return a form of `shared` that copies the parameters of a network which its forward may write to.
+    """Return a form of `shared` that copies the parameters of a network, as its forward may write to them.
 
-    These are embeddings that forward rescales (`max_norm`), and what is frozen: the vector that a power iteration
-    moves on is often such a parameter. Large frozen ones (of a network of which adapters are trained) are shared.
+    Of very large ones only embeddings with `max_norm` and what is small and frozen, as vectors of power iterations are.
     """
     embeddings = [module for module in model.modules() if getattr(module, "max_norm", None) is not None]
     written = {id(parameter) for module in embeddings for parameter in module.parameters(recurse=False)}
+    own = {id(p): p.numel() for p in model.parameters() if type(p) is nn.Parameter and p.layout == torch.strided}
+    written |= own.keys() if sum(own.values()) <= MOST_COPIED else set()
 
     def convert(tensor: Tensor) -> Tensor:
         """Share a parameter that stays as it is."""
@@ -419,8 +421,8 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Give a form of a network that can be run in evaluation mode while the network stays as it is.
 
     It shares the network's parameters, holds copies of its buffers and has none of the users' hooks: counters, caches,
-    statistics and parameters that a forward pass changes are its own (but trained parameters that it changes in place,
-    other than embeddings). Where the network cannot be copied, it is the network itself, whose attributes, buffers,
+    statistics and parameters that a forward pass changes are its own (but trained ones of a network of more than 2**28
+    that it changes in place). Where the network cannot be copied, it is the network itself, whose attributes, buffers,
     hooks and modes are put back on leaving. The random state is put back as well.
     """
     try:

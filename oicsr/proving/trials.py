@@ -134,7 +134,7 @@ class Bench:
         self._settle()
         try:
             self._expected = self._zeroed_outputs(self._couplings)
-            if not _finite(self._expected):
+            if not _finite(self._expected) and not self._only_readers:
                 self._restore()
                 self._only_readers = True  # a length of zero may have divided by zero (weight norm)
                 self._expected = self._zeroed_outputs(self._couplings)
@@ -164,13 +164,19 @@ class Bench:
         With others, what one layer computes may be lost beside what the next ones add to it.
         """
         norms = measured(self._model)
-        if not norms:
-            return
-        self._put_to_zero(self._couplings)
-        try:
-            self._run(self._model, training=False, measure=norms)
-        except MODEL_ERRORS:  # some code knows no training mode
-            return
+        own = [(b, b.clone()) for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+        for only_readers in (False, True) if norms else ():  # what is zero may be divided by, as in `first_run`
+            self._only_readers = only_readers
+            self._put_to_zero(self._couplings)
+            try:
+                self._run(self._model, training=False, measure=norms)
+            except MODEL_ERRORS:  # some code knows no training mode
+                return
+            if all(bool(buffer.isfinite().all()) for buffer, _ in own):
+                break
+            self._restore()
+            for buffer, values in own:
+                buffer.copy_(values)
         for buffer, values in move_statistics(norms, self._generator):
             for place in (buffer, *self._whole.get(id(buffer), ())[1:]):
                 place.copy_(values)

@@ -39,6 +39,21 @@ def test_damaged_generation_falls_back_to_the_one_before(tmp_path: Path, harm: s
     assert state == {"epoch": 0}
 
 
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path)
+    for epoch in range(2):
+        store.save("a", {"epoch": epoch})
+
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            store.load("a")
+    assert store.load("a") == {"epoch": 1} and len(list((tmp_path / "a").iterdir())) == 2
+
+
 def test_a_full_disk_names_the_file_and_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -372,6 +372,24 @@ def test_sweep_takes_values_from_a_template_and_options() -> None:
     assert [p.epochs for p in (profile.dense, profile.regularized, profile.finetune)] == [3, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "model", "template"),
+    [
+        ("cifar10", "resnet20", "cifar10-resnet20"),
+        ("cifar10", "timm:resnet10t", "cifar10-resnet56"),
+        ("cifar100", "timm:resnet10t", "cifar100-resnet56"),
+        ("imagenet", "timm:resnet10t", "imagenet-resnet50"),
+        ("imagefolder:pictures", "timm:resnet10t", "cifar10-resnet56"),
+    ],
+)
+def test_a_sweep_takes_the_settings_of_the_same_network_or_else_of_a_resnet(
+    dataset: str, model: str, template: str
+) -> None:
+    from benchmarks.running.adhoc import _template
+
+    assert _template(dataset, model).name == template
+
+
 @pytest.mark.parametrize("command", ["run", "status", "sweep", "tune", "recalibration"])
 def test_all_methods_are_those_that_are_registered(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser, pair = cli.build_parser(command), ["--models", "resnet20", "--datasets", "cifar10"]

@@ -82,9 +82,9 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
     sheet = comparison_sheet(part, "t")
     assert all(cell for row in sheet.rows for cell in row)
     assert not [row for row in sheet.rows if "not run" in row]  # they are named in one list
-    assert sheet.notes.endswith("Not run: Dense (all epochs), all methods at 47.6 %, 39.2 %.")
+    assert sheet.notes.endswith("Not run: Dense (all epochs); all methods at 47.6 %, 39.2 %.")
     [quick] = compare(records_of(experiment(methods=("oicsr-gl",), macs_kept=(0.5,)), "quick"))
-    assert "Not run: Dense (all epochs), Group Lasso (out), " in comparison_sheet(quick, "t").notes
+    assert "Not run: Dense (all epochs); Group Lasso (out); " in comparison_sheet(quick, "t").notes
     paper = paper_sheet([part], "pruned")
     assert sum(cell == "not run" for cell in paper.rows[0]) == 8
     assert len(paper.rows) == 1 and "Not run" not in paper.notes  # the page of checks lists experiments
@@ -162,7 +162,7 @@ def test_rows_are_paired_by_network_where_a_seed_stands_for_two() -> None:
         for table in (COMPARISON.table, mixed.table)
         for half in [table[table["macs_kept"] == 0.5]]
     ]
-    assert marks == ["tied", ""]  # of two networks nothing can be told
+    assert marks == ["tied", "tied"]  # as independent samples, where two networks alone are shared
 
 
 def test_sheet_formats() -> None:

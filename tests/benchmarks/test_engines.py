@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks.config import Cell
@@ -26,6 +27,7 @@ from benchmarks.running.engines.driver import ATTEMPTS, Driver, MachineTroubleEr
 from benchmarks.running.engines.local import InProcess, Processes, _Worker
 from benchmarks.running.estimate import Estimate
 from benchmarks.running.outcome import Outcome
+from benchmarks.running.run import strength_of
 from benchmarks.running.stopping import Control, Stopped
 from tests.benchmarks.fakes import fake_history, fake_record
 from tests.benchmarks.small import small_bench, small_cell, small_experiment
@@ -98,6 +100,16 @@ def test_run_of_another_command_is_waited_for_and_not_repeated(tmp_path: Path) -
     assert [record.method for record in outcome.elsewhere] == [first.method]
 
 
+def test_a_run_of_an_older_protocol_is_done_again(tmp_path: Path) -> None:
+    bench, cell = small_bench(tmp_path), cells()[0]
+    states = {name: state for name, state in fake_record(cell).states.items() if name != "recalibrated"}
+    write_record(bench.results, fake_record(cell, protocol=1, states=states), fake_history())
+    engine = FakeEngine()
+    outcome = drive(bench, engine, [cell])
+    assert engine.started == [cell.method] and not outcome.elsewhere
+    assert read_record(record_path(bench.results, cell)).protocol == 2
+
+
 def test_failed_run_is_tried_again_once_by_one_of_two_commands(tmp_path: Path) -> None:
     bench, cell = small_bench(tmp_path), cells()[0]
     failure = {"reason": "it diverged"}
@@ -121,6 +133,21 @@ def test_run_of_a_worker_that_dies_is_tried_again(tmp_path: Path) -> None:
     bench, engine = small_bench(tmp_path), FakeEngine(end)
     outcome = drive(bench, engine, cells()[:1])
     assert engine.started == ["oicsr-gl"] * 2 and outcome.records[0].complete
+
+
+def test_workers_may_have_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Processes(small_bench(tmp_path), Control(), 2, {})
+    monkeypatch.setattr("benchmarks.running.engines.local._work", loads_images)
+    engine.start(Task(small_cell("none"), strength_of(small_bench(tmp_path), small_cell("none"))))
+    try:
+        assert engine._workers[0].events.recv() == [0.0, 1.0]
+    finally:
+        engine.close()
+
+
+def loads_images(events: Connection, *_: object) -> None:
+    loader = torch.utils.data.DataLoader(range(2), num_workers=1)  # type: ignore[arg-type]
+    events.send([float(value) for value in loader])
 
 
 def say_and_be_killed(events: Connection, cell: Cell) -> None:

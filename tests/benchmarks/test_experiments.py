@@ -164,7 +164,7 @@ PHASE = Phase(epochs=2, learning_rate=0.1)
         ("weight_decay", -5e-4, "weight_decay is -0.0005"),
         ("momentum", 1.5, "momentum is 1.5"),
         ("decay", 0.0, "decay is 0.0"),
-        ("milestones", (30, 60), r"milestones is \(30, 60\); it must be a tuple of shares of the phase"),
+        ("milestones", (30, 60), r"milestones is \(30, 60\); it must be a tuple of shares of what follows the warm-up"),
         ("milestones", 0.5, "milestones is 0.5"),
     ],
 )

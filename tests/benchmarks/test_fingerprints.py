@@ -55,6 +55,18 @@ def other_data(monkeypatch: pytest.MonkeyPatch, cell: Cell) -> None:
     monkeypatch.setattr(stage_training, "splits_of", lambda cell: changed)
 
 
+def other_split(monkeypatch: pytest.MonkeyPatch, cell: Cell) -> None:
+    data: Any = splits_of(cell)
+    changed = dataclasses.replace(data, train=data.train.take(torch.arange(len(data.train)).flip(0)))
+    monkeypatch.setattr(stage_training, "splits_of", lambda cell: changed)
+
+
+def other_augmentation(monkeypatch: pytest.MonkeyPatch, cell: Cell) -> None:
+    data: Any = splits_of(cell)
+    changed = dataclasses.replace(data, augmentation=dataclasses.replace(data.augmentation, padding=0))
+    monkeypatch.setattr(stage_training, "splits_of", lambda cell: changed)
+
+
 def stages(bench: Bench, cell: Cell) -> list[Stage]:
     return stages_of(cell, find_method(cell.method), strength_of(bench, cell).value, "cpu")
 
@@ -69,6 +81,8 @@ def outcome(bench: Bench, cell: Cell) -> tuple[Any, str]:
         (other_activation, "dense", "network code"),
         (other_regularizer, "regularized", "regulariser"),
         (other_data, "dense", "data"),
+        (other_split, "dense", "splits, augmentation or normalisation"),
+        (other_augmentation, "dense", "splits, augmentation or normalisation"),
     ],
 )
 def test_stages_of_other_code_or_data_are_trained_anew(

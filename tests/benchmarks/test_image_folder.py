@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +165,15 @@ def test_a_sweep_takes_a_folder_from_anywhere_with_all_its_images(
     assert save_experiment(made, tmp_path / "r").is_file() and find_any(made.name, tmp_path / "r") == made
 
 
+def test_folders_of_one_name_are_not_one_experiment(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    both = f"imagefolder:{folder}@32,imagefolder:{tmp_path / 'elsewhere' / folder.name}@32"
+    options = cli.build_parser("sweep").parse_args(["sweep", "--models", "resnet20", "--datasets", both])
+    with pytest.raises(ValueError, match=r"would both be called .*: rename a folder"):
+        make_experiments(options, CPU)
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
@@ -231,6 +241,16 @@ def test_what_is_missing_or_wrong_is_named(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("OICSR_WORKERS", "many")
     with pytest.raises(ValueError, match="OICSR_WORKERS is 'many'"):
         load_dataset(f"imagefolder:{folder}")
+
+
+def test_test_counts_where_there_is_val_as_well(tmp_path: Path) -> None:
+    for split, count in (("train", 20), ("val", 2), ("test", 3)):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40, 40)).save(tmp_path / split / label / f"{number}.png")
+    found = read_folder(tmp_path)
+    assert {Path(path).parent.parent.name for path in found.test.paths} == {"test"} and len(found.test) == 6
 
 
 def test_classes_must_agree_and_damaged_images_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import oicsr
-from benchmarks.models import MODELS, build_model, input_shape
+from benchmarks.models import MODELS, build_model, hub, input_shape
 
 # MACs and parameters for 10 classes (1,000 for ImageNet); each value is also worked out in one of the tests below or
 # stands beside a published figure there
@@ -204,6 +204,17 @@ def test_input_shapes(name: str, shape: tuple[int, int, int]) -> None:
 def test_hub_networks_are_built_by_name(name: str) -> None:
     model = build_model(name, 7).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_further_heads_give_one_output_in_training(name: str) -> None:
+    import torchvision
+
+    model = build_model(f"torchvision:{name}", 7).train()
+    assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 7)
+    whole = torchvision.models.get_model(name, weights=None, init_weights=False).state_dict()
+    kept = {key for key in whole if not key.startswith(hub.FURTHER_HEADS)}
+    assert kept == model.state_dict().keys() and len(kept) < len(whole)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -217,8 +217,33 @@ def test_control_stops_before_an_epoch_that_would_not_end_in_time(monkeypatch: p
     control.after_epoch("a", 20.0)
     with pytest.raises(Stopped, match="out of time"):
         control.before_epoch("a")
+    control = Control(seconds=60, expected={"b": 30.0})
+    control.before_epoch("a")
+    clock.now += 30
+    control.after_epoch("a", 30.0)
     with pytest.raises(Stopped, match="out of time"):
-        Control(seconds=20, expected={"a": 30.0}).before_epoch("a")  # measured on nothing yet, but expected
+        control.before_epoch("b")  # 30 s are left; one was not measured yet, but 36 s may be expected
+
+
+def test_an_epoch_begins_within_a_limit_that_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    control = Control(seconds=20, expected={"a": 30.0})
+    control.before_epoch("a")
+    clock.now += 21
+    with pytest.raises(Stopped, match="out of time"):
+        control.before_step()  # at a checkpoint inside the epoch
+
+
+def test_waiting_for_another_command_is_no_work_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    control = Control(seconds=100)
+    control.after_epoch("a", 1.0)
+    for _ in range(40):
+        clock.now += 1
+        control.waited()
+    control.before_epoch("b")
+    clock.now += 30
+    control.before_epoch("b")
 
 
 def test_control_reserves_time_for_work_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,17 @@ def test_best_and_tied() -> None:
     best = {0: 0.9, 1: 0.92, 2: 0.91}
     near = {0: 0.905, 1: 0.915, 2: 0.905}
     far = {0: 0.5, 1: 0.52, 2: 0.51}
-    assert tied_with_best([near, best, far, {0: 0.7}]) == ["tied", "best", "", ""]
+    assert tied_with_best([near, best, far, {0: 0.7}]) == ["tied", "best", "worse", "unknown"]
+
+
+@pytest.mark.parametrize("less", [0.005, 0.02, 0.2])
+def test_rows_of_other_networks_are_compared_as_independent_samples(less: float) -> None:
+    best, others = [0.9, 0.93, 0.91], [0.9 - less, 0.94 - less, 0.9 - less, 0.91 - less]
+    [_, mark] = tied_with_best([dict(enumerate(best)), {7 + i: value for i, value in enumerate(others)}])
+    found = stats.ttest_ind(best, others, equal_var=False).confidence_interval(0.95)
+    effect = paired_effect([best, others], weights=[1, -1])
+    assert effect.interval == pytest.approx((found.low, found.high))
+    assert mark == ("tied" if found.low <= 0 else "worse")
 
 
 def test_equal_means_are_all_the_best_whatever_their_last_bits_are() -> None:

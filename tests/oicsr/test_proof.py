@@ -102,6 +102,31 @@ class Unbatched(nn.Module):
         return self.fc(torch.relu(self.conv(x)).flatten())
 
 
+class Normed(nn.Conv2d):
+    """Divides each filter by its length, which is zero where the filter goes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight / self.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1), self.bias)
+
+
+class Fourth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.shape[1] ** 0.3
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, nn.BatchNorm2d])
+@pytest.mark.parametrize("layer", [nn.Conv2d, Normed])
+def test_statistics_of_what_is_divided_by_zero_do_not_end_the_proof(
+    layer: type[nn.Conv2d], norm: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 8, 3), nn.Conv2d(12, 4, 1)
+    model = nn.Sequential(first, nn.ReLU(), layer(8, 12, 3), norm(12), nn.ReLU(), Fourth(), last)
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match="'2' cannot lose channels: an output changes"):
+        found = oicsr.find_couplings(model, torch.randn(2, 3, 8, 8))
+    assert [coupling.name for coupling in found] == ["0"]
+
+
 @pytest.mark.parametrize(("width", "size"), [(8, 8), (8, 6), (6, 8)])
 def test_unbatched_inputs_end_in_the_right_network_or_a_refusal(width: int, size: int) -> None:
     check_right_or_refused(Unbatched(width, size), torch.randn(3, size, size), {"conv"})

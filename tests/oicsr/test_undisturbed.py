@@ -263,3 +263,53 @@ def test_widths_on_modules_follow_under_a_layer_norm_too() -> None:
     with pytest.warns(oicsr.ApproximateWarning):
         [coupling] = oicsr.find_couplings(model, torch.randn(2, 6), approximate="layer_norm")
     assert "width" in [attribute.name for attribute in coupling.attributes]
+
+
+class Masked(nn.Linear):
+    """Writes into its trained weight, under the autograd's radar or within its rules."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(6, 8)
+        self.form = form
+        self.register_buffer("mask", torch.ones(8, 6).tril(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "data":
+            self.weight.data *= self.mask
+        else:
+            with torch.no_grad():
+                self.weight.mul_(0.5)
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore:the outputs of Sequential .* are random:oicsr.UntriedWarning")
+@pytest.mark.parametrize("form", ["data", "no_grad"])
+def test_trained_weights_that_forward_writes_to_stay(form: str) -> None:
+    model, x = nn.Sequential(Masked(form), nn.ReLU(), nn.Linear(8, 4)), torch.randn(2, 6)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    couplings = oicsr.find_couplings(model, x)
+    oicsr.count_macs(model, x)
+    oicsr.select_channels(oicsr.out_in_energy(model, couplings), couplings, model, x, macs_kept=0.5)
+    oicsr.prune(model, x, macs_kept=0.5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Guarded(nn.Module):
+    """Takes no attribute but its mode once it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+        vars(self)["made"] = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "made" in vars(self) and name != "training":
+            raise AttributeError(f"{name} cannot be set")
+        super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
+def test_modules_that_take_no_attributes() -> None:
+    assert [coupling.name for coupling in oicsr.find_couplings(Guarded(), torch.randn(2, 6))] == ["a"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.config import Cell
+from benchmarks.config import PROTOCOL, Cell
 from benchmarks.machine.leases import PAUSE, Lease, Watch, lease_path, try_lease
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import CHECKSUM, Record, RecordError, read_record, record_path, write_record
@@ -77,6 +77,7 @@ class Driver:
                 elif self._outcome.stopped:
                     break
                 elif todo:  # another command is doing all remaining runs
+                    self._control.waited()
                     time.sleep(PAUSE)
         finally:
             self._engine.close()
@@ -108,7 +109,7 @@ class Driver:
                 continue
             todo.remove(cell)
             record = self._read(cell)
-            if record is not None and (record.complete or _checksum_of(record) != self._before[cell.label]):
+            if record is not None and (_is_done(record) or _checksum_of(record) != self._before[cell.label]):
                 lease.release()  # another command did it in the meantime
                 self._outcome.elsewhere.append(record)
                 return True
@@ -191,6 +192,11 @@ class Driver:
             reason = event.reason if event.final else f"{event.reason}, {attempts} times"
             strength = self._tasks[cell.label].strength
             self._end(Ended(cell, lost_worker_record(self._bench, cell, strength, reason)))
+
+
+def _is_done(record: Record) -> bool:
+    """Return whether a run need not be done again: not so under an older protocol."""
+    return record.complete and record.protocol == PROTOCOL
 
 
 def _checksum_of(record: Record | None) -> str | None:

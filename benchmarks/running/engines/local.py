@@ -91,7 +91,7 @@ class Processes:
             bench = replace(bench, device=torch.device("cuda", slot % self._devices))
         ours, theirs = self._context.Pipe(duplex=False)
         arguments = (theirs, self._stop, bench, task, self._threads, self._control.seconds_left, self._expected)
-        process = self._context.Process(target=_work, args=arguments, daemon=True)
+        process = self._context.Process(target=_work, args=arguments)  # no daemon: loaders start processes of their own
         process.start()
         theirs.close()
         self._workers.append(_Worker(process, ours, task.cell, slot))
