@@ -10,12 +10,11 @@ import torch
 
 from benchmarks.commands.options import add_results
 from benchmarks.escape import for_terminal
-from benchmarks.records.record import runs_folder
 from benchmarks.records.schema import need_checker
 from benchmarks.records.signatures import Signers
 from benchmarks.running.adhoc import find_any, known_experiments
 from benchmarks.running.bench import bench_at
-from benchmarks.running.merge import bring_in_sweeps, merge
+from benchmarks.running.merge import bring_in_sweeps, merge, records_under
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +58,7 @@ def command(options: argparse.Namespace) -> int:
     signers = Signers.read(options.signed_by) if options.signed_by else None
     bench = bench_at(torch.device("cpu"), options.results, Path("checkpoints"))
     for source in options.source:  # all of them before the first record is copied
-        if not any(runs_folder(source).glob("*/*/record.json")):
-            raise ValueError(f"there are no records under {runs_folder(source)}")
+        records_under(source)
     refused = 0
     for source in options.source:
         sweeps = bring_in_sweeps(source, options.results, signers)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.commands.options import EachOnce, add_results, folder
 from benchmarks.escape import for_terminal
-from benchmarks.records.record import RecordError, find_records, runs_folder
+from benchmarks.records.record import RecordError, find_records, record_paths, runs_folder
 from benchmarks.running.adhoc import known_experiments
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.wandb_mirror import PROJECT, Place, wandb_errors
@@ -92,7 +92,7 @@ def _check_names(options: argparse.Namespace) -> None:
     for name in options.experiments:
         if name not in known:
             raise ValueError(unknown_name("experiment", name, known))
-    if not any(runs_folder(options.results).glob("*/*/record.json")):
+    if not record_paths(options.results):
         raise ValueError(f"there are no records to publish under {runs_folder(options.results)}")
 
 

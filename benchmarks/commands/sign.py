@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.commands.options import EachOnce, add_results
 from benchmarks.machine.paths import inside
-from benchmarks.records.record import read_record, runs_folder
+from benchmarks.records.record import read_record, record_paths, runs_folder
 from benchmarks.records.signatures import sign
 from benchmarks.suggest import unknown_name
 
@@ -35,7 +35,7 @@ def command(options: argparse.Namespace) -> int:
         ValueError: There are no records, or none of an experiment that is named; or that key signs nothing.
     """
     results: Path = options.results
-    records = sorted(runs_folder(results).glob("*/*/record.json"))
+    records = record_paths(results)
     sweeps = sorted((results / "sweeps").glob("*.json"))
     if not records:
         raise ValueError(f"there are no records to sign under {runs_folder(results)}")

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.machine import leases
 from benchmarks.machine.leases import read_owner
-from benchmarks.records.record import RecordError, read_record, runs_folder
+from benchmarks.records.record import RecordError, read_record, record_paths
 from benchmarks.running.engines.local import LAZY
 
 PRELOAD = ["benchmarks.faults.injections", "benchmarks.commands.run", "benchmarks.commands.sweep", *LAZY]
@@ -215,7 +215,7 @@ class Arena:
 
     def record_paths(self) -> list[Path]:
         """Return the records that are there."""
-        return sorted(runs_folder(self.results).glob("*/*/record.json"))
+        return record_paths(self.results)
 
     def stage_owners(self) -> list[int]:
         """Return the processes that are training a stage."""

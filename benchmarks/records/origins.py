@@ -39,6 +39,10 @@ class Origins:
     @property
     def text(self) -> str:
         """One sentence for the notes of a table."""
+        return self.text_of("the rows")
+
+    def text_of(self, what: str) -> str:
+        """Return the sentence for something else that was made from these records."""
         packages = [f"{package} {' and '.join(found)}" for package, found in self.versions.items()]
         parts = [
             f"protocol {' and '.join(map(str, self.protocols))}" if self.protocols else "",
@@ -48,7 +52,7 @@ class Origins:
             " and ".join(self.precisions),
             f"different data (SHA-256 {' and '.join(self.data)})" if len(self.data) > 1 else "",
         ]
-        return f"Origin of the rows: {'; '.join(part for part in parts if part)}."
+        return f"Origin of {what}: {'; '.join(part for part in parts if part)}."
 
 
 def _counted(names: Sequence[str], what: str) -> str:

@@ -239,6 +239,11 @@ def runs_folder(results: Path) -> Path:
     return results / "runs"
 
 
+def record_paths(results: Path) -> list[Path]:
+    """Return the files of all records in a results folder, in order."""
+    return sorted(runs_folder(results).glob("*/*/record.json"))
+
+
 def run_folder(results: Path, experiment: str, run_id: str) -> Path:
     """Return the folder of a run.
 
@@ -290,7 +295,7 @@ class Found:
 def find_records(results: Path, experiments: Sequence[str] | None = None) -> Found:
     """Read all records in a results folder; one that cannot be read keeps no other from being read."""
     found = Found()
-    for path in sorted(runs_folder(results).glob("*/*/record.json")):
+    for path in record_paths(results):
         if experiments is not None and path.parent.parent.name not in experiments:
             continue
         try:

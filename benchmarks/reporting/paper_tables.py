@@ -251,8 +251,8 @@ def all_sheets(comparisons: Sequence[Comparison], details: Details, measured: Se
 
 
 def _origin(used: Sequence[Comparison], older: Sequence[Comparison]) -> str:
-    origin = origins_of(record for comparison in used for record in comparison.records).text if used else ""
-    origin = for_markdown(origin.replace("Origin of the rows", "Origin of all tables across experiments", 1))
+    origins = origins_of(record for comparison in used for record in comparison.records)
+    origin = for_markdown(origins.text_of("all tables across experiments")) if used else ""
     names = ", ".join(f"{c.experiment} ({c.profile})" for c in older)
     parts = [origin, f"Left out, records of an older protocol: {names}." if names else ""]
     return "".join(f"\n\n{part}" for part in parts if part)

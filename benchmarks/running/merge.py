@@ -27,6 +27,7 @@ from benchmarks.records.record import (
     move_to,
     read_beside,
     read_record,
+    record_paths,
     run_folder,
     runs_folder,
     set_aside,
@@ -65,6 +66,18 @@ class Merged:
     refused: dict[str, str] = field(default_factory=dict)
 
 
+def records_under(source: Path) -> list[Path]:
+    """Return the files of the records that can be merged from a results folder.
+
+    Raises:
+        ValueError: There are none.
+    """
+    paths = record_paths(source)
+    if not paths:
+        raise ValueError(f"there are no records under {runs_folder(source)}")
+    return paths
+
+
 def merge(
     bench: Bench,
     source: Path,
@@ -93,11 +106,8 @@ def merge(
     """
     if into is not None and into not in experiments:
         raise ValueError(unknown_name("experiment", into, sorted(experiments)))
-    paths = sorted(runs_folder(source).glob("*/*/record.json"))
-    if not paths:
-        raise ValueError(f"there are no records under {runs_folder(source)}")
     merged = Merged()
-    for path in paths:
+    for path in records_under(source):
         label = f"{path.parent.parent.name}/{path.parent.name}"
         try:
             inside(source, path.relative_to(source))

@@ -19,7 +19,7 @@ from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 
 PICKS = "aten::select"
-CUTS = frozenset(aten("slice narrow"))
+PIECES = frozenset(aten("slice narrow"))  # that keep their axis
 
 
 @register_rule("aten::copy_")
@@ -137,7 +137,7 @@ def _put(tracer: Tracer, node: fx.Node, written: Operand, axes: set[int], *place
 def _note_written(tracer: Tracer, node: fx.Node, result: Value) -> None:
     """Give the channels of what is written to the numbers that it is written into, through views of these."""
     view, ids = source_of(node), result.ids
-    while operator_name(view) in {PICKS, *CUTS}:
+    while operator_name(view) in {PICKS, *PIECES}:
         shape = shape_of(source_of(view))
         axis = axis_of(view, len(shape), default=0)
         if ids is not None:

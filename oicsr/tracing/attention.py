@@ -44,7 +44,7 @@ Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
 NOT_ZERO = "channels of zeros add something to what comes out (the feature map of a linear attention makes them so)"
 ALSO_UNSCALED = "its scale is computed from the width, but the queries also enter a product that is not scaled"
-CUTS = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
+CUTTING = ("view", "reshape", "unflatten", "split", "chunk", "expand", "repeat", "select", "slice", "narrow", "index")
 
 
 def settle_products(tracer: Tracer, attentions: Attentions) -> None:
@@ -412,7 +412,7 @@ def note_products(tracer: Tracer, index: ChannelIndex, couplings: Sequence[Coupl
 def _paths(tracer: Tracer, index: ChannelIndex, graph: fx.Graph) -> dict[str, list[str]]:
     """Return for each coupling the modules in which its channels are reshaped, cut or repeated by numbers."""
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    cuts = [node for node in calls if operator_name(node).removeprefix("aten::").startswith(CUTS)]
+    cuts = [node for node in calls if operator_name(node).removeprefix("aten::").startswith(CUTTING)]
     return index.paths(tracer, ((n, [module_path(node)]) for node in cuts for n in (node, *node.all_input_nodes)))
 
 
