@@ -23,6 +23,7 @@ from oicsr.search import find_cut
 from oicsr.surgery import apply_plan
 from oicsr.targets import Channels, MacsModel, Target, make_target
 from oicsr.ties import Tie, tie_couplings, tie_groups
+from oicsr.tracing.none import said_of_none
 
 __all__ = ["TOLERANCE", "MacsModel", "select_channels"]
 
@@ -105,7 +106,7 @@ def select_channels(
     check_couplings(couplings)
     check_call(model, example_inputs)
     if not couplings:
-        raise ValueError("there are no couplings: the model has no channels that can be removed in this scope")
+        raise ValueError(f"there are no couplings: {said_of_none(model, example_inputs)}")
     check_scores(scores, couplings)
     model = unwrap(model)
     check_fit(model, couplings)

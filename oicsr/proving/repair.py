@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -21,17 +20,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from oicsr.changes import is_settings, whole_numbers
 from oicsr.coupling import Attribute, Coupling
-from oicsr.networks.classes import quiet_base
 from oicsr.networks.copying import MODEL_ERRORS, copy_model, first_line, hooks_off, line_of, mode, shared
 from oicsr.networks.inputs import Inputs, tensors_in
 from oicsr.networks.modes import FLEX_ATTENTION, Mode
 from oicsr.networks.recurrences import OneStep
 from oicsr.plan import PruningPlan
+from oicsr.proving.reads import reads_noted
 from oicsr.proving.shapes import meta_copy
 from oicsr.surgery import apply_plan
 
 MOST_CHANGED = 4  # numbers on the modules of one class that are changed together
 MOST_CANDIDATES = 8
+MOST_SUMS = 4
 ALL_UP_TO = 2  # numbers: every pair is tried, and what makes a difference is tried with one more
 TIMES = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 ADDED = {"addmm", "baddbmm", "addbmm"}
@@ -106,23 +106,25 @@ class ShapeBench:
     def _dense(self) -> Run:
         self._read.clear()
         twin = self._copy(self._model)
-        with _reads_noted(twin, self._read):
+        with reads_noted(twin, self._read):
             return self._run(twin)
 
-    def numbers(self, paths: Iterable[str], channels: int, *, read: bool = True) -> set[Number]:
+    def numbers(self, paths: Iterable[str], coupling: Coupling, *, read: bool, sums: bool) -> set[Number]:
         """Return the whole numbers on some modules that are multiples of a number of channels.
 
         Args:
             paths: The modules.
-            channels: The number of channels.
+            coupling: Whose channels they are.
             read: Only those that the forward reads; otherwise those that it does not.
+            sums: Larger ones instead that are no multiples: they may be sums of several widths.
         """
         return {
             (type(self.modules[path]).__name__, name, value)
             for path in paths
             if not isinstance(self.modules[path], SET_BY_SURGERY)
             for name, value in whole_numbers(self.modules[path])
-            if value and value % channels == 0 and self._counts(path, name, read=read)
+            if value and is_sum(value, coupling) == sums and (value > coupling.num_channels or not sums)
+            if self._counts(path, name, read=read)
         }
 
     def _counts(self, path: str, name: str, *, read: bool) -> bool:
@@ -144,9 +146,14 @@ class ShapeBench:
         )
 
     def with_numbers(self, coupling: Coupling, paths: Iterable[str], numbers: Iterable[Number]) -> Coupling:
-        """Return a coupling with the attributes that `numbers` names beside those that it has."""
+        """Return a coupling with the attributes that `numbers` names beside those that it has.
+
+        Where one is no multiple of the channels, it is a sum that they are part of.
+        """
         own = {(attribute.module, attribute.name) for attribute in coupling.attributes}
         more = [a for a in self.attributes(paths, numbers) if (a.module, a.name) not in own]
+        parts = tuple(range(coupling.num_channels))
+        more = [replace(a, channels=parts) if is_sum(a.value, coupling) else a for a in more]
         return replace(coupling, attributes=(*coupling.attributes, *more))
 
     def without_one(self, sites: Sites, numbers: Sequence[Number]) -> Run:
@@ -177,6 +184,11 @@ class ShapeBench:
                     return Run(f"{line_of(error) or 'a line of the code'} ({first_line(error)})", calls=factors.calls)
             shapes += [tuple(tensor.shape) for tensor in tensors_in(outputs)]
         return Run("", tuple(shapes), tuple(factors.found), factors.calls)
+
+
+def is_sum(number: float, coupling: Coupling) -> bool:
+    """Return whether a number that follows a coupling is a sum that its channels are part of, and no multiple."""
+    return bool(number % coupling.num_channels)
 
 
 def identity(couplings: Sequence[Coupling]) -> tuple[object, ...]:
@@ -234,7 +246,22 @@ def fitting_repairs(bench: ShapeBench, sites: Sites, *, unread: bool = True) -> 
                 fits = True
                 yield repair, len(fitting) == len(powers) == 1 and not _is_doubtful(repair, sites, candidates)
     if not fits:
+        for repair in _with_a_sum(bench, sites, candidates):
+            fits = True
+            yield repair, False
+    if not fits:
         yield Repair(furthest.failure or "the shape of an output changes"), True
+
+
+def _with_a_sum(bench: ShapeBench, sites: Sites, candidates: Sequence[Number]) -> Iterator[Repair]:
+    """Yield repairs with which the shapes fit: a number that is a sum of several widths (`a + b`), with one more."""
+    heads = any(coupling.kind == "head" for coupling, _ in sites)
+    sums = [] if heads else _common(bench, sites, read=True, sums=True)[:MOST_SUMS]
+    for others, own in product([(), *((number,) for number in candidates)], sums):
+        numbers = (*others, own)
+        run = bench.without_one(sites, numbers)
+        if not run.failure and run.shapes == bench.whole.shapes:
+            yield from (Repair("", numbers, power) for power in _powers(bench.whole, run, sites))
 
 
 def _matters(numbers: tuple[Number, ...], runs: Mapping[tuple[Number, ...], Run]) -> bool:
@@ -255,9 +282,9 @@ def _is_doubtful(repair: Repair, sites: Sites, candidates: Sequence[Number]) -> 
     return odd or (bool(candidates) and not named)
 
 
-def _common(bench: ShapeBench, sites: Sites, *, read: bool) -> list[Number]:
+def _common(bench: ShapeBench, sites: Sites, *, read: bool, sums: bool = False) -> list[Number]:
     """Return the numbers that may stand for the width at every site."""
-    found = [bench.numbers(paths, coupling.num_channels, read=read) for coupling, paths in sites]
+    found = [bench.numbers(paths, coupling, read=read, sums=sums) for coupling, paths in sites]
     return sorted(set.intersection(*found), key=lambda number: ("." in number[1], number))
 
 
@@ -386,39 +413,3 @@ class _Factors(Mode):
                 return float(value)
             return self.filled[id(value)][1] if id(value) in self.filled else None
         return float(value) if isinstance(value, int | float) else None
-
-
-@contextmanager
-def _reads_noted(twin: nn.Module, read: set[tuple[str, str]]) -> Iterator[None]:
-    """Note which attributes of which modules, and of the settings that these hold, are read."""
-    owners: dict[int, tuple[object, list[tuple[str, str]]]] = {}  # and where each is: in a module, behind a name
-    for path, module in twin.named_modules():
-        owners[id(module)] = module, [(path, "")]
-        for name, value in vars(module).items():
-            if is_settings(value):
-                owners.setdefault(id(value), (value, []))[1].append((path, f"{name}."))
-    changed: list[tuple[object, type]] = []
-    try:
-        for owner, places in owners.values():
-            cls = type(owner)
-            try:
-                object.__setattr__(owner, "__class__", _noting(cls, places, read))
-            except MODEL_ERRORS:  # a class that fixes its layout, or whose metaclass refuses another
-                read |= {(path, prefix + entry) for path, prefix in places if prefix for entry in vars(owner)}
-                continue
-            changed.append((owner, cls))
-        yield
-    finally:
-        for owner, cls in changed:
-            object.__setattr__(owner, "__class__", cls)
-
-
-def _noting(cls: type, places: Sequence[tuple[str, str]], read: set[tuple[str, str]]) -> type:
-    """Return a class like another one that notes, for each of some places, the names of attributes that are read."""
-
-    def noted(self: Any, name: str) -> Any:
-        """Note the name."""
-        read.update((path, prefix + name) for path, prefix in places)
-        return cls.__getattribute__(self, name)  # type: ignore[call-arg]
-
-    return type(cls.__name__, (quiet_base(), cls), {"__getattribute__": noted, "__module__": cls.__module__})

@@ -30,6 +30,7 @@ from oicsr.networks.state import buffers_kept, generators_kept, indices_on_cpu, 
 from oicsr.networks.wrapping import stand_alone
 from oicsr.parametrized import lengths
 from oicsr.plan import PruningPlan
+from oicsr.proving.advice import advice
 from oicsr.proving.chance import choose_kept, is_sparse, measured, measuring, move_statistics, noisy_example, randomize
 from oicsr.proving.watching import WIDER, Watch, default_dtype, storages
 from oicsr.reference import along_axis
@@ -189,10 +190,8 @@ class Bench:
         except MODEL_ERRORS as error:
             if any(frame.f_code.co_filename == parametrize.__file__ for frame, _ in walk_tb(error.__traceback__)):
                 return f"cannot lose channels: the parametrization of a weight fails without them ({first_line(error)})"
-            return (
-                f"cannot lose channels: its width is a number in the model's code ({first_line(error)}); write -1 in "
-                "its place, or keep it in an attribute of the module"
-            )
+            reason = f"cannot lose channels: its width is a number in the model's code ({first_line(error)})"
+            return f"{reason}; {advice(error)}"
         whole = len(couplings) == len(self._couplings)
         expected = self._expected if whole else self._zeroed_outputs(couplings)
         difference = _difference(expected, found, self._tolerance())
@@ -215,10 +214,8 @@ class Bench:
         try:
             found = self._run(self._pruned(couplings), training=True)
         except MODEL_ERRORS as error:
-            return (
-                f"{TRAINING_FAILS} ({first_line(error)}); if a width is a number in the model's code there, write -1 "
-                "in its place, or keep it in an attribute of the module"
-            )
+            reason = f"{TRAINING_FAILS} ({first_line(error)}); if a width is a number in the model's code there"
+            return f"{reason}, {advice(error)}"
         tolerance = max(TRAINING_TOLERANCE, 10 * self._tolerance())
         difference = _difference(expected, found, tolerance)
         if difference is None:

@@ -84,6 +84,8 @@ class Tracing(Protocol):
     axes: dict[tuple[str, int], Tensor]
     rebuilt: set[tuple[str, int]]
     passed: list[Passed]
+    chosen: dict[tuple[str, int], Tensor]
+    passed_over: frozenset[tuple[str, int]]
     unruled: list[str]
 
     def ids(self, node: fx.Node) -> Tensor | None:
@@ -106,6 +108,9 @@ class Tracing(Protocol):
 
     def start_channels(self, weight: fx.Node, *, dim: int) -> Tensor:
         """Return the channels that a layer produces."""
+
+    def keep_axis(self, weight: fx.Node, dim: int, reason: str) -> None:
+        """Let an axis of a weight stay whole."""
 
     def put_slot(self, key: tuple[str, int], ids: Tensor, side: Side, counts: bool) -> None:
         """Let an axis of a parameter follow channels."""

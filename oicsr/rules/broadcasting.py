@@ -180,6 +180,11 @@ def _cross(tracer: Tracer, node: fx.Node, first: Operand, second: Operand) -> Te
             assert other.ids is not None
             tracer.sets.fix(other.ids, CROSSED)
             return _meet_numbers(tracer, node, own, replace(other, ids=None))
+    for own, other in ((first, second), (second, first)):
+        assert own.ids is not None and other.ids is not None
+        if own.covers(other) and bool(tracer.sets.stays(own.ids, last=True).all()):  # they stay for what comes behind
+            tracer.sets.fix(other.ids, CROSSED)
+            return own.ids
     if first.covers(second) and second.covers(first):
         tracer.opaque(node, "combines values whose channels lie on different axes")
         return None

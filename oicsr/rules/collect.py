@@ -254,7 +254,7 @@ def _ends(tracer: Tracer, roots: Tensor) -> Tensor:
 
     The channels of queries and keys, those of values, and each piece of what a module cuts are widths of their own in
     the code, though one layer may produce them all. (Where a module without attention keeps the sizes of all pieces in
-    a list, they are left together.)
+    a list, they are left together.) Of a piece that is cut again, the smaller ones are.
     """
     together, known = ChannelSets(), torch.zeros(len(roots), dtype=torch.bool)
     together.new(len(roots))
@@ -262,13 +262,20 @@ def _ends(tracer: Tracer, roots: Tensor) -> Tensor:
     within = {module_path(product.node) for product in products if len(product.labels)}
     vectors = [vector for p in products for vector in ([p.channels, p.passed] if p.sets else [p.heads])]
     cuts = (cut for cut in tracer.cuts if not cut.listed or module_path(cut.node) in within)
-    vectors += [piece for cut in cuts for piece in cut.pieces]
+    vectors += _innermost([roots[piece] for cut in cuts for piece in cut.pieces])
     for vector in vectors:
         if vector is not None:
             own = roots[vector]
             together.join(own[1:], own[:1].expand(len(own) - 1))
             known[own] = True
     return torch.where(known, together.roots(), -1)
+
+
+def _innermost(pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Return the pieces that hold no other one and more."""
+    sets = [frozenset(piece.tolist()) for piece in pieces]
+    distinct = set(sets)
+    return [piece for piece, own in zip(pieces, sets, strict=True) if not any(other < own for other in distinct)]
 
 
 def _present(owner: Tensor) -> list[CouplingId]:

@@ -9,7 +9,7 @@ from oicsr.rules.correlation import correlate, is_correlation
 from oicsr.rules.ids import on_axis, squeeze_constant_axes, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
-from oicsr.rules.weights import has_weight, note_layer, pass_by
+from oicsr.rules.weights import has_weight, note_layer, passes_by
 
 MIXES = "mixes neighbouring channels, as its kernel runs along the axis on which they lie"
 FEW_GROUPS = 4  # a convolution of so many wide groups keeps them all, and loses channels of each
@@ -30,13 +30,15 @@ def convolve(tracer: Tracer, node: fx.Node) -> Result:
         is_other = is_correlation(tracer, weight)
         return correlate(tracer, node, axis) if is_other else tracer.computed_weight(node, weight)
     ids = _of_rows(tracer, node, axis)
-    if ids is not None and varying(ids) and ids.shape[axis] == 1:
-        if all(_is_pointwise(node, other, axis) for other in varying(ids)):
-            pass_by(tracer, node, weight, ids)
+    along = varying(ids) if ids is not None and ids.shape[axis] == 1 else []
+    if ids is not None and along and all(_is_pointwise(node, other, axis) for other in along):
+        if passes_by(tracer, node, weight, ids, whole=groups > 1):
             return Value(ids)
+    elif along:
         tracer.fix(source, tracer.notable(f"{tracer.where(node)} {MIXES}"))
     if groups == 1:
-        tracer.read_channels(node, source, weight, axis=axis, dim=1)
+        if not along:
+            tracer.read_channels(node, source, weight, axis=axis, dim=1)
         out = tracer.start_channels(weight, dim=0)
     elif _is_thinned(tracer, node, shape[1], shape[0] // groups):
         tracer.read_channels(node, source, weight, axis=axis, dim=1, groups=groups)

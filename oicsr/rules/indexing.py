@@ -69,6 +69,9 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         tracer.opaque(node, "picks single channels")
     elif step > 1 and start < step and width == step * sizes[0]:
         return [_every(tracer, ids, axis, step).narrow(axis, 0, sizes[0])]
+    elif _is_written(node) and width != 2 * sizes[0] and step == 1 and _is_given(tracer, node, [start], sizes, width):
+        before, piece, behind = ids.split([start, *sizes, width - start - sum(sizes)], axis)
+        return _given_pieces(tracer, node, [piece], [before, behind])
     elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
         if len(varying(ids)) > 1 and not tracer.depends_on_input(node.all_input_nodes[0]):
             return [tracer.tie_axis(ids, axis)] * len(sizes)  # a table of more positions than are needed
@@ -88,6 +91,12 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
         return [ids.narrow(axis, 0, sizes[0])]  # fixed above
     starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
     return [ids.narrow(axis, begin, size) for begin, size in zip(starts, sizes, strict=True)]
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Return whether a piece is only written into (`out[..., : self.first] = a`), so that this says what it holds."""
+    users = list(node.users) if operator_name(node) in ("aten::slice", "aten::narrow") else []
+    return bool(users) and all(operator_name(user) == "aten::copy_" and source_of(user) is node for user in users)
 
 
 def _cuts_at_shares(tracer: Tracer, node: fx.Node, ids: Tensor, axis: int, places: list[int]) -> bool:

@@ -21,6 +21,7 @@ class ChannelSets:
         self._parent = torch.arange(1024)  # a label's parent is never greater than itself; its own where it is a root
         self._count = 0
         self._fixed: list[tuple[Tensor, str]] = []
+        self._fixed_last: list[tuple[Tensor, str]] = []
 
     def new(self, count: int) -> Tensor:
         """Return `count` fresh labels, each a set of its own, as an int64 tensor of shape `(count,)`."""
@@ -60,13 +61,19 @@ class ChannelSets:
             first, second = self.find(first), self.find(second)
         return changed
 
-    def fix(self, labels: Tensor, reason: str) -> None:
-        """Declare that no channel of `labels` may be removed, because of `reason` (the first reason stands)."""
-        self._fixed.append((labels.unique(), reason))
+    def fix(self, labels: Tensor, reason: str, *, last: bool = False) -> None:
+        """Declare that no channel of `labels` may be removed, because of `reason`.
 
-    def stays(self, labels: Tensor) -> Tensor:
-        """Return which channels of `labels` are known already to stay, as bool of the shape of `labels`."""
-        fixed = [self.find(own) for own, _ in self._fixed]
+        The first reason stands; with `last`, any other one comes before it.
+        """
+        (self._fixed_last if last else self._fixed).append((labels.unique(), reason))
+
+    def stays(self, labels: Tensor, *, last: bool = False) -> Tensor:
+        """Return which channels of `labels` are known already to stay, as bool of the shape of `labels`.
+
+        With `last`, those alone that were fixed in this way.
+        """
+        fixed = [self.find(own) for own, _ in (self._fixed_last if last else self._fixed + self._fixed_last)]
         return torch.isin(self.find(labels), torch.cat(fixed)) if fixed else torch.zeros_like(labels, dtype=torch.bool)
 
     def roots(self) -> Tensor:
@@ -79,7 +86,7 @@ class ChannelSets:
         Returns:
             For each root the position of its reason, int64 `(labels,)`, -1 where the set may go; and the reasons.
         """
-        which = torch.full((self._count,), -1)
-        for position in reversed(range(len(self._fixed))):  # the first reason is written last
-            which[self.find(self._fixed[position][0])] = position
-        return which, [reason for _, reason in self._fixed]
+        which, fixed = torch.full((self._count,), -1), self._fixed + self._fixed_last
+        for position in reversed(range(len(fixed))):  # the first reason is written last
+            which[self.find(fixed[position][0])] = position
+        return which, [reason for _, reason in fixed]

@@ -108,6 +108,7 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     `Tracer.approximate` as under an RMSNorm.
     """
     axes = list(range(ids.ndim - len(argument(node, 1)), ids.ndim))
+    ids = of_tokens(tracer, node, ids, axes)
     kept = tracer.whole(ids, axes)
     if kept is not None:
         return kept
@@ -115,6 +116,14 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     if stay:
         return tracer.opaque(node, stay)
     _follow_norm(tracer, [argument(node, 2), argument(node, 3)], ids.flatten())
+    return ids
+
+
+def of_tokens(tracer: Tracer, node: fx.Node, ids: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return the ids of what a norm over `axes` reads; of a table of learned tokens, the channels lie on these."""
+    if not tracer.depends_on_input(source_of(node)) and set(varying(ids)) & set(axes):
+        for axis in set(varying(ids)) - set(axes):
+            ids = tracer.tie_axis(ids, axis)
     return ids
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, fx
 
 from oicsr.coupling import Side
 
+PASSED = -1  # in the place of an axis of a weight: the channels that its layer passes on, along another axis
+
 
 @dataclass(frozen=True)
 class Slot:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from oicsr.rules.calls import argument, axes_of, module_path, operator_name, shape_of, source_of
 from oicsr.rules.names import DIVISIONS, MULTIPLICATIONS, UNCHANGED, VIEWS
+from oicsr.rules.normalization import of_tokens
 from oicsr.rules.notes import Norm
 from oicsr.rules.registry import Result, aten, follows
 from oicsr.rules.tracer import Tracer
@@ -25,6 +26,7 @@ NORMS = frozenset(aten("linalg_vector_norm norm"))
 def rms_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
     """Keeps channels on other axes; those that it runs over go where weight and epsilon can follow."""
     axes = list(range(ids.ndim - len(argument(node, 1)), ids.ndim))
+    ids = of_tokens(tracer, node, ids, axes)
     kept = tracer.whole(ids, axes)
     if kept is not None:
         return kept

@@ -109,7 +109,8 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     axis = axis_of(node, rank)
     parts = [Operand.of(tracer, source, rank) for source in nodes]
     if all(part.ids is None for part in parts):
-        states = rank != 3 and axis == 1 and any(tracer.is_uniform(source, axis) for source in nodes)
+        wide = [source for source in nodes if shape_of(source)[axis] > 1]  # not a column of ones
+        states = rank != 3 and axis == 1 and any(tracer.is_uniform(source, axis) for source in wide)
         states &= axis not in tracer.evaluated.differing(node)
         if not states:  # of a recurrent cell, which is joined to its hidden channels later
             reasons = [part.reason for part in parts]
@@ -118,8 +119,9 @@ def concatenate(tracer: Tracer, node: fx.Node) -> Result:
     along = [axis in part.axes for part in parts]
     if all(along) and len({tuple(part.axes) for part in parts}) > 1:
         parts = [_along(tracer, part, axis) for part in parts]
-    beyond = [sorted(set(part.axes) - {axis}) for part in parts]
-    if any(along) and all(axes == beyond[0] for axes in beyond) and (all(along) or not beyond[0]):
+    beyond = [sorted(set(part.axes) - {axis}) for part in parts if part.axes]
+    if any(along) and all(axes == beyond[0] for axes in beyond):
+        parts = [_spread(part, axis, shape_of(source)[axis]) for part, source in zip(parts, nodes, strict=True)]
         return Value(torch.cat(_aligned(tracer, node, nodes, parts, axis), axis))
     return _tied(tracer, node, parts, axis)
 
@@ -132,6 +134,13 @@ def _along(tracer: Tracer, part: Operand, axis: int) -> Operand:
     for other in set(part.axes) - {axis}:
         ids = tracer.tie_axis(ids, other)
     return replace(part, ids=ids)
+
+
+def _spread(part: Operand, axis: int, size: int) -> Operand:
+    """Give all slices of an axis the channels on others: what of a head was rotated goes with it as a whole."""
+    if part.ids is None or not part.axes or axis in part.axes:
+        return part
+    return replace(part, ids=part.ids.expand(*part.ids.shape[:axis], size, *part.ids.shape[axis + 1 :]))
 
 
 def _aligned(

@@ -43,7 +43,7 @@ class Tracer:
         sets: Which labels can only go together, and which stay.
         values: What is known of each value.
         parameters: Nodes that are parameters or buffers of the model, to their qualified names.
-        modules: The model's modules by name, or None where they are not known.
+        modules: The model's modules by name, or None.
         slots: Parameter axes whose slices belong to channels.
         producers: Those that start channels, in the order in which their layers run.
         elementwise: Parameters that are read elementwise, to the labels of their elements.
@@ -67,7 +67,8 @@ class Tracer:
         evaluated: The numbers that the code makes, to see where they differ.
         rebuilt: Axes of weights that read channels, and start them again in a transposed use.
         doubts: Calls that are followed on trust, for the proof to judge.
-        chosen: Where a weight adds several axes to a product: the one that channels start on, and their labels.
+        chosen: Where channels of a weight could lie on several axes: the one that they are followed on (`PASSED`: that
+            of the input's), and their labels.
         passed_over: Such axes that are to be chosen last, as channels on them were found to stay.
     """
 

@@ -10,7 +10,7 @@ from oicsr.rules.calls import argument, shape_of, source_of
 from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, register_rule
 from oicsr.rules.tracer import Tracer
-from oicsr.rules.weights import can_follow, has_weight, note_layer
+from oicsr.rules.weights import can_follow, gives_way, has_weight, note_layer
 
 Labelled = tuple[fx.Node, str]  # a factor, and a letter for each of its axes
 
@@ -84,7 +84,7 @@ def sum_with_weight(tracer: Tracer, node: fx.Node, first: Labelled, second: Labe
         return tracer.opaque(node, "sums over channels in a form without a rule")
     along = [] if ids is None else [own[axis] for axis in varying(ids)]
     kept = [letter for letter in along if letter in out]
-    if kept:
+    if ids is not None and kept and not (new and kept[0] not in others and gives_way(tracer, node, weight, ids)):
         return _pass(tracer, node, first, second, out, kept)
     for letter in summed:
         if along and letter not in along:

@@ -15,7 +15,7 @@ from oicsr.coupling import Side
 from oicsr.rules.axes import OF_WEIGHTS, REDUCTIONS, Axis, Tracing, is_computed, weight_axes
 from oicsr.rules.calls import gives_many, operator_name, shape_of
 from oicsr.rules.ids import on_axis
-from oicsr.rules.notes import Passed, Product
+from oicsr.rules.notes import PASSED, Passed, Product
 
 
 def has_weight(tracer: Tracing, weight: Any) -> bool:
@@ -70,12 +70,32 @@ def note_layer(
     tracer.note_product(Product(node, "weight", torch.zeros(0, dtype=torch.int64), labels[0], None, labels[1], *own))
 
 
-def pass_by(tracer: Tracing, node: fx.Node, weight: fx.Node, ids: Tensor) -> None:
-    """Remember a layer that runs over channels one by one, along another axis: its own channels stay."""
+def passes_by(tracer: Tracing, node: fx.Node, weight: fx.Node, ids: Tensor, *, whole: bool = False) -> bool:
+    """Return whether channels pass through a layer that runs over them one by one, along another axis.
+
+    A value has channels on one axis: where these pass, the layer's own ones stay. Where they were found to stay in any
+    case (those of an output), the layer starts its own instead, unless it is to stay `whole`.
+    """
+    tracer.keep_axis(weight, 1, f"{tracer.where(node)} reads an axis without channels by it")
+    if not whole and gives_way(tracer, node, weight, ids):
+        return False
     note_layer(tracer, node, weight, passed=ids)
     if weight in tracer.parameters:
         own = tracer.start_channels(weight, dim=0)
         tracer.sets.fix(own, "runs along another axis than that of its input's channels")
+    return True
+
+
+def gives_way(tracer: Tracing, node: fx.Node, weight: fx.Node, ids: Tensor) -> bool:
+    """Return whether channels that a layer passes on are known to stay, so that it starts its own instead."""
+    key = (weight.name, PASSED)
+    if key in tracer.passed_over:
+        why = f"{tracer.where(node)} runs over them one by one, along another axis"
+        tracer.sets.fix(ids, why, last=True)
+        return True
+    earlier = tracer.chosen.get(key, ids.flatten()[:0])
+    tracer.chosen[key] = torch.cat([earlier, ids.flatten()])
+    return False
 
 
 def start_computed(tracer: Tracing, weight: fx.Node, dim: int) -> Tensor:

@@ -6,6 +6,7 @@ it gets the channels of the first values that are written into it, or into a vie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,6 @@ from torch import Tensor, fx
 
 from oicsr.rules.broadcasting import Operand, combine, narrow_shape
 from oicsr.rules.calls import argument, axis_of, operator_name, shape_of, source_of, start_of
-from oicsr.rules.ids import on_axis, varying
 from oicsr.rules.registry import Result, Value, aten, register_rule
 from oicsr.rules.tracer import Tracer
 
@@ -152,8 +152,8 @@ def _around(tracer: Tracer, view: fx.Node, ids: Tensor, axis: int, size: int) ->
     if ids.shape[axis] in (1, size):
         return ids
     start, step = start_of(view, size), int(argument(view, "step", 1))
-    if varying(ids) != [axis]:
-        return None
-    labels = tracer.sets.new(size)
-    tracer.sets.join(labels[start::step][: ids.shape[axis]], ids.flatten())
-    return on_axis(labels, axis, ids.ndim)
+    shape = [*ids.shape[:axis], size, *ids.shape[axis + 1 :]]
+    labels = tracer.sets.new(math.prod(shape)).reshape(shape)
+    places = torch.arange(size)[start::step][: ids.shape[axis]]
+    tracer.sets.join(labels.index_select(axis, places), ids)
+    return labels

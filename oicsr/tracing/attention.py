@@ -31,7 +31,7 @@ from oicsr.names import first_names
 from oicsr.networks.inputs import Inputs
 from oicsr.opened.code import freed
 from oicsr.proving.proof import prove
-from oicsr.proving.repair import Number, Repair, ShapeBench, find_repair
+from oicsr.proving.repair import Number, Repair, ShapeBench, find_repair, is_sum
 from oicsr.rules import Product, Tracer
 from oicsr.rules.calls import argument, module_path, operator_name, source_of
 from oicsr.rules.collect import ChannelIndex
@@ -215,9 +215,10 @@ class Attentions:
             repair = self._repair(tracer, key, group, position, paths)
             failure = failure or repair.failure
             fit += [] if repair.failure else [position]
-            if taken & set(repair.numbers):
+            widths = {number for number in repair.numbers if not is_sum(number[2], group[0].couplings[position])}
+            if taken & widths:
                 failure = failure or "queries and values have one width in the code"
-            taken |= set(repair.numbers)
+            taken |= widths
             for site in group:
                 completed = self._completed(tracer, site, position, repair, paths)
                 if completed is None:

@@ -318,9 +318,12 @@ class Gated(nn.Module):
         return self.out(gate.relu() * mixed)
 
 
-def test_pieces_whose_numbers_are_parts_of_a_width_stay_unless_a_list_holds_them() -> None:
-    with pytest.warns(UnprunedChannelsWarning, match=r"cut into pieces in 'attention' \(Gated\) stays: .*write -1"):
-        assert not oicsr.find_couplings(network(Gated), X)
+def test_a_number_that_is_the_sum_of_two_others_goes_down_with_either() -> None:
+    model = network(Gated)
+    couplings = oicsr.find_couplings(model, X)
+    assert kinds(couplings) == {"attention.inp": ("channel", 6), "attention.inp[6:20]": ("channel", 4)}
+    small, _ = check_exact(model, (X,), couplings, drop_third(couplings))
+    assert (small.attention.hidden, small.attention.passed, small.attention.convolved) == (7, 4, 3)
 
 
 # ----------------------------------------------------------------------------------------------------------------

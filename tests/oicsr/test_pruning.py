@@ -113,7 +113,11 @@ def test_summary_and_repr() -> None:
 WASTED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a target out of reach": ({"macs_kept": 0.001}, ValueError, "out of reach"),
     "one of parameters": ({"params_kept": 0.001, "scope": "inner"}, ValueError, "out of reach"),
-    "nothing to remove": ({"ignore": "*"}, ValueError, "there are no couplings"),
+    "nothing to remove": (
+        {"ignore": "*"},
+        ValueError,
+        "scope='all', with nothing to ignore, finds",
+    ),
     "a single tensor": ({"batches": IMAGES}, ValueError, "batches is a tensor"),
     "no batches": ({"batches": []}, ValueError, "batches is empty"),
     "batches of another kind": ({"batches": [3]}, TypeError, "a batch is a int"),

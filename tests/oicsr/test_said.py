@@ -527,3 +527,38 @@ def test_modules_in_plain_lists_are_named() -> None:
     said = [str(entry.message) for entry in caught]
     assert any("'middle' of Plain holds modules (Conv2d, BatchNorm2d) in a plain list" in text for text in said)
     assert not any("'views'" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Linear(6, 3)), "nor in any other one ('0': is an output of the model)"),
+        (nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 3)), "scope='all', with nothing to ignore, finds those of '0'"),
+        (nn.Sequential(nn.Embedding(9, 3)), "in this scope ("),  # does not run on these rows
+        (nn.ReLU(), "nor in any other one"),
+    ],
+)
+def test_where_nothing_can_be_removed_the_error_says_why(model: nn.Module, said: str) -> None:
+    with pytest.raises(ValueError, match="there are no couplings: the model has no channels") as error:
+        oicsr.select_channels([], [], model, ROWS)
+    assert said in str(error.value)
+
+
+def said_of_width(run: Callable[[Any, Tensor], Tensor], **more: nn.Module) -> str:
+    trace = oicsr.trace_couplings(Net(run, layers() | more).eval(), ROWS, scope="all", approximate="layer_norm")
+    return trace.unpruned["a"]
+
+
+def test_what_to_do_about_a_width_in_the_code_is_told_by_the_error() -> None:
+    """-1 helps where the code reshapes; nn.MultiheadAttention has a way of its own."""
+    reshaped = said_of_width(lambda net, x: net.o(net.b(net.a(x).unsqueeze(1).reshape(5, 16))))
+    assert "write -1 in its place" in reshaped
+    spread = said_of_width(lambda net, x: net.o(net.b(net.a(x).expand(5, 16))))
+    assert "write -1" not in spread and "the shape of a tensor" in spread
+
+    def attend(net: Any, x: Tensor) -> Tensor:
+        tokens = net.n(net.a(x)).unsqueeze(1)
+        return net.o(net.b(net.m(tokens, tokens, tokens)[0].squeeze(1)))
+
+    attended = said_of_width(attend, n=nn.LayerNorm(16), m=nn.MultiheadAttention(16, 2))
+    assert "oicsr.open_attention(model) sets it free" in attended and "write -1" not in attended

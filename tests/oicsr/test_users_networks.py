@@ -20,7 +20,7 @@ import oicsr
 from oicsr.networks.inputs import tensors_in
 from tests.oicsr.users_networks import CASES, Case
 
-for more in ("cuts", "experts", "gates", "kernels", "modules", "recurrences", "sequences", "sums", "weights"):
+for more in ("cuts", "experts", "gates", "kernels", "modules", "recurrences", "sequences", "sums", "tokens", "weights"):
     assert import_module(f"tests.oicsr.users_{more}").CASES is CASES  # they add to the table
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 RANDOM_IN_TRAINING = {"stochastic_depth_and_dropped_blocks"}

@@ -282,3 +282,11 @@ def three_eighths_as_a_gate(net: Any, x: Tensor) -> Tensor:
 def twelve_channels_by_number(net: Any, x: Tensor) -> Tensor:
     x = net.a(x)
     return net.o(net.b(torch.cat((x[:, 4:], x[:, :4].sigmoid()), 1)))
+
+
+@rows("i i[16:22]", i=lambda: nn.Linear(6, 23), d=lambda: 8, n=lambda: 3)
+def a_cut_of_a_piece(net: Any, x: Tensor) -> Tensor:
+    """As in Mamba-2 (Dao and Gu, ICML 2024)."""
+    gate, y, step = net.i(x).split([net.d, net.d + 2 * net.n, 1], -1)
+    y, b, c = y.split([net.d, net.n, net.n], -1)
+    return net.o(y * (b * c).sum(-1, keepdim=True) * functional.silu(gate)) * step
