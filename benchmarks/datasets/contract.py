@@ -22,18 +22,26 @@ class MissingDataError(DataError):
     """A data set was not found: it is missing, not damaged."""
 
 
-class EpochBatches(Protocol):
-    """Training batches, epoch by epoch (see `benchmarks.training.loop.Batches`)."""
-
-    batch_size: int
+class Batches(Protocol):
+    """Where training batches come from, epoch by epoch."""
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         ...
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
-        """Yield images and labels in the order, and augmented as the generator says, from batch `start` on."""
+        """Yield images and labels, on the model's device, from the batch number `start` on.
+
+        Order and augmentation are as the generator says; the random numbers of the complete epoch are drawn for any
+        `start`.
+        """
         ...
+
+
+class EpochBatches(Batches, Protocol):
+    """Training batches of one size."""
+
+    batch_size: int
 
 
 class Data(Protocol):

@@ -3,9 +3,9 @@
 Every process holds the full network and takes an equal share of each global batch. PyTorch's DistributedDataParallel
 averages the gradients, the penalty is added on each process to identical weights, and BatchNorm uses the statistics of
 the global batch. So the result is that of one process with the same global batch, to rounding; dropout is the
-exception: all processes draw the same masks, each for its share. Process 0 alone reads and writes checkpoints, records
-and W&B; what it reads and the scores of channels are sent to the others, so that all of them prune the same channels
-and stay in step.
+exception: each process draws masks of its own for its share. Process 0 alone reads and writes checkpoints, records and
+W&B; what it reads and the scores of channels are sent to the others, so that all of them prune the same channels and
+stay in step.
 """
 
 from __future__ import annotations
@@ -39,6 +39,25 @@ def parallel(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module in norms:
             del module.__dict__["forward"]
+
+
+@contextmanager
+def own_numbers() -> Iterator[None]:
+    """Let each process draw random numbers of its own in a step (dropout masks), the same ones after a resume.
+
+    Before and after it, the generator is in the same state on all processes: that which a checkpoint holds.
+    """
+    rank = current_rank()
+    if rank.count == 1:
+        yield
+        return
+    seed = int(torch.randint(2**62, ()))
+    common = torch.get_rng_state()
+    torch.manual_seed(seed + rank.index)  # the device's generator, too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(common)
 
 
 def _global_batch_norm(module: _BatchNorm, images: Tensor) -> Tensor:

@@ -10,19 +10,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.config import Phase, Precision
+from benchmarks.datasets.contract import Batches
 from benchmarks.machine.memory import keep_freed_memory
 from benchmarks.machine.processes import current_rank, summed
 from benchmarks.machine.weights_files import READ_ERRORS
 from benchmarks.records.rows import EpochRow
 from benchmarks.training.cuda_graphs import GraphRecorder, Recorder, ResidentBatches, StaticEpochs
-from benchmarks.training.data_parallel import parallel
+from benchmarks.training.data_parallel import own_numbers, parallel
 from benchmarks.training.part_epoch import PartEpoch
 from benchmarks.training.step import OptimizationStep, autocast
 from oicsr import Regularizer, ScheduledRegularizer
@@ -32,21 +33,6 @@ logger = logging.getLogger(__name__)
 Snapshot = dict[str, Any]
 
 EVALUATION_BATCH = 500
-
-
-class Batches(Protocol):
-    """Where training batches come from."""
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        ...
-
-    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels, on the model's device, from the batch number `start` on.
-
-        The random numbers of the complete epoch are drawn for any `start`.
-        """
-        ...
 
 
 class DivergedError(RuntimeError):
@@ -220,7 +206,8 @@ class Training:
             for rate, (images, labels) in zip(rates, batches, strict=True):
                 check()
                 self._step.set_rate(rate)
-                part.totals += self._step.take(network, images, labels, rate)
+                with own_numbers():
+                    part.totals += self._step.take(network, images, labels, rate)
                 part.steps += 1
                 part.images += len(labels)
 

@@ -13,6 +13,7 @@ import torch
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine.processes import ALONE, Rank, current_rank, from_first, summed
 from benchmarks.records.record import read_records
+from benchmarks.training import data_parallel
 from tests.benchmarks.ddp_worker import run_small_experiment, train_and_prune
 
 pytestmark = pytest.mark.xdist_group("distributed")  # two processes are started once, by one worker
@@ -68,3 +69,25 @@ def test_alone_nothing_is_sent() -> None:
     totals = torch.tensor([1.0, 2.0])
     assert summed(totals) is totals and totals.tolist() == [1.0, 2.0]
     assert Rank(1, 2).share(torch.arange(6)).tolist() == [3, 4, 5]
+
+
+def test_each_process_draws_its_own_numbers_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout masks differ between processes; what a checkpoint holds of the generator, and a resume, does not."""
+
+    def two_steps(rank: Rank, state: torch.Tensor | None = None) -> tuple[list[torch.Tensor], torch.Tensor]:
+        torch.set_rng_state(state) if state is not None else torch.manual_seed(0)
+        monkeypatch.setattr(data_parallel, "current_rank", lambda: rank)
+        drawn = []
+        for _ in range(2):
+            with data_parallel.own_numbers():
+                drawn.append(torch.rand(4))
+        return drawn, torch.get_rng_state()
+
+    (first, after_first), (second, after_second), (alone, _) = (
+        two_steps(rank) for rank in (Rank(0, 2), Rank(1, 2), ALONE)
+    )
+    assert len({tuple(numbers.tolist()) for numbers in (*first, *second)}) == 4
+    assert torch.equal(after_first, after_second)
+    assert torch.equal(two_steps(Rank(1, 2), after_first)[0][0], two_steps(Rank(1, 2), after_second)[0][0])
+    torch.manual_seed(0)
+    assert torch.equal(torch.cat(alone), torch.rand(8))
