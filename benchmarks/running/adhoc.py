@@ -22,6 +22,7 @@ from benchmarks.machine.paths import inside
 from benchmarks.machine.plain_files import read_plain
 from benchmarks.methods.registry import find_method
 from benchmarks.models import input_shape
+from benchmarks.records.rows import PHASES
 from benchmarks.running.bench import load_splits
 from benchmarks.running.cells import default_profile
 from benchmarks.running.survey import flatten
@@ -137,7 +138,7 @@ def _profile(profile: Profile, options: argparse.Namespace) -> Profile:
     if options.epochs:
         if len(options.epochs) != 3:
             raise ValueError(f"--epochs takes three numbers (dense, regularized, finetune), not {options.epochs}")
-        for phase, epochs in zip(("dense", "regularized", "finetune"), options.epochs, strict=True):
+        for phase, epochs in zip(PHASES, options.epochs, strict=True):
             changes[phase] = replace(getattr(profile, phase), epochs=int(epochs))
     return replace(profile, **{name: value for name, value in changes.items() if value is not None})
 

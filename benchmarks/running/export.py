@@ -25,6 +25,7 @@ from benchmarks.machine.weights_files import in_short
 from benchmarks.methods.registry import find_method
 from benchmarks.models import build_model
 from benchmarks.records.record import Record, read_record
+from benchmarks.records.rows import PHASES
 from benchmarks.running.checkpoints import CheckpointStore
 from benchmarks.running.stages import stages_of
 from oicsr import PruningPlan, remove_channels, save_pruned
@@ -34,8 +35,6 @@ TOLERANCE = 1e-4
 EXAMPLE_BATCH = 2  # the exporter treats a batch of one as a constant
 
 CHECKED_BATCHES = (1, 3)
-
-PHASES = ("dense", "regularized", "finetune")
 
 
 class ExportError(ValueError):

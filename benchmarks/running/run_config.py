@@ -11,9 +11,8 @@ from benchmarks.config import Cell
 from benchmarks.machine.provenance import device_name, git_state, versions
 from benchmarks.methods.registry import find_method
 from benchmarks.records.record import Record
+from benchmarks.records.rows import PHASES
 from benchmarks.records.strengths import choose_strength
-
-PHASES = ("dense", "regularized", "finetune")
 
 
 def run_config(cell: Cell, tuning: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,10 @@ from benchmarks.models import input_shape
 
 SMALL = 64  # pixels on a side: networks for images up to this size hardly gain from a second thread (results/perf)
 
+CONTAINER = (  # where Linux says how much memory the processes of a container may use: control groups 2, and 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 MEMORY = 2 * 2**30  # bytes of a run: MobileNetV2 in batches of 128 takes 1.4 GiB
 
 
@@ -32,8 +37,19 @@ def choose_jobs(cells: Sequence[Cell], device: torch.device, most: int) -> int |
 
 
 def _memory() -> int:
-    """Return the bytes of memory of this machine; very many where the system does not say."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
-        return 2**62
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of memory of this machine, or of its container; very many where the system does not say."""
+    names, most = getattr(os, "sysconf_names", {}), 2**62
+    if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([most, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Yield the bytes that a container allows its processes; a limit that is not set is a word, or very many."""
+    for path in CONTAINER:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            yield int(text)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from benchmarks.config import PROTOCOL, Cell, digest
 from benchmarks.escape import for_markdown
 from benchmarks.records.record import STATES, Record, find_records
-from benchmarks.records.rows import EpochRow
+from benchmarks.records.rows import PHASES, EpochRow
 from benchmarks.running.run_config import run_config
 from benchmarks.running.stages import Stage
 
@@ -29,7 +29,6 @@ COLUMNS = ("method", "seed", "macs_kept", "macs", "params", *(f"{state}_top1" fo
 
 CURVES = ("learning_rate", "train_loss", "penalty", "train_top1", "val_loss", "val_top1")
 
-PHASES = ("dense", "regularized", "finetune")
 
 MACS, ACCURACY = "macs", "accuracy_against_macs"  # `define_metric` draws the second over the first
 

@@ -43,6 +43,21 @@ def test_one_run_per_core_as_far_as_there_are_runs_and_memory(
     assert choose_jobs([small_cell()], CPU, runs) == jobs
 
 
+@pytest.mark.parametrize(
+    ("text", "runs"), [(f"{2 * MEMORY}\n", 2), ("max\n", 4), ("9223372036854771712\n", 4), ("0\n", 1)]
+)
+@pytest.mark.usefixtures("threads")
+def test_a_container_may_allow_less_memory_than_the_machine_has(
+    text: str, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, sizes = {"SC_PHYS_PAGES": 0, "SC_PAGE_SIZE": 1}, {"SC_PHYS_PAGES": 99, "SC_PAGE_SIZE": MEMORY}
+    monkeypatch.setattr(side_by_side.os, "sysconf_names", names)
+    monkeypatch.setattr(side_by_side.os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(side_by_side, "CONTAINER", (tmp_path / "none", tmp_path / "limit"))
+    (tmp_path / "limit").write_text(text)
+    assert choose_jobs([small_cell()], CPU, 9) == runs
+
+
 def test_large_networks_and_gpus_are_left_to_one_run() -> None:
     large = replace(small_cell(), experiment=replace(small_experiment(), model="imagenet-resnet50"))
     assert choose_jobs([small_cell(), large], CPU, 9) is None
