@@ -38,7 +38,7 @@ from oicsr.rules.collect import ChannelIndex
 from oicsr.rules.names import SUMMED_PRODUCTS
 from oicsr.rules.products import ATTENTIONS
 from oicsr.tracing.numbers import follow_counts, follow_norms, note_parts, owner_of
-from oicsr.tracing.queries import rescaled_rows
+from oicsr.tracing.queries import feeds_only, rescaled_rows
 
 Granularity = Literal["channel", "head"]
 NEXT = {"free": "tied", "tied": "head", "head": "both", "both": "none", "part": "none"}
@@ -316,10 +316,12 @@ class Attentions:
     def _makes_up(self, tracer: Tracer, site: Site, product: Product, power: float) -> tuple[Rescaled, ...] | None:
         """Return the rows that make up for a factor of the scores; None where they would change something else too.
 
-        These are the rows of the queries, or else of the keys, unless values are made of them too. Where queries and
-        keys are the same rows, each takes half of the power.
+        These are the rows of the queries, or else of the keys, unless values are made of them too; those first that go
+        nowhere else (queries may be added to what comes out). Where queries and keys are the same rows, each takes half
+        of the power.
         """
-        queries, keys = (self._rows(tracer, node) for node in _factors(product.node)[:2])
+        factors = sorted(_factors(product.node)[:2], key=lambda node: not feeds_only(node, product.node))
+        queries, keys = (self._rows(tracer, node) for node in factors)
         mixed = [node for p in site.products if p.kind in ("values", "pair") for node in _values(p.node)]
         values = _slices(*(self._rows(tracer, node) for node in mixed))
         alike = _slices(queries) == _slices(keys)

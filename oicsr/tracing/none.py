@@ -21,6 +21,6 @@ def said_of_none(model: nn.Module, example_inputs: ExampleInputs) -> str:
     if trace.couplings:
         names = some_of([coupling.name for coupling in trace.couplings])
         return f"{none}; scope='all', with nothing to ignore, finds those of {names}"
-    reasons = [f"{name!r}: {reason}" for name, reason in trace.unpruned.items()]
+    reasons = [why if why.startswith(repr(name)) else f"{name!r}: {why}" for name, why in trace.unpruned.items()]
     more = f"; and {len(reasons) - MOST} more" if len(reasons) > MOST else ""
     return f"{none}, nor in any other one" + (f" ({'; '.join(reasons[:MOST])}{more})" if reasons else "")

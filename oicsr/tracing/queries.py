@@ -73,6 +73,17 @@ def rescaled_rows(parameters: Mapping[fx.Node, str], node: fx.Node, power: float
     return tuple(entries.values()) or None
 
 
+def feeds_only(node: fx.Node, reader: fx.Node) -> bool:
+    """Return whether what layers give for a value goes nowhere but there, to be read by one call."""
+    path, waiting = {reader}, [node]
+    while waiting:
+        source = waiting.pop()
+        if source not in path and source.op == "call_function":
+            path.add(source)
+            waiting += [] if operator_name(source) in AFFINE | BY_MATRICES else source.all_input_nodes
+    return all(user in path or not user.users for source in path - {reader} for user in source.users)
+
+
 def _whole_slices(is_there: Tensor) -> tuple[int, tuple[int, ...]]:
     """Return the slices along one axis, the last that will do, of which a mask consists; none where there are none."""
     for axis in reversed(range(is_there.ndim)):

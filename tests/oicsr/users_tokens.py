@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,31 @@ def tokens_that_ask_under_an_rms_norm(net: Any, x: Tensor) -> Tensor:
 @tokens("a k v f", warns="normalises over the channels", n=lambda: nn.LayerNorm(8), **READER)
 def tokens_that_ask_under_a_layer_norm(net: Any, x: Tensor) -> Tensor:
     return read(net, x)
+
+
+class SetAttention(nn.Module):
+    """Adds its queries to what comes out, so that the keys make up for the scale (Lee et al., ICML 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.heads = 8, 2
+        self.tokens, self.out = weight(1, 4, 6), nn.Linear(8, 3)
+        self.q, self.k, self.v, self.o = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def by_head(self, x: Tensor) -> Tensor:
+        return torch.cat(x.split(self.width // self.heads, 2), 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = self.tokens.repeat(len(x), 1, 1)
+        queries, keys, values = self.by_head(self.q(asked)), self.by_head(self.k(x)), self.by_head(self.v(x))
+        weights = torch.softmax(queries.bmm(keys.transpose(1, 2)) / math.sqrt(self.width), 2)
+        found = torch.cat((queries + weights.bmm(values)).split(len(x), 0), 2)
+        return self.out(found + self.o(found).relu())
+
+
+@built("k", TOKENS)
+def set_transformer() -> nn.Module:
+    return SetAttention()
 
 
 # ----------------------------------------------------------------------------------------------------------------
