@@ -70,8 +70,7 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
     elif step > 1 and start < step and width == step * sizes[0]:
         return [_every(tracer, ids, axis, step).narrow(axis, 0, sizes[0])]
     elif _is_written(node) and width != 2 * sizes[0] and step == 1 and _is_given(tracer, node, [start], sizes, width):
-        before, piece, behind = ids.split([start, *sizes, width - start - sum(sizes)], axis)
-        return _given_pieces(tracer, node, [piece], [before, behind])
+        return _split_off(tracer, node, ids.split([start, *sizes, width - start - sum(sizes)], axis))
     elif len(set(sizes)) > 1 or width % sizes[0] or start % sizes[0] or step != 1:
         if len(varying(ids)) > 1 and not tracer.depends_on_input(node.all_input_nodes[0]):
             return [tracer.tie_axis(ids, axis)] * len(sizes)  # a table of more positions than are needed
@@ -80,8 +79,7 @@ def _pieces(tracer: Tracer, node: fx.Node, ids: Tensor, sizes: list[int]) -> lis
             return [_counted(tracer, node, number, ids.narrow(axis, 0, sizes[0]))]
         places = [start, *(start + end for end in accumulate(sizes))]
         if step == 1 and _is_given(tracer, node, places, sizes, width):
-            before, *pieces, behind = ids.split([start, *sizes, width - start - sum(sizes)], axis)
-            return _given_pieces(tracer, node, pieces, [before, behind])
+            return _split_off(tracer, node, ids.split([start, *sizes, width - start - sum(sizes)], axis))
         if step != 1 or not _cuts_at_shares(tracer, node, ids, axis, places):
             tracer.opaque(node, "cuts the channel axis into unequal pieces")
     else:
@@ -182,17 +180,18 @@ def _is_given(tracer: Tracer, node: fx.Node, places: list[int], sizes: list[int]
     return given.issuperset(sizes) or all({place, width - place} & {0, *given} for place in places)
 
 
-def _given_pieces(tracer: Tracer, node: fx.Node, pieces: Sequence[Tensor], left_off: Sequence[Tensor]) -> list[Tensor]:
-    """Let pieces go by themselves, each of them but for its last slice.
+def _split_off(tracer: Tracer, node: fx.Node, parts: Sequence[Tensor]) -> list[Tensor]:
+    """Let pieces go by themselves, each of them but for its last slice; the first and the last part are left off.
 
     A single slice that is left off (`x[..., :-1]`) stays as well: in its place, the code would leave another one off.
     """
-    for piece in (*pieces, *left_off):
-        if piece.numel() == 1:
-            tracer.sets.fix(piece, "is a piece of a single channel")
+    for part in parts:
+        if part.numel() == 1:
+            tracer.sets.fix(part, "is a piece of a single channel")
+    _, *pieces, _ = parts
     tracer.cuts.append(Cut(node, tuple(piece.flatten() for piece in pieces)))
     tracer.cuts_by_number = True
-    return list(pieces)
+    return pieces
 
 
 @follows(*aten("select unbind"))

@@ -67,8 +67,7 @@ class Tracer:
         evaluated: The numbers that the code makes, to see where they differ.
         rebuilt: Axes of weights that read channels, and start them again in a transposed use.
         doubts: Calls that are followed on trust, for the proof to judge.
-        chosen: Where channels of a weight could lie on several axes: the one that they are followed on (`PASSED`: that
-            of the input's), and their labels.
+        chosen: Which of several axes channels of a weight are followed on (`PASSED`: the input's), and their labels.
         passed_over: Such axes that are to be chosen last, as channels on them were found to stay.
     """
 
