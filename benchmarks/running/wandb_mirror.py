@@ -29,7 +29,6 @@ COLUMNS = ("method", "seed", "macs_kept", "macs", "params", *(f"{state}_top1" fo
 
 CURVES = ("learning_rate", "train_loss", "penalty", "train_top1", "val_loss", "val_top1")
 
-
 MACS, ACCURACY = "macs", "accuracy_against_macs"  # `define_metric` draws the second over the first
 
 RUN, OVERVIEW = "run", "overview"  # job types

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from traceback import walk_tb
 
-import torch.nn.functional
+from torch.nn.functional import multi_head_attention_forward
 
-ATTENTION = (torch.nn.functional.multi_head_attention_forward.__code__.co_filename, "multi_head_attention_forward")
+ATTENTION = multi_head_attention_forward.__code__
 VIEWS = "is invalid for input of size"  # of view and reshape, in PyTorch's words
 
 
 def advice(error: BaseException) -> str:
     """Return what sets the width free that `error` is about."""
-    frames = [(frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
-    if ATTENTION in frames:
+    if any(frame.f_code is ATTENTION for frame, _ in walk_tb(error.__traceback__)):
         return "nn.MultiheadAttention checks it: oicsr.open_attention(model) sets it free"
     if VIEWS in str(error):
         return "write -1 in its place, or keep it in an attribute of the module"

@@ -121,10 +121,8 @@ def layer_norm(tracer: Tracer, node: fx.Node, ids: Tensor) -> Tensor | Result:
 
 def of_tokens(tracer: Tracer, node: fx.Node, ids: Tensor, axes: Sequence[int]) -> Tensor:
     """Return the ids of what a norm over `axes` reads; of a table of learned tokens, the channels lie on these."""
-    if not tracer.depends_on_input(source_of(node)) and set(varying(ids)) & set(axes):
-        for axis in set(varying(ids)) - set(axes):
-            ids = tracer.tie_axis(ids, axis)
-    return ids
+    tied = None if tracer.depends_on_input(source_of(node)) else tracer.whole(ids, set(varying(ids)) - set(axes))
+    return ids if tied is None else tied
 
 
 def _stay_under(tracer: Tracer, node: fx.Node, weight: Any, channels: Tensor, kind: type[nn.Module]) -> str:

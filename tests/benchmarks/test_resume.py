@@ -244,6 +244,9 @@ def test_waiting_for_another_command_is_no_work_between_epochs(monkeypatch: pyte
     control.before_epoch("b")
     clock.now += 30
     control.before_epoch("b")
+    clock.now += 31
+    with pytest.raises(Stopped, match="out of time"):  # the wait counts all the same
+        control.before_epoch("b")
 
 
 def test_control_reserves_time_for_work_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
