@@ -249,7 +249,10 @@ class Attentions:
                 following = "part"
             self.modes[site.path] = following
             if following in ("part", "none"):
-                what = "a part of the attention" if following == "part" else "the attention"
+                kinds = {product.kind for product in site.products}
+                attends = "pair" in kinds or {"scores", "values"} <= kinds
+                whole = "the attention" if attends else "a product of activations"
+                what = f"a part of {whole}" if following == "part" else whole
                 self.refusals[site.path] = _refusal(module, site.path, failure, what)
 
     def _repair(

@@ -562,3 +562,16 @@ def test_what_to_do_about_a_width_in_the_code_is_told_by_the_error() -> None:
 
     attended = said_of_width(attend, n=nn.LayerNorm(16), m=nn.MultiheadAttention(16, 2))
     assert "oicsr.open_attention(model) sets it free" in attended and "write -1" not in attended
+
+
+def test_a_product_that_is_no_attention_is_not_called_one() -> None:
+    """A second network makes the weights of the first, one set for each input."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        made = net.makes(x).view(-1, 16, 8)
+        return net.o(torch.bmm(made, net.first(x).relu().unsqueeze(-1)).squeeze(-1).relu())
+
+    model = Net(run, {"makes": nn.Linear(6, 16 * 8), "first": nn.Linear(6, 8), "o": nn.Linear(16, 3)})
+    said = r"a product of activations in '\(root\)' \(Net\) stays: line"
+    with pytest.warns(oicsr.UnprunedChannelsWarning, match=said):
+        oicsr.find_couplings(model, ROWS, scope="all")
