@@ -68,18 +68,19 @@ def html_report(records: Sequence[Record], comparisons: Sequence[Comparison], ve
     """
     css, script = (f"\n{(REPORT_ASSETS / name).read_text(encoding='utf-8')}" for name in ("report.css", "report.js"))
     complete = sum(record.complete for record in records)
+    first = _first_comparison(comparisons, verdicts)
     return _template().render(
         policy=_policy(css, script),
         css=Markup(css),
         script=Markup(script),
-        data=Markup(for_script(page_data(records, comparisons))),
+        data=Markup(for_script(page_data(records, comparisons, first))),
         complete=complete,
         failed=len(records) - complete,
         paper=PAPER,
         code=CODE,
         numbers=_first_numbers(verdicts),
         evidence=_first_evidence(verdicts),
-        figure=_first_figure(comparisons, verdicts),
+        figure=_first_figure(first) if first else None,
         tiers=[_tier(verdicts, tier) for tier in reversed(TIERS) if any(v.at(tier) for v in verdicts)],
         absent=[_entry(verdict, verdict.best) for verdict in verdicts if verdict.best.tier is None],
         explanation=EXPLANATION.replace("*", "").replace("`", ""),
@@ -119,16 +120,23 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def page_data(records: Sequence[Record], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return what the explorer shows: experiments, looks of the methods, and every complete run."""
+def page_data(
+    records: Sequence[Record], comparisons: Sequence[Comparison], first: Comparison | None = None
+) -> dict[str, Any]:
+    """Return what the explorer shows: experiments, looks of the methods, and every complete run.
+
+    It opens with the comparison `first`, or else with the first of the list.
+    """
     complete = [record for record in records if record.complete]
+    studies = [_study(comparison) for comparison in sorted(comparisons, key=_importance)]
     methods = sorted({record.method for record in complete}, key=rank)
     return {
         "states": _states(records),
         "main": [method for method in methods if method in MAIN_METHODS or method.endswith("-prox")],
         "titles": {method: find_method(method).title for method in methods},
         "looks": _looks(methods),
-        "studies": [_study(comparison) for comparison in sorted(comparisons, key=_importance)],
+        "studies": studies,
+        "first": first.name if first else studies[0]["name"] if studies else "",
         "runs": [_run(record) for record in complete],
     }
 
@@ -216,13 +224,15 @@ def _number(verdict: Verdict, finding: Finding | None) -> dict[str, str]:
     return {**entry, "number": number or NONE, "about": about}
 
 
-def _first_figure(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> dict[str, str] | None:
-    """Return the headline figure: of the tier that the numbers beside it come from, where there is one."""
+def _first_comparison(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> Comparison | None:
+    """Return the headline comparison: of the tier that the first numbers come from, where there is one."""
     tier = highest_tier(verdicts)
     of_that_tier = [comparison for comparison in comparisons if comparison.evidence.tier == tier]
-    comparison = headline_comparison(of_that_tier) or headline_comparison(comparisons)
-    if comparison is None:
-        return None
+    return headline_comparison(of_that_tier) or headline_comparison(comparisons)
+
+
+def _first_figure(comparison: Comparison) -> dict[str, str]:
+    """Return the headline figure."""
     drawn = before_and_after(comparison, FIRST_METHODS)["svg"]
     where = f"{title_of(comparison.experiment)}, profile {comparison.profile}"
     low, high = int(comparison.table["n"].min()), int(comparison.table["n"].max())

@@ -128,7 +128,7 @@ def test_state_moves_the_points_and_hovering_names_the_run(page: Path, tmp_path:
         return [before, hover(), shown, hidden, first().getAttribute('href')];""",
     )
     before, after, shown, hidden, link = found
-    assert "pruned" in before and "finetuned" in after and before.split("%")[0] != after.split("%")[0]
+    assert "pruned" in before and "fine-tuned" in after and before.split("%")[0] != after.split("%")[0]
     assert shown and hidden and link.startswith("runs/cifar10-resnet56/") and link.split("/")[2] in before
 
 

@@ -4,13 +4,14 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 const percent = (value) => (100 * value).toFixed(2);
+const signed = (value) => (value < 0 ? "−" : "+") + percent(Math.abs(value));
 const mean = (values) => !values.length ? NaN : values.reduce((sum, value) => sum + value, 0) / values.length;
 const deviation = (values) => {
   if (values.length < 2) return NaN;
   const middle = mean(values);
   return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
 };
-const choice = { study: DATA.studies.length ? DATA.studies[0].name : "", state: "pruned", methods: new Set() };
+const choice = { study: DATA.first, state: "pruned", methods: new Set() };
 const order = { column: "target", down: true };
 
 function make(name, attributes, ...children) {
@@ -109,10 +110,10 @@ function plot() {
 
 function dot(svg, run, x, y, colour) {
   const link = draw("a", { href: run.link, "data-run": run.run }, svg);
-  const value = run.top1[choice.state];
+  const value = run.top1[choice.state], state = $("state");
   const circle = draw("circle", { cx: x((100 * run.macs) / run.dense_macs), cy: y(100 * value), r: 4.5, fill: colour,
     "fill-opacity": 0.7, stroke: colour }, link);
-  const text = `${run.title}, seed ${run.seed}: ${percent(value)} % ${choice.state}, ` +
+  const text = `${run.title}, seed ${run.seed}: ${percent(value)} % ${state.options[state.selectedIndex].text}, ` +
     `${(run.macs / 1e6).toFixed(2)} M MACs, ${run.run}`;
   link.setAttribute("aria-label", text);
   const show = (event) => {
@@ -142,7 +143,7 @@ const COLUMNS = [
   ["pruned", "Pruned", (row) => spread(row, "pruned")],
   ["recalibrated", "Recalibrated", (row) => spread(row, "recalibrated")],
   ["finetuned", "Fine-tuned", (row) => spread(row, "finetuned")],
-  ["change", "Change", (row) => (row.change >= 0 ? "+" : "") + percent(row.change)],
+  ["change", "Change", (row) => signed(row.change)],
 ].filter(([key]) => key !== "recalibrated" || DATA.states.includes(key));
 
 const alphabetical = (first, second) => {
@@ -171,7 +172,7 @@ function table() {
   $("rows").replaceChildren(...rows.map((row) => {
     const line = make("tr", { "data-method": row.method });
     for (const [, , cell] of COLUMNS) line.append(make("td", {}, cell(row)));
-    const links = make("td", {});
+    const links = make("td", { class: "records" });
     for (const run of row.runs) links.append(make("a", { href: run.link }, String(run.seed)), " ");
     line.append(links);
     return line;
@@ -227,6 +228,7 @@ function theme(name) {
 
 $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 for (const entry of DATA.studies) $("study").append(make("option", { value: entry.name }, entry.label));
+$("study").value = choice.study;
 $("study").addEventListener("change", (event) => { choice.study = event.target.value; methods(); show(); });
 $("state").addEventListener("change", (event) => { choice.state = event.target.value; show(); });
 $("all").addEventListener("click", () => set(true));
