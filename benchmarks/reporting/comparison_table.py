@@ -69,21 +69,47 @@ def missing(comparison: Comparison) -> str:
 
     A target that nobody ran is named once; in a quick profile, of which everyone runs what they like, not at all.
     """
+    methods, targets = _missing(comparison)
+    parts = [
+        find_method(method).title + (f" (at {', '.join(map(share, absent))})" if absent else "")
+        for method, absent in methods.items()
+    ]
+    parts += [f"all methods at {', '.join(map(share, targets))}"] if targets else []
+    return f"Not run: {'; '.join(parts)}." if parts else ""
+
+
+def commands(comparison: Comparison) -> list[str]:
+    """Return the commands that run what `missing` names, one for methods that lack the same targets."""
+    methods, targets = _missing(comparison)
+    start = f"python -m benchmarks run {comparison.experiment} --profile {comparison.profile}"
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for method, absent in methods.items():
+        alike.setdefault(absent, []).append(method)
+    found = [f"{start} --methods {','.join(names)}{_kept(absent)}" for absent, names in alike.items()]
+    return found + ([start + _kept(targets)] if targets else [])
+
+
+def _kept(targets: Sequence[float]) -> str:
+    return f" --macs-kept {','.join(map(str, targets))}" if targets else ""
+
+
+def _missing(comparison: Comparison) -> tuple[dict[str, tuple[float, ...]], tuple[float, ...]]:
+    """Return the methods without a record, each with the targets that it lacks alone, and targets without any."""
     experiment = EXPERIMENTS.get(comparison.experiment)
     if experiment is None or comparison.profile not in experiment.profiles:
-        return ""
+        return {}, ()
     profile = experiment.profiles[comparison.profile]
     done = {(record.method, f"{record.macs_kept:g}") for record in (*comparison.records, *comparison.failed)}
     targets = [target for target in profile.macs_kept if any(kept == f"{target:g}" for _, kept in done)]
     none = [target for target in profile.macs_kept if target not in targets] if comparison.profile != "quick" else []
-    parts = [] if any(method == DENSE_LONG for method, _ in done) else [find_method(DENSE_LONG).title]
+    found: dict[str, tuple[float, ...]] = {}
+    if not any(method == DENSE_LONG for method, _ in done):
+        found[DENSE_LONG] = ()
     for method in profile.methods:
-        absent = [target for target in targets if (method, f"{target:g}") not in done]
+        absent = tuple(target for target in targets if (method, f"{target:g}") not in done)
         if absent and method != DENSE_LONG:
-            whole = len(absent) == len(targets)
-            parts.append(find_method(method).title + ("" if whole else f" (at {', '.join(map(share, absent))})"))
-    parts += [f"all methods at {', '.join(map(share, none))}"] if none else []
-    return f"Not run: {'; '.join(parts)}." if parts else ""
+            found[method] = () if len(absent) == len(targets) else absent
+    return found, tuple(none)
 
 
 def warning(comparison: Comparison) -> str:

@@ -10,6 +10,7 @@ from benchmarks.experiments import EXPERIMENTS
 from benchmarks.reporting.comparison_table import (
     COMMON_NOTES,
     COST_NOTES,
+    commands,
     comparison_sheet,
     fairness_sheet,
     headline_sheet,
@@ -76,13 +77,17 @@ def _not_run(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     for comparison in comparisons:
         absent = missing(comparison)
         if absent:
-            lines.append(f"- Profile {comparison.profile}: {absent.removeprefix('Not run: ')}")
+            run = ", ".join(f"`{command}`" for command in commands(comparison))
+            lines.append(f"- Profile {comparison.profile}: {absent.removeprefix('Not run: ')} To run them: {run}.")
         drawn = study.drawn.get(comparison.name, [])
         figures = [kind.title for name, kind in KINDS.items() if kind.needed and name not in drawn]
         if figures:
             lines.append(f"- Figures of profile {comparison.profile}: {', '.join(figures)}.")
     experiment = EXPERIMENTS.get(comparisons[0].experiment) if comparisons else None
     done = {comparison.profile for comparison in comparisons}
-    others = [name for name in experiment.profiles if name not in done] if experiment else []
-    lines += [f"- Profiles {', '.join(others)}."] if others else []
+    if experiment is not None:
+        others = [name for name in experiment.profiles if name not in done]
+        lines += [
+            f"- Profile {name}: `python -m benchmarks run {experiment.name} --profile {name}`." for name in others
+        ]
     return ["## Not run", "", *lines, ""] if lines else []

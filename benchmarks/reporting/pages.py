@@ -39,6 +39,10 @@ BEST_OTHER = " (the best of the other methods right after pruning)"
 INTERVALS = "Error bars: 95 % intervals over seeds, where there are at least three."
 TRAINED_ON = "Dense, trained on without regulariser, before pruning"
 
+HOW_TO_RUN = (
+    "`python -m benchmarks run NAME --profile PROFILE` runs one. With `--plan` it only says for how long; with "
+    "`--budget-minutes N` it stops at a checkpoint, from which the same command goes on."
+)
 SHORT_STATES = ("pruned", "recalibrated", "finetuned")
 
 
@@ -170,7 +174,11 @@ def _failed_and_missing(study: Study) -> list[str]:
         lines += ["## Failed runs", "", *reasons, ""]
     missing = [name for name in EXPERIMENTS if name not in study.experiments]
     if missing:
-        lines += ["## Not run", "", *[f"- `{name}`: {EXPERIMENTS[name].title}" for name in missing], ""]
+        listed = [
+            f"- `{name}`: {EXPERIMENTS[name].title} (profiles: {', '.join(EXPERIMENTS[name].profiles)})"
+            for name in missing
+        ]
+        lines += ["## Not run", "", HOW_TO_RUN, "", *listed, ""]
     return lines
 
 

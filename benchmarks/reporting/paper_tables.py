@@ -11,7 +11,9 @@ import pandas as pd
 from benchmarks.analysis.comparison import AFTER_SURGERY, Comparison, rank
 from benchmarks.analysis.evidence import CURRENT_PROTOCOL, dataset_title
 from benchmarks.analysis.statistics import summarize
+from benchmarks.config import Experiment
 from benchmarks.escape import for_markdown
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods.registry import find_method
 from benchmarks.records.histories import Details
 from benchmarks.records.origins import origins_of
@@ -25,7 +27,8 @@ from benchmarks.reporting.numbers import NOT_RUN, percent, share, signed
 from benchmarks.reporting.recalibration_table import recalibration_sheet
 from benchmarks.reporting.table_files import Sheet
 
-PROFILE_ORDER = ("paper", "study", "cpu", "quick")
+FULL = "paper"  # the profile that trains as long as the field does
+PROFILE_ORDER = (FULL, "study", "cpu", "quick")
 
 PAPER_COLUMNS = (
     ("none", "No regulariser"),
@@ -124,6 +127,8 @@ def field_sheet(comparisons: Sequence[Comparison], model: str, dataset: str, pub
     rows += [_own_row(row, c) for c in own for row in c.table.to_dict("records")]
     if not own:
         rows.append([title, *[NOT_RUN] * (len(FIELD_HEADER) - 1)])
+    elif all(c.profile != FULL for c in own):
+        rows += [_longer_row(EXPERIMENTS[name]) for name in dict.fromkeys(c.experiment for c in own if _has_full(c))]
     quoted = read_published(published)
     rows.append(["Quoted from papers and repositories"])
     rows += [_quoted_row(row) for row in quoted.to_dict("records")]
@@ -134,6 +139,20 @@ def field_sheet(comparisons: Sequence[Comparison], model: str, dataset: str, pub
 def _is_of(comparison: Comparison, model: str, dataset: str) -> bool:
     config = comparison.records[0].config
     return (config.get("model"), config.get("dataset")) == (model, dataset)
+
+
+def _has_full(comparison: Comparison) -> bool:
+    experiment = EXPERIMENTS.get(comparison.experiment)
+    return experiment is not None and FULL in experiment.profiles
+
+
+def _longer_row(experiment: Experiment) -> list[str]:
+    """Return the row of an experiment whose full recipe was not run, so that nobody takes the shorter one for it."""
+    profile = experiment.profiles[FULL]
+    epochs = sum(phase.epochs for phase in (profile.dense, profile.regularized, profile.finetune))
+    where = f"{experiment.name}, profile {FULL}"
+    empty = [NOT_RUN] * (len(FIELD_HEADER) - 3)
+    return ["All methods, with the full recipe", *empty, f"not run at this length ({epochs} epochs)", where]
 
 
 def _own_row(row: dict[Any, Any], comparison: Comparison) -> list[str]:

@@ -9,21 +9,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import cli
 from benchmarks.analysis import comparison
 from benchmarks.analysis.claims import CLAIMS
 from benchmarks.analysis.comparison import compare
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.records.histories import Details
 from benchmarks.records.published import RESNET50, RESNET56, read_published
 from benchmarks.records.record import Record
 from benchmarks.reporting import build as report
 from benchmarks.reporting import comparison_table
 from benchmarks.reporting.columns import DENSE_ROW, Column
-from benchmarks.reporting.comparison_table import comparison_sheet, display_rows, fairness_sheet, to_text
+from benchmarks.reporting.comparison_table import commands, comparison_sheet, display_rows, fairness_sheet, to_text
 from benchmarks.reporting.numbers import change, percent, signed
 from benchmarks.reporting.pages import results_page
 from benchmarks.reporting.paper_tables import ablation_sheet, field_sheet, paper_sheet, replaced_part
 from benchmarks.reporting.study import Study
 from benchmarks.reporting.table_files import Sheet, sheet_csv, sheet_latex, sheet_markdown
+from benchmarks.running.cells import cells_of
 from tests.benchmarks.golden import FIGURES, GOLDEN, texts
 from tests.benchmarks.synthetic import experiment, records_of
 
@@ -90,6 +93,33 @@ def test_no_cell_is_blank_and_what_was_not_run_says_so() -> None:
     assert len(paper.rows) == 1 and "Not run" not in paper.notes  # the page of checks lists experiments
 
 
+def test_runs_shorter_than_the_field_s_are_told_from_those_of_its_length() -> None:
+    cut = field_sheet([COMPARISON], "resnet56", "cifar10", RESNET56, "t").rows
+    [row] = [row for row in cut if row[0] == "All methods, with the full recipe"]
+    assert cut.index(row) < [len(row) for row in cut].index(1, 1)  # among the own runs
+    assert row[6].startswith("not run at this length (") and set(row[1:6]) == {"not run"}
+    [long] = compare(records_of(experiment(), "paper"))
+    whole = field_sheet([long], "resnet56", "cifar10", RESNET56, "t").rows
+    assert not any("not run" in cell for row in whole for cell in row)
+
+
+def test_what_was_not_run_comes_with_commands_that_run_it() -> None:
+    """What all commands train, together with what there is, is the whole profile."""
+    there = records_of(experiment(methods=("oicsr-gl", "gl-out"), macs_kept=(0.5,)), "paper")
+    more = records_of(experiment(methods=("oicsr-gl",), macs_kept=(0.476,)), "paper")
+    [part] = compare([*there, *more])
+    whole = EXPERIMENTS[part.experiment]
+    done = {(record.method, record.macs_kept) for record in part.records}
+    for command in commands(part):
+        options = cli.build_parser("run").parse_args(command.split()[3:])
+        assert options.experiments == [part.experiment]
+        cells = cells_of(whole, options.profile, methods=options.methods, macs_kept=options.macs_kept)
+        added = {(cell.method, cell.macs_kept) for cell in cells}
+        assert added - done
+        done |= added
+    assert done >= {(cell.method, cell.macs_kept) for cell in cells_of(whole, "paper")}
+
+
 def test_own_runs_and_quotations_are_separate() -> None:
     sheet = field_sheet([COMPARISON], "resnet56", "cifar10", RESNET56, "t")
     headings = [position for position, row in enumerate(sheet.rows) if len(row) == 1]
@@ -97,7 +127,7 @@ def test_own_runs_and_quotations_are_separate() -> None:
     quoted = sheet.rows[headings[1] + 1 :]
     assert len(quoted) == len(read_published(RESNET56)) and all(row[1] == "as printed" for row in quoted)
     assert any("best test epoch" in row[6] for row in quoted)
-    assert all("last epoch" in row[6] for row in sheet.rows[1 : headings[1]])
+    assert all("last epoch" in row[6] for row in sheet.rows[1 : headings[1] - 1])
     quick = field_sheet(compare(records_of(experiment(), "quick")), "resnet56", "cifar10", RESNET56, "t")
     assert quick.rows[1][1] == "not run"
 
