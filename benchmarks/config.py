@@ -252,6 +252,11 @@ class Profile:
         others |= {name for name, value in usual.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
+    @property
+    def epochs(self) -> int:
+        """All epochs of a run: the dense network's, those before each removal, and those of fine-tuning."""
+        return self.dense.epochs + self.steps * self.regularized.epochs + self.finetune.epochs
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -241,8 +241,7 @@ def warn_of_length(bench: Bench, cells: Sequence[Cell], seconds: float, say: Cal
 
 def _images(profile: Profile) -> float:
     """Return how many images a run trains on, in all epochs."""
-    epochs = profile.dense.epochs + profile.steps * profile.regularized.epochs + profile.finetune.epochs
-    return epochs * (profile.train_images or ALL_IMAGES)
+    return profile.epochs * (profile.train_images or ALL_IMAGES)
 
 
 def _do(bench: Bench, found: Survey, options: argparse.Namespace, console: Console) -> SweepOutcome:

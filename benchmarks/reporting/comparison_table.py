@@ -81,12 +81,17 @@ def missing(comparison: Comparison) -> str:
 def commands(comparison: Comparison) -> list[str]:
     """Return the commands that run what `missing` names, one for methods that lack the same targets."""
     methods, targets = _missing(comparison)
-    start = f"python -m benchmarks run {comparison.experiment} --profile {comparison.profile}"
+    start = run_command(comparison.experiment, comparison.profile)
     alike: dict[tuple[float, ...], list[str]] = {}
     for method, absent in methods.items():
         alike.setdefault(absent, []).append(method)
     found = [f"{start} --methods {','.join(names)}{_kept(absent)}" for absent, names in alike.items()]
     return found + ([start + _kept(targets)] if targets else [])
+
+
+def run_command(experiment: str, profile: str) -> str:
+    """Return the command that runs a profile of an experiment."""
+    return f"python -m benchmarks run {experiment} --profile {profile}"
 
 
 def _kept(targets: Sequence[float]) -> str:

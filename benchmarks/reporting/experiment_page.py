@@ -15,6 +15,7 @@ from benchmarks.reporting.comparison_table import (
     fairness_sheet,
     headline_sheet,
     missing,
+    run_command,
 )
 from benchmarks.reporting.figures.kinds import KINDS, stem_of
 from benchmarks.reporting.strengths_text import strengths_text
@@ -87,7 +88,5 @@ def _not_run(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     done = {comparison.profile for comparison in comparisons}
     if experiment is not None:
         others = [name for name in experiment.profiles if name not in done]
-        lines += [
-            f"- Profile {name}: `python -m benchmarks run {experiment.name} --profile {name}`." for name in others
-        ]
+        lines += [f"- Profile {name}: `{run_command(experiment.name, name)}`." for name in others]
     return ["## Not run", "", *lines, ""] if lines else []

@@ -148,11 +148,10 @@ def _has_full(comparison: Comparison) -> bool:
 
 def _longer_row(experiment: Experiment) -> list[str]:
     """Return the row of an experiment whose full recipe was not run, so that nobody takes the shorter one for it."""
-    profile = experiment.profiles[FULL]
-    epochs = sum(phase.epochs for phase in (profile.dense, profile.regularized, profile.finetune))
+    length = f"not run at this length ({experiment.profiles[FULL].epochs} epochs)"
     where = f"{experiment.name}, profile {FULL}"
     empty = [NOT_RUN] * (len(FIELD_HEADER) - 3)
-    return ["All methods, with the full recipe", *empty, f"not run at this length ({epochs} epochs)", where]
+    return ["All methods, with the full recipe", *empty, length, where]
 
 
 def _own_row(row: dict[Any, Any], comparison: Comparison) -> list[str]:
